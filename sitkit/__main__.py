@@ -1,0 +1,5 @@
+"""`python -m sitkit`."""
+
+from sitkit.cli import main
+
+main()

@@ -1,0 +1,23 @@
+"""The command line: parse, call the verb, print.  Importing it does not import torch, mlflow or pydantic."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The `sitkit` command.  Exit status 0; 1, the work failed; 2, the request was impossible, found before any work."""
+    from sitkit.cli import console
+    from sitkit.registry import UserError, WorkFailed
+
+    console.show_warnings()
+    try:
+        from sitkit.cli.commands import app
+
+        app(prog_name="sitkit")
+    except UserError as error:
+        console.error(error)
+        sys.exit(2)
+    except WorkFailed as error:
+        console.error(error)
+        sys.exit(1)

@@ -1,0 +1,383 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sitkit.cli import console, options
+from sitkit.registry import UserError, registries, spec, suggest
+
+if TYPE_CHECKING:
+    from sitkit.registry import Component
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which combination of interpolant, target, weight, backbone, sampler and diffusion is best, and by how much.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import sitkit
+
+        console.say(f"sitkit {sitkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends with the command that continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["sitkit", *sys.argv[1:]])
+        console.err.print(f"\nstopped; what is done is kept. Continue with: {command}", markup=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.", show_default="digits")
+    ] = None,
+    interp: options.Interp = None,
+    target: options.Target = None,
+    weight: options.Weight = None,
+    timestep: options.Timestep = None,
+    coupling: options.Coupling = None,
+    backbone: options.Backbone = None,
+    autoencoder: options.Autoencoder = None,
+    data: options.Data = None,
+    sampler: options.Sampler = None,
+    diffusion: options.Diffusion = None,
+    guidance: options.Guidance = None,
+    metric: options.Metric = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Optimiser steps.", rich_help_panel=options.MODEL)
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Training seed.", rich_help_panel=options.MODEL)] = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+) -> None:
+    """Train a combination; the same command again continues it."""
+    from sitkit.config import assemble, read_config
+
+    flags = {
+        "interp": interp, "target": target, "weight": weight, "timestep": timestep, "coupling": coupling,
+        "backbone": backbone, "autoencoder": autoencoder, "data": data, "sampler": sampler, "diffusion": diffusion,
+        "guidance": guidance, "metric": metric, "train.steps": steps, "train.seed": seed, "run.folder": str(runs),
+        "run.device": device,
+    }  # fmt: skip
+    settings = assemble([read_config(config or "digits"), options.layer(flags, sets)])
+    with resumable(), console.progress() as progress:
+        from sitkit.train import train as verb
+
+        folder = verb(settings, progress)
+    console.say(f"run       {folder}")
+    previews = sorted((folder / "previews").glob("*.png"))
+    if previews:
+        console.say(f"pictures  {previews[-1]}")
+    console.say(f"next      sitkit sample {folder}   |   sitkit evaluate {folder}")
+
+
+def _loaded(
+    run: str,
+    runs: Path,
+    sets: list[str] | None,
+    flags: dict[str, Any],
+) -> Any:
+    from sitkit.run import load
+
+    return load(run, over=options.layer(flags, sets), root=runs, device=flags.get("run.device") or "auto")
+
+
+@app.command()
+def sample(
+    run: options.RunName = "latest",
+    sampler: options.Sampler = None,
+    diffusion: options.Diffusion = None,
+    guidance: options.Guidance = None,
+    steps: options.SamplerSteps = None,
+    n: options.Count = None,
+    seed: options.Seed = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+) -> None:
+    """Draw samples of a run: a picture, an .npz, and the recipe."""
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device)
+    trained = _loaded(run, runs, sets, flags)
+    with resumable(), console.progress() as progress:
+        from sitkit.sample import sample as verb
+
+        drawn = verb(trained, progress)
+    console.say(f"samples   {drawn.folder / 'samples.npz'}   {len(drawn.x)} at {drawn.record['nfe']} evaluations each")
+    console.say(f"picture   {drawn.folder / 'grid.png'}")
+    console.say(f"recipe    {drawn.folder / 'record.json'}")
+
+
+def _sampling_flags(
+    sampler: str | None, diffusion: str | None, guidance: str | None, steps: int | None, n: int | None,
+    seed: int | None, device: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "sampler.steps": steps, "sample.n": n,
+        "sample.seed": seed, "run.device": device,
+    }  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    run: options.RunName = "latest",
+    metric: options.Metric = None,
+    sampler: options.Sampler = None,
+    diffusion: options.Diffusion = None,
+    guidance: options.Guidance = None,
+    steps: options.SamplerSteps = None,
+    n: options.Count = None,
+    seed: options.Seed = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Measure a run's samples against its data, beside what two random halves of the data score.
+
+    Without -n as many samples are drawn as there are examples, at most 50,000.
+    """
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device) | {"metric": metric}
+    trained = _loaded(run, runs, sets, flags)
+    if n is None and not any(text.startswith("sample.n=") for text in sets or []):
+        from dataclasses import replace
+
+        drawn = trained.config.sample.model_copy(update={"n": min(len(trained.examples), 50_000)})
+        trained = replace(trained, config=trained.config.model_copy(update={"sample": drawn}))
+    with resumable(), console.progress() as progress:
+        from sitkit.evaluate import evaluate as verb
+
+        done = verb(trained, progress)
+    if json:
+        console.as_json([evaluation.record | {"path": str(evaluation.path)} for evaluation in done])
+        return
+    rows = [
+        (
+            evaluation.record["metric"]["name"],
+            f"{evaluation.value:.4g}",
+            "-" if evaluation.record["stderr"] is None else f"{evaluation.record['stderr']:.2g}",
+            f"{evaluation.record['halves']:.4g}",
+            evaluation.record["n"],
+            evaluation.record["sampling"]["nfe"],
+            evaluation.path,
+        )
+        for evaluation in done
+    ]
+    notes = [note for evaluation in done for note in evaluation.record["notes"]]
+    notes.append("halves: the same metric between two random halves of the data.")
+    console.table(("metric", "value", "stderr", "halves", "n", "NFE", "recipe"), rows, notes=notes)
+
+
+@app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as experiments/table6.yaml.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Train and measure every cell of a study; run again, it continues."""
+    from sitkit.ablate import ablate as verb
+    from sitkit.ablate import footnotes, grouped, read_study, summary, trained, trainings
+    from sitkit.run import folder_of
+
+    over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
+    if dry_run:
+        _, cells = read_study(file, over)
+        unique = trainings(cells)
+        rows = [
+            (
+                i + 1,
+                cell.row,
+                cell.column,
+                cell.seed,
+                folder_of(cell.config).name,
+                "trained" if trained(cell.config) else "",
+            )
+            for i, cell in enumerate(cells)
+        ]
+        if json:
+            console.as_json(
+                [dict(zip(("cell", "row", "column", "seed", "run", "state"), row, strict=True)) for row in rows]
+            )
+        else:
+            console.table(("cell", "row", "column", "seed", "training", "state"), rows)
+            console.say(f"{len(cells)} cells from {len(unique)} trainings")
+        return
+    with resumable(), console.progress() as progress:
+        result = verb(file, over, progress)
+    groups = grouped(result.results)
+    columns = list(dict.fromkeys(r.cell.column for r in result.results))
+    rows = [[row, *(summary(cells[column]) for column in columns)] for row, cells in groups.items()]
+    if json:
+        console.as_json([{"row": r.cell.row, "column": r.cell.column, "seed": r.cell.seed, "paper": r.cell.paper,
+                          "failure": r.failure, "record": r.record} for r in result.results])  # fmt: skip
+    else:
+        notes = footnotes(result.study, result.results)
+        console.table(("", *(column or "value" for column in columns)), rows, result.study.title, notes)
+        console.say(f"table     {result.folder / 'table.csv'}   {result.folder / 'table.md'}")
+    for failure in result.failures:
+        console.error(f"{failure.cell.row}, {failure.cell.column}, seed {failure.cell.seed}: {failure.failure}")
+    if result.failures:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(
+    registry: Annotated[str | None, typer.Argument(help="interpolants, targets, ... or all.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Every component that can be named, plugins included."""
+    chosen = [_registry(registry)] if registry else list(registries.values())
+    entries = {
+        r.plural: [
+            {
+                "name": name,
+                "meaning": _meaning(r, name),
+                "fields": _fields(r, name),
+                "from": r.origin(name).partition(".")[0],
+            }
+            for name in r.names()
+        ]
+        for r in chosen
+    }
+    if json:
+        console.as_json(entries)
+        return
+    for r in chosen:
+        rows = [
+            (e["name"], e["meaning"], e["fields"], "" if e["from"] == "sitkit" else e["from"])
+            for e in entries[r.plural]
+        ]
+        console.table((r.plural, "", "fields", "plugin"), rows, f"{r.flag}")
+
+
+def _registry(name: str) -> Any:
+    for registry in registries.values():
+        if name in (registry.plural, registry.kind, registry.flag, registry.flag.removeprefix("--")):
+            return registry
+    raise UserError(f"No registry {name!r}.{suggest(name, list(registries))} Known: {', '.join(registries)}.")
+
+
+def _meaning(registry: Any, name: str) -> str:
+    presets = registry.presets()
+    if name in presets:
+        fields = ", ".join(f"{k}={v}" for k, v in presets[name].fields.items())
+        return f"{presets[name].of}{f' with {fields}' if fields else ''}"
+    return (registry[name].__doc__ or "").strip().splitlines()[0]
+
+
+def _fields(registry: Any, name: str) -> str:
+    from dataclasses import MISSING, fields
+
+    if name in registry.presets():
+        return ""
+    shown = []
+    for f in fields(registry[name]):
+        if f.default is MISSING and f.default_factory is MISSING:
+            shown.append(f.name)
+        else:
+            default = f.default if f.default is not MISSING else f.default_factory()  # pyright: ignore[reportCallIssue]
+            shown.append(f"{f.name}={getattr(default, 'name', default)}")
+    return " ".join(shown)
+
+
+@app.command()
+def show(
+    registry: Annotated[str, typer.Argument(help="interpolant, target, diffusion, timestep, ...")],
+    name: Annotated[str, typer.Argument(help="The component's name.")],
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the component.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Where the plot goes.", show_default="KIND-NAME.png")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """One component: its formula, source and fields, and a plot where there is one."""
+    from inspect import getdoc
+
+    from sitkit.config import read_assignments
+
+    chosen = _registry(registry)
+    if name not in chosen:
+        chosen[name]
+    fields = read_assignments(sets or []).values
+    component: Component | None = None
+    try:
+        component = chosen.create(name, **fields)
+    except UserError:
+        # A component may have a field without default (a path); it is shown all the same unless fields were given.
+        if fields:
+            raise
+    if json:
+        console.as_json({"name": name, "doc": getdoc(chosen[name]), "fields": spec(component) if component else None})
+        return
+    console.say(f"{chosen.kind} {name}   ({chosen.flag} {name}, from {chosen.origin(name)})\n")
+    console.say(getdoc(chosen[name]) or "")
+    console.say("")
+    values = {k: v for k, v in (spec(component) if component else {}).items() if k != "name"}
+    if values:
+        console.table(("field", "value"), [(k, v["name"] if isinstance(v, dict) else v) for k, v in values.items()])
+    from sitkit.show import draw
+
+    if component is not None:
+        path = picture or Path(f"{chosen.kind}-{name.replace('/', '-')}.png")
+        if draw(component, path):
+            console.say(f"\npicture   {path}")
+
+
+@app.command()
+def runs(
+    runs: options.Folder = Path("runs"),
+    json: options.Json = False,
+) -> None:
+    """The runs on disk and how far they are."""
+    from sitkit import checkpoint
+    from sitkit.run import read_config_of
+    from sitkit.run import runs as folders
+
+    rows = []
+    for folder in folders(runs):
+        found = checkpoint.checkpoints(folder / "checkpoints")
+        step = int(found[-1].stem.rpartition("-")[2]) if found else 0
+        total = read_config_of(folder).train.steps
+        evaluations = [checkpoint.read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
+        best = ", ".join(f"{e['metric']['name']} {e['value']:.4g}" for e in evaluations[:3])
+        rows.append({"run": str(folder), "step": step, "of": total, "samplings": len(list(folder.glob("samples/*/record.json"))),
+                     "evaluations": len(evaluations), "first": best})  # fmt: skip
+    if json:
+        console.as_json(rows)
+    elif rows:
+        console.table(("run", "step", "of", "samplings", "evaluations", ""), [list(row.values()) for row in rows])
+    else:
+        console.say(f"no runs in {runs}: make one with `sitkit train`.")

@@ -1,0 +1,124 @@
+"""What the command line draws: a live bar, or plain lines where nobody watches, tables, messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from sitkit.progress import Event, Progress
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def error(message: object) -> None:
+    """One clear message on standard error."""
+    err.print(f"[bold red]error:[/] {escape(str(message))}")
+
+
+def warn(message: object) -> None:
+    """Something that does not stop the work."""
+    err.print(f"[yellow]warning:[/] {escape(str(message))}")
+
+
+def say(message: str) -> None:
+    """A line of output."""
+    out.print(escape(message))
+
+
+def show_warnings() -> None:
+    """Python's warnings as one line each, without the source line that raised them."""
+
+    def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category is UserWarning:
+            warn(message)
+
+    warnings.showwarning = shown
+
+
+def as_json(value: Any) -> None:
+    """Machine-readable output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", notes: Sequence[str] = ()) -> None:
+    """A table with its footnotes."""
+    from rich.table import Table
+
+    drawn = Table(*columns, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
+    for row in rows:
+        drawn.add_row(*(escape(str(value)) for value in row))
+    out.print(drawn)
+    for note in notes:
+        out.print(f"[dim]{escape(note)}[/]")
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A function for events: live bars on a terminal, else a line every few seconds."""
+    with _bars() if err.is_terminal else _lines() as report:
+        yield report
+
+
+@contextmanager
+def _bars() -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(event: Event) -> None:
+            if event.message:
+                bars.console.print(escape(event.message))
+            if not event.total:
+                return
+            if event.stage not in tasks or event.done < bars.tasks[bars.task_ids.index(tasks[event.stage])].completed:
+                if event.stage in tasks:
+                    bars.remove_task(tasks[event.stage])
+                tasks[event.stage] = bars.add_task(event.stage, total=event.total, numbers="")
+            bars.update(tasks[event.stage], completed=event.done, total=event.total, numbers=numbers(event.values))
+
+        yield report
+
+
+@contextmanager
+def _lines(every: float = 5.0) -> Iterator[Progress]:
+    said: dict[str, float] = {}
+
+    def report(event: Event) -> None:
+        if event.message:
+            err.print(escape(event.message))
+        now = time.monotonic()
+        if event.total and (event.done == event.total or now - said.get(event.stage, -every) >= every):
+            said[event.stage] = now
+            err.print(f"{event.stage} {event.done}/{event.total} {numbers(event.values)}".rstrip())
+
+    yield report
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    """ "loss 0.123  images/s 4567" """
+    return "  ".join(
+        f"{name} {value:.4g}" if abs(value) < 1000 else f"{name} {value:.0f}" for name, value in values.items()
+    )
+
+
+Action = Callable[..., Any]

@@ -1,0 +1,95 @@
+"""Flags that several commands share, and the settings they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sitkit.registry import Registry, registries
+
+MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data and metric", "Running"
+
+
+def _choices(registry: Registry[Any]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in registry.names() if name.startswith(incomplete)]
+
+    return complete
+
+
+def component(plural: str, panel: str) -> Any:
+    """An option that takes a component's name."""
+    registry = registries[plural]
+    presets = registry.presets()
+    names = [name for name in registry.names() if name not in presets]
+    if plural == "backbones":
+        names = [*names, "sit-{s,b,l,xl}/{2,4,8}", "sit-xs/{1,2,4}"]
+    return typer.Option(
+        registry.flag,
+        help=", ".join(names),
+        metavar="NAME",
+        rich_help_panel=panel,
+        autocompletion=_choices(registry),
+        show_default=False,
+    )
+
+
+Interp = Annotated[str | None, component("interpolants", MODEL)]
+Target = Annotated[str | None, component("targets", MODEL)]
+Weight = Annotated[str | None, component("weightings", MODEL)]
+Timestep = Annotated[str | None, component("timesteps", MODEL)]
+Coupling = Annotated[str | None, component("couplings", MODEL)]
+Backbone = Annotated[str | None, component("backbones", MODEL)]
+Autoencoder = Annotated[str | None, component("autoencoders", MODEL)]
+Data = Annotated[str | None, component("datasets", DATA)]
+Metric = Annotated[str | None, component("metrics", DATA)]
+Sampler = Annotated[str | None, component("samplers", SAMPLING)]
+Diffusion = Annotated[str | None, component("diffusions", SAMPLING)]
+Guidance = Annotated[str | None, component("guidances", SAMPLING)]
+SamplerSteps = Annotated[
+    int | None, typer.Option("--steps", help="Intervals of the sampler.", rich_help_panel=SAMPLING)
+]
+Count = Annotated[int | None, typer.Option("-n", help="Number of samples.", rich_help_panel=SAMPLING)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Sample seed.", rich_help_panel=SAMPLING)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE", rich_help_panel=RUNNING),
+]
+Folder = Annotated[Path, typer.Option("--runs", help="Where runs live.", rich_help_panel=RUNNING)]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, auto.", rich_help_panel=RUNNING)]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Folder, name or identity of a run, or 'latest'.", show_default=True)
+]
+
+
+def layer(flags: Mapping[str, Any], sets: list[str] | None) -> Any:
+    """Settings from the flags that were given ("train.steps": 2), then from --set."""
+    from sitkit.config import Layer, merge, read_assignments
+
+    values: Any = {}
+    where: dict[str, str] = {}
+    for key, value in flags.items():
+        if value is None:
+            continue
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+        where[key] = FLAGS.get(key, f"--{key}")
+    assigned = read_assignments(sets or [])
+    return Layer(merge(values, assigned.values), where | assigned.where)
+
+
+FLAGS = {
+    "train.steps": "--steps",
+    "train.seed": "--seed",
+    "sampler.steps": "--steps",
+    "sample.n": "-n",
+    "sample.seed": "--seed",
+    "run.folder": "--runs",
+    "run.device": "--device",
+}

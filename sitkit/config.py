@@ -1,0 +1,353 @@
+"""What a run is made of, as people write it: one tree, one merge, one build.
+
+Defaults < file < command line < ablation cell, all through `merge`.  Everything a flag can say, a YAML file says by the
+same name.  YAML is 1.2 and read safely; an error names file, line, key and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sitkit.autoencoder import Autoencoder
+from sitkit.backbones.backbone import Backbone
+from sitkit.coupling import Coupling
+from sitkit.data.dataset import Dataset
+from sitkit.diffusion import Diffusion, Sigma, Zero
+from sitkit.guidance import Guidance
+from sitkit.interpolant import Interpolant
+from sitkit.metrics.metric import Metric
+from sitkit.registry import Component, Registry, UserError, registries, spec, suggest
+from sitkit.sampler import Sampler
+from sitkit.target import Target
+from sitkit.timestep import Timestep
+from sitkit.weighting import Weighting
+
+
+class Settings(BaseModel):
+    """A group of settings: typed, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSettings(Settings):
+    """Optimisation: AdamW, constant lr after a linear warm-up, EMA.  The defaults are the paper's (PAPER 2.1, DiT)."""
+
+    steps: int = Field(400_000, ge=0)
+    batch: int = Field(256, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = Field(0, ge=0)
+    clip: float | None = Field(None, gt=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class SampleSettings(Settings):
+    """How many samples, from which seed and weights, with which labels.  `batch` does not change what is drawn."""
+
+    n: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0)
+    weights: Literal["ema", "raw"] = "ema"
+    labels: Literal["balanced", "random", "none"] | tuple[int, ...] = "balanced"
+    batch: int = Field(256, ge=1)
+
+
+class RunSettings(Settings):
+    """What changes no result: where things go, how often things are written, on which device."""
+
+    folder: Path = Path("runs")
+    device: str = "auto"
+    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    sample_every: int = Field(1000, ge=0)
+    keep: int = Field(2, ge=1)
+    track: bool = True
+
+
+class Config(Settings):
+    """Everything that a training, a sampling and an evaluation depend on."""
+
+    interp: Interpolant
+    target: Target
+    weight: Weighting
+    timestep: Timestep
+    coupling: Coupling
+    backbone: Backbone
+    autoencoder: Autoencoder
+    data: Dataset
+    train: TrainSettings = TrainSettings.model_validate({})
+    sampler: Sampler
+    diffusion: Diffusion
+    guidance: Guidance
+    sample: SampleSettings = SampleSettings.model_validate({})
+    metric: tuple[Metric, ...]
+    run: RunSettings = RunSettings.model_validate({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
+        given = {**DEFAULTS, **{k: v for k, v in given.items() if v is not None}}
+        if "weight" not in given:
+            target = registries["targets"].parse(given["target"])
+            given["weight"] = target.weighting
+        if "diffusion" not in given:
+            sampler = registries["samplers"].parse(given["sampler"])
+            given["diffusion"] = Sigma() if sampler.stochastic else Zero()
+        return given
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _one_or_more(cls, metric: Any) -> Any:
+        return metric if isinstance(metric, (list, tuple)) else [metric]
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as plain values, every default resolved: what is written, hashed and read back."""
+        return {key: _plain(value) for key, value in self}
+
+
+DEFAULTS: dict[str, Any] = {
+    "interp": "linear",
+    "target": "velocity",
+    "timestep": "uniform",
+    "coupling": "independent",
+    "backbone": "sit-b/2",
+    "autoencoder": "identity",
+    "data": "digits",
+    "sampler": "heun",
+    "guidance": "none",
+    "metric": "frechet",
+}
+TRAINING = ("interp", "target", "weight", "timestep", "coupling", "backbone", "autoencoder", "data", "train")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return spec(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def identity(*parts: Any) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of plain values: equal values, equal identity."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(values, Mapping):
+        return {key: values}
+    return {k: v for name, value in values.items() for k, v in flat(value, f"{key}.{name}" if key else name).items()}
+
+
+def training_identity(config: Config) -> str:
+    """What determines the weights: data, model, loss, optimiser and training seed, and nothing else."""
+    plain = config.plain()
+    return identity({key: plain[key] for key in TRAINING})
+
+
+def slug(config: Config) -> str:
+    """A readable name for a run, safe as a folder name on every system."""
+    parts = [label(c) for c in (config.data, config.interp, config.target, config.backbone)]
+    return re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def label(component: Component) -> str:
+    """The shortest name of a component: a preset's where its fields match one, else its own."""
+    plain = spec(component)
+    for registry in registries.values():
+        if component.name in registry and isinstance(component, registry[component.name]):
+            for name, preset in registry.presets().items():
+                if preset.of == component.name and preset.fields and spec(registry.create(name)) == plain:
+                    return name
+    return component.name
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`over` on top of `base`, for every source alike.
+
+    A part that changes its name keeps none of the old one's fields; a part that keeps its name keeps them.
+    """
+    if isinstance(base, Mapping) and "name" in base and isinstance(over, str):
+        over = {"name": over}
+    if isinstance(base, str) and isinstance(over, Mapping):
+        base = {"name": base}
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return over
+    if "name" in base and over.get("name", base["name"]) != base["name"]:
+        return dict(over)
+    return {**base, **{k: merge(base.get(k), v) for k, v in over.items()}}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one source, and where each dotted key came from ("file:line", "--flag")."""
+
+    values: dict[str, Any]
+    where: dict[str, str] = field(default_factory=dict)
+
+
+def assemble(layers: Sequence[Layer]) -> Config:
+    """The configuration that the layers make together, later ones on top.  Raises UserError with where and what instead."""
+    values: Any = {}
+    where: dict[str, str] = {}
+    for layer in layers:
+        values = merge(values, layer.values)
+        where |= layer.where
+    return validate(Config, values, where)
+
+
+def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
+    """The model made of plain values; the first thing wrong with them is a UserError that says where it stands."""
+    try:
+        return model.model_validate(values)
+    except UserError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        place = locate(where, path)
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _fields(model, path[:-1])
+            message = f"unknown key {key!r}.{suggest(path[-1], known)} Known here: {', '.join(known)}."
+        else:
+            message = f"{key}: " * bool(key) + first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            if first["type"] not in ("value_error", "missing"):
+                message += f"; got {first['input']!r}."
+        raise UserError(f"{place}{message}") from None
+
+
+def locate(where: Mapping[str, str], path: Sequence[str]) -> str:
+    """ "file:line: " of the most precise place known for a key, or nothing."""
+    for length in range(len(path), 0, -1):
+        key = ".".join(path[:length])
+        if key in where:
+            return f"{where[key]}: "
+    # A key may have been set only through a deeper one.
+    prefix = ".".join(path) + "."
+    return next((f"{place}: " for key, place in where.items() if path and key.startswith(prefix)), "")
+
+
+def _fields(model: type[Any], path: Sequence[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def read_yaml(path: Path | str, text: str | None = None) -> Layer:
+    """A YAML 1.2 file as plain values with the line of every key.  Raises UserError that names file and line."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if text is None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(_no_file(Path(path))) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}.") from None
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}:{line}: {error.problem}.") from None
+    except YAMLError as error:
+        raise UserError(f"{path}: {error}") from None
+    if tree is None:
+        return Layer({}, {})
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path}: expected keys and values, got {type(tree).__name__}.")
+    where: dict[str, str] = {}
+    return Layer(_unwrap(tree, str(path), "", where), where)
+
+
+def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
+    """Plain values from ruamel's tree, noting the line of each."""
+    if isinstance(node, Mapping):
+        plain = {}
+        for name, value in node.items():
+            full = f"{key}.{name}" if key else str(name)
+            where[full] = f"{path}:{node.lc.key(name)[0] + 1}"  # pyright: ignore[reportAttributeAccessIssue]
+            plain[str(name)] = _unwrap(value, path, full, where)
+        return plain
+    if isinstance(node, list):
+        for i in range(len(node)):
+            where[f"{key}.{i}"] = f"{path}:{node.lc.item(i)[0] + 1}"  # pyright: ignore[reportAttributeAccessIssue]
+        return [_unwrap(value, path, f"{key}.{i}", where) for i, value in enumerate(node)]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _no_file(path: Path) -> str:
+    near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+    return f"There is no file {path}.{near}"
+
+
+def presets() -> dict[str, Path]:
+    """The named settings that come with sitkit."""
+    folder = Path(str(files("sitkit") / "presets"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_config(name: str | Path) -> Layer:
+    """A preset by name, or a file by path.  Raises UserError with the nearest right name."""
+    known = presets()
+    if str(name) in known:
+        return read_yaml(known[str(name)])
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return read_yaml(path)
+    raise UserError(f"No preset or file {str(name)!r}.{suggest(str(name), known)} Presets: {', '.join(known)}.")
+
+
+def read_value(text: str) -> Any:
+    """A value as YAML 1.2 reads it: 1e-4 is a number, true a truth value, [1, 2] a list."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        value = YAML(typ="rt").load(text)
+    except YAMLError:
+        return text
+    return _unwrap(value, "", "", {})
+
+
+def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
+    """key=value pairs with dotted keys.  Raises UserError for what is no such pair."""
+    values: Any = {}
+    where: dict[str, str] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{flag} {text}: write key=value, as in {flag} train.lr=2e-4.")
+        nested: Any = read_value(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+        where[key] = f"{flag} {text}"
+    return Layer(values, where)
+
+
+def component_keys() -> dict[str, Registry[Any]]:
+    """Which top-level keys take a component, and from which registry."""
+    flags = {registry.flag.removeprefix("--"): registry for registry in registries.values()}
+    return {key: flags[key] for key in (*DEFAULTS, "weight", "diffusion")}

@@ -1,0 +1,184 @@
+"""What is learnt from: examples that are read by index, and endless batches of them.
+
+Nothing here remembers anything: a batch is a function of (seed, step, size), so that a run continued at step k sees
+what it would have seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sitkit.registry import Component, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+# Which examples are held out is a property of the data, the same for every training seed.
+SPLIT_SEED = 2401_08740
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Component):
+    """A source of examples.  The fraction `holdout` is never trained on: the loss against t is measured there."""
+
+    holdout: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout must be at least 0 and below 1; got {self.holdout}.")
+
+    @abstractmethod
+    def load(self) -> Examples:
+        """All examples, checked.  Raises UserError for whatever cannot be read, with the file's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples with labels, of one shape.
+
+    labels: (n,) int64, in [0, num_classes), or all 0 where class_names is empty: the examples are then unlabelled.
+    fingerprint: SHA-256 of the values and labels.  train, heldout: (., ) int64, disjoint, together every index.
+    reader: what `read` calls.  law: the distribution that the examples were drawn from, where it is known.
+    """
+
+    shape: tuple[int, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    fingerprint: str
+    train: np.ndarray
+    heldout: np.ndarray
+    reader: Callable[[np.ndarray, np.ndarray | None], Tensor]
+    law: Any = None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; 0 for unlabelled examples."""
+        return len(self.class_names)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the shape is (channels, height, width)."""
+        return len(self.shape) == 3
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: np.ndarray, keys: np.ndarray | None = None) -> Tensor:
+        """Examples by index: (b,) -> (b, *shape) float32, images in [-1, 1].
+
+        keys (b,) int64, one per example drawn, decide its augmentation; without keys there is none.
+        """
+        return self.reader(index, keys)
+
+
+def batch(examples: Examples, seed: int, step: int, size: int) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
+
+    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples: each
+    epoch has every example once, and the stream is the same for every size.
+    Raises ValueError for step < 0, size < 1 or seed < 0.
+    """
+    import numpy as np
+    import torch
+
+    from sitkit.noise import DATA, sample_keys, words
+
+    if step < 0 or size < 1:
+        raise ValueError(f"needs step >= 0 and size >= 1; got {step} and {size}.")
+    positions = step * size + np.arange(size)
+    epochs, places = np.divmod(positions, len(examples.train))
+    index = np.empty(size, np.int64)
+    for epoch in np.unique(epochs):
+        now = epochs == epoch
+        index[now] = examples.train[_permutation(seed, int(epoch), len(examples.train))[places[now]]]
+    drawn = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
+    return examples.read(index, drawn.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    import numpy as np
+
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    order.setflags(write=False)
+    return order
+
+
+def in_memory(
+    values: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: tuple[str, ...],
+    *,
+    holdout: float,
+    flip: bool = False,
+    law: Any = None,
+) -> Examples:
+    """Examples from arrays.
+
+    values: (n, *shape), float32 as they are, or uint8 images (n, c, h, w), read as v / 127.5 - 1.
+    labels: (n,) int, or None for unlabelled examples.  flip: mirror an image, left to right, where its key is odd.
+    Raises UserError if nothing would be left to train on, ValueError for arrays that break the contract.
+    """
+    import numpy as np
+
+    n = len(values)
+    labels = np.zeros(n, np.int64) if labels is None else labels.astype(np.int64)
+    if labels.shape != (n,):
+        raise ValueError(f"{n} examples need labels of shape ({n},); got {labels.shape}.")
+    if n and not 0 <= labels.min() <= labels.max() < max(1, len(class_names)):
+        raise ValueError(f"labels {labels.min()} to {labels.max()} do not fit {len(class_names)} classes.")
+    if values.dtype not in (np.float32, np.uint8):
+        raise ValueError(f"values must be float32 or uint8; got {values.dtype}.")
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite; got NaN or infinity.")
+    values = np.ascontiguousarray(values)
+    train, heldout = split(n, holdout)
+    return Examples(
+        shape=values.shape[1:],
+        labels=labels,
+        class_names=class_names,
+        fingerprint=_fingerprint(values, labels),
+        train=train,
+        heldout=heldout,
+        reader=functools.partial(_read, values, flip),
+        law=law,
+    )
+
+
+def split(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """(train, heldout): sorted indices; at least one is held out unless holdout = 0.  The same for every run.
+
+    Raises UserError if nothing is left to train on.
+    """
+    import numpy as np
+
+    held = max(1, round(n * holdout)) if holdout else 0
+    if held >= n:
+        raise UserError(f"holdout = {holdout} leaves none of {n} examples to train on. Give more data or holdout = 0.")
+    order = np.random.default_rng(SPLIT_SEED).permutation(n)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _read(values: np.ndarray, flip: bool, index: np.ndarray, keys: np.ndarray | None) -> Tensor:
+    import torch
+
+    x = torch.from_numpy(values[index])
+    if x.dtype == torch.uint8:
+        x = x.float().div_(127.5).sub_(1)
+    if flip and keys is not None:
+        odd = torch.from_numpy(keys % 2 == 1)
+        x[odd] = x[odd].flip(-1)
+    return x
+
+
+def _fingerprint(values: np.ndarray, labels: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
+    digest.update(values.data)
+    digest.update(labels.data)
+    return digest.hexdigest()

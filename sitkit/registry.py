@@ -1,0 +1,316 @@
+"""Names to components: the one door for built-ins and plugins.
+
+A component is a frozen dataclass whose fields are its configuration.  Every extension point of sitkit is a
+`Registry` at the bottom of this module.  A plugin is a package with an entry point in the group
+``sitkit.plugins`` that names a module; importing that module registers its components.
+
+Nothing here imports torch, so that listing names is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import os
+import sys
+import threading
+import warnings
+from abc import ABC
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Generic, TypeVar
+
+BUILTINS = (
+    "sitkit.interpolant",
+    "sitkit.target",
+    "sitkit.weighting",
+    "sitkit.timestep",
+    "sitkit.coupling",
+    "sitkit.diffusion",
+    "sitkit.guidance",
+    "sitkit.sampler",
+    "sitkit.backbones",
+    "sitkit.autoencoder",
+    "sitkit.data",
+    "sitkit.metrics",
+)
+GROUP = "sitkit.plugins"
+
+
+class UserError(ValueError):
+    """A request that cannot be met, found before any work: says what, where and what to do instead."""
+
+
+class WorkFailed(RuntimeError):
+    """Work that was possible but went wrong (a loss that is not finite, a store that cannot be written)."""
+
+
+@dataclass(frozen=True)
+class Component(ABC):
+    """Base of everything a registry holds.  The dataclass fields are the configuration."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    name: ClassVar[str] = ""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """A field annotated with a registry's base class takes a name, a mapping with `name`, or a component."""
+        base = f"{cls.__module__}:{cls.__qualname__}"
+        for registry in registries.values():
+            if registry.base == base:
+                from pydantic_core import core_schema
+
+                return core_schema.no_info_plain_validator_function(registry.parse)
+        return handler(source)
+
+
+C = TypeVar("C", bound=Component)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A second name for a component, with some of its fields set."""
+
+    of: str
+    fields: Mapping[str, Any]
+    origin: str
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that did not load, and why."""
+
+    name: str
+    module: str
+    package: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"Plugin {self.name!r} ({self.module}) did not load: {self.reason} "
+            f"Uninstall {self.package}, or leave {self.name!r} out of SITKIT_PLUGINS."
+        )
+
+
+def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
+    """The sentence " Did you mean 'x'?" for the nearest known word, or nothing."""
+    near = get_close_matches(word, list(known), 1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Registry(Mapping[str, type[C]], Generic[C]):
+    """Names to component classes of one kind.  Read-only outside `register` and `preset`.
+
+    `registry["gvp"]` is the class, `registry.create("gvp")` an instance with checked fields.
+    """
+
+    def __init__(self, kind: str, plural: str, flag: str, base: str) -> None:
+        self.kind, self.plural, self.flag, self.base = kind, plural, flag, base
+        self._classes: dict[str, type[C]] = {}
+        self._presets: dict[str, Preset] = {}
+        registries[plural] = self
+
+    def register(self, name: str) -> Callable[[type[C]], type[C]]:
+        """Class decorator.  Refuses a duplicate name, an abstract class, and fields without @dataclass."""
+
+        def add(cls: type[C]) -> type[C]:
+            where = f"{cls.__module__}.{cls.__qualname__}"
+            module, _, attribute = self.base.partition(":")
+            base = getattr(importlib.import_module(module), attribute)
+            if not issubclass(cls, base):
+                raise UserError(f"{self.kind} {name!r} ({where}) must subclass {module}.{attribute}.")
+            if inspect.isabstract(cls):
+                lacks = ", ".join(sorted(cls.__abstractmethods__))
+                raise UserError(f"{self.kind} {name!r} ({where}) is abstract: it lacks {lacks}.")
+            if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
+                raise UserError(f"{self.kind} {name!r} ({where}) has fields: decorate it with @dataclass(frozen=True).")
+            self._claim(name, where)
+            cls.name = name
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def preset(self, name: str, of: str, **fields: Any) -> None:
+        """Register `name` as the component `of` with some fields set."""
+        origin = sys._getframe(1).f_globals.get("__name__", "?")
+        self._claim(name, f"a preset of {origin}")
+        self._presets[name] = Preset(of, fields, origin)
+
+    def _claim(self, name: str, where: str) -> None:
+        if name in self._classes or name in self._presets:
+            raise UserError(f"{self.kind} {name!r} ({where}) is already registered by {self.origin(name)}.")
+
+    def _forget(self, module: str) -> None:
+        """Drop what a module registered before it failed."""
+        inside = (module, module + ".")
+        for name, cls in list(self._classes.items()):
+            if cls.__module__ == inside[0] or cls.__module__.startswith(inside[1]):
+                del self._classes[name]
+        for name, preset in list(self._presets.items()):
+            if preset.origin == inside[0] or preset.origin.startswith(inside[1]):
+                del self._presets[name]
+
+    def origin(self, name: str) -> str:
+        """The module that registered `name`."""
+        return self._presets[name].origin if name in self._presets else self._classes[name].__module__
+
+    def names(self) -> list[str]:
+        """Every name, presets included, in the order of registration."""
+        load_plugins()
+        return [*self._classes, *self._presets]
+
+    def presets(self) -> Mapping[str, Preset]:
+        """Names that stand for a component with some fields set."""
+        load_plugins()
+        return dict(self._presets)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __getitem__(self, name: str) -> type[C]:
+        return self._classes[self._resolve(name)[0]]
+
+    def _resolve(self, name: str) -> tuple[str, dict[str, Any]]:
+        load_plugins()
+        fields: dict[str, Any] = {}
+        seen = name
+        while seen in self._presets:
+            preset = self._presets[seen]
+            fields = {**preset.fields, **fields}
+            seen = preset.of
+        if seen not in self._classes:
+            missing = "".join(f" {plugin}" for plugin in broken)
+            raise UserError(
+                f"No {self.kind} named {name!r}.{suggest(name, self.names())} "
+                f"Known: {', '.join(self.names())}.{missing}"
+            )
+        return seen, fields
+
+    def create(self, name: str, /, **fields: Any) -> C:
+        """The component `name` with these fields, checked.  Raises UserError on a miss or a wrong field."""
+        resolved, given = self._resolve(name)
+        return build(self._classes[resolved], {**given, **fields}, f"{self.kind} {name!r}")
+
+    def parse(self, value: str | Mapping[str, Any] | Component) -> C:
+        """A component from what people write: a name, or a mapping with `name` and fields."""
+        if isinstance(value, Component):
+            return value  # pyright: ignore[reportReturnType]
+        if isinstance(value, str):
+            return self.create(value)
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise UserError(f"A {self.kind} is a name or a mapping with 'name'; got {value!r}.")
+        fields = {k: v for k, v in value.items() if k != "name"}
+        return self.create(value["name"], **fields)
+
+
+def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
+    """An instance of a component class with its fields checked by pydantic."""
+    from pydantic import ValidationError
+
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in fields:
+        if key not in known:
+            has = f"Its fields: {', '.join(known)}." if known else "It has no fields."
+            raise UserError(f"{what} has no field {key!r}.{suggest(key, known)} {has}")
+    try:
+        return _adapter(cls).validate_python(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{what}: {f'{key}: ' if key else ''}{reason}") from None
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def spec(component: Component) -> dict[str, Any]:
+    """The component as a plain mapping, `name` first, every field resolved: what is recorded and hashed."""
+    return {"name": component.name} | {
+        f.name: _plain(getattr(component, f.name)) for f in dataclasses.fields(component) if f.init
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return spec(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value
+
+
+@dataclass
+class _Loading:
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    started: bool = False
+
+
+_loading = _Loading()
+broken: list[BrokenPlugin] = []
+loaded: dict[str, str] = {}
+
+
+def load_plugins() -> None:
+    """Import the built-in modules, then every installed plugin that SITKIT_PLUGINS allows.  Once.
+
+    SITKIT_PLUGINS unset: all.  Empty: none.  "a,b": these.  Only installed entry points load, never a path.
+    A plugin that fails is put in `broken`, what it had registered is dropped, and the rest goes on.
+    """
+    with _loading.lock:
+        if _loading.started:
+            return
+        _loading.started = True
+        for module in BUILTINS:
+            importlib.import_module(module)
+        only = os.environ.get("SITKIT_PLUGINS")
+        allowed = None if only is None else {name.strip() for name in only.split(",")}
+        for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+            if allowed is None or point.name in allowed:
+                _load(point)
+
+
+def _load(point: EntryPoint) -> None:
+    package = point.dist.name if point.dist else point.module
+    try:
+        importlib.import_module(point.module)
+    except (Exception, SystemExit) as error:
+        for registry in registries.values():
+            registry._forget(point.module)
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
+        broken.append(BrokenPlugin(point.name, point.module, package, reason))
+        warnings.warn(str(broken[-1]), stacklevel=2)
+    else:
+        loaded[point.name] = f"{package} {point.dist.version if point.dist else '?'}"
+
+
+registries: dict[str, Registry[Any]] = {}
+
+# Every extension point of sitkit.
+interpolants = Registry("interpolant", "interpolants", "--interp", "sitkit.interpolant:Interpolant")
+targets = Registry("target", "targets", "--target", "sitkit.target:Target")
+weightings = Registry("weighting", "weightings", "--weight", "sitkit.weighting:Weighting")
+timesteps = Registry("timestep", "timesteps", "--timestep", "sitkit.timestep:Timestep")
+couplings = Registry("coupling", "couplings", "--coupling", "sitkit.coupling:Coupling")
+diffusions = Registry("diffusion", "diffusions", "--diffusion", "sitkit.diffusion:Diffusion")
+samplers = Registry("sampler", "samplers", "--sampler", "sitkit.sampler:Sampler")
+guidances = Registry("guidance", "guidances", "--guidance", "sitkit.guidance:Guidance")
+backbones = Registry("backbone", "backbones", "--backbone", "sitkit.backbones.backbone:Backbone")
+autoencoders = Registry("autoencoder", "autoencoders", "--autoencoder", "sitkit.autoencoder:Autoencoder")
+datasets = Registry("dataset", "datasets", "--data", "sitkit.data.dataset:Dataset")
+metrics = Registry("metric", "metrics", "--metric", "sitkit.metrics.metric:Metric")
+extractors = Registry("extractor", "extractors", "--features", "sitkit.metrics.features:Extractor")

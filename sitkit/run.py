@@ -1,0 +1,236 @@
+"""What a run is: a folder with its configuration, curves, checkpoints, samples and evaluations.
+
+runs/<slug>-<training identity>/
+    config.yaml  environment.json  metrics.jsonl  checkpoints/  previews/  samples/<identity>/  evaluations/<identity>.json
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sitkit import checkpoint
+from sitkit.config import Config, Layer, slug, training_identity, validate
+from sitkit.data.dataset import Dataset, Examples
+from sitkit.field import Field
+from sitkit.registry import UserError, loaded, suggest
+
+CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its configuration, its network (EMA unless asked otherwise) and the field that reads it."""
+
+    folder: Path
+    config: Config
+    step: int
+    network: nn.Module
+    field: Field
+
+    @property
+    def identity(self) -> str:
+        """What determines the weights."""
+        return training_identity(self.config)
+
+    @property
+    def examples(self) -> Examples:
+        """The data set that the run was trained on."""
+        return examples(self.config.data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what the network models."""
+        return self.config.autoencoder.latent_shape(self.examples.shape)
+
+
+@functools.lru_cache(maxsize=4)
+def examples(dataset: Dataset) -> Examples:
+    """The examples of a data set, loaded once."""
+    return dataset.load()
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run of a configuration lives."""
+    return config.run.folder / f"{slug(config)}-{training_identity(config)}"
+
+
+def device_of(name: str) -> torch.device:
+    """The device by name; "auto" is CUDA where there is one.  Raises UserError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def build(config: Config, seed: int | None = None) -> nn.Module:
+    """The network of a configuration, with its initial weights drawn from the training seed."""
+    data = examples(config.data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed if seed is None else seed)
+        network = config.backbone.build(config.autoencoder.latent_shape(data.shape), data.num_classes)
+    return config.backbone.prepare(network, interpolant=config.interp, target=config.target, examples=data)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """config.yaml: every setting resolved."""
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.dump(config.plain(), text)
+    checkpoint.write(folder / CONFIG, text.getvalue())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on beyond the configuration: code, packages, plugins, machine."""
+    packages = ("sitkit", "torch", "torchdiffeq", "torchsde", "numpy", "einops", "pydantic", "optuna", "mlflow")
+    return {
+        "packages": {name: _version(name) for name in packages},
+        "plugins": dict(loaded),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "git": git_state(),
+        "command": sys.argv,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the sitkit source tree and whether it has uncommitted changes; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def find(name: str | Path, root: Path) -> Path:
+    """The folder of a run by path, by name, by the start of its identity, or "latest".
+
+    Raises UserError that names the nearest run, or how to make one.
+    """
+    path = Path(name)
+    if (path / CONFIG).is_file():
+        return path
+    known = {run.name: run for run in runs(root)}
+    if str(name) == "latest" and known:
+        return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
+    if path.name in known and path.parent in (Path(), root):
+        return known[path.name]
+    short = [run for run in known.values() if run.name.rpartition("-")[2].startswith(str(name))]
+    if len(short) == 1:
+        return short[0]
+    if not known:
+        raise UserError(f"There are no runs in {root}: make one with `sitkit train`.")
+    if len(short) > 1:
+        raise UserError(f"{str(name)!r} is the start of several runs: {', '.join(run.name for run in short)}.")
+    near = suggest(path.name, known)
+    raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
+
+
+def runs(root: Path) -> list[Path]:
+    """The run folders under a root, by name."""
+    return sorted(path.parent for path in Path(root).glob(f"*/{CONFIG}"))
+
+
+def read_config_of(folder: Path) -> Config:
+    """The configuration written in a run's folder.  Raises UserError that names what is missing or wrong in it."""
+    from sitkit.config import read_yaml
+
+    layer = read_yaml(folder / CONFIG)
+    return validate(Config, layer.values, layer.where)
+
+
+def load(
+    run: str | Path,
+    *,
+    weights: str = "ema",
+    step: int | None = None,
+    device: str = "auto",
+    over: Layer | None = None,
+    root: Path = Path("runs"),
+) -> Run:
+    """The trained run in a folder (or by name, identity, "latest"): its config, its network, its field.
+
+    weights: "ema" or "raw".  step: a checkpoint's step, by default the newest.  Raises UserError for a run that is not
+    there, has no checkpoint yet, or whose checkpoint is damaged.
+    """
+    folder = find(run, root)
+    config = read_config_of(folder)
+    if over is not None:
+        config = validate(Config, _on_top(config, over), over.where)
+    network = build(config)
+    at = 0
+    if config.backbone.trainable:
+        path = checkpoint_at(folder, step)
+        header, tensors = checkpoint.load(path)
+        at = int(header["step"])
+        _fill(network, tensors, "model." if weights == "raw" else "ema.", path)
+    network = network.to(device_of(device)).eval().requires_grad_(False)
+    data = examples(config.data)
+    return Run(folder, config, at, network, Field(network, config.interp, config.target, data.num_classes))
+
+
+def _on_top(config: Config, over: Layer) -> Mapping[str, Any]:
+    from sitkit.config import merge
+
+    values = merge(config.plain(), over.values)
+    if "sampler" in over.values and "diffusion" not in over.values and "name" in values["sampler"]:
+        # Another kind of sampler takes its own default w, as it would from the start.
+        changed = values["sampler"]["name"] != config.sampler.name
+        values = {k: v for k, v in values.items() if not (changed and k == "diffusion")}
+    return values
+
+
+def checkpoint_at(folder: Path, step: int | None = None) -> Path:
+    """The newest whole checkpoint of a run, or the one at a step."""
+    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    if step is not None:
+        for path in found:
+            if int(path.stem.rpartition("-")[2]) == step:
+                return path
+        raise UserError(
+            f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in found) or 'none'}."
+        )
+    newest = checkpoint.latest(folder / CHECKPOINTS)
+    if newest is None:
+        raise UserError(f"{folder} has no checkpoint yet: continue its training with `sitkit train {folder / CONFIG}`.")
+    return newest
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network of its run: {str(error).splitlines()[-1].strip()}") from None

@@ -1,0 +1,447 @@
+"""MLflow as a sink fed from the run folder.
+
+metrics.jsonl on disk is the source of truth; a cursor beside it (tracking.json) says how much of it the tracker has.
+So a tracker that was down, or a process that was killed, loses nothing: the next `sync` sends the rest.
+This is the only module that imports mlflow, and only when it sends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from sitkit.checkpoint import read_json, to_json, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+METRICS = "metrics.jsonl"
+CURSOR = "tracking.json"
+ARTIFACTS = ("config.yaml", "environment.json", "**/*.png")
+TOKEN = "sitkit.token"
+PATIENCE = 20.0
+
+# MLflow's own limits.
+METRICS_A_CALL, ENTRIES_A_CALL = 1000, 100
+LONGEST_PARAM, LONGEST_TAG = 6000, 8000
+CUT = " ... (cut)"
+
+# Set before mlflow is imported, unless the user has set them.  Its own 7 retries of 120 s would hold a run for minutes;
+# a pooled SQLite connection would go on writing to a database that was deleted.
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
+}
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """What the tracker has of a run folder.
+
+    `token` marks the run in any store, so that it is found again where its id was not yet written down.
+    `offset` is the length of metrics.jsonl that was sent and `last` the line that ends there.
+    `doubt` is set while lines are on their way: after a kill they may have arrived.
+    `floor` is the last step of every metric that the store had when we had to ask it: points up to it are not sent.
+    `artifacts` maps a path to the [size, mtime_ns] that was sent.
+    """
+
+    token: str
+    uri: str = ""
+    run: str = ""
+    offset: int = 0
+    last: str = ""
+    doubt: bool = False
+    floor: Mapping[str, int] = field(default_factory=dict)
+    artifacts: Mapping[str, list[int]] = field(default_factory=dict)
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a relative SQLite path is made absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = _database(uri)
+    return f"sqlite:///{database.resolve().as_posix()}" if database else uri
+
+
+def run_id(folder: str | Path) -> str | None:
+    """MLflow's id of the run in a folder (what `parent` takes), or None if it was never sent."""
+    path = Path(folder) / CURSOR
+    return (read_json(path)["run"] or None) if path.exists() else None
+
+
+def sync(
+    folder: str | Path,
+    *,
+    name: str,
+    experiment: str = "sitkit",
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    artifacts: Iterable[Path] = (),
+    status: Status = "RUNNING",
+    parent: str | None = None,
+    uri: str | None = None,
+    on_warning: Callable[[str], object] = warnings.warn,
+) -> None:
+    """Send what the tracker has not got of a run folder; calling it again sends nothing twice.
+
+    A line of metrics.jsonl is {"step": int, "time": seconds since 1970, name: number, ...}; the step of a name only
+    rises.  A point keeps its line's time, so that a line sent twice is one point to MLflow.  A line that is no such
+    thing is passed over with a warning.  A file that was cut back by a resumed training is compared with the store
+    by step.  A store that does not know the run gets it whole.  MLflow never changes a parameter: a value that
+    differs later becomes the tag "changed.<name>".
+
+    artifacts: files, sent again when they change and put where they lie in the folder; missing ones wait.
+    parent: the id of the run under which MLflow shows this one (`run_id`).
+    Raises whatever MLflow raises; nothing is lost by it.
+    """
+    from filelock import FileLock
+
+    folder = Path(folder).resolve()
+    uri = uri or tracking_uri()
+    # A sync given up at exit may still be going on while the next one begins.
+    with FileLock(folder / "tracking.lock", timeout=PATIENCE):
+        cursor = _cursor(folder)
+        client = _client(uri)
+        run, cursor = _run(client, folder, cursor, uri, experiment, name)
+        _describe(client, run, params or {}, {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})})
+        cursor = _send_metrics(client, folder, run, cursor, on_warning)
+        _send_artifacts(client, folder, cursor, artifacts)
+        _conclude(client, folder, run, status)
+
+
+def _cursor(folder: Path) -> Cursor:
+    path = folder / CURSOR
+    if not path.exists():
+        # On disk before the run exists in the store, or a kill between the two would leave a second run.
+        write_json(path, dataclasses.asdict(Cursor(uuid.uuid4().hex)))
+    return Cursor(**read_json(path))
+
+
+def _move(folder: Path, cursor: Cursor, **changes: Any) -> Cursor:
+    moved = dataclasses.replace(cursor, **changes)
+    write_json(folder / CURSOR, dataclasses.asdict(moved))
+    return moved
+
+
+def _database(uri: str) -> Path | None:
+    path = uri.partition("sqlite:///")[2].partition("?")[0]
+    return Path(path) if path else None
+
+
+def _public(uri: str) -> str:
+    """The address without user and password: it goes to the screen and to disk."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def _client(uri: str) -> MlflowClient:
+    from filelock import FileLock
+
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    database = _database(uri)
+    if database is None:
+        return MlflowClient(uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that create one database at once crash each other, and a kill would leave half of one.
+    with FileLock(f"{database}.lock", timeout=PATIENCE):
+        if not database.exists() or database.stat().st_size == 0:
+            for stale in database.parent.glob(f"{database.name}.tmp-*"):
+                stale.unlink()
+            fresh = database.with_name(f"{database.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            MlflowClient(f"sqlite:///{fresh.as_posix()}")
+            os.replace(fresh, database)
+        return MlflowClient(uri)
+
+
+def _run(
+    client: MlflowClient, folder: Path, cursor: Cursor, uri: str, experiment: str, name: str
+) -> tuple[Run, Cursor]:
+    """The run in the store: the one known, else the one that carries our token, else a new one."""
+    if cursor.run and cursor.uri == _public(uri):
+        known = _known_run(client, cursor.run)
+        if known is not None:
+            return known, cursor
+    number = _experiment(client, uri, experiment)
+    marked = client.search_runs([number], f"tags.`{TOKEN}` = '{cursor.token}'", max_results=1)
+    first = next((row for row in map(_row, _lines(folder / METRICS, 0)) if row), None)
+    started = float(first["time"]) if first else time.time()
+    run = marked[0] if marked else client.create_run(number, int(started * 1000), {TOKEN: cursor.token}, name)
+    fresh = Cursor(cursor.token, _public(uri), run.info.run_id, doubt=True)
+    return run, _move(folder, fresh)
+
+
+def _known_run(client: MlflowClient, number: str) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(number)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return known.experiment_id
+    database = _database(uri)
+    # MLflow would put artifacts into whatever directory the first process happened to run in.
+    place = (database.parent / "mlruns" / _word(name)).as_uri() if database else None
+    try:
+        return client.create_experiment(name, place)
+    except MlflowException:
+        known = client.get_experiment_by_name(name)
+        if known is None:
+            raise
+        return known.experiment_id
+
+
+def _word(name: str) -> str:
+    """A name that MLflow takes; it would refuse any other at every try."""
+    parts = re.sub(r"[^\w./ -]", "_", name[:250]).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
+
+
+def _text(value: Any, longest: int) -> str:
+    text = value if isinstance(value, str) else to_json(value)
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
+
+
+def _describe(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+    """The parameters and tags that the run lacks or has otherwise."""
+    from mlflow.entities import Param, RunTag
+
+    wanted = {_word(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
+    had = run.data.params
+    labels = {_word(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
+    labels |= {f"changed.{key}"[:250]: value for key, value in wanted.items() if had.get(key, value) != value}
+    new = [Param(key, value) for key, value in wanted.items() if key not in had]
+    marks = [RunTag(key, value) for key, value in labels.items() if run.data.tags.get(key) != value]
+    for start in range(0, max(len(new), len(marks)), ENTRIES_A_CALL):
+        part = slice(start, start + ENTRIES_A_CALL)
+        client.log_batch(run.info.run_id, params=new[part], tags=marks[part])
+
+
+def _lines(path: Path, offset: int) -> Iterator[bytes]:
+    """The whole lines after an offset; one that is still being written is left for later."""
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(offset)
+            yield from (line for line in file if line.endswith(b"\n"))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    sound = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("time"), (int, float))
+    return row if sound else None
+
+
+def _points(row: Mapping[str, Any]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    moment = round(row["time"] * 1000)
+    numbers = {
+        _word(key): float(value)
+        for key, value in row.items()
+        if key not in ("step", "time")
+        and (isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity"))
+    }
+    return [Metric(key, value, moment, row["step"]) for key, value in numbers.items()]
+
+
+def _send_metrics(
+    client: MlflowClient, folder: Path, run: Run, cursor: Cursor, on_warning: Callable[[str], object]
+) -> Cursor:
+    path = folder / METRICS
+    if not _intact(path, cursor):
+        cursor = dataclasses.replace(cursor, offset=0, last="", doubt=True)
+    if cursor.doubt:
+        # Kept for good: a training that was cut back logs the steps that the store has once more, and later.
+        cursor = dataclasses.replace(cursor, floor=_last_steps(client, run))
+    for group in _groups(_lines(path, cursor.offset)):
+        if not cursor.doubt:
+            cursor = _move(folder, cursor, doubt=True)
+        points: list[Metric] = []
+        for line in group:
+            row = _row(line)
+            if row is None:
+                on_warning(f"{path} has a line that is not a step's metrics, which is not sent: {line[:80]!r}.")
+            else:
+                points += [point for point in _points(row) if point.step > cursor.floor.get(point.key, -1)]
+        for start in range(0, len(points), METRICS_A_CALL):
+            client.log_batch(run.info.run_id, metrics=points[start : start + METRICS_A_CALL])
+        end = cursor.offset + sum(map(len, group))
+        cursor = _move(folder, cursor, offset=end, last=group[-1].decode(errors="replace"))
+    return _move(folder, cursor, doubt=False) if cursor.doubt else cursor
+
+
+def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Lines in groups that fill one call; a comma in a line is at most one number."""
+    group: list[bytes] = []
+    size = 0
+    for line in lines:
+        numbers = line.count(b",") + 1
+        if group and size + numbers > METRICS_A_CALL:
+            yield group
+            group, size = [], 0
+        group.append(line)
+        size += numbers
+    if group:
+        yield group
+
+
+def _intact(path: Path, cursor: Cursor) -> bool:
+    """Whether the file still has, where the cursor stands, the line that was sent last."""
+    last = cursor.last.encode()
+    if not last:
+        return True
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, cursor.offset - len(last)))
+        return file.read(len(last)) == last
+
+
+def _last_steps(client: MlflowClient, run: Run) -> dict[str, int]:
+    """The last step of every metric that the store has: asked only where we cannot know."""
+    return {
+        key: max(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in run.data.metrics
+    }
+
+
+def _send_artifacts(client: MlflowClient, folder: Path, cursor: Cursor, artifacts: Iterable[Path]) -> None:
+    for path in artifacts:
+        path = Path(path).resolve()
+        if not path.is_file():
+            continue
+        place = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+        # Read before sending, so that a file that changes meanwhile is sent again.
+        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+        if cursor.artifacts.get(place.as_posix()) != stamp:
+            where = place.parent.as_posix()
+            client.log_artifact(cursor.run, str(path), None if where == "." else where)
+            cursor = _move(folder, cursor, artifacts={**cursor.artifacts, place.as_posix(): stamp})
+
+
+def _conclude(client: MlflowClient, folder: Path, run: Run, status: Status) -> None:
+    """The status, sent last: a run that MLflow shows as finished is all there."""
+    if run.info.status == status:
+        return
+    if status == "RUNNING":
+        client.update_run(run.info.run_id, status)
+        return
+    # A run sent days later ended when its last line was written, not now.
+    path = folder / METRICS
+    ended = path.stat().st_mtime if path.exists() else time.time()
+    client.set_terminated(run.info.run_id, status, int(ended * 1000))
+
+
+class Tracker:
+    """Keeps a run folder in sync from a daemon thread while a block runs, and once more at its end.
+
+    The end is FINISHED, KILLED after ctrl-C, and FAILED after any other exception.  Leaving waits at most `patience`
+    seconds.  Nothing is raised: an outage is one call of `on_warning` (from the thread), and what was missed is sent
+    by a later `sync`.  Not enabled, it does nothing and imports nothing.
+
+    artifacts: patterns of files in the folder, looked up at every sync.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        experiment: str = "sitkit",
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        artifacts: Sequence[str] = ARTIFACTS,
+        parent: str | None = None,
+        enabled: bool = True,
+        interval: float = 30.0,
+        patience: float = PATIENCE,
+        on_warning: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        self.folder, self.artifacts, self.enabled = Path(folder).resolve(), tuple(artifacts), enabled
+        self.interval, self.patience, self.on_warning = interval, patience, on_warning
+        # Settled here: the block may change the directory or the environment.
+        self.uri = tracking_uri()
+        self._told: dict[str, Any] = {
+            "name": name,
+            "experiment": experiment,
+            "params": params,
+            "tags": tags,
+            "parent": parent,
+            "uri": self.uri,
+        }
+        self._leaving = threading.Event()
+        self._status: Status = "RUNNING"
+        self._down = False
+        self._thread = threading.Thread(target=self._work, name="sitkit-tracking", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.enabled:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.enabled:
+            return
+        self._status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._leaving.set()
+        self._thread.join(self.patience)
+        if self._thread.is_alive():
+            self._warn(f"no answer within {self.patience:g} s")
+
+    def _work(self) -> None:
+        while not self._leaving.is_set():
+            self._send("RUNNING")
+            self._leaving.wait(self.interval)
+        self._send(self._status)
+
+    def _send(self, status: Status) -> None:
+        try:
+            files = sorted({path for pattern in self.artifacts for path in self.folder.glob(pattern)})
+            sync(self.folder, artifacts=files, status=status, on_warning=self.on_warning, **self._told)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self._warn(lines[0].replace(self.uri.rstrip("/"), _public(self.uri).rstrip("/"))[:200])
+        else:
+            self._down = False
+
+    def _warn(self, reason: str) -> None:
+        if not self._down:
+            self._down = True
+            self.on_warning(
+                f"MLflow at {_public(self.uri)} did not take the run: {reason.rstrip('.')}. The work goes on, "
+                f"{METRICS} has everything, and MLflow gets the rest later, at the latest by the same command again."
+            )

@@ -1,0 +1,385 @@
+"""Metrics against closed forms, brute force and the laws that every registered metric obeys."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from sitkit.metrics.features import Extractor, Pixels
+from sitkit.metrics.frechet import Frechet, frechet, frechet_distance, halves, moments, rank_note
+from sitkit.metrics.kernel import MMD, discrepancy, gaussians, rms_distance
+from sitkit.metrics.metric import Metric, split
+from sitkit.metrics.wasserstein import SlicedWasserstein, directions, sliced_wasserstein, squared_distance
+from sitkit.registry import UserError, WorkFailed, extractors, metrics, spec
+
+NAMES = metrics.names()
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=rng(seed), dtype=dtype)
+
+
+def orthogonal(d: int, seed: int) -> Tensor:
+    return torch.linalg.qr(normal(d, d, seed=seed)).Q
+
+
+def positive(d: int, seed: int) -> Tensor:
+    """A full symmetric matrix with eigenvalues between 0.3 and 3."""
+    q = orthogonal(d, seed)
+    return q @ torch.diag(torch.linspace(0.3, 3, d, dtype=torch.float64)) @ q.T
+
+
+def with_moments(n: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
+    """n points whose sample mean and unbiased covariance are these to rounding."""
+    x = normal(n, len(mean), seed=seed)
+    x = x - x.mean(0)
+    white = x @ torch.linalg.inv(torch.linalg.cholesky(moments(x)[1])).T
+    return mean + white @ torch.linalg.cholesky(covariance).T
+
+
+# Laws of every registered metric ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=NAMES)
+def metric(request: pytest.FixtureRequest) -> Metric:
+    return metrics.create(request.param)
+
+
+def images(n: int, seed: int, shift: float = 0.0) -> Tensor:
+    return (normal(n, 1, 3, 3, seed=seed, dtype=torch.float32) * 0.4 + shift).clamp(-1, 1)
+
+
+def test_another_law_is_worse_than_the_same(metric: Metric) -> None:
+    # A shift of half a standard deviation in 9 dimensions is 1.5 standard deviations in all; with 300 points the mean
+    # is known to 0.06 a dimension, so that the two cases are some 8 standard errors apart.
+    reference = images(300, 0)
+    same, other = (metric.measure(images(300, 1, shift), reference).value for shift in (0.0, 0.2))
+    assert (other > 2 * max(same, 0)) if metric.lower_is_better else (other < same)
+
+
+def test_the_order_of_the_samples_is_nothing(metric: Metric) -> None:
+    x, y = images(60, 0), images(50, 1, 0.1)
+    ordered = metric.measure(x, y)
+    shuffled = metric.measure(x[torch.randperm(60, generator=rng(2))], y[torch.randperm(50, generator=rng(3))])
+    # Sums of 60 terms of order 1 in another order differ by some 60 * 1e-16, a distance's root by the root's slope.
+    assert shuffled.value == pytest.approx(ordered.value, rel=1e-9, abs=1e-12)
+    assert shuffled.notes == ordered.notes
+
+
+def test_equal_arguments_give_equal_results_and_no_side_effects(metric: Metric) -> None:
+    x, y = images(60, 0), images(50, 1, 0.1)
+    before, state = (x.clone(), y.clone()), torch.random.get_rng_state()
+    assert metric.measure(x, y, seed=5) == metric.measure(x, y, seed=5)
+    assert metric.halves(x, seed=5) == metric.halves(x, seed=5)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_points_of_one_and_two_dimensions(metric: Metric) -> None:
+    for d in (1, 2):
+        assert math.isfinite(metric.measure(normal(40, d, seed=0).float(), normal(30, d, seed=1).float()).value)
+
+
+def test_a_copy_of_itself_is_read_back_from_its_record(metric: Metric) -> None:
+    assert metrics.parse(spec(metric)) == metric
+
+
+def test_sets_that_cannot_be_compared_are_refused(metric: Metric) -> None:
+    x = images(20, 0)
+    with pytest.raises(UserError, match=r"\(1, 3, 3\) and the reference of \(1, 2, 2\)"):
+        metric.measure(x, x[..., :2, :2])
+    with pytest.raises(UserError, match="at least 2 samples; got 1"):
+        metric.measure(x[:1], x)
+    with pytest.raises(UserError, match="at least 2 reference points; got 1"):
+        metric.measure(x, x[:1])
+    broken = x.clone()
+    broken[7, 0, 0, 0], broken[9, 0, 1, 1] = math.nan, math.inf
+    with pytest.raises(WorkFailed, match="2 of 20 samples hold NaN or Inf, the first at index 7"):
+        metric.measure(broken, x)
+
+
+def test_a_metric_takes_its_extractor_by_name_mapping_or_object() -> None:
+    for features in ("pixels", {"name": "pixels"}, Pixels()):
+        assert metrics.create("frechet", features=features) == Frechet(features=Pixels())
+    with pytest.raises(UserError, match="Did you mean 'pixels'"):
+        metrics.create("frechet", features="pixel")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("frechet", {"bootstrap": 1}, "bootstrap must be 0 .off. or at least 2 resamples; got 1"),
+        ("sliced-wasserstein", {"projections": 0}, "projections must be at least 1; got 0"),
+        ("sliced-wasserstein", {"bootstrap": -2}, "got -2"),
+        ("mmd", {"scale": -1.0}, "scale must be positive and finite; got -1.0"),
+        ("mmd", {"widths": ()}, "widths must be positive"),
+        ("mmd", {"block": 0}, "block must be at least 1; got 0"),
+        ("mmd", {"blocks": 3}, "Did you mean 'block'"),
+    ],
+)
+def test_a_wrong_field_is_named(name: str, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        metrics.create(name, **fields)
+
+
+@pytest.mark.parametrize("name", extractors.names())
+def test_extractors_give_a_float64_row_for_each_image_by_itself(name: str) -> None:
+    extractor: Extractor = extractors.create(name)
+    x = images(6, 0)
+    rows = extractor.extract(x.requires_grad_())
+    assert rows.dtype == torch.float64 and rows.ndim == 2 and len(rows) == 6 and not rows.requires_grad
+    assert torch.equal(extractor.extract(x[2:4]), rows[2:4])
+
+
+def test_the_modules_import_no_heavy_library() -> None:
+    code = "import sys, sitkit.metrics, sitkit.picture; print([m for m in HEAVY if m in sys.modules])"
+    heavy = ("torch", "numpy", "scipy", "sklearn", "PIL", "matplotlib", "pydantic")
+    code = code.replace("HEAVY", repr(heavy))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_halves_are_disjoint_and_depend_on_the_seed() -> None:
+    x = torch.arange(11.0)[:, None]
+    first, second = split(x, 3)
+    assert len(first) == len(second) == 5
+    assert len({*first.flatten().tolist(), *second.flatten().tolist()}) == 10
+    assert not torch.equal(first, split(x, 4)[0])
+
+
+# Frechet ------------------------------------------------------------------------------------------------------------
+
+
+def test_frechet_of_gaussians_on_the_line() -> None:
+    # (mu1 - mu2)^2 + (sigma1 - sigma2)^2
+    one = torch.ones(1, dtype=torch.float64)
+    for sigma1, sigma2 in ((1.5, 0.25), (2.0, 0.0), (0.0, 0.0)):
+        value = frechet_distance(3 * one, sigma1**2 * one[None], one, sigma2**2 * one[None])
+        assert value == pytest.approx(4 + (sigma1 - sigma2) ** 2, rel=1e-14)
+
+
+def known_pair(d: int, rank: int) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], float]:
+    """Two Gaussians of full or deficient rank in R^d and their distance.
+
+    The optimal map of N(mu1, S) to N(mu2, A S A) with A symmetric positive is x -> mu2 + A (x - mu1), so that the
+    distance is |mu1 - mu2|^2 + tr(S) + tr(A S A) - 2 tr(A S): no root of a matrix in it.  S and A do not commute.
+    """
+    a, basis = positive(d, 1), orthogonal(d, 2)[:, :rank]
+    s = basis @ torch.diag(torch.linspace(0.2, 5, rank, dtype=torch.float64)) @ basis.T
+    mu1, mu2 = normal(d, seed=3), normal(d, seed=4)
+    truth = (mu1 - mu2).square().sum() + s.trace() + (a @ s @ a).trace() - 2 * (a @ s).trace()
+    return (mu1, s, mu2, a @ s @ a), float(truth)
+
+
+@pytest.mark.parametrize("rank", [16, 15, 3, 1, 0])
+def test_frechet_of_full_covariances_of_any_rank(rank: int) -> None:
+    pair, truth = known_pair(16, rank)
+    # Condition 25 * 100 at eps 2e-16: some 1e-12.  Roots of rounding noise, if kept, would cost 13 * 1e-8.
+    assert frechet_distance(*pair) == pytest.approx(truth, rel=1e-12)
+    mu1, s1, mu2, s2 = pair
+    assert frechet_distance(mu2, s2, mu1, s1) == pytest.approx(truth, rel=1e-12)
+
+
+def test_frechet_of_covariances_with_no_common_direction() -> None:
+    # (S1 S2)^{1/2} = 0, so that the distance is the sum of the traces.
+    q = orthogonal(12, 0)
+    s1, s2 = q[:, :5] @ q[:, :5].T * 2, q[:, 5:] @ q[:, 5:].T * 3
+    zero = torch.zeros(12, dtype=torch.float64)
+    assert frechet_distance(zero, s1, zero, s2) == pytest.approx(5 * 2 + 7 * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_frechet_of_point_sets_with_known_moments(dtype: torch.dtype) -> None:
+    (mu1, s1, mu2, s2), truth = known_pair(16, 16)
+    x, y = with_moments(200, mu1, s1, 5).to(dtype), with_moments(300, mu2, s2, 6).to(dtype)
+    # Rounding the points to float32 moves each by 6e-8 of its size of up to 10; the arithmetic stays in float64.
+    rel = 1e-10 if dtype == torch.float64 else 1e-6
+    assert frechet(x, y) == pytest.approx(truth, rel=rel)
+    assert Frechet().measure(x, y).value == pytest.approx(truth, rel=rel)
+
+
+def test_frechet_uses_the_unbiased_covariance() -> None:
+    # Two points a, b have variance (a - b)^2 / 2: {0, 2} has sigma sqrt 2, {0, 0} has 0; means 1 and 0.
+    assert frechet(torch.tensor([[0.0], [2.0]]), torch.zeros(2, 1)) == pytest.approx(1 + 2, rel=1e-14)
+
+
+def test_frechet_invariances() -> None:
+    x, y = normal(80, 6, seed=0) @ positive(6, 1), normal(90, 6, seed=2) + 0.5
+    value, q, shift = frechet(x, y), orthogonal(6, 3), normal(6, seed=4)
+    assert frechet(y, x) == pytest.approx(value, rel=1e-12)
+    assert frechet(x @ q + shift, y @ q + shift) == pytest.approx(value, rel=1e-12)
+    assert frechet(3 * x, 3 * y) == pytest.approx(9 * value, rel=1e-12)
+    # What cancels is of the size of the traces, about 30, and the roots' relative error is about 1e-15.
+    assert frechet(x, x) == pytest.approx(0, abs=1e-12)
+    few = x[:4]
+    assert frechet(few, few) == pytest.approx(0, abs=1e-12)
+
+
+def test_frechet_says_when_a_covariance_is_singular() -> None:
+    x = normal(5, 8, seed=0)
+    note = "the covariance of the samples has rank 4 of 8: 5 points in 8 dimensions, 9 are needed"
+    assert Frechet().measure(x, normal(60, 8, seed=1)).notes == (note,)
+    flat = normal(60, 8, seed=1)
+    flat[:, 2] = -1
+    assert Frechet().measure(flat, flat).notes[1] == "the covariance of the reference has rank 7 of 8"
+    assert rank_note("samples", 60, positive(8, 0)) == ""
+
+
+def test_frechet_halves_agree_with_the_metric() -> None:
+    x = normal(100, 5, seed=0)
+    # Equal laws: E = tr(S) (1/50 + 1/50) from the means and about as much again from the covariances.
+    assert 0 < halves(x, 1) < 1
+    assert Frechet().halves(x, seed=1).value == halves(x, 1)
+    assert halves(x, 1) != halves(x, 2)
+
+
+def test_frechet_bootstrap_matches_the_spread_of_repeated_draws() -> None:
+    reference = normal(400, 3, seed=0)
+    draws = [normal(200, 3, seed=10 + k) * 1.3 + 0.5 for k in range(120)]
+    spread = torch.tensor([frechet(x, reference) for x in draws]).std().item()
+    errors = [Frechet(bootstrap=60).measure(x, reference, seed=1).stderr for x in draws[:4]]
+    # Spread and bootstrap are known to 1 / sqrt(2 * 120) = 6% and 1 / sqrt(2 * 60 * 4) = 5%, the bootstrap's own law
+    # varies by some 10% between draws of 200: 30% is more than twice their sum in quadrature.
+    assert sum(e for e in errors if e is not None) / 4 == pytest.approx(spread, rel=0.3)
+    assert Frechet().measure(draws[0], reference).stderr is None
+
+
+# MMD ----------------------------------------------------------------------------------------------------------------
+
+
+def brute_force_mmd2(x: Tensor, y: Tensor, scale: float, widths: tuple[float, ...]) -> float:
+    def k(a: Tensor, b: Tensor) -> float:
+        squared = float((a - b).square().sum())
+        return sum(math.exp(-squared / (2 * (width * scale) ** 2)) for width in widths) / len(widths)
+
+    xx = [k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j]
+    yy = [k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j]
+    xy = [k(a, b) for a in x for b in y]
+    return sum(xx) / len(xx) + sum(yy) / len(yy) - 2 * sum(xy) / len(xy)
+
+
+@pytest.mark.parametrize("block", [1, 4, 9, 1000])
+def test_mmd_equals_the_double_sum_for_any_block(block: int) -> None:
+    # |x|^2 is 3e8 so far from the origin: products of uncentred points would be wrong by 3e8 * 2e-16 = 6e-8.
+    x, y = normal(11, 3, seed=0) + 1e4, normal(9, 3, seed=1) + 1e4 + 1
+    mmd = MMD(scale=1.5, block=block)
+    assert mmd.measure(x, y).value == pytest.approx(brute_force_mmd2(x, y, 1.5, mmd.widths), abs=1e-13)
+
+
+def test_mmd_jackknife_equals_leaving_each_point_out() -> None:
+    x, y = normal(8, 2, seed=0), normal(7, 2, seed=1) + 1
+    widths = (1.0,)
+    variance = 0.0
+    for own, other in ((x, y), (y, x)):
+        n = len(own)
+        left = [brute_force_mmd2(own[[j for j in range(n) if j != i]], other, 1.0, widths) for i in range(n)]
+        mean = sum(left) / n
+        variance += (n - 1) / n * sum((value - mean) ** 2 for value in left)
+    stderr = MMD(scale=1.0, widths=widths).measure(x, y).stderr
+    assert stderr == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+@pytest.mark.parametrize(("shift", "low", "high"), [(0.0, 0.9, 1.7), (1.0, 0.85, 1.15)])
+def test_mmd_is_unbiased_and_its_error_is_right(shift: float, low: float, high: float) -> None:
+    """Mean over repeats against E k = (s^2 / (s^2 + 2))^{d/2} exp(-|shift|^2 / (2 (s^2 + 2))) of Gaussians."""
+    n, m, d, repeats = 40, 30, 2, 600
+    scale = 1.0
+    overlap = (scale**2 / (scale**2 + 2)) ** (d / 2)
+    truth = 2 * overlap * (1 - math.exp(-(shift**2) / (2 * (scale**2 + 2))))
+    kernel = gaussians(scale, (1.0,))
+    offset = torch.tensor([shift, 0.0])
+    results = [
+        discrepancy(kernel, normal(n, d, seed=2 * k) + offset, normal(m, d, seed=2 * k + 1), 64) for k in range(repeats)
+    ]
+    values = torch.tensor([r.value for r in results], dtype=torch.float64)
+    error = values.std().item() / math.sqrt(repeats)
+    # The biased estimator lies (1 - 1/3)(1/40 + 1/30) = 0.039 above, some 40 of these errors.
+    assert abs(values.mean().item() - truth) < 4 * error < 0.01
+    # The jackknife of a degenerate statistic (equal laws) is up to sqrt 2 too large; otherwise it is consistent.
+    ratio = math.sqrt(sum(r.stderr**2 for r in results if r.stderr is not None) / repeats) / values.std().item()
+    assert low < ratio < high
+
+
+def test_mmd_invariances_and_its_scale() -> None:
+    x, y, q = normal(40, 4, seed=0), normal(30, 4, seed=1) * 2, orthogonal(4, 2)
+    value = MMD().measure(x, y).value
+    # The scale follows the reference, so that units cancel.
+    assert MMD().measure(7 * x @ q + 3, 7 * y @ q + 3).value == pytest.approx(value, abs=1e-13)
+    fixed = MMD(scale=2.0)
+    assert fixed.measure(x, y).value == pytest.approx(fixed.measure(y, x).value, abs=1e-14)
+    pairs = torch.pdist(y).square().mean().sqrt().item()
+    assert rms_distance(y) == pytest.approx(pairs, rel=1e-12)
+    assert MMD().measure(x, y).notes == (f"kernel scale {pairs:.6g} feature units",)
+    with pytest.raises(UserError, match="Set mmd's 'scale'"):
+        MMD().measure(x, torch.ones(5, 4))
+
+
+# Sliced Wasserstein -------------------------------------------------------------------------------------------------
+
+
+def test_sliced_wasserstein_of_a_shift() -> None:
+    """W2^2 along u is (u . s)^2, with mean |s|^2 / d and variance 2 (d - 1) / (d^2 (d + 2)) |s|^4 over the sphere."""
+    d, projections = 7, 2000
+    x, s = normal(50, d, seed=0), normal(d, seed=1)
+    u = directions(projections, d, 3)
+    # Exact for these directions...
+    assert sliced_wasserstein(x + s, x, u) ** 2 == pytest.approx(float((u @ s).square().mean()), rel=1e-12)
+    # ...and within 4 standard errors of the mean over all.
+    relative = math.sqrt(2 * (d - 1) / (d + 2) / projections)
+    value = SlicedWasserstein(projections=projections).measure(x + s, x, seed=3).value
+    assert value**2 == pytest.approx(float(s.square().sum()) / d, rel=4 * relative)
+
+
+def test_sliced_wasserstein_on_the_line_is_wasserstein() -> None:
+    x = normal(30, 1, seed=0)
+    metric = SlicedWasserstein(projections=5)
+    assert metric.measure(x + 2.5, x).value == pytest.approx(2.5, rel=1e-12)
+    # Between x and 3 x the optimal map is the scaling: W2^2 = 4 mean x^2.
+    assert metric.measure(3 * x, x).value == pytest.approx(2 * float(x.square().mean().sqrt()), rel=1e-12)
+
+
+def test_unequal_sets_are_compared_exactly() -> None:
+    """Against both sets repeated to a common size, where W2^2 is the mean squared gap of the sorted values."""
+    x, y = torch.tensor([[1.0], [0.0], [2.0]]), torch.tensor([[3.0], [0.0]])
+    assert float(squared_distance(x, y)) == pytest.approx(float(Fraction(7, 6)), rel=1e-6)
+    for n, m in ((3, 2), (12, 8), (5, 7), (9, 3), (1, 4)):
+        a, b = normal(n, 4, seed=n), normal(m, 4, seed=m + 50)
+        long = a.repeat_interleave(m, 0).sort(0).values - b.repeat_interleave(n, 0).sort(0).values
+        torch.testing.assert_close(squared_distance(a, b), long.square().mean(0), rtol=1e-13, atol=0)
+    doubled = normal(20, 3, seed=0)
+    u = directions(16, 3, 0)
+    assert sliced_wasserstein(doubled.repeat(2, 1), doubled, u) < 1e-15
+
+
+def test_sliced_wasserstein_invariances() -> None:
+    x, y, s, q = normal(40, 5, seed=0), normal(30, 5, seed=1) * 2, normal(5, seed=2), orthogonal(5, 3)
+    u = directions(64, 5, 4)
+    value = sliced_wasserstein(x, y, u)
+    assert sliced_wasserstein(y, x, u) == pytest.approx(value, rel=1e-13)
+    assert sliced_wasserstein(3 * x + s, 3 * y + s, u) == pytest.approx(3 * value, rel=1e-12)
+    assert sliced_wasserstein(x @ q.T, y @ q.T, u @ q.T) == pytest.approx(value, rel=1e-12)
+    assert sliced_wasserstein(x, x, u) == 0
+    assert torch.allclose(u.norm(dim=1), torch.ones(64, dtype=torch.float64), atol=1e-15)
+    seeds = [SlicedWasserstein(projections=8).measure(x, y, seed=k).value for k in (0, 1)]
+    assert seeds[0] != seeds[1]
+
+
+def test_sliced_wasserstein_bootstrap_matches_the_spread_of_repeated_draws() -> None:
+    reference = normal(400, 3, seed=0)
+    metric = SlicedWasserstein(projections=32, bootstrap=60)
+    u = directions(32, 3, 1)
+    draws = [normal(200, 3, seed=10 + k) + 0.7 for k in range(120)]
+    spread = torch.tensor([sliced_wasserstein(x, reference, u) for x in draws]).std().item()
+    errors = [metric.measure(x, reference, seed=1).stderr for x in draws[:4]]
+    # As for the Frechet distance: 30% is more than twice the error of either side.
+    assert sum(e for e in errors if e is not None) / 4 == pytest.approx(spread, rel=0.3)
