@@ -258,7 +258,7 @@ COLUMNS = (
 def as_csv(results: Sequence[Result]) -> str:
     """One line a cell, in the order of the file: nothing in it depends on when or how often the study was run."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for cell, record, failure in results:
         line: dict[str, Any] = {

@@ -69,6 +69,7 @@ class Component(ABC):
 
 
 C = TypeVar("C", bound=Component)
+K = TypeVar("K", bound=type[Component])
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         self._presets: dict[str, Preset] = {}
         registries[plural] = self
 
-    def register(self, name: str) -> Callable[[type[C]], type[C]]:
+    def register(self, name: str) -> Callable[[K], K]:
         """Class decorator.  Refuses a duplicate name, an abstract class, and fields without @dataclass."""
 
-        def add(cls: type[C]) -> type[C]:
+        def add(cls: K) -> K:
             where = f"{cls.__module__}.{cls.__qualname__}"
             module, _, attribute = self.base.partition(":")
             base = getattr(importlib.import_module(module), attribute)
@@ -130,7 +131,7 @@ class Registry(Mapping[str, type[C]], Generic[C]):
                 raise UserError(f"{self.kind} {name!r} ({where}) has fields: decorate it with @dataclass(frozen=True).")
             self._claim(name, where)
             cls.name = name
-            self._classes[name] = cls
+            self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
 
         return add

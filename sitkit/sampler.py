@@ -105,9 +105,8 @@ class Sampler(Component):
         keys = torch.as_tensor(seeds, dtype=torch.int64, device=noise.device)
         counted = Counted(field.network, len(noise))
         guided = field.through((guidance or Unguided()).guide(counted, field.null_class))
-        if diffusion is None:
-            diffusion = Sigma() if self.stochastic else Zero()
-        problem = Problem(guided, noise, guided.labels(y, noise), keys, plan, diffusion, trajectory)
+        w = diffusion if diffusion is not None else Sigma() if self.stochastic else Zero()
+        problem = Problem(guided, noise, guided.labels(y, noise), keys, plan, w, trajectory)
         with torch.no_grad():
             states = self.integrate(problem)
         return Sample(states[-1], counted.nfe, plan.times, states if trajectory else None)
@@ -360,7 +359,7 @@ class SDESampler(Sampler):
     ) -> Plan:
         from sitkit import span
 
-        diffusion = diffusion or Sigma()
+        diffusion = Sigma() if diffusion is None else diffusion
         size = 0.0 if self.last_step == "none" else self.last_step_size
         steps = self.steps - (size > 0)
         ends = chosen(self, span.derive(interpolant, target, diffusion, steps=steps, end=1 - size), paper=1e-3)

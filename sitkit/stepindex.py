@@ -6,6 +6,8 @@ increments (W(t_{s+1}) - W(t_s)) / sqrt(h) of unit variance.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchsde import BaseBrownian
@@ -48,7 +50,7 @@ class PathIncrements(BaseBrownian):
         self._path = path_on(keys, self._x, times)
         self._at, self._value = 0, self._path(self._times[0])
 
-    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor:
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
         left, right = int(ta), int(tb)
         if left != self._at or right != left + 1:
             raise ValueError(f"steps must be asked for in order; step {left} to {right} came at {self._at}.")
