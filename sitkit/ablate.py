@@ -3,8 +3,10 @@
     base: digits                                   # a preset, or a file
     set: {sampler: euler-maruyama}                 # settings of every cell
     rows: [{label: Linear, interp: linear, paper: {kl: 33.6}}]
-    grid: {diffusion: [kl, sigma]}
+    columns: {kl: {diffusion: kl}}                 # named settings, crossed with the rows
+    grid: {train.lr: [1e-3, 1e-4]}                 # axes, all crossed
     seeds: [0, 1, 2]                               # training seeds
+    bases: {imagenet256: {set: {...}}}             # what another base changes in the study
 
 Every cell is checked before the first one trains.  Run again, it continues: what has its identity on disk is not done
 again, and a changed cell is done alone.
@@ -33,6 +35,7 @@ from sitkit.config import (
     assemble,
     label,
     locate,
+    merge,
     read_config,
     read_yaml,
     training_identity,
@@ -41,7 +44,7 @@ from sitkit.config import (
 from sitkit.diffusion import KLEta
 from sitkit.evaluate import evaluate
 from sitkit.progress import Event, Progress, silent
-from sitkit.registry import UserError, WorkFailed
+from sitkit.registry import UserError, WorkFailed, suggest
 from sitkit.run import CHECKPOINTS, folder_of, load
 from sitkit.train import train
 
@@ -51,15 +54,18 @@ Reference = float | Mapping[str, float] | None
 class Study(Settings):
     """An ablation as people write it.
 
-    rows: settings with a `label`, and in `paper` a reference number, or one for each value of the grid (by its label).
-    grid: dotted keys and the values to cross.  source says where the reference numbers come from and how they were made.
+    rows: settings with a `label`, and in `paper` a reference number, or one for each column.
+    columns: settings by name.  grid: dotted keys and the values to cross.  bases: for each base that the study can run on,
+    the keys of the study that it changes (set, columns, metric, ...).  source: where the reference numbers come from.
     """
 
     title: str = ""
     source: str = ""
     base: str = "digits"
     set: dict[str, Any] = {}
-    rows: tuple[dict[str, Any], ...] = ({},)
+    bases: dict[str, dict[str, Any]] = {}
+    rows: tuple[dict[str, Any], ...] = Field(({},), min_length=1)
+    columns: dict[str, dict[str, Any]] = {}
     grid: dict[str, tuple[Any, ...]] = {}
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     metric: str | dict[str, Any] | None = None
@@ -98,40 +104,59 @@ class Table:
         return [result for result in self.results if result.record is None]
 
 
-def read_study(path: Path | str, over: Layer | None = None) -> tuple[Study, list[Cell]]:
-    """The study in a file and its cells, each checked.  Raises UserError with file, line and reason for the first wrong one."""
+def read_study(path: Path | str, over: Layer | None = None, base: str | None = None) -> tuple[Study, list[Cell]]:
+    """The study in a file and its cells, each checked; `base` in place of the file's own.
+
+    Raises UserError with file, line and reason for the first cell that cannot be.
+    """
     layer = read_yaml(path)
     study: Study = validate(Study, layer.values, layer.where)
-    base = read_config(_beside(Path(path), study.base))
-    common = Layer(study.set, {k.removeprefix("set."): v for k, v in layer.where.items() if k.startswith("set.")})
-    layers = [base, common]
+    where = dict(layer.where)
+    name = base or study.base
+    if name in study.bases:
+        inside = f"bases.{name}."
+        where |= {k.removeprefix(inside): v for k, v in layer.where.items() if k.startswith(inside)}
+        study = validate(Study, merge(layer.values, study.bases[name]), where)
+    layers = [read_config(_beside(Path(path), name)), Layer(study.set, _within(where, "set"))]
     if study.metric is not None:
-        layers.append(Layer({"metric": study.metric}, {"metric": layer.where["metric"]}))
+        layers.append(Layer({"metric": study.metric}, where))
     if over is not None:
         layers.append(over)
+    columns = _columns(study, where)
     cells = []
-    combinations = list(itertools.product(*study.grid.values()))
-    for (i, row), values in itertools.product(enumerate(study.rows), combinations):
-        place = locate(layer.where, ["rows", str(i)]) or f"{path}: "
+    for (i, row), (column, chosen) in itertools.product(enumerate(study.rows), columns.items()):
+        place = locate(where, ["rows", str(i)]) or f"{path}: "
         settings = {k: v for k, v in row.items() if k not in ("label", "paper")}
-        where = {k.removeprefix(f"rows.{i}."): v for k, v in layer.where.items() if k.startswith(f"rows.{i}.")}
-        chosen: dict[str, Any] = {}
+        config = assemble([*layers, Layer(settings, _within(where, f"rows.{i}")), chosen])
+        title = str(row.get("label") or _name(settings, config) or "base")
+        paper = _reference(row.get("paper"), column, place, columns)
+        for seed in study.seeds:
+            seeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
+            cell = Cell(title, column, seed, seeded, paper)
+            _check(cell, place)
+            cells.append(cell)
+    return study, cells
+
+
+def _within(where: Mapping[str, str], key: str) -> dict[str, str]:
+    return {k.removeprefix(f"{key}."): v for k, v in where.items() if k.startswith(f"{key}.")}
+
+
+def _columns(study: Study, where: Mapping[str, str]) -> dict[str, Layer]:
+    """Settings by the name of the column: the named columns crossed with the axes of the grid."""
+    columns: dict[str, Layer] = {}
+    for named, values in itertools.product(study.columns or {"": {}}, itertools.product(*study.grid.values())):
+        settings: Any = study.columns.get(named, {})
+        lines = _within(where, f"columns.{named}")
         for key, value in zip(study.grid, values, strict=True):
             nested: Any = value
             for part in reversed(key.split(".")):
                 nested = {part: nested}
-            chosen |= nested
-            where[key] = layer.where.get(f"grid.{key}", str(path))
-        config = assemble([*layers, Layer(settings | chosen, where)])
-        name = str(row.get("label") or _name(settings, config) or "base")
-        column = ", ".join(_value_name(value) for value in values)
-        paper = _reference(row.get("paper"), column, place, combinations)
-        for seed in study.seeds:
-            seeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
-            cell = Cell(name, column, seed, seeded, paper)
-            _check(cell, place)
-            cells.append(cell)
-    return study, cells
+            settings = merge(settings, nested)
+            lines[key] = where.get(f"grid.{key}", "")
+        title = ", ".join(filter(None, (named, *map(_value_name, values))))
+        columns[title] = Layer(settings, lines)
+    return columns
 
 
 def _beside(study: Path, base: str) -> str:
@@ -152,15 +177,16 @@ def _value_name(value: Any) -> str:
     return str(value)
 
 
-def _reference(paper: Any, column: str, place: str, combinations: Sequence[Any]) -> float | None:
+def _reference(paper: Any, column: str, place: str, columns: Mapping[str, Any]) -> float | None:
     if paper is None or isinstance(paper, (int, float)):
         return paper
     if not isinstance(paper, Mapping):
-        raise UserError(f"{place}paper is a number, or a number for each of the grid's values; got {paper!r}.")
-    known = [", ".join(_value_name(value) for value in values) for values in combinations]
+        raise UserError(f"{place}paper is a number, or a number for each column; got {paper!r}.")
     for key in paper:
-        if key not in known:
-            raise UserError(f"{place}paper has a number for {key!r}, which is none of the grid's: {'; '.join(known)}.")
+        if key not in columns:
+            raise UserError(
+                f"{place}paper has a number for {key!r}.{suggest(key, columns)} Columns: {'; '.join(columns)}."
+            )
     return paper.get(column)
 
 
@@ -192,12 +218,12 @@ def trained(config: Config) -> bool:
         return False
 
 
-def ablate(path: Path | str, over: Layer | None = None, progress: Progress = silent) -> Table:
+def ablate(path: Path | str, over: Layer | None = None, base: str | None = None, progress: Progress = silent) -> Table:
     """Do what is missing of a study and write its table to studies/<file's name>/.
 
     Raises UserError before any work if a cell is impossible.  A cell that goes wrong does not stop the others.
     """
-    study, cells = read_study(path, over)
+    study, cells = read_study(path, over, base)
     failed: dict[str, str] = {}
     missing = {key: config for key, config in trainings(cells).items() if not trained(config)}
     for number, (key, config) in enumerate(missing.items()):
@@ -226,7 +252,7 @@ def ablate(path: Path | str, over: Layer | None = None, progress: Progress = sil
         except (UserError, WorkFailed) as error:
             results.append(Result(cell, None, str(error)))
     progress(Event("cells", len(cells), len(cells)))
-    folder = cells[0].config.run.folder.parent / "studies" / Path(path).stem
+    folder = cells[0].config.run.folder.parent / "studies" / "-".join(filter(None, (Path(path).stem, base)))
     checkpoint.write(folder / "table.csv", as_csv(results))
     checkpoint.write(folder / "table.md", as_markdown(study, results))
     return Table(study, results, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import pickle
@@ -61,7 +62,12 @@ def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
 
 def test_every_data_set_of_these_modules_is_made_here() -> None:
     modules = {f"sitkit.data.{module}" for module in ("digits", "points", "images")}
-    assert {name for name in datasets if datasets.origin(name) in modules} == {"digits", "points", "npz", "image-folder"}
+    assert {name for name in datasets if datasets.origin(name) in modules} == {
+        "digits",
+        "points",
+        "npz",
+        "image-folder",
+    }
 
 
 def test_examples_keep_their_contract(dataset: Dataset) -> None:
@@ -179,6 +185,14 @@ def test_augmentation_follows_the_keys() -> None:
     assert abs((flips[0] == flips[1]).sum() - 200) < 40
     still = in_memory(values, None, (), holdout=0.0)
     assert torch.equal(still.read(np.arange(4), np.ones(4, np.int64)), plain)
+
+
+def test_every_draw_has_its_own_key() -> None:
+    plain = in_memory(np.zeros((10, 1), np.float32), None, (), holdout=0.0)
+    keyed = dataclasses.replace(plain, reader=lambda index, keys: torch.from_numpy(keys))
+    keys = torch.cat([batch(keyed, seed, step, 10)[0] for seed in range(3) for step in range(20)])
+    # 600 words of 32 bits meet with a chance of 600^2 / 2^33 = 4e-5; these are fixed, and do not.
+    assert keys.dtype == torch.int64 and len(keys.unique()) == 600
 
 
 def test_bytes_become_numbers_from_minus_one_to_one() -> None:

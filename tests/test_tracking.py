@@ -401,6 +401,17 @@ def test_processes_may_send_at_once_also_the_same_run(store: str, tmp_path: Path
     assert all(len(points(store, folder, "loss")) == 3 for folder in folders)
 
 
+def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(folder / "tracking.lock"):
+        child = fork(lambda: sync(folder, name="n"))
+        time.sleep(0.5)
+        assert not (folder / "tracking.json").exists()
+    assert os.waitpid(child, 0)[1] == 0
+    check_whole(store, folder, 0)
+
+
 # The thread
 
 

@@ -199,6 +199,9 @@ def evaluate(
 @app.command()
 def ablate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as experiments/table6.yaml.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="A preset or file in place of the study's own base.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
@@ -212,7 +215,7 @@ def ablate(
 
     over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
     if dry_run:
-        _, cells = read_study(file, over)
+        _, cells = read_study(file, over, base)
         unique = trainings(cells)
         rows = [
             (
@@ -234,7 +237,7 @@ def ablate(
             console.say(f"{len(cells)} cells from {len(unique)} trainings")
         return
     with resumable(), console.progress() as progress:
-        result = verb(file, over, progress)
+        result = verb(file, over, base, progress)
     groups = grouped(result.results)
     columns = list(dict.fromkeys(r.cell.column for r in result.results))
     rows = [[row, *(summary(cells[column]) for column in columns)] for row, cells in groups.items()]

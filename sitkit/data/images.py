@@ -249,7 +249,7 @@ def centre_square(image: Image, size: int) -> Image:
     from PIL.Image import Resampling
 
     while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Resampling.NEAREST)
+        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
