@@ -259,7 +259,7 @@ def ablate(path: Path | str, over: Layer | None = None, base: str | None = None,
 
 
 def _measure(cell: Cell, progress: Progress) -> dict[str, Any]:
-    run = load(folder_of(cell.config), device=cell.config.run.device)
+    run = load(folder_of(cell.config), weights=cell.config.sample.weights, device=cell.config.run.device)
     run = dataclasses.replace(run, config=cell.config)
     return evaluate(run, progress)[0].record
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -43,7 +44,7 @@ class TrainSettings(Settings):
 
     steps: int = Field(400_000, ge=0)
     batch: int = Field(256, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = Field(0, ge=0)
@@ -67,6 +68,7 @@ class RunSettings(Settings):
 
     folder: Path = Path("runs")
     device: str = "auto"
+    threads: int | None = Field(None, ge=1)
     log_every: int = Field(50, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     sample_every: int = Field(1000, ge=0)
@@ -96,13 +98,13 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        given = {**DEFAULTS, **{k: v for k, v in given.items() if v is not None}}
-        if "weight" not in given:
-            target = registries["targets"].parse(given["target"])
-            given["weight"] = target.weighting
-        if "diffusion" not in given:
+        given = merge(DEFAULTS, {k: v for k, v in given.items() if v is not None})
+        # A wrong target or sampler is reported with its place when its own field is checked.
+        with suppress(UserError):
+            given = {"weight": registries["targets"].parse(given["target"]).weighting, **given}
+        with suppress(UserError):
             sampler = registries["samplers"].parse(given["sampler"])
-            given["diffusion"] = Sigma() if sampler.stochastic else Zero()
+            given = {"diffusion": Sigma() if sampler.stochastic else Zero(), **given}
         return given
 
     @field_validator("metric", mode="before")
@@ -181,7 +183,7 @@ def merge(base: Any, over: Any) -> Any:
 
     A part that changes its name keeps none of the old one's fields; a part that keeps its name keeps them.
     """
-    if isinstance(base, Mapping) and "name" in base and isinstance(over, str):
+    if isinstance(base, Mapping) and isinstance(over, str):
         over = {"name": over}
     if isinstance(base, str) and isinstance(over, Mapping):
         base = {"name": base}
@@ -206,7 +208,9 @@ def assemble(layers: Sequence[Layer]) -> Config:
     where: dict[str, str] = {}
     for layer in layers:
         values = merge(values, layer.values)
-        where |= layer.where
+        # A plain value takes the place of a mapping, and of the lines of what was in it.
+        leaves = tuple(f"{key}." for key in flat(layer.values))
+        where = {key: place for key, place in where.items() if not key.startswith(leaves)} | layer.where
     return validate(Config, values, where)
 
 
@@ -219,7 +223,7 @@ def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, st
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
-        place = locate(where, path)
+        place = locate(where, [*path, *getattr(first.get("ctx", {}).get("error"), "path", ())])
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
             known = _fields(model, path[:-1])
@@ -273,13 +277,16 @@ def read_yaml(path: Path | str, text: str | None = None) -> Layer:
     if tree is None:
         return Layer({}, {})
     if not isinstance(tree, Mapping):
-        raise UserError(f"{path}: expected keys and values, got {type(tree).__name__}.")
+        raise UserError(f"{path}: expected keys and values, got {'a list' if isinstance(tree, list) else repr(tree)}.")
     where: dict[str, str] = {}
     return Layer(_unwrap(tree, str(path), "", where), where)
 
 
 def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
-    """Plain values from ruamel's tree, noting the line of each."""
+    """Plain values from ruamel's tree, noting the line of each.  Raises UserError for a tag: nothing is built from one."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if tag is not None:
+        raise UserError(f"{locate(where, key.split('.'))}{key or path}: the tag {tag!r} is not read: write a plain value.")
     if isinstance(node, Mapping):
         plain = {}
         for name, value in node.items():

@@ -47,9 +47,10 @@ class MinibatchOT(Coupling):
         import torch
         from scipy.optimize import linear_sum_assignment
 
-        cost = torch.cdist(data.flatten(1).double(), noise.flatten(1).double()).square().cpu().numpy()
-        order = torch.arange(len(data))
-        for rows in [(y == label).nonzero()[:, 0].cpu() for label in y.unique()] if self.by_class else [order]:
-            chosen = linear_sum_assignment(cost[rows][:, rows])[1]
+        cost = torch.cdist(data.flatten(1).double(), noise.flatten(1).double()).square().cpu()
+        everyone = torch.arange(len(data))
+        order = everyone.clone()
+        for rows in [(y == label).nonzero()[:, 0].cpu() for label in y.unique()] if self.by_class else [everyone]:
+            chosen = linear_sum_assignment(cost[rows][:, rows].numpy())[1]
             order[rows] = rows[torch.from_numpy(chosen)]
         return noise[order.to(noise.device)]

@@ -17,18 +17,22 @@ from torch import Tensor
 from sitkit import noise
 from sitkit.field import Counted, Field
 from sitkit.registry import UserError
-from sitkit.sampler import AdaptiveODE, Dopri5, FixedStepODE
+from sitkit.sampler import AdaptiveODE, Dopri5, FixedStepODE, worst_sample
 
 EXACT_BELOW = 33
 
 
 class Likelihood(NamedTuple):
-    """log p (b,) in nats, the noise (b, ...) that the data flow to, network evaluations per example, probes (0: exact)."""
+    """log p (b,) in nats, the noise (b, ...) that the data flow to, network evaluations per example, probes (0: exact).
+
+    each: log p by each probe alone, (probes, b), whose mean log p is; (1, b) where it is exact.
+    """
 
     log_prob: Tensor
     noise: Tensor
     nfe: int
     probes: int
+    each: Tensor
 
 
 def log_prior(x: Tensor) -> Tensor:
@@ -84,19 +88,26 @@ def likelihood(
         with torch.enable_grad():
             x = state[0].detach().requires_grad_()
             velocity = counting.read(x, t, labels).velocity
-            div = exact_divergence(velocity, x) if basis is None else estimated_divergence(velocity, x, basis)
+            div = exact_divergence(velocity, x)[None] if basis is None else estimated_divergences(velocity, x, basis)
         return velocity.detach(), div
 
     if isinstance(sampler, AdaptiveODE):
-        settings: dict[str, Any] = {"rtol": sampler.rtol, "atol": sampler.atol, "options": {"step_t": times}}
+        options: dict[str, Any] = {"step_t": times, "norm": worst_example}
+        settings: dict[str, Any] = {"rtol": sampler.rtol, "atol": sampler.atol, "options": options}
     else:
         settings = {"options": {"grid_constructor": lambda f, state, t: -times if t[0] < t[-1] else times}}
-    start = (data, data.new_zeros(len(data)))
+    start = (data, data.new_zeros(1 if basis is None else probes, len(data)))
     with torch.no_grad():
         ends: Any = torchdiffeq.odeint(slope, start, times[[0, -1]], method=sampler.method, **settings)
     x, change = ends[0][-1], ends[1][-1]
     # Integrated backwards, from t1 to t0, `change` is minus the integral of the divergence.
-    return Likelihood(log_prior(x) + change, x, counted.nfe, 0 if basis is None else probes)
+    each = log_prior(x) + change
+    return Likelihood(each.mean(0), x, counted.nfe, 0 if basis is None else probes, each)
+
+
+def worst_example(state: tuple[Tensor, Tensor]) -> Tensor:
+    """The largest error of an example: the root mean square of its state, or the size of its divergence integral."""
+    return worst_sample(state[0]).maximum(state[1].abs().max())
 
 
 def probe(data: Tensor, kind: str, count: int, seeds: Tensor | Sequence[int] | None) -> Tensor:
@@ -117,7 +128,7 @@ def exact_divergence(velocity: Tensor, x: Tensor) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def estimated_divergence(velocity: Tensor, x: Tensor, probes: Tensor) -> Tensor:
-    """The mean over probes e of e . (dv/dx) e: (b, ...) -> (b,)."""
+def estimated_divergences(velocity: Tensor, x: Tensor, probes: Tensor) -> Tensor:
+    """e . (dv/dx) e for each probe e: (b, ...) -> (probes, b).  Its expectation is the divergence (Hutchinson 1990)."""
     parts = [(torch.autograd.grad((velocity * e).sum(), x, retain_graph=True)[0] * e).flatten(1).sum(1) for e in probes]
-    return torch.stack(parts).mean(0)
+    return torch.stack(parts)

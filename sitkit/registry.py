@@ -42,7 +42,14 @@ GROUP = "sitkit.plugins"
 
 
 class UserError(ValueError):
-    """A request that cannot be met, found before any work: says what, where and what to do instead."""
+    """A request that cannot be met, found before any work: says what, where and what to do instead.
+
+    path leads from the value that was asked for to the key in it that is wrong, so that its line can be named.
+    """
+
+    def __init__(self, message: str, path: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class WorkFailed(RuntimeError):
@@ -194,7 +201,8 @@ class Registry(Mapping[str, type[C]], Generic[C]):
             missing = "".join(f" {plugin}" for plugin in broken)
             raise UserError(
                 f"No {self.kind} named {name!r}.{suggest(name, self.names())} "
-                f"Known: {', '.join(self.names())}.{missing}"
+                f"Known: {', '.join(self.names())}.{missing}",
+                ("name",),
             )
         return seen, fields
 
@@ -210,7 +218,8 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         if isinstance(value, str):
             return self.create(value)
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise UserError(f"A {self.kind} is a name or a mapping with 'name'; got {value!r}.")
+            article = "An" if self.kind[0] in "aeiou" else "A"
+            raise UserError(f"{article} {self.kind} is a name or a mapping with 'name'; got {value!r}.")
         fields = {k: v for k, v in value.items() if k != "name"}
         return self.create(value["name"], **fields)
 
@@ -223,14 +232,16 @@ def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
     for key in fields:
         if key not in known:
             has = f"Its fields: {', '.join(known)}." if known else "It has no fields."
-            raise UserError(f"{what} has no field {key!r}.{suggest(key, known)} {has}")
+            raise UserError(f"{what} has no field {key!r}.{suggest(key, known)} {has}", (key,))
     try:
         return _adapter(cls).validate_python(dict(fields))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        path = tuple(str(part) for part in first["loc"])
+        key = ".".join(path)
         reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{what}: {f'{key}: ' if key else ''}{reason}") from None
+        inner = getattr(first.get("ctx", {}).get("error"), "path", ())
+        raise UserError(f"{what}: {f'{key}: ' if key else ''}{reason}", (*path, *inner)) from None
 
 
 @functools.cache

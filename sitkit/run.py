@@ -11,17 +11,18 @@ import io
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sitkit import checkpoint
-from sitkit.config import Config, Layer, slug, training_identity, validate
+from sitkit.config import TRAINING, Config, Layer, locate, slug, training_identity, validate
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
 from sitkit.registry import UserError, loaded, suggest
@@ -76,6 +77,12 @@ def device_of(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def use_threads(config: Config) -> None:
+    """Let torch use run.threads threads on a CPU, if set; otherwise as many as it likes."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
 
 
 def build(config: Config, seed: int | None = None) -> nn.Module:
@@ -142,6 +149,9 @@ def find(name: str | Path, root: Path) -> Path:
     path = Path(name)
     if (path / CONFIG).is_file():
         return path
+    if path.is_file():
+        checkpoint.header(path)  # Raises for a pickle, a damaged file, or one that is not of sitkit.
+        raise UserError(f"{path} is a checkpoint; give the folder of its run: {path.parent.parent}.")
     known = {run.name: run for run in runs(root)}
     if str(name) == "latest" and known:
         return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
@@ -174,7 +184,7 @@ def read_config_of(folder: Path) -> Config:
 def load(
     run: str | Path,
     *,
-    weights: str = "ema",
+    weights: Literal["ema", "raw"] | None = None,
     step: int | None = None,
     device: str = "auto",
     over: Layer | None = None,
@@ -182,20 +192,29 @@ def load(
 ) -> Run:
     """The trained run in a folder (or by name, identity, "latest"): its config, its network, its field.
 
-    weights: "ema" or "raw".  step: a checkpoint's step, by default the newest.  Raises UserError for a run that is not
-    there, has no checkpoint yet, or whose checkpoint is damaged.
+    weights: "ema" or "raw", by default sample.weights of the configuration.  step: a checkpoint's step, by default the
+    newest.  over: settings of sampling and evaluation.  Raises UserError for a run that is not there, has no checkpoint
+    yet, or whose checkpoint is damaged, and for a setting that its training has fixed.
     """
     folder = find(run, root)
     config = read_config_of(folder)
+    use_threads(config)
     if over is not None:
+        fixed = next((key for key in TRAINING if key in over.values), None)
+        if fixed is not None:
+            raise UserError(
+                f"{locate(over.where, [fixed])}{fixed} was fixed when {folder} was trained: train another run with it."
+            )
         config = validate(Config, _on_top(config, over), over.where)
+    if weights is not None:
+        config = config.model_copy(update={"sample": config.sample.model_copy(update={"weights": weights})})
     network = build(config)
     at = 0
     if config.backbone.trainable:
         path = checkpoint_at(folder, step)
         header, tensors = checkpoint.load(path)
         at = int(header["step"])
-        _fill(network, tensors, "model." if weights == "raw" else "ema.", path)
+        _fill(network, tensors, "model." if config.sample.weights == "raw" else "ema.", path)
     network = network.to(device_of(device)).eval().requires_grad_(False)
     data = examples(config.data)
     return Run(folder, config, at, network, Field(network, config.interp, config.target, data.num_classes))
@@ -222,7 +241,12 @@ def checkpoint_at(folder: Path, step: int | None = None) -> Path:
         raise UserError(
             f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in found) or 'none'}."
         )
-    newest = checkpoint.latest(folder / CHECKPOINTS)
+    damaged: list[str] = []
+    newest = checkpoint.latest(folder / CHECKPOINTS, damaged.append)
+    if newest is None and found:
+        checkpoint.header(found[-1])  # Raises, with what is wrong with it.
+    for text in damaged:
+        warnings.warn(text, stacklevel=2)
     if newest is None:
         raise UserError(f"{folder} has no checkpoint yet: continue its training with `sitkit train {folder / CONFIG}`.")
     return newest

@@ -362,7 +362,8 @@ class SDESampler(Sampler):
         diffusion = Sigma() if diffusion is None else diffusion
         size = 0.0 if self.last_step == "none" else self.last_step_size
         steps = self.steps - (size > 0)
-        ends = chosen(self, span.derive(interpolant, target, diffusion, steps=steps, end=1 - size), paper=1e-3)
+        end = 1 - size if self.t1 is None else self.t1
+        ends = chosen(self, span.derive(interpolant, target, diffusion, steps=steps, end=end), paper=1e-3)
         times = self.grid.grid(steps, ends.t0, ends.t1)
         span.check_grid(interpolant, target, diffusion, times)
         if size and not self.accept_bias:

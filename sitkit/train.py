@@ -34,6 +34,7 @@ from sitkit.run import (
     environment,
     examples,
     folder_of,
+    use_threads,
     write_config,
 )
 from sitkit.sample import show
@@ -50,6 +51,7 @@ def train(config: Config, progress: Progress = silent) -> Path:
     any work for what cannot be; WorkFailed where the loss is not finite, naming step, loss and last good checkpoint;
     KeyboardInterrupt after a checkpoint of the step that ctrl-C found.
     """
+    use_threads(config)
     data = examples(config.data)
     device = device_of(config.run.device)
     folder = folder_of(config)

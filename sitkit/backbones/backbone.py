@@ -228,13 +228,13 @@ for _size, _hidden_size, _depth, _num_heads in (
             num_heads=_num_heads,
         )
 
-# A laptop's size, not of the paper.
+# A laptop's size, not of the paper: at equal time on 8x8 digits a width of 96 ends nearer the data than 128.
 for _patch in (1, 2, 4):
     backbones.preset(
         f"sit-xs/{_patch}",
         of="sit",
         patch_size=_patch,
-        hidden_size=128,
+        hidden_size=96,
         depth=4,
         num_heads=4,
         learn_sigma=False,

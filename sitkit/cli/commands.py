@@ -187,13 +187,14 @@ def evaluate(
             f"{evaluation.record['halves']:.4g}",
             evaluation.record["n"],
             evaluation.record["sampling"]["nfe"],
-            evaluation.path,
         )
         for evaluation in done
     ]
     notes = [note for evaluation in done for note in evaluation.record["notes"]]
     notes.append("halves: the same metric between two random halves of the data.")
-    console.table(("metric", "value", "stderr", "halves", "n", "NFE", "recipe"), rows, notes=notes)
+    console.table(("metric", "value", "stderr", "halves", "n", "NFE"), rows, notes=notes)
+    for evaluation in done:
+        console.say(f"recipe    {evaluation.path}")
 
 
 @app.command()

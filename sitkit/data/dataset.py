@@ -45,6 +45,7 @@ class Examples:
     labels: (n,) int64, in [0, num_classes), or all 0 where class_names is empty: the examples are then unlabelled.
     fingerprint: SHA-256 of the values and labels.  train, heldout: (., ) int64, disjoint, together every index.
     reader: what `read` calls.  law: the distribution that the examples were drawn from, where it is known.
+    bin_width: the spacing of the levels that values are rounded to, in units of the values; None: not rounded.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class Examples:
     heldout: np.ndarray
     reader: Callable[[np.ndarray, np.ndarray | None], Tensor]
     law: Any = None
+    bin_width: float | None = None
 
     @property
     def num_classes(self) -> int:
@@ -118,11 +120,13 @@ def in_memory(
     holdout: float,
     flip: bool = False,
     law: Any = None,
+    bin_width: float | None = None,
 ) -> Examples:
     """Examples from arrays.
 
     values: (n, *shape), float32 as they are, or uint8 images (n, c, h, w), read as v / 127.5 - 1.
     labels: (n,) int, or None for unlabelled examples.  flip: mirror an image, left to right, where its key is odd.
+    bin_width: the spacing of the values' levels; uint8 images have 1 / 127.5 by themselves.
     Raises UserError if nothing would be left to train on, ValueError for arrays that break the contract.
     """
     import numpy as np
@@ -148,6 +152,7 @@ def in_memory(
         heldout=heldout,
         reader=functools.partial(_read, values, flip),
         law=law,
+        bin_width=1 / 127.5 if values.dtype == np.uint8 else bin_width,
     )
 
 

@@ -27,4 +27,4 @@ class Digits(Dataset):
 
         pixels, labels = map(np.asarray, load_digits(return_X_y=True))
         values = (pixels / 8 - 1).astype(np.float32).reshape(-1, 1, 8, 8)
-        return in_memory(values, labels, tuple("0123456789"), holdout=self.holdout)
+        return in_memory(values, labels, tuple("0123456789"), holdout=self.holdout, bin_width=1 / 8)

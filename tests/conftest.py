@@ -1,0 +1,17 @@
+"""Settings for every test: one thread each, the same hypothesis examples on every run, nothing sent anywhere."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import settings
+
+# Several workers on few cores: one thread each.  Sums then also have one order, on any machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+torch.set_num_threads(1)
+
+# deadline: the first call of an operation is slow on a busy machine, which says nothing of the law under test.
+settings.register_profile("sitkit", deadline=None, derandomize=True, max_examples=40, print_blob=True)
+settings.load_profile("sitkit")

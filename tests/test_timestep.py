@@ -1,0 +1,92 @@
+"""Maps u -> t: the laws, quantiles by hand, and grids that are exact or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sitkit.registry import UserError, timesteps
+from sitkit.testing import check_timestep
+
+
+@pytest.mark.parametrize("name", timesteps.names())
+def test_laws(name: str) -> None:
+    check_timestep(timesteps.create(name))
+
+
+POSITIVE = st.floats(0.05, 20)
+
+
+@given(st.floats(-2, 2), st.floats(0.2, 3), POSITIVE, st.floats(0.2, 5), st.integers(1, 2000))
+def test_laws_for_any_fields(mean: float, std: float, shift: float, rho: float, levels: int) -> None:
+    check_timestep(timesteps.create("logit-normal", mean=mean, std=std))
+    check_timestep(timesteps.create("shift", shift=shift))
+    check_timestep(timesteps.create("power", rho=rho))
+    check_timestep(timesteps.create("discrete", levels=levels))
+
+
+@given(st.lists(st.integers(1, 999), min_size=1, max_size=20, unique=True))
+def test_laws_for_any_explicit_times(inner: list[int]) -> None:
+    check_timestep(timesteps.create("explicit", times=[0.0, *(i / 1000 for i in sorted(inner)), 1.0]))
+
+
+def test_maps_by_hand() -> None:
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    table = {
+        ("uniform", ()): u,
+        ("shift", (("shift", 3.0),)): u / (3 - 2 * u),
+        ("power", (("rho", 3.0),)): 1 - (1 - u) ** 3,
+        ("cosine", ()): (1 - (torch.pi * u).cos()) / 2,
+    }
+    for (name, fields), expected in table.items():
+        torch.testing.assert_close(timesteps.create(name, **dict(fields)).map(u), expected, rtol=1e-13, atol=1e-15)
+
+
+def test_logit_normal_has_its_law() -> None:
+    """Its quantiles are the logistic of the normal's: an independent inverse of the normal distribution function."""
+    u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    t = timesteps.create("logit-normal", mean=-0.4, std=1.3).map(u)
+    expected = torch.sigmoid(torch.from_numpy(stats.norm.ppf(u.numpy(), loc=-0.4, scale=1.3)))
+    # torch's erfinv is good to about 1e-15 of its argument, which is within 0.002 of its pole here.
+    torch.testing.assert_close(t, expected, rtol=1e-11, atol=0)
+
+
+def test_discrete_grid_hits_its_levels() -> None:
+    """250 steps over 1,000 levels are every fourth level, whatever i / 250 rounds to."""
+    times = timesteps.create("discrete").grid(250, 0.0, 1.0)
+    assert torch.equal(times, torch.arange(0, 1001, 4, dtype=torch.float64) / 1000)
+    u = torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert timesteps.create("discrete", levels=10).map(u).unique().tolist() == [i / 10 for i in range(10)]
+
+
+def test_a_grid_that_does_not_increase_is_refused() -> None:
+    with pytest.raises(UserError, match="does not increase at step 0.*fewer steps"):
+        timesteps.create("discrete", levels=10).grid(11, 0.0, 1.0)
+
+
+def test_explicit_times_are_used_or_refused() -> None:
+    times = (0.1, 0.15, 0.4, 0.9)
+    grid = timesteps.create("explicit", times=times)
+    assert grid.grid(3, 0.0, 1.0).tolist() == list(times)
+    with pytest.raises(UserError, match="3 intervals, but 4"):
+        grid.grid(4, 0.0, 1.0)
+    with pytest.raises(UserError, match=r"runs over \[0.1, 0.9\].*finite only within \[0.2, 1\]"):
+        grid.grid(3, 0.2, 1.0)
+
+
+@pytest.mark.parametrize("times", [(0.5,), (0.5, 0.5), (0.9, 0.1), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan"), 1.0)])
+def test_impossible_explicit_times(times: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match=r"increasing, within \[0, 1\]"):
+        timesteps.create("explicit", times=times)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("logit-normal", {"std": 0}), ("shift", {"shift": -1}), ("power", {"rho": 0}), ("discrete", {"levels": 0})],
+)
+def test_impossible_fields(name: str, fields: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"timestep '{name}'.*must be"):
+        timesteps.create(name, **fields)

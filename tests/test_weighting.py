@@ -1,0 +1,71 @@
+"""Loss weights: the laws, exactness where space and target agree, and the paper's table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sitkit.registry import UserError, interpolants, targets, weightings
+from sitkit.testing import check_weighting, inner_times
+
+
+@pytest.mark.parametrize("name", weightings.names())
+def test_laws(name: str) -> None:
+    check_weighting(weightings.create(name))
+
+
+@given(st.floats(0.01, 100))
+def test_min_snr_laws_for_any_gamma(gamma: float) -> None:
+    check_weighting(weightings.create("min-snr", gamma=gamma))
+
+
+@pytest.mark.parametrize("path", interpolants.names())
+@pytest.mark.parametrize("space", targets.names())
+def test_exactly_one_where_space_and_target_agree(space: str, path: str) -> None:
+    """Also at the ends, where determinants are 0 or huge."""
+    c = interpolants.create(path).coefficients(torch.linspace(0, 1, 101, dtype=torch.float64))
+    r = weightings.create(space).weight(c, targets.create(space))
+    assert torch.equal(r, torch.ones_like(r))
+
+
+@pytest.mark.parametrize("path", interpolants.names())
+def test_the_papers_losses(path: str) -> None:
+    """With lambda = det_v / alpha: L_v is 1; on the score, L_s is sigma^2 and L_s-lambda (lambda sigma)^2."""
+    c = interpolants.create(path).coefficients(inner_times())
+    det_v = c.d_alpha * c.sigma - c.alpha * c.d_sigma
+    rate, one = det_v / c.alpha, torch.ones_like(c.alpha)
+    snr = (c.alpha / c.sigma).square()
+    table = {
+        ("velocity", "velocity"): one,
+        ("noise", "score"): c.sigma.square(),
+        ("velocity", "score"): (rate * c.sigma).square(),
+        ("noise", "noise"): one,
+        ("velocity", "noise"): rate.square(),
+        ("score", "noise"): 1 / c.sigma.square(),
+        ("velocity", "data"): (det_v / c.sigma).square(),
+        ("noise", "data"): snr,
+        ("likelihood", "noise"): rate / c.sigma,
+        ("likelihood", "score"): rate * c.sigma,
+        ("min-snr", "data"): snr.clamp_max(5),
+        ("min-snr", "noise"): snr.clamp_max(5) / snr,
+        ("data", "velocity"): (c.sigma / det_v).square(),
+    }
+    for (weighting, target), expected in table.items():
+        r = weightings.create(weighting).weight(c, targets.create(target))
+        # The determinants lose the digits of d_alpha sigma - alpha d_sigma, whose terms have one sign: 1e-15 each.
+        torch.testing.assert_close(r, expected, rtol=1e-13, atol=0)
+
+
+def test_likelihood_weight_of_the_vp_sde() -> None:
+    """Twice it, on the score error, is g^2 = beta (Song et al. 2021): lambda sigma = beta / 2."""
+    t = inner_times()
+    c = interpolants.create("vp-sbdm").coefficients(t)
+    r = weightings.create("likelihood").weight(c, targets.create("score"))
+    torch.testing.assert_close(2 * r, 0.1 + 19.9 * (1 - t), rtol=1e-13, atol=0)
+
+
+def test_gamma_must_be_positive() -> None:
+    with pytest.raises(UserError, match="gamma must be positive; got 0"):
+        weightings.create("min-snr", gamma=0)
