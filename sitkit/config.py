@@ -7,6 +7,7 @@ same name.  YAML is 1.2 and read safely; an error names file, line, key and the 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -225,7 +226,10 @@ def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, st
         path = [str(part) for part in first["loc"]]
         place = locate(where, [*path, *getattr(first.get("ctx", {}).get("error"), "path", ())])
         key = ".".join(path)
-        if first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden" and len(path) > 1 and path[-1] == "name":
+            # `merge` reads a word as the name of a component.
+            message = f"{'.'.join(path[:-1])} is a group of settings, not a name; got {first['input']!r}."
+        elif first["type"] == "extra_forbidden":
             known = _fields(model, path[:-1])
             message = f"unknown key {key!r}.{suggest(path[-1], known)} Known here: {', '.join(known)}."
         else:
@@ -280,6 +284,18 @@ def read_yaml(path: Path | str, text: str | None = None) -> Layer:
         raise UserError(f"{path}: expected keys and values, got {'a list' if isinstance(tree, list) else repr(tree)}.")
     where: dict[str, str] = {}
     return Layer(_unwrap(tree, str(path), "", where), where)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that `read_yaml` reads back, keys in their order."""
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.dump(dict(values), text)
+    return text.getvalue()
 
 
 def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:

@@ -66,7 +66,9 @@ def density(
     if n is not None and n < 1:
         raise UserError(f"n must be at least 1; got {n}.")
     if not len(data.heldout):
-        raise UserError("a likelihood is measured on held-out data, and the run held none out: set data.holdout above 0.")
+        raise UserError(
+            "a likelihood is measured on held-out data, and the run held none out: set data.holdout above 0."
+        )
     index = data.heldout[: n or MOST]
     recipe: dict[str, Any] = {
         "step": run.step,

@@ -7,7 +7,6 @@ runs/<slug>-<training identity>/
 from __future__ import annotations
 
 import functools
-import io
 import platform
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from sitkit import checkpoint
-from sitkit.config import TRAINING, Config, Layer, locate, slug, training_identity, validate
+from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
 from sitkit.registry import UserError, loaded, suggest
@@ -96,14 +95,7 @@ def build(config: Config, seed: int | None = None) -> nn.Module:
 
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: every setting resolved."""
-    from ruamel.yaml import YAML
-
-    text = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
-    yaml.dump(config.plain(), text)
-    checkpoint.write(folder / CONFIG, text.getvalue())
+    checkpoint.write(folder / CONFIG, to_yaml(config.plain()))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -205,7 +197,7 @@ def load(
             raise UserError(
                 f"{locate(over.where, [fixed])}{fixed} was fixed when {folder} was trained: train another run with it."
             )
-        config = validate(Config, _on_top(config, over), over.where)
+        config = adapted(config, over)
     if weights is not None:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"weights": weights})})
     network = build(config)
@@ -220,7 +212,8 @@ def load(
     return Run(folder, config, at, network, Field(network, config.interp, config.target, data.num_classes))
 
 
-def _on_top(config: Config, over: Layer) -> Mapping[str, Any]:
+def adapted(config: Config, over: Layer) -> Config:
+    """A run's configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
     from sitkit.config import merge
 
     values = merge(config.plain(), over.values)
@@ -228,7 +221,7 @@ def _on_top(config: Config, over: Layer) -> Mapping[str, Any]:
         # Another kind of sampler takes its own default w, as it would from the start.
         changed = values["sampler"]["name"] != config.sampler.name
         values = {k: v for k, v in values.items() if not (changed and k == "diffusion")}
-    return values
+    return validate(Config, values, over.where)
 
 
 def checkpoint_at(folder: Path, step: int | None = None) -> Path:

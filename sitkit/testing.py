@@ -167,6 +167,8 @@ def check_elementwise(who: str, values: Callable[[Tensor], Tensor | Iterable[Ten
 
     flat = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
     whole = each(flat)
+    for index, value in enumerate(whole):
+        law(value.shape == flat.shape, f"{who}: of t's shape (12,); value {index} is {tuple(value.shape)}")
     for shape in ((), (12,), (3, 4), (12, 1, 1)):
         for dtype in (torch.float64, torch.float32):
             t = flat[:1].reshape(()) if shape == () else flat.reshape(shape)

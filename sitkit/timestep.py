@@ -127,7 +127,11 @@ class Discrete(Timestep):
             raise ValueError(f"levels must be at least 1; got {self.levels}.")
 
     def map(self, u: Tensor) -> Tensor:
-        return (self.levels * u).floor() / self.levels
+        import torch
+
+        # i / steps rounds down as often as up: without the nudge 0.57 x 1000 is 569.99..., one level too low.
+        nudged = u * (1 + 4 * torch.finfo(u.dtype).eps)
+        return (self.levels * nudged).floor() / self.levels
 
 
 @final

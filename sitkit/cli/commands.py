@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sitkit.cli import console, options
+from sitkit.cli.certify import certify
+from sitkit.cli.resume import resumable
 from sitkit.registry import UserError, registries, spec, suggest
 
 if TYPE_CHECKING:
@@ -41,17 +39,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Ctrl-C ends with the command that continues."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        command = shlex.join(["sitkit", *sys.argv[1:]])
-        console.err.print(f"\nstopped; what is done is kept. Continue with: {command}", markup=False)
-        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -255,6 +242,9 @@ def ablate(
         raise typer.Exit(1)
 
 
+app.command()(certify)
+
+
 @app.command(name="list")
 def list_(
     registry: Annotated[str | None, typer.Argument(help="interpolants, targets, ... or all.")] = None,
@@ -385,3 +375,7 @@ def runs(
         console.table(("run", "step", "of", "samplings", "evaluations", ""), [list(row.values()) for row in rows])
     else:
         console.say(f"no runs in {runs}: make one with `sitkit train`.")
+
+
+# Commands in files of their own, which take `app` from here.
+import sitkit.cli.search  # noqa: E402, F401

@@ -1,0 +1,106 @@
+"""Tiny trained runs that tests share, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from sitkit import checkpoint, cli
+from sitkit.config import Config, assemble, read_assignments, read_config
+from sitkit.run import CHECKPOINTS
+from sitkit.train import train
+
+# Settings of the smallest networks that still have every part.
+SMALL = {
+    "points": ("backbone.hidden_size=16", "backbone.depth=1", "data.size=400", "train.batch=16", "train.steps=40"),
+    "digits": (
+        "backbone.hidden_size=32", "backbone.depth=1", "backbone.num_heads=2", "backbone.patch_size=4", "train.batch=16",
+        "train.steps=20",
+    ),
+}  # fmt: skip
+QUIET = ("run.track=false",)
+STARTED = tempfile.TemporaryDirectory(prefix="sitkit-tests-")
+
+
+class Called(NamedTuple):
+    """What a command left: its exit status and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+def tiny(folder: Path, *settings: str, base: str = "points") -> Config:
+    """A preset at the smallest size, with settings "key=value" on top; runs go to `folder`."""
+    words = [*SMALL[base], *QUIET, f"run.folder={folder}", *settings]
+    return assemble([read_config(base), read_assignments(words)])
+
+
+def flags(*settings: str, base: str = "points") -> list[str]:
+    """The words of a command line that make the same settings."""
+    return [word for setting in (*SMALL[base], *QUIET, *settings) for word in ("--set", setting)]
+
+
+@functools.cache
+def trained(base: str = "points") -> Path:
+    """The folder of a run that was trained once for all tests: not to be written to."""
+    return train(tiny(Path(STARTED.name) / "runs", base=base))
+
+
+def copied(run: Path, root: Path) -> Path:
+    """A run's folder of one's own under another root."""
+    return Path(shutil.copytree(run, root / run.name))
+
+
+def weights(folder: Path) -> bytes:
+    """The newest checkpoint of a run, to the byte."""
+    return checkpoint.checkpoints(folder / CHECKPOINTS)[-1].read_bytes()
+
+
+def call(*words: str | Path) -> Called:
+    """`sitkit WORDS` within this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["sitkit", *map(str, words)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+            status: Any = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+    return Called(int(status), out.getvalue(), err.getvalue())
+
+
+def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """`python -m sitkit WORDS` as a process of its own, begun in `cwd`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sitkit", *map(str, words)], cwd=cwd, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> Called:
+    """What the process left when it has ended."""
+    out, err = process.communicate(timeout=300)
+    return Called(process.returncode, out, err)
+
+
+def wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
+    """Return once `until()` is true or the process has ended; fail after two minutes."""
+    began = time.monotonic()
+    while not until() and process.poll() is None:
+        assert time.monotonic() - began < 120, "waited two minutes in vain"
+        time.sleep(0.002)
