@@ -313,8 +313,8 @@ def draw(certificate: Certificate, path: Path) -> None:
             groups.setdefault(row, {}).setdefault(column, []).append(v.wasserstein / v.wasserstein_floor)
     columns = list(dict.fromkeys(column for row in groups.values() for column in row))
     worst = [[_worst(row.get(column, [])) for column in columns] for row in groups.values()]
-    title = "sliced W2 to the truth, in units of two samples of the truth (worst target; dash: refused or none)"
-    picture.heatmap(worst, list(groups), columns, path, title, "1 is perfect")
+    title = "sliced W2 to the truth (worst target; dash: refused)"
+    picture.heatmap(worst, list(groups), columns, path, title, "1: as far as two samples of the truth")
 
 
 def _worst(values: list[float]) -> float:

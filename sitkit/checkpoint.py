@@ -276,8 +276,10 @@ def prune(folder: str | Path, keep: int) -> None:
     whole = [path for path in checkpoints(folder) if _sound(path)]
     for path in whole[:-keep]:
         path.unlink(missing_ok=True)
-    for path in Path(folder).glob("step-*.safetensors.tmp-*"):
-        path.unlink(missing_ok=True)
+    # safetensors writes to a file of its own, .tmpXXXXXX, before it has the name that it was given.
+    for pattern in ("step-*.safetensors.tmp-*", ".tmp??????"):
+        for path in Path(folder).glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def _sound(path: Path) -> bool:

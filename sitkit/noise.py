@@ -113,7 +113,8 @@ class BrownianPath:
             self._halve(draws[:, place], t)
         level, index, left, right = self._stack[-1]
         share = t * 2**level - index
-        value = left + share * (right - left)
+        # lerp is exact at both ends: a node is the same to the bit from either side.
+        value = torch.lerp(left, right, share)
         if inside:
             assert draws is not None
             value = value + math.sqrt(share * (1 - share) / 2**level) * draws[:, -1]

@@ -354,7 +354,7 @@ def _check_ownership(sampler: Sampler, field: Field) -> None:
     if sampler.stochastic:
         others = sampler.sample(field, noise, seeds=sample_keys(1, torch.arange(7))).x
         law((others != whole).any(1), f"{sampler.name}: other seeds, other samples")
-    for shape, dtype in (((2, 3, 4, 5), torch.float32), ((2,), torch.float64)):
+    for shape, dtype in (((2, 3, 4, 5), torch.float32), ((2, 1), torch.float64)):
         drawn = sampler.sample(field, torch.zeros(shape, dtype=dtype), seeds=[1, 2]).x
         law(drawn.shape == shape and drawn.dtype == dtype, f"{sampler.name}: samples are of the noise's shape and dtype")
 

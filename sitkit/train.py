@@ -101,7 +101,7 @@ def _loop(config: Config, data: Examples, folder: Path, device: torch.device, pr
         progress(Event("train", step, settings.steps, message=f"continuing {folder} at step {step}."))
     objective = Objective(config, network, data, device)
     losses: list[Tensor] = []
-    saved, began, began_at = step, time.monotonic(), step
+    saved, timed = step, time.monotonic()
     network.train()
     with metrics_from(folder / METRICS, step) as log, interruptible() as interrupted:
         while step < settings.steps and not interrupted.is_set():
@@ -121,8 +121,9 @@ def _loop(config: Config, data: Examples, folder: Path, device: torch.device, pr
             save = last or step % config.run.checkpoint_every == 0
             if last or save or step % config.run.log_every == 0 or interrupted.is_set():
                 mean = _mean_if_finite(losses, step, folder, saved)
+                count = len(losses)
                 losses.clear()
-                rate = (step - began_at) * settings.batch / (time.monotonic() - began)
+                rate, timed = count * settings.batch / (time.monotonic() - timed), time.monotonic()
                 log({"step": step, "time": time.time(), "loss": mean, "images_per_second": rate})
                 progress(Event("train", step, settings.steps, {"loss": mean, "images/s": rate}))
             if save or interrupted.is_set():

@@ -43,8 +43,8 @@ class Called(NamedTuple):
 
 def tiny(folder: Path, *settings: str, base: str = "points") -> Config:
     """A preset at the smallest size, with settings "key=value" on top; runs go to `folder`."""
-    words = [*SMALL[base], *QUIET, f"run.folder={folder}", *settings]
-    return assemble([read_config(base), read_assignments(words)])
+    small = read_assignments([*SMALL[base], *QUIET, f"run.folder={folder}"])
+    return assemble([read_config(base), small, read_assignments(settings)])
 
 
 def flags(*settings: str, base: str = "points") -> list[str]:
