@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,23 +114,13 @@ class Certificate:
         ]
 
 
-def truth() -> mixture.Mixture:
-    """Three Gaussians in the plane, of unequal weights and full covariances, at the scale of data in [-1, 1]."""
-    means = torch.tensor([[0.7, 0.2], [-0.6, 0.5], [0.0, -0.7]], dtype=torch.float64)
-    covariances = torch.tensor(
-        [[[0.09, 0.03], [0.03, 0.05]], [[0.06, -0.02], [-0.02, 0.08]], [[0.12, 0.0], [0.0, 0.04]]], dtype=torch.float64
-    )
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    return mixture.Mixture(weights, means, covariances, torch.zeros(3, dtype=torch.int64))
-
-
 @dataclass
 class Examiner:
     """Measures cells; samples of equal solves are drawn once."""
 
     n: int = 1000
     steps: int | None = None
-    law: mixture.Mixture = field(default_factory=truth)
+    law: mixture.Mixture = field(default_factory=mixture.three_gaussians)
     _drawn: dict[Any, tuple[Tensor, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -229,7 +219,7 @@ class Examiner:
         return ""
 
 
-def cells(chosen: dict[str, Sequence[str]]) -> Iterator[Cell]:
+def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
     """Every combination of the registered names, or of those chosen for an axis; other grids with the default w."""
 
     def names(axis: str, registry: Any) -> list[str]:
@@ -258,7 +248,7 @@ def takes_diffusion(kind: type[Sampler]) -> bool:
 
 
 def certify(
-    chosen: dict[str, Sequence[str]] | None = None,
+    chosen: Mapping[str, Sequence[str]] | None = None,
     *,
     quick: bool = False,
     folder: Path = Path("certificates"),

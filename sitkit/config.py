@@ -302,7 +302,9 @@ def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
     """Plain values from ruamel's tree, noting the line of each.  Raises UserError for a tag: nothing is built from one."""
     tag = getattr(getattr(node, "tag", None), "value", None)
     if tag is not None:
-        raise UserError(f"{locate(where, key.split('.'))}{key or path}: the tag {tag!r} is not read: write a plain value.")
+        raise UserError(
+            f"{locate(where, key.split('.'))}{key or path}: the tag {tag!r} is not read: write a plain value."
+        )
     if isinstance(node, Mapping):
         plain = {}
         for name, value in node.items():

@@ -212,3 +212,13 @@ def moments(mixture: Mixture, y: int | None = None) -> tuple[Tensor, Tensor]:
     away = mixture.means - mean
     covariance = torch.einsum("k,kij->ij", weights, mixture.covariances + away.unsqueeze(2) * away.unsqueeze(1))
     return mean, covariance
+
+
+def three_gaussians() -> Mixture:
+    """Three Gaussians in the plane, of unequal weights and full covariances, at the scale of data in [-1, 1]."""
+    means = torch.tensor([[0.7, 0.2], [-0.6, 0.5], [0.0, -0.7]], dtype=torch.float64)
+    covariances = torch.tensor(
+        [[[0.09, 0.03], [0.03, 0.05]], [[0.06, -0.02], [-0.02, 0.08]], [[0.12, 0.0], [0.0, 0.04]]], dtype=torch.float64
+    )
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    return Mixture(weights, means, covariances, torch.zeros(3, dtype=torch.int64))

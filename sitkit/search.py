@@ -428,18 +428,20 @@ def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
     run, quest = bench.run, bench.quest
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if measured(trial)]
-    own = _own(bench)
-    reference = bench.confirm(-1, own, quest.confirm.seeds)
-    confirmed = []
     chosen = candidates(done, bench)
+    whole = len(chosen) + 2
+    bench.progress(Event("confirm", 0, whole))
+    reference = bench.confirm(-1, _own(bench), quest.confirm.seeds)
+    confirmed = []
     for number, trial in enumerate(chosen):
-        bench.progress(Event("confirm", number, len(chosen)))
+        bench.progress(Event("confirm", number + 1, whole))
         confirmed.append(bench.confirm(trial.number, trial.user_attrs["chosen"], quest.confirm.seeds))
-    bench.progress(Event("confirm", len(chosen), len(chosen)))
+    bench.progress(Event("confirm", whole - 1, whole))
     eligible = [setting for setting in confirmed if setting.nfe <= reference.nfe]
     sign = 1 if bench.metric.lower_is_better else -1
     winner = min(eligible, key=lambda setting: sign * setting.mean, default=None)
     comparison = compare(bench, winner, reference)
+    bench.progress(Event("confirm", whole, whole))
     folder = run.folder / FOLDER
     preset = write_preset(run.folder, name, winner.config, comparison["verdict"]) if winner else None
     paths = {kind: folder / f"{name}.{kind}" for kind in ("json", "csv", "png")}
@@ -507,9 +509,22 @@ def compare(bench: Bench, winner: Measured | None, reference: Measured) -> dict[
 
 
 def describe(chosen: Mapping[str, Any]) -> str:
-    """ "sampler=heun sampler.steps=25" """
-    values = {key: f"{value:.4g}" if isinstance(value, float) else shown(value) for key, value in chosen.items()}
-    return " ".join(f"{key}={value}" for key, value in values.items() if key != "nfe")
+    """ "heun steps=25 grid=power(rho=2), cfg scale=1.5, raw" """
+    roots: dict[str, list[str]] = {}
+    for key, value in chosen.items():
+        root, _, field = key.partition(".")
+        if key != "nfe":
+            words = roots.setdefault(root, [])
+            words.append(f"{field}={_short(value)}" if field and root != "sample" else _short(value))
+    return ", ".join(" ".join(words) if root in chosen or root == "sample" else f"{root} {' '.join(words)}"
+                     for root, words in roots.items())  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rest = ", ".join(f"{k}={_short(v)}" for k, v in value.items() if k != "name")
+        return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
+    return f"{value:.4g}" if isinstance(value, float) else str(shown(value)).replace(" ", "")
 
 
 def _row(setting: Measured) -> dict[str, Any]:

@@ -7,17 +7,23 @@ from pathlib import Path
 import torch
 
 from sitkit import picture
+from sitkit.backbones.exact import Exact
 from sitkit.diffusion import Diffusion, KLEta
+from sitkit.field import Field
 from sitkit.interpolant import Interpolant
+from sitkit.mixture import sample, three_gaussians
+from sitkit.noise import INITIAL, normal, sample_keys
 from sitkit.picture import Curve
 from sitkit.registry import Component, diffusions, interpolants
+from sitkit.sampler import Sampler
+from sitkit.target import Velocity
 from sitkit.timestep import Timestep
 
 PLOTTED = ("constant", "sigma", "decreasing", "increasing-decreasing", "kl")
 
 
 def draw(component: Component, path: Path) -> bool:
-    """Plot an interpolant (alpha, sigma, their rates, w), a diffusion on every interpolant, or a grid; False for others."""
+    """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form truth; False for other kinds."""
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
     if isinstance(component, Interpolant):
         c = component.coefficients(t)
@@ -35,6 +41,14 @@ def draw(component: Component, path: Path) -> bool:
         picture.curves(
             curves, path, title=f"grid {component.name}", xlabel="u = i / steps", ylabel="t (0 noise, 1 data)"
         )
+    elif isinstance(component, Sampler):
+        law, path_of = three_gaussians(), interpolants.create("linear")
+        ideal = Field(Exact(law, path_of, Velocity()), path_of, Velocity())
+        keys = sample_keys(0, torch.arange(400))
+        start = normal(keys, (2,), INITIAL)
+        drawn = component.sample(ideal, start, seeds=keys, trajectory=True)
+        title = f"{component.name} on three Gaussians, linear, {drawn.nfe} evaluations"
+        picture.scatter(drawn.x, sample(law, 1000, 1)[0], path, drawn.trajectory, title)
     else:
         return False
     return True

@@ -53,7 +53,9 @@ def test_a_factor_of_two_in_the_drift_is_named(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(stepindex.StepIndexSDE, "f_and_g", doubled)
     examiner = Examiner(500, 64)
-    verdicts = {w: examiner.examine(Cell("linear", "velocity", "euler-maruyama", w, "tweedie")) for w in ("sin2", "sigma")}
+    verdicts = {
+        w: examiner.examine(Cell("linear", "velocity", "euler-maruyama", w, "tweedie")) for w in ("sin2", "sigma")
+    }
     assert {w: v.verdict for w, v in verdicts.items()} == {"sin2": "wrong", "sigma": "wrong"}
     assert "evaluations" not in verdicts["sigma"].reason or verdicts["sigma"].nfe
     assert examiner.examine(Cell("linear", "velocity", "stochastic-heun", "sigma", "tweedie")).verdict == "right"

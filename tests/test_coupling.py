@@ -50,4 +50,6 @@ def test_by_class_keeps_noise_within_its_label(seed: int, rows: int) -> None:
     for label in y.unique():
         mine, theirs = (sorted(x[y == label].flatten(1).tolist()) for x in (noise, paired))
         assert mine == theirs
-        assert float((data - paired)[y == label].square().sum()) <= float((data - noise)[y == label].square().sum()) + 1e-5
+        assert (
+            float((data - paired)[y == label].square().sum()) <= float((data - noise)[y == label].square().sum()) + 1e-5
+        )

@@ -102,7 +102,9 @@ def test_labels() -> None:
 def test_num_classes_is_the_networks_unless_said() -> None:
     network = gaussian_network(interpolants.create("linear"), targets.create("velocity"))
     assert Field(network, interpolants.create("linear"), targets.create("velocity")).null_class == 0
-    through = sitkit.Field(network, interpolants.create("linear"), targets.create("velocity"), 7).through(Counted(network, 1))
+    through = sitkit.Field(network, interpolants.create("linear"), targets.create("velocity"), 7).through(
+        Counted(network, 1)
+    )
     assert through.null_class == 7
 
 

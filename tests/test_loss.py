@@ -73,7 +73,9 @@ def test_it_is_computed_in_float32_under_half_precision() -> None:
         return torch.full_like(x, 1 + 2**-7, dtype=torch.bfloat16)
 
     pieces = interpolants.create("linear"), targets.create("data"), weightings.create("data")
-    values = interpolant_loss(network, *pieces, data, noise, torch.tensor([0.3, 0.6]), torch.zeros(2, dtype=torch.int64))
+    values = interpolant_loss(
+        network, *pieces, data, noise, torch.tensor([0.3, 0.6]), torch.zeros(2, dtype=torch.int64)
+    )
     assert values.dtype == torch.float32
     assert values.tolist() == [2.0**-14] * 2
 
@@ -93,7 +95,9 @@ def test_a_perfect_network_has_the_least_loss(path: str, name: str) -> None:
         c = interpolant.coefficients(t)
         variance = (c.alpha * STD).square() + c.sigma.square()
         for weighting in ("velocity", "noise", "score", "data"):
-            found = interpolant_loss(network, interpolant, target, weightings.create(weighting), data, noise, t, torch.tensor([0]))
+            found = interpolant_loss(
+                network, interpolant, target, weightings.create(weighting), data, noise, t, torch.tensor([0])
+            )
             expected = determinant(targets.create(weighting), c).square() * STD**2 / variance
             # The mean square of n normal numbers has a relative standard error of sqrt(2 / n) = 1%.
             assert float(found) == pytest.approx(float(expected), rel=0.05), (weighting, time)

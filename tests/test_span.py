@@ -53,7 +53,9 @@ def test_ode_spans_by_hand() -> None:
 
 @settings(max_examples=600)
 @given(st.sampled_from(EVERY), st.integers(2, 400), st.floats(-2, 1.5), st.sampled_from([1.0, 0.96, 0.8]))
-def test_derived_sde_spans_are_finite_and_stable(cell: tuple[str, str, str], steps: int, power: float, end: float) -> None:
+def test_derived_sde_spans_are_finite_and_stable(
+    cell: tuple[str, str, str], steps: int, power: float, end: float
+) -> None:
     path, name, w = cell
     interpolant, target, form = interpolants.create(path), targets.create(name), diffusion(w, 10**power)
     try:
@@ -75,8 +77,12 @@ def test_derived_sde_spans_are_finite_and_stable(cell: tuple[str, str, str], ste
 def test_what_is_singular_is_said() -> None:
     linear = Linear()
     assert not span.singularity(linear, Velocity(), None, 1.0)
-    assert "velocity cannot be read from a noise prediction at t = 0" in span.singularity(linear, targets.create("noise"), None, 0.0)
-    assert "velocity cannot be read from a data prediction at t = 1" in span.singularity(linear, targets.create("data"), None, 1.0)
+    assert "velocity cannot be read from a noise prediction at t = 0" in span.singularity(
+        linear, targets.create("noise"), None, 0.0
+    )
+    assert "velocity cannot be read from a data prediction at t = 1" in span.singularity(
+        linear, targets.create("data"), None, 1.0
+    )
     assert "score is not finite at t = 1" in span.singularity(linear, Velocity(), Constant(), 1.0)
     assert "w of diffusion 'kl' is not finite at t = 0" in span.singularity(linear, Velocity(), diffusion("kl"), 0.0)
 

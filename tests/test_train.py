@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from runs import call, finish, flags, start, tiny, wait, weights
+
 from sitkit import checkpoint
 from sitkit.config import Config
 from sitkit.progress import Event
@@ -207,7 +207,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_checkpoint(tmp_path:
     left = call("train", "points", *words, "--runs", tmp_path / "runs")
     assert left.status == 1 and "Traceback" not in left.err and left.err.count("error:") == 1
     (run,) = (tmp_path / "runs").iterdir()
-    told = re.search(r"loss became (inf|nan) at step (\d+)\. The last good checkpoint is (\S+) \(step (\d+)\)", left.err)
+    told = re.search(
+        r"loss became (inf|nan) at step (\d+)\. The last good checkpoint is (\S+) \(step (\d+)\)", left.err
+    )
     assert told, left.err
     _, first, kept, step = told.groups()
     # The step is where the loss first was not finite, however late that is noticed.

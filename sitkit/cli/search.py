@@ -90,13 +90,12 @@ def search(
         return
     rows = [
         (
-            "the run's own" if setting is found.reference else setting.trial,
-            describe(setting.chosen),
+            "own" if setting is found.reference else setting.trial,
             f"{setting.mean:.4g}",
             f"{setting.stderr:.2g}",
             setting.nfe,
             f"{setting.seconds:.3g}",
-            "winner" if setting is found.winner else "",
+            ("winner: " if setting is found.winner else "") + (describe(setting.chosen) or "the run's own setting"),
         )
         for setting in (*found.confirmed, found.reference)
     ]
@@ -106,7 +105,7 @@ def search(
         + ", ".join(f"{count} trials {kind}" for kind, count in found.counts.items() if count),
         *(f"{count} refused: {reason}" for reason, count in list(found.refused.items())[:5]),
     ]
-    console.table(("trial", "setting", "metric", "stderr", "NFE", "s/sample", ""), rows, found.search.title, notes)
+    console.table(("trial", "metric", "stderr", "NFE", "s/sample", "setting"), rows, found.search.title, notes)
     console.say(found.verdict)
     console.say(f"picture   {found.picture}\ntrials    {found.table}\nrecord    {found.record}")
     if found.preset is not None:

@@ -1,0 +1,106 @@
+"""What sampling costs beyond the network: time against a bare loop, and memory against the number of steps.
+
+    python benchmarks/sampling.py [--tiny] > sampling.json
+
+The floor of a step is one network call.  The baseline calls the network as often, on the same state, and does nothing else
+but the Euler-Maruyama update with torch.randn.  Both run in this process, pair by pair, and the median ratio is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sitkit
+
+SHAPE = (4, 32, 32)
+
+
+def baseline(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """Euler-Maruyama for linear / velocity with w = sigma, as plainly as it can be written."""
+    end = 0.96
+    h = end / steps
+    for i in range(steps):
+        t = i * h
+        v = network(x, torch.full((len(x),), t), y)
+        score = (t * v - x) / (1 - t)
+        x = x + h * (v + (1 - t) / 2 * score) + ((1 - t) * h) ** 0.5 * torch.randn_like(x)
+    return x
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def overhead(batch: int, steps: int, pairs: int, backbone: str) -> dict[str, Any]:
+    """The time of sitkit's euler-maruyama, through torchsde, over the baseline's, with as many network calls."""
+    torch.manual_seed(0)
+    network = sitkit.backbones.create(backbone).build(SHAPE, 1000).eval()
+    field = sitkit.Field(network, sitkit.interpolants.create("linear"), sitkit.targets.create("velocity"))
+    # The last step is one of sitkit's steps: the last call of the loop stands for it.
+    sampler = sitkit.samplers.create("euler-maruyama", steps=steps, last_step="tweedie")
+    x, y = torch.randn(batch, *SHAPE), torch.zeros(batch, dtype=torch.int64)
+    ratios, ours, theirs = [], [], []
+    with torch.no_grad():
+        baseline(network, x, y, 1)
+        for _ in range(pairs):
+            ours.append(timed(lambda: sampler.sample(field, x, y, seeds=range(batch))))
+            theirs.append(timed(lambda: baseline(network, x, y, steps)))
+            ratios.append(ours[-1] / theirs[-1])
+    spent = sampler.sample(field, x, y, seeds=range(batch)).nfe
+    return {
+        "backbone": backbone,
+        "batch": batch,
+        "network_calls": spent,
+        "seconds": statistics.median(ours),
+        "baseline_seconds": statistics.median(theirs),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def peak(steps: int, batch: int) -> int:
+    """Peak resident memory in MiB of a process that samples an SDE with so many steps and a network of one convolution."""
+    code = (
+        "import resource, torch, sitkit; torch.manual_seed(0)\n"
+        "conv = torch.nn.Conv2d(4, 4, 3, padding=1)\n"
+        "path, target = sitkit.interpolants.create('linear'), sitkit.targets.create('velocity')\n"
+        "field = sitkit.Field(lambda x, t, y: conv(x), path, target, 1)\n"
+        f"sampler = sitkit.samplers.create('euler-maruyama', steps={steps})\n"
+        f"sampler.sample(field, torch.randn({batch}, 4, 32, 32), seeds=range({batch}))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Run everything and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for a smoke test")
+    tiny = parser.parse_args().tiny
+    report = {
+        "machine": {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "overhead": overhead(2, 4, 2, "sit-xs/4") if tiny else overhead(8, 10, 5, "sit-s/2"),
+        "peak_mib_by_steps": {n: peak(n, 4 if tiny else 64) for n in ((4, 8) if tiny else (25, 250, 500))},
+        "floor": "one network call a step",
+        "own_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Evaluations: numbers that anyone can compute again from what lies beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+from sklearn.datasets import load_digits
+
+from runs import copied, trained
+from sitkit import checkpoint
+from sitkit.config import read_assignments
+from sitkit.evaluate import evaluate, evaluation_identity
+from sitkit.registry import UserError, metrics
+from sitkit.run import Run, load
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("evaluated")
+    return {base: copied(trained(base), root) for base in ("digits", "points")}
+
+
+def opened(folder: Path, *settings: str) -> Run:
+    return load(folder, over=read_assignments(["sampler.steps=4", "sample.n=300", *settings]))
+
+
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with a general matrix root."""
+    s1, s2 = np.cov(x.T), np.cov(y.T)
+    # The root of a singular product is ill-conditioned, which the trace hardly sees; scipy warns of it.
+    root = scipy.linalg.sqrtm(s1 @ s2)
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * np.trace(root).real)
+
+
+def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path]) -> None:
+    (done,) = evaluate(opened(folders["digits"]))
+    record = done.record
+    with np.load(folders["digits"] / "samples" / record["samples"] / "samples.npz") as arrays:
+        samples = arrays["images"].reshape(300, 64) / 127.5 - 1
+    pixels = np.asarray(load_digits().data) / 8 - 1
+    # Three pixels of the digits never change, so S1 S2 is singular: eigenvalues of 1e-16 have roots of 1e-8, 64 of them.
+    # The samples went through float32: 2^-24 of values up to 1 in sums of squares of size 10.
+    assert done.value == pytest.approx(frechet(samples, pixels), abs=2e-5)
+    assert record["n"] == 300 and record["reference"]["n"] == 1797
+    assert record["metric"]["name"] == "frechet" and record["metric"]["features"]["name"] == "pixels"
+    assert record["run"] == folders["digits"].name and record["sampling"]["nfe"] == 8
+    assert record["sampling"]["recipe"]["sampler"]["steps"] == 4
+
+
+def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> None:
+    (done,) = evaluate(opened(folders["digits"]))
+    data = load(folders["digits"]).examples
+    metric = metrics.create("frechet")
+    assert done.record["halves"] == metric.halves(data.read(np.arange(len(data)))).value
+    assert 0 < done.record["halves"] < done.value
+
+
+def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> None:
+    run = opened(folders["points"], "sample.seed=5")
+    (first,) = evaluate(run)
+    before = {path: path.stat().st_mtime_ns for path in folders["points"].rglob("*") if path.is_file()}
+    # Not even the samples are needed.
+    shutil.rmtree(folders["points"] / "samples" / first.record["samples"])
+    (again,) = evaluate(run)
+    assert again == first
+    assert not (folders["points"] / "samples" / first.record["samples"]).exists()
+    assert first.path.stat().st_mtime_ns == before[first.path]
+
+
+def test_several_metrics_share_one_sampling(folders: dict[str, Path]) -> None:
+    run = opened(folders["points"], "metric=[sliced-wasserstein, mmd, frechet]", "sample.seed=6")
+    done = evaluate(run)
+    assert [e.record["metric"]["name"] for e in done] == ["sliced-wasserstein", "mmd", "frechet"]
+    assert len({e.path for e in done}) == 3 and len({e.record["samples"] for e in done}) == 1
+    assert all(e.path == folders["points"] / "evaluations" / f"{evaluation_identity(run, m)}.json"
+               for e, m in zip(done, run.config.metric, strict=True))  # fmt: skip
+    assert all(checkpoint.read_json(e.path) == e.record for e in done)
+    one = evaluate(opened(folders["points"], "metric=mmd", "sample.seed=6"))
+    assert one[0] == done[1]
+
+
+def test_identities_follow_the_sampling_the_metric_and_the_reference(folders: dict[str, Path]) -> None:
+    base = opened(folders["points"])
+    metric = base.config.metric[0]
+    others = [
+        evaluation_identity(opened(folders["points"], words), metric)
+        for words in ("sample.seed=9", "sample.n=299", "sampler.steps=5", "sample.weights=raw")
+    ]
+    others.append(evaluation_identity(base, metrics.create("sliced-wasserstein", projections=32)))
+    others.append(evaluation_identity(dataclasses.replace(base, step=39), metric))
+    assert len({evaluation_identity(base, metric), *others}) == 7
+    assert evaluation_identity(opened(folders["points"], "sample.batch=9"), metric) == evaluation_identity(base, metric)
+
+
+def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="at least 2 samples"):
+        evaluate(opened(folders["points"], "sample.n=1"))
+    assert not [p for p in (folders["points"] / "evaluations").glob("*") if p.read_text() == ""]
