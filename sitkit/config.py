@@ -23,7 +23,7 @@ from sitkit.autoencoder import Autoencoder
 from sitkit.backbones.backbone import Backbone
 from sitkit.coupling import Coupling
 from sitkit.data.dataset import Dataset
-from sitkit.diffusion import Diffusion, Sigma, Zero
+from sitkit.diffusion import Diffusion
 from sitkit.guidance import Guidance
 from sitkit.interpolant import Interpolant
 from sitkit.metrics.metric import Metric
@@ -105,7 +105,7 @@ class Config(Settings):
             given = {"weight": registries["targets"].parse(given["target"]).weighting, **given}
         with suppress(UserError):
             sampler = registries["samplers"].parse(given["sampler"])
-            given = {"diffusion": Sigma() if sampler.stochastic else Zero(), **given}
+            given = {"diffusion": sampler.default_diffusion(), **given}
         return given
 
     @field_validator("metric", mode="before")

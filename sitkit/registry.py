@@ -33,6 +33,7 @@ BUILTINS = (
     "sitkit.diffusion",
     "sitkit.guidance",
     "sitkit.sampler",
+    "sitkit.multistep",
     "sitkit.backbones",
     "sitkit.autoencoder",
     "sitkit.data",

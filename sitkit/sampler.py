@@ -74,6 +74,10 @@ class Sampler(Component):
     ) -> Plan:
         """The grid and cost of a solve; UserError, with the reason, where it could not give right samples."""
 
+    def default_diffusion(self) -> Diffusion:
+        """The w of a solve for which none is given."""
+        return Zero()
+
     @abstractmethod
     def integrate(self, problem: Problem) -> Tensor:
         """The states on the grid (steps + 1, b, ...) if problem.keep, else the end state alone as (1, b, ...)."""
@@ -91,8 +95,7 @@ class Sampler(Component):
     ) -> Sample:
         """Integrate from noise (b, ...) at the span's start to data.
 
-        y: (b,) int64 labels, None for the null class.  diffusion: w(t), by default `zero` for an ODE and `sigma` for an
-        SDE.  seeds: (b,) integers, one Brownian path each whatever the batch or the number of steps; by default fresh
+        y: (b,) int64 labels, None for the null class.  diffusion: w(t), by default `default_diffusion`.  seeds: (b,) integers, one Brownian path each whatever the batch or the number of steps; by default fresh
         ones from torch's global generator.  Raises UserError before any evaluation where `plan` does.
         """
         import torch
@@ -105,7 +108,7 @@ class Sampler(Component):
         keys = torch.as_tensor(seeds, dtype=torch.int64, device=noise.device)
         counted = Counted(field.network, len(noise))
         guided = field.through((guidance or Unguided()).guide(counted, field.null_class))
-        w = diffusion if diffusion is not None else Sigma() if self.stochastic else Zero()
+        w = diffusion if diffusion is not None else self.default_diffusion()
         problem = Problem(guided, noise, guided.labels(y, noise), keys, plan, w, trajectory)
         with torch.no_grad():
             states = self.integrate(problem)
@@ -349,6 +352,9 @@ class SDESampler(Sampler):
             raise ValueError(f"last_step_size must lie in (0, 1); got {self.last_step_size:g}.")
         if self.t1 is not None and self.last_step != "none":
             raise ValueError("t1 is 1 - last_step_size; set that, or last_step 'none' with t1.")
+
+    def default_diffusion(self) -> Diffusion:
+        return Sigma()
 
     def plan(
         self,

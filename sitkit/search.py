@@ -292,7 +292,9 @@ def _bury(study: optuna.Study, running: Sequence[FrozenTrial], grace: timedelta)
     """End trials whose process died before its first sign of life: Optuna would take them to be running for ever."""
     for trial in running:
         begun = trial.datetime_start
-        if "chosen" not in trial.user_attrs and begun is not None and datetime.now() - begun > grace:
+        # A trial taken over carries what the dead one was given, so the mark is its own number.
+        marked = trial.user_attrs.get("begun") == trial.number
+        if not marked and begun is not None and datetime.now() - begun > grace:
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
@@ -336,6 +338,7 @@ class Objective:
             config = self.bench.setting(chosen, screen.n, screen.seed)
             self._within_budget(self.bench.cost(config))
             trial.set_user_attr("chosen", chosen)
+            trial.set_user_attr("begun", trial.number)
             self._note_repeat(trial, config)
             value, nfe, seconds = self.bench.measure(config)
             self._within_budget(nfe)
@@ -383,7 +386,7 @@ class Objective:
 
     @staticmethod
     def _prune(trial: Trial, chosen: Mapping[str, Any], kind: str, error: Exception) -> TrialPruned:
-        trial.set_user_attr("chosen", dict(chosen))
+        trial.set_user_attr("chosen", dict(chosen) or trial.params)
         trial.set_user_attr("kind", kind)
         trial.set_user_attr("reason", str(error))
         return TrialPruned(str(error))
@@ -414,7 +417,9 @@ def candidates(done: Sequence[FrozenTrial], bench: Bench) -> list[FrozenTrial]:
     """The trials to confirm: the best by the metric, or of the front as many, spread evenly from its cheapest to its best."""
     sign, most = (1 if bench.metric.lower_is_better else -1), bench.quest.confirm.best
     if bench.quest.objective.against is None:
-        return sorted(done, key=lambda trial: sign * trial.values[0])[:most]
+        # Two processes may have measured one setting at once.
+        unlike = {trial.user_attrs["sampling"]: trial for trial in reversed(done)}
+        return sorted(unlike.values(), key=lambda trial: (sign * trial.values[0], trial.number))[:most]
     best = [done[i] for i in front([(sign * trial.values[0], trial.values[1]) for trial in done])]
     if len(best) <= most:
         return best
@@ -560,7 +565,7 @@ def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]
 
 def as_csv(trials: Sequence[FrozenTrial], bench: Bench) -> str:
     """One line a trial: what was chosen, what came of it."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.user_attrs.get("chosen", {})))
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.user_attrs.get("chosen", {}) if key != "nfe"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", bench.metric.name, "nfe", "seconds", *keys, "reason"])

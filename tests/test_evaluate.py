@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+from runs import copied, trained
 from sklearn.datasets import load_digits
 
-from runs import copied, trained
 from sitkit import checkpoint
 from sitkit.config import read_assignments
 from sitkit.evaluate import evaluate, evaluation_identity

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from runs import tiny, trained
+
 from sitkit import checkpoint, losscurve
 from sitkit.config import read_assignments
 from sitkit.field import Field

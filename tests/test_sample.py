@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import copied, trained
 
 import sitkit
-from runs import copied, trained
 from sitkit import checkpoint
 from sitkit.config import read_assignments
 from sitkit.progress import Event

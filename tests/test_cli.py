@@ -1,0 +1,171 @@
+"""The command line as a user meets it: one clear message for each mistake, quick answers, machine-readable output."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import call, copied, flags, trained
+
+from sitkit import checkpoint
+from sitkit.registry import registries
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to call from."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MISTAKES = {
+    "component": (["train", "--interp", "linaer"], ["--interp", "linaer", "'linear'"]),
+    "target": (["train", "--target", "veloctiy"], ["veloctiy", "'velocity'"]),
+    "backbone preset": (["train", "--backbone", "sit-xl/3"], ["sit-xl/3", "sit-xl/2"]),
+    "key": (["train", "--set", "train.lrr=1"], ["train.lrr", "'lr'"]),
+    "top key": (["train", "--set", "trian.lr=1"], ["trian", "'train'"]),
+    "component field": (["train", "--set", "backbone.widht=1"], ["widht", "Its fields"]),
+    "no pair": (["train", "--set", "train.lr"], ["key=value"]),
+    "negative steps": (["train", "--steps", "-3"], ["--steps", "train.steps", "-3"]),
+    "word for a number": (["train", "--set", "train.lr=fast"], ["train.lr", "'fast'"]),
+    "preset": (["train", "digist"], ["digist", "'digits'"]),
+    "file": (["train", "digist.yaml"], ["digist.yaml"]),
+    "study": (["ablate", "tabel6.yaml"], ["tabel6.yaml"]),
+    "no run": (["sample", "latest"], ["no runs", "sitkit train"]),
+    "missing folder": (
+        ["train", "--data", "image-folder", "--set", "data.path=nowhere", "--set", "data.size=8"],
+        ["nowhere"],
+    ),
+    "missing npz": (["train", "--data", "npz", "--set", "data.path=nowhere.npz"], ["nowhere.npz"]),
+    "field without default": (["train", "--data", "npz"], ["path"]),
+    "patch that does not fit": (["train", "--set", "backbone.patch_size=3", "--set", "run.track=false"], ["3", "8"]),
+    "device": (["train", "--device", "cudda"], ["cudda"]),
+    "registry": (["list", "interpolant_s"], ["'interpolants'"]),
+    "shown component": (["show", "interpolant", "gpv"], ["'gvp'"]),
+    "sampler field": (["show", "sampler", "heun", "--set", "steps=-1"], ["steps", "-1"]),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_message(words: list[str], told: list[str], here: Path) -> None:
+    called = call(*words)
+    assert called.status == 2, called
+    assert called.err.count("error:") == 1 and "Traceback" not in called.err
+    for text in told:
+        assert text in called.err, called.err
+    assert not list(here.glob("runs/*/checkpoints")), "refused before any work"
+
+
+def test_unknown_flag_and_command_are_usage_errors(here: Path) -> None:
+    assert call("train", "--intrep", "gvp").status == 2
+    assert call("trian").status == 2
+
+
+def run_mistake(here: Path, *words: str) -> str:
+    called = call(*words, "--runs", str(here))
+    assert called.status == 2, called
+    assert called.err.count("error:") == 1 and "Traceback" not in called.err
+    return called.err
+
+
+def test_a_misspelt_run(here: Path) -> None:
+    run = copied(trained(), here)
+    assert run.name in run_mistake(here, "sample", run.name[:-2] + "xx")
+
+
+def test_a_truncated_checkpoint(here: Path) -> None:
+    run = copied(trained(), here)
+    for path in checkpoint.checkpoints(run / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-100])
+    told = call("sample", run.name, "--runs", str(here))
+    assert told.status == 2 and "step-" in told.err and "Traceback" not in told.err
+
+
+def test_a_pickle_as_a_checkpoint(here: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path(here / "owned"),)  # pyright: ignore[reportReturnType]
+
+    run = copied(trained(), here)
+    for path in checkpoint.checkpoints(run / "checkpoints"):
+        path.write_bytes(pickle.dumps(Evil()))
+    told = call("sample", run.name, "--runs", str(here))
+    assert told.status == 2 and "pickle" in told.err and "Traceback" not in told.err
+    assert not (here / "owned").exists()
+
+
+def test_an_ode_sampler_refuses_a_diffusion(here: Path) -> None:
+    run = copied(trained(), here)
+    assert "euler-maruyama" in run_mistake(here, "sample", run.name, "--sampler", "heun", "--diffusion", "kl")
+
+
+def test_a_sampler_that_cannot_be_right_is_refused(here: Path) -> None:
+    run = copied(trained(), here)
+    words = ["sample", run.name, "--sampler", "euler-maruyama", "--diffusion", "constant"]
+    assert "last_step" in run_mistake(here, *words)
+    assert not (run / "samples").exists()
+
+
+def test_train_sample_evaluate(here: Path) -> None:
+    called = call("train", "points", *flags())
+    assert called.status == 0, called.err
+    assert "sitkit sample" in called.out
+    drawn = call("sample", "-n", "50", "--sampler", "euler-maruyama", "--diffusion", "sigma", "--steps", "20")
+    assert drawn.status == 0, drawn.err
+    assert "20 evaluations" in drawn.out and list(here.glob("runs/*/samples/*/grid.png"))
+    measured = call("evaluate", "-n", "50", "--steps", "4", "--json")
+    assert measured.status == 0, measured.err
+    (record,) = json.loads(measured.out)
+    assert record["n"] == 50 and record["sampling"]["nfe"] == 8 and record["metric"]["name"] == "sliced-wasserstein"
+    listed = json.loads(call("runs", "--json").out)
+    assert [run["step"] for run in listed] == [40] and listed[0]["evaluations"] == 1
+
+
+@pytest.mark.parametrize("plural", registries)
+def test_list_names_everything(plural: str) -> None:
+    called = call("list", plural, "--json")
+    entries = json.loads(called.out)[plural]
+    assert [entry["name"] for entry in entries] == registries[plural].names()
+    assert all(entry["meaning"] for entry in entries), "every component says what it is in a line"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("interpolant", "gvp"), ("diffusion", "sin2"), ("timestep", "shift")])
+def test_show_draws(kind: str, name: str, here: Path) -> None:
+    called = call("show", kind, name)
+    assert called.status == 0, called.err
+    assert (here / f"{kind}-{name}.png").stat().st_size > 5_000
+    assert "Source" in called.out or name != "gvp"
+
+
+def test_help_and_list_import_nothing_heavy(tmp_path: Path) -> None:
+    heavy = ("torch", "numpy", "mlflow", "optuna", "sklearn", "matplotlib", "torchsde", "torchdiffeq")
+    for words in (["--help"], ["train", "--help"], ["list"]):
+        code = (
+            f"import sys; sys.argv = ['sitkit', *{words!r}]\n"
+            "from sitkit.cli import main\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n"
+            f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=_without_plugins(), check=True
+        )
+        assert "HEAVY []" in done.stdout, done.stdout[-300:]
+
+
+def _without_plugins() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "SITKIT_PLUGINS": ""}
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "sitkit", "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("sitkit ")
+    done = subprocess.run(
+        [sys.executable, "-m", "sitkit", "train", "--interp", "linaer"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2 and "linear" in done.stderr and "Traceback" not in done.stderr
