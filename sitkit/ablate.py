@@ -23,9 +23,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sitkit import checkpoint
 from sitkit.config import (
@@ -67,8 +67,15 @@ class Study(Settings):
     rows: tuple[dict[str, Any], ...] = Field(({},), min_length=1)
     columns: dict[str, dict[str, Any]] = {}
     grid: dict[str, tuple[Any, ...]] = {}
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     metric: str | dict[str, Any] | None = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"each seed once; got {list(seeds)}.")
+        return seeds
 
 
 @dataclass(frozen=True)
@@ -117,18 +124,24 @@ def read_study(path: Path | str, over: Layer | None = None, base: str | None = N
         inside = f"bases.{name}."
         where |= {k.removeprefix(inside): v for k, v in layer.where.items() if k.startswith(inside)}
         study = validate(Study, merge(layer.values, study.bases[name]), where)
-    layers = [read_config(_beside(Path(path), name)), Layer(study.set, _within(where, "set"))]
+    try:
+        layers = [read_config(_beside(Path(path), name)), Layer(study.set, _within(where, "set"))]
+    except UserError as error:
+        raise UserError(f"{'--base: ' if base else locate(where, ['base'])}{error}") from None
     if study.metric is not None:
         layers.append(Layer({"metric": study.metric}, where))
     if over is not None:
         layers.append(over)
     columns = _columns(study, where)
+    titles: dict[str, int] = {}
     cells = []
     for (i, row), (column, chosen) in itertools.product(enumerate(study.rows), columns.items()):
         place = locate(where, ["rows", str(i)]) or f"{path}: "
         settings = {k: v for k, v in row.items() if k not in ("label", "paper")}
         config = assemble([*layers, Layer(settings, _within(where, f"rows.{i}")), chosen])
         title = str(row.get("label") or _name(settings, config) or "base")
+        if titles.setdefault(title, i) != i:
+            raise UserError(f"{place}two rows are called {title!r}: give each a label of its own.")
         paper = _reference(row.get("paper"), column, place, columns)
         for seed in study.seeds:
             seeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})

@@ -28,13 +28,11 @@ from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, diffusions, interpolants, samplers, targets, timesteps
 from sitkit.sampler import AdaptiveODE, Sampler, SDESampler
 from sitkit.target import Target
-from sitkit.testing import gaussian_field, observed_order
+from sitkit.testing import ORDER_TOLERANCE, gaussian_field, observed_order
 
 # Bias tolerated beyond four standard errors, for data of scale 1: what a fixed number of steps and a last step of 0.04 cost.
 TOLERANCE = 0.05
 SIGMAS = 4.0
-# Orders are whole numbers; a quarter of one is the noise of measuring them at a finite step.
-ORDER_TOLERANCE = 0.25
 # How far readings of one field may differ between targets in float64 (condition of the algebra: 1 / MARGIN).
 READING_TOLERANCE = 1e-9
 GRIDS = ("shift", "power", "cosine")

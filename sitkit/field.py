@@ -92,6 +92,15 @@ class Counted:
         self.rows += len(x)
         return self.network(x, t, y)
 
+    def beside(self, network: Network) -> Network:
+        """Another network whose evaluations count here too."""
+
+        def counted(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            self.rows += len(x)
+            return network(x, t, y)
+
+        return counted
+
     @property
     def nfe(self) -> int:
         """Evaluations spent per sample so far."""

@@ -40,7 +40,12 @@ class Interpolant(Component):
         """alpha, sigma, d alpha / dt, d sigma / dt at t, each of t's shape and dtype."""
 
     def at(self, t: Tensor, x: Tensor) -> Coefficients:
-        """The coefficients at t, shaped to multiply x: t () or (b,), x (b, ...) -> each (b or 1, 1, ..., 1)."""
+        """The coefficients at t, shaped to multiply x: t () or (b,), x (b, ...) -> each (b or 1, 1, ..., 1).
+
+        In t's dtype, but never below float32.
+        """
+        if t.dtype.itemsize < 4:
+            t = t.float()
         return self.coefficients(t.reshape(-1, *[1] * (x.ndim - 1)))
 
 

@@ -33,6 +33,6 @@ def interpolant_loss(
     c = interpolant.at(t, data)
     x = c.alpha * data + c.sigma * noise
     a, b = target.weights(c)
-    error = network(x.to(data.dtype), t, y).to(c.alpha.dtype) - (a * data + b * noise)
+    error = network(x.to(data.dtype), t, y).to(x.dtype) - (a * data + b * noise)
     weighted = weighting.weight(c, target) * error.square()
     return weighted.flatten(1).mean(1)

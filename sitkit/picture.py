@@ -281,14 +281,17 @@ def draw(ax: Axes, series: Sequence[Curve]) -> None:
 
 
 def dots(ax: Axes, points: np.ndarray, colour: str, label: str | None = None) -> None:
+    """Points of a scatter."""
     ax.plot(*points.T, ".", color=colour, markersize=4, alpha=0.6, markeredgewidth=0, label=label)
 
 
 def heading(ax: Axes, text: str) -> None:
+    """The title of one panel."""
     ax.set_title(text, fontsize=11, color=INK, loc="left", parse_math=False)
 
 
 def label_axes(ax: Axes, x: str, y: str) -> None:
+    """What the axes show."""
     ax.set_xlabel(x, fontsize=10, color=INK, parse_math=False)
     ax.set_ylabel(y, fontsize=10, color=INK, parse_math=False)
 
@@ -350,6 +353,7 @@ def as_array(x: Any) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path | str) -> None:
+    """The figure as a PNG, whole or not at all."""
     write(path, lambda file: figure.savefig(file, format="png"))
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
 BUILTINS = (
@@ -225,6 +226,32 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         return self.create(value["name"], **fields)
 
 
+class RegistryPackage(ModuleType):
+    """A package that bears a registry's name, as sitkit.backbones does, and answers for the registry too.
+
+    Importing a package binds it in its parent under its own name, where it would hide the registry.
+    """
+
+    @property
+    def _registry(self) -> Registry[Any]:
+        return registries[self.__name__.rpartition(".")[2]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._registry, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._registry[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._registry
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._registry)
+
+    def __len__(self) -> int:
+        return len(self._registry)
+
+
 def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
     """An instance of a component class with its fields checked by pydantic."""
     from pydantic import ValidationError
@@ -242,6 +269,9 @@ def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
         key = ".".join(path)
         reason = first["msg"].removeprefix("Value error, ")
         inner = getattr(first.get("ctx", {}).get("error"), "path", ())
+        if not path:
+            # A component's own check begins with the field that it is about: "steps must be at least 1".
+            path = tuple(word for word in [reason.partition(" ")[0]] if word in known)
         raise UserError(f"{what}: {f'{key}: ' if key else ''}{reason}", (*path, *inner)) from None
 
 
@@ -291,10 +321,19 @@ def load_plugins() -> None:
         for module in BUILTINS:
             importlib.import_module(module)
         only = os.environ.get("SITKIT_PLUGINS")
-        allowed = None if only is None else {name.strip() for name in only.split(",")}
-        for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        allowed = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
+        points = sorted(entry_points(group=GROUP), key=lambda p: p.name)
+        installed = [point.name for point in points]
+        for point in points:
             if allowed is None or point.name in allowed:
                 _load(point)
+        for name in allowed or ():
+            if name not in installed:
+                has = f"Installed: {', '.join(installed)}." if installed else "None is installed."
+                message = (
+                    f"SITKIT_PLUGINS names {name!r}, which is no installed plugin.{suggest(name, installed)} {has}"
+                )
+                warnings.warn(message, stacklevel=2)
 
 
 def _load(point: EntryPoint) -> None:

@@ -16,10 +16,12 @@ from sitkit import checkpoint, noise, picture
 from sitkit.config import Config, identity, training_identity
 from sitkit.data.dataset import Examples
 from sitkit.diffusion import Diffusion, KLEta
+from sitkit.field import Field
+from sitkit.guidance import Guidance, Weights
 from sitkit.losscurve import velocity_losses
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed, spec
-from sitkit.run import Run, environment
+from sitkit.run import Run, environment, load
 from sitkit.sampler import AdaptiveODE
 
 RECORD, ARRAYS, PICTURE = "record.json", "samples.npz", "grid.png"
@@ -77,6 +79,22 @@ def usable(diffusion: Diffusion, run: Run) -> Diffusion:
     return diffusion
 
 
+def bound(guidance: Guidance, run: Run) -> Guidance:
+    """The guidance with what it needs of other runs, which lie beside this one."""
+
+    def load_field(name: str, step: int, weights: Weights) -> Field:
+        parameter = next(iter(run.network.parameters()), torch.empty(0))
+        other = load(name, step=step, weights=weights, device=str(parameter.device), root=run.folder.parent)
+        if other.folder.name != Path(name).name:
+            # A short name could mean another run tomorrow, and the samples' identity would not change with it.
+            raise UserError(f"guidance.run must name the run in full: {other.folder.name}, not {name!r}.")
+        if other.shape != run.shape:
+            raise UserError(f"guidance.run {name!r} models states of shape {other.shape}, this run {run.shape}.")
+        return other.field
+
+    return guidance.bind(run.field, load_field)
+
+
 def sample(run: Run, progress: Progress = silent) -> Drawn:
     """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.
 
@@ -88,8 +106,9 @@ def sample(run: Run, progress: Progress = silent) -> Drawn:
     if (folder / RECORD).is_file():
         return _read(folder, data)
     device = next(iter(run.network.parameters()), torch.empty(0)).device
+    guidance = bound(config.guidance, run)
     diffusion = usable(config.diffusion, run)
-    plan = config.sampler.plan(config.interp, config.target, diffusion, config.guidance)
+    plan = config.sampler.plan(config.interp, config.target, diffusion, guidance)
     n, size, shape = config.sample.n, config.sample.batch, run.shape
     parts: list[Tensor] = []
     labels: list[Tensor] = []
@@ -104,7 +123,7 @@ def sample(run: Run, progress: Progress = silent) -> Drawn:
             noise.normal(keys, shape, noise.INITIAL),
             y.to(device),
             diffusion=diffusion,
-            guidance=config.guidance,
+            guidance=guidance,
             seeds=keys,
             trajectory=not data.is_image and first == 0,
         )

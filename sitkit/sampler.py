@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 from sitkit.diffusion import Diffusion, Sigma, Zero
-from sitkit.guidance import Guidance, Unguided
+from sitkit.guidance import Guidance, Unguided, velocity_gains
 from sitkit.interpolant import Interpolant
 from sitkit.registry import Component, UserError, samplers
 from sitkit.target import Target
@@ -95,8 +95,9 @@ class Sampler(Component):
     ) -> Sample:
         """Integrate from noise (b, ...) at the span's start to data.
 
-        y: (b,) int64 labels, None for the null class.  diffusion: w(t), by default `default_diffusion`.  seeds: (b,) integers, one Brownian path each whatever the batch or the number of steps; by default fresh
-        ones from torch's global generator.  Raises UserError before any evaluation where `plan` does.
+        y: (b,) int64 labels, None for the null class.  diffusion: w(t), by default `default_diffusion()`.  seeds: (b,)
+        integers, one Brownian path each whatever the batch or the number of steps; by default fresh ones from torch's
+        global generator.  Raises UserError before any evaluation where `plan` does.
         """
         import torch
 
@@ -107,7 +108,8 @@ class Sampler(Component):
             seeds = torch.randint(-(2**62), 2**62, (len(noise),))
         keys = torch.as_tensor(seeds, dtype=torch.int64, device=noise.device)
         counted = Counted(field.network, len(noise))
-        guided = field.through((guidance or Unguided()).guide(counted, field.null_class))
+        gains = velocity_gains(field.interpolant, field.target)
+        guided = field.through((guidance or Unguided()).guide(counted, field.null_class, gains))
         w = diffusion if diffusion is not None else self.default_diffusion()
         problem = Problem(guided, noise, guided.labels(y, noise), keys, plan, w, trajectory)
         with torch.no_grad():

@@ -599,10 +599,6 @@ def draw(
     against, quest = bench.quest.objective.against, bench.quest
     figure, (ax,) = picture.canvas(1, (8, 5))
 
-    def line(label: str, settings: Sequence[Measured], cost: Callable[[Measured], float]) -> picture.Curve:
-        ordered = sorted(settings, key=cost)
-        return picture.Curve(label, [cost(s) for s in ordered], [s.mean for s in ordered], [s.stderr for s in ordered])
-
     # Along the trials' numbers where there is one objective: what is confirmed stands at its own trial.
     costs: dict[str | None, Callable[[Measured], float]] = {
         "nfe": lambda s: s.nfe,
@@ -612,13 +608,13 @@ def draw(
     cost = costs[against]
     x = [float(t.number if against is None else t.values[1]) for t in done]
     picture.dots(ax, np.array([x, [t.values[0] for t in done]]).T, picture.INK, f"trials, n = {quest.screen.n}")
-    picture.draw(
-        ax,
-        [
-            line(f"confirmed, n = {quest.confirm.n}", confirmed, cost),
-            line("the run's own setting", [reference], cost),
-        ],
-    )
+    for i, (label, settings) in enumerate(
+        ((f"confirmed, n = {quest.confirm.n}", sorted(confirmed, key=cost)), ("the run's own setting", [reference]))
+    ):
+        means, errors = [s.mean for s in settings], [s.stderr for s in settings]
+        # A line only along a front: between trials there is nothing.
+        style: dict[str, Any] = {"fmt": "o" if against is None else "o-", "color": picture.COLOURS[i], "capsize": 3}
+        ax.errorbar([cost(s) for s in settings], means, errors, label=label, **style)
     values = [*(t.values[0] for t in done), *(s.mean for s in (*confirmed, reference))]
     if min(values) > 0 and max(values) > 5 * min(values):
         ax.set_yscale("log")

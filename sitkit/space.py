@@ -165,8 +165,10 @@ def _axis(key: str, value: Any, layer: Layer) -> Axis:
         return Axis(key, place, tuple(value), places=places)
     if not (isinstance(value, Mapping) and {"low", "high"} <= set(value)):
         raise UserError(f"{place}{key}: give a list of choices, or {{low: ..., high: ...}}; got {value!r}.")
-    where = {k.removeprefix(f"space.{key}."): v for k, v in layer.where.items() if k.startswith(f"space.{key}.")}
-    bounds: Range = validate(Range, value, where)
+    try:
+        bounds: Range = validate(Range, value, {})
+    except UserError as error:
+        raise UserError(f"{place}{key}: {error}") from None
     if key == "nfe" and not (bounds.whole and bounds.low > 0):
         raise UserError(f"{place}nfe must be whole numbers above 0; got {bounds.low} to {bounds.high}.")
     return Axis(key, place, range=bounds)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import call, copied, flags, trained
+from runs import call, copied, finish, flags, start, trained
 
 from sitkit import checkpoint
 from sitkit.registry import registries
@@ -60,6 +60,9 @@ def test_a_mistake_is_one_message(words: list[str], told: list[str], here: Path)
     assert not list(here.glob("runs/*/checkpoints")), "refused before any work"
 
 
+COMMANDS = ("train", "sample", "evaluate", "ablate", "likelihood", "search", "certify", "list", "show", "runs")
+
+
 def test_unknown_flag_and_command_are_usage_errors(here: Path) -> None:
     assert call("train", "--intrep", "gvp").status == 2
     assert call("trian").status == 2
@@ -81,8 +84,8 @@ def test_a_truncated_checkpoint(here: Path) -> None:
     run = copied(trained(), here)
     for path in checkpoint.checkpoints(run / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])
-    told = call("sample", run.name, "--runs", str(here))
-    assert told.status == 2 and "step-" in told.err and "Traceback" not in told.err
+    told = run_mistake(here, "sample", run.name)
+    assert "damaged or cut short" in told and "step-00000040" in told and "warning" not in told
 
 
 def test_a_pickle_as_a_checkpoint(here: Path) -> None:
@@ -91,11 +94,70 @@ def test_a_pickle_as_a_checkpoint(here: Path) -> None:
             return Path.touch, (Path(here / "owned"),)  # pyright: ignore[reportReturnType]
 
     run = copied(trained(), here)
-    for path in checkpoint.checkpoints(run / "checkpoints"):
-        path.write_bytes(pickle.dumps(Evil()))
-    told = call("sample", run.name, "--runs", str(here))
-    assert told.status == 2 and "pickle" in told.err and "Traceback" not in told.err
+    (path,) = checkpoint.checkpoints(run / "checkpoints")
+    path.write_bytes(pickle.dumps(Evil()))
+    # By the name of its run, and as the file itself.
+    assert "is a pickle" in run_mistake(here, "sample", run.name)
+    assert "is a pickle" in run_mistake(here, "evaluate", str(path))
     assert not (here / "owned").exists()
+
+
+def test_a_setting_that_the_training_fixed(here: Path) -> None:
+    run = copied(trained(), here)
+    for command in ("sample", "evaluate"):
+        told = run_mistake(here, command, run.name, "--set", "target=score")
+        assert "--set target=score: target was fixed when" in told
+    assert not (run / "samples").exists()
+
+
+def test_a_mistake_in_a_file_names_its_line(here: Path) -> None:
+    (here / "mine.yaml").write_text("data: digits\ntrain:\n  steps: 1\n  stepz: 2\n")
+    called = call("train", "mine.yaml")
+    assert called.status == 2 and "error: mine.yaml:4: unknown key 'train.stepz'. Did you mean 'steps'?" in called.err
+    (here / "study.yaml").write_text("base: points\nrows:\n  - {interp: gpv}\n")
+    called = call("ablate", "study.yaml")
+    assert called.status == 2 and "error: study.yaml:3: " in called.err and called.err.count("error:") == 1
+    called = call("ablate", "study.yaml", "--base", "pionts")
+    assert called.status == 2 and "error: --base: " in called.err and "'points'" in called.err
+    assert sorted(path.name for path in here.iterdir()) == ["mine.yaml", "study.yaml"]
+
+
+def test_mistakes_in_a_process_of_its_own(here: Path) -> None:
+    run = copied(trained(), here / "runs")
+    (path,) = checkpoint.checkpoints(run / "checkpoints")
+    path.write_bytes(path.read_bytes()[:-1])
+    for words, told in ((("sample", run.name), "damaged or cut short"), (("train", "--data", "npz"), "path")):
+        left = finish(start(*words, cwd=here))
+        assert left.status == 2 and told in left.err and left.out == "", left
+        assert left.err.count("error:") == 1 and "Traceback" not in left.err
+
+
+def test_flags_and_files_say_the_same(here: Path) -> None:
+    """A setting by flag, by --set or in a file makes one run, found complete by the others."""
+    words = flags("train.steps=8")
+    assert call("train", "points", *words, "--interp", "gvp", "--seed", "3").status == 0
+    weights = {path: path.stat().st_mtime_ns for path in here.rglob("*.safetensors")}
+    assert len(weights) == 1
+    assert call("train", "points", *words, "--set", "interp=gvp", "--set", "train.seed=3").status == 0
+    (run,) = (here / "runs").iterdir()
+    again = call("train", run / "config.yaml")
+    assert again.status == 0 and "continuing" in again.err
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*.safetensors")} == weights
+
+
+def test_a_flag_counts_beside_a_set(here: Path) -> None:
+    run = copied(trained(), here)
+    called = call("sample", run.name, "--runs", here, "--steps", "3", "--set", "sampler=euler", "-n", "5")
+    assert called.status == 0 and "5 at 3 evaluations" in called.out
+
+
+def test_weights_are_those_asked_for(here: Path) -> None:
+    run = copied(trained(), here)
+    for weights in ("ema", "raw"):
+        words = ("-n", "5", "--steps", "3", "--set", f"sample.weights={weights}")
+        assert call("sample", run.name, "--runs", here, *words).status == 0
+    made = [path.read_bytes() for path in run.glob("samples/*/samples.npz")]
+    assert len(made) == 2 and made[0] != made[1]
 
 
 def test_an_ode_sampler_refuses_a_diffusion(here: Path) -> None:
@@ -160,6 +222,29 @@ def _without_plugins() -> dict[str, str]:
     import os
 
     return {**os.environ, "SITKIT_PLUGINS": ""}
+
+
+def test_every_command_explains_itself(here: Path) -> None:
+    bare = call()
+    shown = call("--help")
+    assert shown.status == 0 and "Traceback" not in bare.err
+    for command in COMMANDS:
+        called = call(command, "--help")
+        assert called.status == 0 and f"sitkit {command}" in called.out and command in shown.out
+        assert len(called.out) > 400 and called.err == ""
+    assert list(here.iterdir()) == []
+
+
+def test_show_and_runs_for_machines(here: Path) -> None:
+    told = json.loads(call("show", "sampler", "heun", "--set", "steps=7", "--json").out)
+    assert told["name"] == "heun" and told["fields"]["steps"] == 7 and "Order 2" in told["doc"]
+    assert json.loads(call("show", "data", "npz", "--json").out)["fields"] is None  # it cannot be without a path
+    assert call("runs").out.startswith("no runs in runs") and json.loads(call("runs", "--json").out) == []
+    copied(trained(), here / "runs")
+    (run,) = json.loads(call("runs", "--json").out)
+    assert (run["step"], run["of"], run["samplings"], run["evaluations"]) == (40, 40, 0, 0)
+    assert trained().name[:20] in call("runs").out
+    assert set(json.loads(call("list", "--json").out)) == set(registries)
 
 
 def test_as_a_module(tmp_path: Path) -> None:

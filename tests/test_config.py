@@ -146,6 +146,8 @@ MISTAKES = [
     ("data: digits\nsampler: huen\n", 2, ("No sampler named 'huen'", "'heun'")),
     ("interp:\n  name: gpv\n", 2, ("'gvp'",)),
     ("data: digits\nsampler:\n  name: heun\n  stepz: 3\n", 4, ("sampler 'heun' has no field 'stepz'", "'steps'")),
+    ("sampler:\n  name: heun\n  steps: 0\n", 3, ("sampler 'heun'", "steps must be at least 1", "0")),
+    ("data:\n  name: npz\n  path: x\n  holdout: 2\n", 4, ("dataset 'npz'", "holdout must be")),
     ("sampler:\n  name: heun\n  steps: many\n", 3, ("sampler 'heun'", "steps", "integer")),
     ("sampler:\n  name: heun\n  grid:\n    name: power\n    rh: 3\n", 5, ("no field 'rh'", "'rho'")),
     ("sampler:\n  name: heun\n  grid:\n    name: powr\n", 4, ("No timestep named 'powr'", "'power'")),
@@ -235,7 +237,8 @@ def test_defaults_that_follow_from_others() -> None:
         )
     for name, cls in registries["samplers"].items():
         config = assemble([Layer({"sampler": name})])
-        assert config.diffusion.name == ("sigma" if cls.stochastic else "zero")
+        own = {"dpm++-2m-sde": "kl"}
+        assert config.diffusion.name == own.get(name, "sigma" if cls.stochastic else "zero")
 
 
 @pytest.mark.parametrize("name", sorted(presets()))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from sitkit.metrics import frechet, kernel, wasserstein
+from sitkit.registry import RegistryPackage
 
 __all__ = ["frechet", "kernel", "wasserstein"]
+
+sys.modules[__name__].__class__ = RegistryPackage

@@ -1,0 +1,301 @@
+"""Ablations: every cell checked first, nothing done twice, nothing lost, whatever stops the work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+
+from runs import call, finish, start, wait
+from sitkit import checkpoint
+from sitkit.ablate import Table, ablate, read_study, trained, trainings
+from sitkit.config import read_assignments
+from sitkit.registry import UserError
+
+BASE = """
+data: {name: points, law: moons, size: 400}
+backbone: {name: mlp, hidden_size: 16, depth: 1}
+train: {steps: 30, batch: 16, lr: 1e-3, ema: 0.9}
+sample: {n: 50, labels: none}
+metric: sliced-wasserstein
+run: {track: false, checkpoint_every: 5, log_every: 5}
+"""
+STUDY = """title: "Two by two"
+source: "Nobody, 1900"
+base: base.yaml
+set: {sampler: heun}
+rows:
+  - {label: Linear, interp: linear, paper: {"3": 1.5, "6": 2}}
+  - label: GVP
+    interp: gvp
+grid:
+  sampler.steps: [3, 6]
+"""
+
+
+def write(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "base.yaml").write_text(base)
+    (folder / "study.yaml").write_text(study)
+    return folder / "study.yaml"
+
+
+def done(study: Path, *words: str) -> Table:
+    return ablate(study, read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """When each file of the runs was last written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
+
+
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    with (folder / "studies/study/table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the study above, done at one go; not to be written to."""
+    folder = tmp_path_factory.mktemp("whole")
+    done(write(folder))
+    return folder
+
+
+def test_one_training_a_model_one_sampling_a_cell(whole: Path) -> None:
+    rows = read_csv(whole)
+    assert [(row["row"], row["column"], row["paper"]) for row in rows] == [
+        ("Linear", "3", "1.5"), ("Linear", "6", "2"), ("GVP", "3", ""), ("GVP", "6", ""),
+    ]  # fmt: skip
+    assert len({row["run"] for row in rows}) == 2 and len({row["samples"] for row in rows}) == 4
+    assert sorted(path.name for path in (whole / "runs").iterdir()) == sorted({row["run"] for row in rows})
+    assert [row["nfe"] for row in rows] == ["6", "12", "6", "12"]
+    for row in rows:
+        records = [checkpoint.read_json(path) for path in (whole / "runs" / row["run"] / "evaluations").iterdir()]
+        (record,) = [record for record in records if record["samples"] == row["samples"]]
+        assert float(row["value"]) == record["value"] and float(row["halves"]) == record["halves"]
+        assert row["metric"] == "sliced-wasserstein" and row["n"] == "50" and row["failure"] == ""
+
+
+def test_the_table_has_the_paper_s_number_beside_ours(whole: Path) -> None:
+    text = (whole / "studies/study/table.md").read_text()
+    value = {(row["row"], row["column"]): float(row["value"]) for row in read_csv(whole)}
+    assert "# Two by two" in text and "| | 3 | 6 |" in text
+    assert f"| Linear | {value['Linear', '3']:.3g} [1.5] | {value['Linear', '6']:.3g} [2] |" in text
+    assert f"| GVP | {value['GVP', '3']:.3g} | {value['GVP', '6']:.3g} |" in text
+    assert "50 samples, 30 steps of 16" in text and "Nobody, 1900" in text
+
+
+def test_a_second_run_does_no_work(whole: Path, tmp_path: Path) -> None:
+    study = write(tmp_path)
+    first = done(study)
+    before, table = stamps(tmp_path), (tmp_path / "studies/study/table.csv").read_bytes()
+    second = done(study)
+    assert stamps(tmp_path) == before
+    assert [r.record for r in second.results] == [r.record for r in first.results]
+    # And the numbers are those of the other time, to the last digit.
+    assert (tmp_path / "studies/study/table.csv").read_bytes() == table == (whole / "studies/study/table.csv").read_bytes()
+
+
+def test_a_changed_cell_reruns_alone(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    done(study)
+    before, old = stamps(tmp_path), read_csv(tmp_path)
+    write(tmp_path, STUDY.replace("[3, 6]", "[3, 7]").replace('"6": 2', '"7": 2'))
+    done(study)
+    after = stamps(tmp_path)
+    new = {path for path in after if path not in before}
+    assert {path: after[path] for path in before} == before
+    # One sampling and one number for each row, no training.
+    assert {path.parent.parent.name for path in new if path.name == "record.json"} == {"samples"}
+    assert len([path for path in new if path.name == "record.json"]) == 2
+    assert len([path for path in new if path.parent.name == "evaluations"]) == 2
+    assert not [path for path in new if path.suffix == ".safetensors"]
+    assert read_csv(tmp_path)[0] == old[0] and read_csv(tmp_path)[2] == old[2]
+    write(tmp_path, STUDY.replace("interp: gvp", "interp: gvp\n    train: {lr: 2e-3}"))
+    done(study)
+    assert {path: stamp for path, stamp in stamps(tmp_path).items() if path in after} == after
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert read_csv(tmp_path)[:2] == old[:2] and read_csv(tmp_path)[2]["run"] != old[2]["run"]
+
+
+def check_kills(whole: Path, folder: Path, kills: int) -> None:
+    write(folder)
+    files = len(stamps(whole))
+    draw = random.Random(11)
+    statuses = []
+
+    def written() -> int:
+        # Of files that come and go only those of a checkpoint kept are counted twice at most.
+        return len([path for path in (folder / "runs").rglob("*") if path.is_file()])
+
+    for number in range(kills):
+        goal = written() + draw.randint(1, max(1, 2 * (files - written()) // (kills - number + 1)))
+        process = start("ablate", "study.yaml", cwd=folder)
+        wait(process, lambda goal=goal: written() >= min(goal, files - 2))
+        time.sleep(draw.uniform(0, 0.02))
+        process.kill()
+        process.communicate()
+        statuses.append(process.returncode)
+    assert statuses.count(-9) >= kills - 1, statuses
+    left = finish(start("ablate", "study.yaml", cwd=folder))
+    assert left.status == 0, left.err
+    assert (folder / "studies/study/table.csv").read_bytes() == (whole / "studies/study/table.csv").read_bytes()
+    assert {path.name for path in (folder / "runs").iterdir()} == {path.name for path in (whole / "runs").iterdir()}
+
+
+def test_killed_at_random_and_continued_the_table_is_the_same(whole: Path, tmp_path: Path) -> None:
+    check_kills(whole, tmp_path / "killed", kills=2)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_the_table_is_the_same(whole: Path, tmp_path: Path) -> None:
+    check_kills(whole, tmp_path / "killed", kills=20)
+
+
+# What is changed in the study, the line that is at fault, words of the message.
+IMPOSSIBLE = [
+    ("label: GVP", "label: GVP\n    diffusion: kl", 7, "row 'GVP', 3: sampler 'heun' solves the ODE"),
+    ("interp: gvp", "interp: gpv", 8, "Did you mean 'gvp'"),
+    ("interp: gvp", "interq: gvp", 8, "unknown key 'interq'. Did you mean 'interp'"),
+    ("[3, 6]", "[3, 6, 0]", 10, "steps must be at least 1"),
+    ("sampler.steps", "sampler.stepz", 10, "no field 'stepz'"),
+    ('"6": 2', '"8": 2', 6, "number for '8'"),
+    ('{"3": 1.5, "6": 2}', "best", 6, "paper is a number"),
+    ("sampler: heun", "sampler: huen", 4, "'heun'"),
+    ("title:", "titel:", 1, "unknown key 'titel'. Did you mean 'title'"),
+    ("label: GVP", "label: Linear", 7, "two rows are called 'Linear'"),
+    ("base: base.yaml", "base: dgits", 3, "Did you mean 'digits'"),
+    ("grid:", "seeds: [-1]\ngrid:", 9, "seeds.0: should be greater than or equal to 0"),
+    ("grid:", "seeds: [2, 3, 2]\ngrid:", 9, "each seed once"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "words"), IMPOSSIBLE, ids=[i[1] for i in IMPOSSIBLE])
+def test_an_impossible_cell_is_refused_before_work_with_its_line(
+    tmp_path: Path, old: str, new: str, line: int, words: str
+) -> None:
+    assert STUDY.count(old) == 1
+    study = write(tmp_path, STUDY.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        done(study)
+    assert str(caught.value).startswith(f"{study}:{line}: ") and words in str(caught.value), caught.value
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
+
+
+def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
+    study = write(tmp_path, base=BASE.replace("batch: 16", "batch: 0"))
+    with pytest.raises(UserError, match=r"base\.yaml:4: train\.batch"):
+        done(study)
+
+
+def test_a_cell_that_fails_is_a_failed_row_and_the_others_complete(tmp_path: Path) -> None:
+    study = write(tmp_path, STUDY.replace("label: GVP", "label: GVP\n    train: {lr: 1e30}"))
+    left = call("ablate", study, "--runs", tmp_path / "runs")
+    assert left.status == 1 and "Traceback" not in left.err
+    rows = read_csv(tmp_path)
+    assert [row["failure"] == "" for row in rows] == [True, True, False, False]
+    assert all("The loss became" in row["failure"] and row["value"] == "" for row in rows[2:])
+    assert all(float(row["value"]) > 0 for row in rows[:2])
+    assert "| GVP | failed | failed |" in (tmp_path / "studies/study/table.md").read_text()
+    assert left.err.count("error: GVP, ") == 2 and "error: Linear" not in left.err
+    # With a learning rate that works, only that row is done.
+    before = stamps(tmp_path / "runs" / rows[0]["run"])
+    write(tmp_path)
+    assert call("ablate", study, "--runs", tmp_path / "runs").status == 0
+    assert stamps(tmp_path / "runs" / rows[0]["run"]) == before
+    assert all(row["failure"] == "" for row in read_csv(tmp_path))
+
+
+def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    words = ("ablate", study, "--runs", tmp_path / "runs", "--dry-run")
+    left = call(*words)
+    assert left.status == 0 and "4 cells from 2 trainings" in left.out
+    assert left.out.count("points-linear-velocity-mlp-") == 2 and left.out.count("points-gvp-velocity-mlp-") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
+    cells = json.loads(call(*words, "--json").out)
+    assert [(cell["cell"], cell["row"], cell["column"]) for cell in cells] == [
+        (1, "Linear", "3"), (2, "Linear", "6"), (3, "GVP", "3"), (4, "GVP", "6"),
+    ]  # fmt: skip
+    assert len({cell["run"] for cell in cells}) == 2 and {cell["state"] for cell in cells} == {""}
+
+
+def test_a_dry_run_says_what_is_trained_already(whole: Path) -> None:
+    left = call("ablate", whole / "study.yaml", "--runs", whole / "runs", "--dry-run", "--json")
+    assert {cell["state"] for cell in json.loads(left.out)} == {"trained"}
+
+
+def test_seeds_give_a_mean_and_its_error(tmp_path: Path) -> None:
+    study = write(tmp_path, STUDY.replace("grid:", "seeds: [0, 1, 2]\ngrid:").replace("[3, 6]", "[3]").replace(', "6": 2', ""))
+    table = done(study)
+    assert len(table.results) == 6 and len(trainings([r.cell for r in table.results])) == 6
+    values = [float(row["value"]) for row in read_csv(tmp_path) if row["row"] == "Linear"]
+    assert [row["seed"] for row in read_csv(tmp_path)] == ["0", "1", "2"] * 2
+    assert len(set(values)) == 3
+    error = statistics.stdev(values) / math.sqrt(3)
+    assert f"{statistics.fmean(values):.3g} ± {error:.2g} [1.5]" in (table.folder / "table.md").read_text()
+
+
+def test_named_columns_cross_with_the_grid(tmp_path: Path) -> None:
+    text = STUDY.replace('paper: {"3": 1.5, "6": 2}', 'paper: {"SDE, 6": 2}')
+    text += "columns:\n  ODE: {sampler: heun}\n  SDE: {sampler: euler-maruyama, diffusion: sigma}\n"
+    _, cells = read_study(write(tmp_path, text))
+    assert [cell.column for cell in cells[:4]] == ["ODE, 3", "ODE, 6", "SDE, 3", "SDE, 6"] and len(cells) == 8
+    assert [cell.paper for cell in cells[:4]] == [None, None, None, 2]
+    assert [c.config.sampler.name for c in cells[:4]] == ["heun"] * 2 + ["euler-maruyama"] * 2
+    assert [cell.config.diffusion.name for cell in cells[:4]] == ["zero"] * 2 + ["sigma"] * 2
+    assert len(trainings(cells)) == 2
+
+
+def test_a_base_may_change_the_study(tmp_path: Path) -> None:
+    text = STUDY + "bases:\n  other.yaml: {set: {train: {steps: 31}}, grid: {sampler.steps: [6, 9]}, rows: [{interp: vp-sbdm}]}\n"
+    study = write(tmp_path, text)
+    (tmp_path / "other.yaml").write_text(BASE.replace("size: 400", "size: 500"))
+    _, cells = read_study(study, None, "other.yaml")
+    assert [(cell.row, cell.column, cell.config.train.steps) for cell in cells] == [("vp-sbdm", "6", 31), ("vp-sbdm", "9", 31)]
+    assert "size=500" in repr(cells[0].config.data)
+    assert [cell.config.train.steps for cell in read_study(study)[1]] == [30] * 4
+    (tmp_path / "study.yaml").write_text(text.replace("steps: 31", "stepz: 31"))
+    with pytest.raises(UserError, match=r"study\.yaml:12: unknown key 'train\.stepz'"):
+        read_study(study, None, "other.yaml")
+
+
+def test_the_command_line_lies_under_the_cells(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    _, cells = read_study(study, read_assignments(["train.lr=5e-4", "sampler.steps=99"]))
+    assert {cell.config.train.lr for cell in cells} == {5e-4}
+    assert [cell.config.sampler.plan(cell.config.interp, cell.config.target).nfe for cell in cells] == [6, 12, 6, 12]
+
+
+def test_weights_may_be_an_axis(tmp_path: Path) -> None:
+    study = write(tmp_path, STUDY.replace("  sampler.steps: [3, 6]", "  sample.weights: [ema, raw]").replace(
+        'paper: {"3": 1.5, "6": 2}', "paper: 3"))  # fmt: skip
+    done(study)
+    values = [float(row["value"]) for row in read_csv(tmp_path)]
+    assert len(set(values)) == 4 and len({row["run"] for row in read_csv(tmp_path)}) == 2
+
+
+def test_a_training_that_is_not_finished_is_not_trained(tmp_path: Path) -> None:
+    study = write(tmp_path)
+    _, cells = read_study(study, read_assignments([f"run.folder={tmp_path / 'runs'}"]))
+    config = cells[0].config
+    assert not trained(config)
+    done(study)
+    assert trained(config)
+    newest = checkpoint.checkpoints(tmp_path / "runs" / read_csv(tmp_path)[0]["run"] / "checkpoints")[-1]
+    kept = newest.read_bytes()
+    newest.write_bytes(kept[:-1])
+    assert not trained(config)
+    newest.unlink()
+    assert not trained(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        done(study)
+    assert trained(config) and newest.read_bytes() == kept

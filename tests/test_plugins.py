@@ -1,0 +1,156 @@
+"""Plugins as they are met in the wild: installed by pip, broken, colliding, abstract, left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+POLY = Path(__file__).parent.parent / "plugins" / "sitkit-poly"
+
+
+def run(*command: str, site: Path, cwd: Path, plugins: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A command in an environment in which what is under `site` is installed too."""
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+    environment.pop("SITKIT_PLUGINS", None)
+    if plugins is not None:
+        environment["SITKIT_PLUGINS"] = plugins
+    return subprocess.run([sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """sitkit-poly, built and installed by pip into a folder of its own."""
+    site = tmp_path_factory.mktemp("site")
+    # With the build backend at hand nothing is downloaded; without it pip fetches it into a build environment.
+    isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation, "--target", str(site), str(POLY)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return site
+
+
+def test_an_installed_plugin_is_listed_with_its_package(installed: Path, tmp_path: Path) -> None:
+    done = run("sitkit", "list", "interpolants", "--json", site=installed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    entries = {entry["name"]: entry for entry in json.loads(done.stdout)["interpolants"]}
+    assert list(entries) == ["linear", "gvp", "vp-sbdm", "poly"]
+    assert entries["poly"]["from"] == "sitkit_poly" and entries["poly"]["fields"] == "power=2.0"
+    assert "alpha = 1 - (1 - t)^power" in entries["poly"]["meaning"]
+
+
+def test_an_installed_plugin_is_shown_and_drawn(installed: Path, tmp_path: Path) -> None:
+    done = run("sitkit", "show", "interpolant", "poly", "--set", "power=3", site=installed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "interpolant poly   (--interp poly, from sitkit_poly)" in done.stdout and "power" in done.stdout
+    assert (tmp_path / "interpolant-poly.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_installed_plugin_trains(installed: Path, tmp_path: Path) -> None:
+    tiny = ["backbone.depth=1", "backbone.hidden_size=32", "backbone.num_heads=2", "train.batch=4", "run.track=false",
+            "run.sample_every=0"]  # fmt: skip
+    sets = [word for setting in ["interp.power=3", *tiny] for word in ("--set", setting)]
+    done = run("sitkit", "train", "--interp", "poly", "--steps", "2", *sets, site=installed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (config,) = tmp_path.glob("runs/*/config.yaml")
+    assert "poly" in config.read_text() and "power: 3" in config.read_text()
+
+
+def test_a_plugins_own_tests_pass(installed: Path, tmp_path: Path) -> None:
+    done = run("pytest", "-q", "-p", "no:cacheprovider", str(POLY / "tests"), site=installed, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "10 passed" in done.stdout
+
+
+def test_a_plugin_can_be_left_out(installed: Path, tmp_path: Path) -> None:
+    for plugins, there in (("", False), ("another", False), ("poly", True), ("another, poly", True)):
+        done = run("sitkit", "list", "interpolants", "--json", site=installed, cwd=tmp_path, plugins=plugins)
+        names = [entry["name"] for entry in json.loads(done.stdout)["interpolants"]]
+        assert ("poly" in names) == there
+        # What is asked for is used, or it is said that it is not there.
+        assert ("'another'" in done.stderr) == ("another" in plugins), done.stderr
+
+
+HEADER = """
+from dataclasses import dataclass
+import sitkit
+from sitkit.interpolant import Interpolant, Linear
+"""
+GOOD = """
+@sitkit.interpolants.register({name!r})
+@dataclass(frozen=True)
+class Good(Interpolant):
+    "A path."
+    def coefficients(self, t):
+        return Linear().coefficients(t)
+"""
+ABSTRACT = """
+@sitkit.interpolants.register("vague")
+@dataclass(frozen=True)
+class Vague(Interpolant):
+    "No coefficients."
+"""
+
+
+def put(site: Path, plugin: str, source: str) -> None:
+    """What pip leaves of a package sitkit-PLUGIN whose entry point PLUGIN is the module sitkit_PLUGIN."""
+    (site / f"sitkit_{plugin}.py").write_text(HEADER + source)
+    record = site / f"sitkit_{plugin}-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sitkit-{plugin}\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text(f"[sitkit.plugins]\n{plugin} = sitkit_{plugin}\n")
+
+
+BROKEN = {
+    "raises": (GOOD.format(name="half") + "\n1 / 0\n", "ZeroDivisionError: division by zero"),
+    "exits": ("import sys; sys.exit(3)\n", "SystemExit: 3"),
+    "misses": ("import a_module_that_is_not_there\n", "No module named 'a_module_that_is_not_there'"),
+    "typo": ("def (\n", "SyntaxError"),
+    "vague": (ABSTRACT, "interpolant 'vague' (sitkit_vague.Vague) is abstract: it lacks coefficients"),
+    "clash": (
+        GOOD.format(name="linear"),
+        "interpolant 'linear' (sitkit_clash.Good) is already registered by sitkit.interpolant",
+    ),
+}
+
+
+@pytest.mark.parametrize("plugin", BROKEN)
+def test_a_broken_plugin_is_named_on_every_command_and_the_rest_works(plugin: str, tmp_path: Path) -> None:
+    source, reason = BROKEN[plugin]
+    put(tmp_path, plugin, source)
+    put(tmp_path, "works", GOOD.format(name="works"))
+    # For one plugin a command of each kind: one that lists, one that builds, one that is refused, one that names nothing.
+    more = (("show", "interpolant", "works", "--json"), 0), (("show", "interpolant", "half"), 2), (("runs",), 0)
+    for command, status in ((("list", "interpolants", "--json"), 0), *(more if plugin == "raises" else ())):
+        done = run("sitkit", *command, site=tmp_path, cwd=tmp_path)
+        assert done.returncode == status, done.stderr
+        assert f"Plugin '{plugin}' (sitkit_{plugin}) did not load: " in done.stderr, command
+        assert reason in done.stderr and f"Uninstall sitkit-{plugin}, or leave '{plugin}' out" in done.stderr
+        assert "Traceback" not in done.stderr
+        if command[0] == "list":
+            names = [entry["name"] for entry in json.loads(done.stdout)["interpolants"]]
+            assert names == ["linear", "gvp", "vp-sbdm", "works"], "and what it had registered before is gone"
+
+
+def test_two_plugins_that_collide_are_both_named(tmp_path: Path) -> None:
+    put(tmp_path, "first", GOOD.format(name="mine"))
+    put(tmp_path, "second", GOOD.format(name="mine"))
+    done = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0
+    entries = {entry["name"]: entry["from"] for entry in json.loads(done.stdout)["interpolants"]}
+    assert entries["mine"] == "sitkit_first"
+    assert "interpolant 'mine' (sitkit_second.Good) is already registered by sitkit_first." in done.stderr
+    assert "Uninstall sitkit-second" in done.stderr
+
+
+def test_a_miss_mentions_the_plugin_that_did_not_load(tmp_path: Path) -> None:
+    put(tmp_path, "raises", BROKEN["raises"][0])
+    done = run("sitkit", "train", "--interp", "half", "--steps", "1", site=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No interpolant named 'half'" in done.stderr and "Plugin 'raises'" in done.stderr
+    assert not (tmp_path / "runs").exists()
