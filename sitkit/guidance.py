@@ -100,17 +100,20 @@ class Extrapolation(Guidance):
         if not 0 <= low <= high <= 1:
             raise ValueError(f"interval must be two times in order within [0, 1]; got {list(self.interval)}.")
 
+    def applies(self, t: float) -> bool:
+        """Whether the weak prediction is evaluated at time t."""
+        return self.scale != 1 and self.interval[0] - SLACK <= t <= self.interval[1] + SLACK
+
     def evaluations(self, t: float) -> int:
-        inside = self.interval[0] - SLACK <= t <= self.interval[1] + SLACK
-        return 2 if self.scale != 1 and inside else 1
+        return 2 if self.applies(t) else 1
 
     def where_it_applies(self, strong: Network, guided: Network) -> Network:
-        """`guided` at the times at which two evaluations are spent, else `strong`."""
+        """`guided` at the times at which it applies, else `strong`."""
 
         def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             # Reading t waits for the device, so it is read only where the answer depends on it.
             time = 0.0 if self.interval == (0.0, 1.0) else float(t[0])
-            return guided(x, t, y) if self.evaluations(time) == 2 else strong(x, t, y)
+            return guided(x, t, y) if self.applies(time) else strong(x, t, y)
 
         return network
 

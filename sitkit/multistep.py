@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Variable = Literal["t", "lambda"]
 # Nodes of the Gauss-Legendre rule for the moments of a step.
 QUADRATURE = 32
+# A line through two readings magnifies their difference by the ratio of a step to the one before.
+LARGEST_RATIO = 20.0
 
 
 class Reading(NamedTuple):
@@ -170,6 +172,13 @@ class Multistep(Sampler):
         ends = ends._replace(t1=1.0 if self.t1 is None else self.t1, why1="")
         times = self.grid.grid(self.steps, ends.t0, ends.t1)
         span.check_grid(interpolant, target, None, times[:-1])
+        growth = times.diff()[1:] / times.diff()[:-1]
+        if len(growth) and float(growth.max()) > LARGEST_RATIO:
+            step = int(growth.argmax()) + 1
+            raise UserError(
+                f"sampler {self.name!r} extrapolates over a step from the one before, but step {step} of this grid is "
+                f"{float(growth.max()):.3g} times as long (at most {LARGEST_RATIO:g}): use a smoother grid."
+            )
         return Plan(times, 0.0, evaluations(guidance, times[:-1].tolist()), ends.notes)
 
     def integrate(self, problem: Problem) -> Tensor:

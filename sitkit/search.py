@@ -44,6 +44,8 @@ from sitkit.space import Axis, Search, in_force, layer_of, metric_of, read_searc
 FOLDER = "searches"
 # So many trials in a row that measure nothing new end a search: the space is exhausted, or impossible.
 BARREN = 100
+# Trials drawn at random before TPE has something to go by.
+STARTUP = 10
 POLL = 0.5
 
 
@@ -214,21 +216,25 @@ class ByNumber(optuna.samplers.BaseSampler):
     """Optuna's TPE with a generator of its own for each trial, seeded by the trial's number.
 
     One generator for all would begin again after a restart and propose what was tried; two processes of one study would
-    propose alike.
+    propose alike.  After a proposal that was made before, the next one is drawn at random: TPE alone would make it again
+    and again in a space of few settings.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._now: optuna.samplers.BaseSampler = self._make(0)
+        self._now: optuna.samplers.BaseSampler = self._make(0, STARTUP)
 
-    def _make(self, number: int) -> optuna.samplers.BaseSampler:
+    def _make(self, number: int, startup: int) -> optuna.samplers.BaseSampler:
         seed = int(identity(self._seed, number)[:8], 16)
         # `group` models settings that exist only with some choices apart from the rest.
         with quiet():
-            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            return optuna.samplers.TPESampler(
+                n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True
+            )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._now = self._make(trial.number)
+        past = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+        self._now = self._make(trial.number, trial.number + 1 if past and "repeats" in past[-1].user_attrs else STARTUP)
         self._now.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -260,7 +266,7 @@ def work(study: optuna.Study, bench: Bench, wanted: int) -> None:
     waiting = False
     while True:
         all_trials = study.get_trials(deepcopy=False)
-        done = [trial for trial in all_trials if measured(trial)]
+        done = distinct(all_trials)
         best = _best(done, bench)
         bench.progress(Event("search", min(len(done), wanted), wanted, {} if best is None else {"best": best}))
         if len(done) >= wanted:
@@ -286,6 +292,14 @@ def work(study: optuna.Study, bench: Bench, wanted: int) -> None:
 def measured(trial: FrozenTrial) -> bool:
     """Whether a trial is one of those asked for: finished, and not a setting measured before."""
     return trial.state == TrialState.COMPLETE and "repeats" not in trial.user_attrs
+
+
+def distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The measured trials, of two that are one setting the first: processes may hit on it at the same time."""
+    first: dict[str, FrozenTrial] = {}
+    for trial in filter(measured, trials):
+        first.setdefault(trial.user_attrs["sampling"], trial)
+    return list(first.values())
 
 
 def _bury(study: optuna.Study, running: Sequence[FrozenTrial], grace: timedelta) -> None:
@@ -356,7 +370,7 @@ class Objective:
     def _not_surplus(self, trial: Trial) -> None:
         """Two processes may both find one trial missing; numbers are in order, so the later one sees that it is not."""
         before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
-        if sum(measured(t) or t.state == TrialState.RUNNING for t in before) >= self.wanted:
+        if len(distinct(before)) + sum(t.state == TrialState.RUNNING for t in before) >= self.wanted:
             raise Surplus
 
     def _choose(self, trial: Trial) -> dict[str, Any]:
@@ -417,9 +431,7 @@ def candidates(done: Sequence[FrozenTrial], bench: Bench) -> list[FrozenTrial]:
     """The trials to confirm: the best by the metric, or of the front as many, spread evenly from its cheapest to its best."""
     sign, most = (1 if bench.metric.lower_is_better else -1), bench.quest.confirm.best
     if bench.quest.objective.against is None:
-        # Two processes may have measured one setting at once.
-        unlike = {trial.user_attrs["sampling"]: trial for trial in reversed(done)}
-        return sorted(unlike.values(), key=lambda trial: (sign * trial.values[0], trial.number))[:most]
+        return sorted(done, key=lambda trial: sign * trial.values[0])[:most]
     best = [done[i] for i in front([(sign * trial.values[0], trial.values[1]) for trial in done])]
     if len(best) <= most:
         return best
@@ -432,7 +444,7 @@ def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
     """Confirm, choose, compare, and write what was found."""
     run, quest = bench.run, bench.quest
     trials = study.get_trials(deepcopy=False)
-    done = [trial for trial in trials if measured(trial)]
+    done = distinct(trials)
     chosen = candidates(done, bench)
     whole = len(chosen) + 2
     bench.progress(Event("confirm", 0, whole))
@@ -546,15 +558,16 @@ def _row(setting: Measured) -> dict[str, Any]:
 
 def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]]:
     """How many trials were measured, repeated, refused and failed; and how many were refused for each reason."""
+    done = distinct(trials)
     kinds = [trial.user_attrs.get("kind") for trial in trials if trial.state == TrialState.PRUNED]
     with quiet():
         retried = [trial for trial in trials if RetryHeartbeatStaleTrialCallback.retry_history(trial)]
     counts = {
-        "measured": sum(map(measured, trials)),
-        "repeated": sum(t.state == TrialState.COMPLETE and not measured(t) for t in trials),
+        "measured": len(done),
+        "repeated": sum(t.state == TrialState.COMPLETE for t in trials) - len(done),
         "refused": kinds.count("refused"),
         "failed": kinds.count("failed"),
-        "taken over": sum(map(measured, retried)),
+        "taken over": len({t.number for t in done} & {t.number for t in retried}),
     }
     reasons: dict[str, int] = {}
     for trial in trials:
@@ -568,11 +581,12 @@ def as_csv(trials: Sequence[FrozenTrial], bench: Bench) -> str:
     keys = list(dict.fromkeys(key for trial in trials for key in trial.user_attrs.get("chosen", {}) if key != "nfe"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    first = {trial.number for trial in distinct(trials)}
     writer.writerow(["trial", "state", bench.metric.name, "nfe", "seconds", *keys, "reason"])
     for trial in trials:
         known = trial.user_attrs
         state = known.get("kind") or (
-            "repeated" if "repeats" in known else "measured" if measured(trial) else "given up"
+            "measured" if trial.number in first else "repeated" if trial.state == TrialState.COMPLETE else "given up"
         )
         value = trial.values[0] if trial.state == TrialState.COMPLETE else ""
         chosen = [shown(known.get("chosen", {}).get(key, "")) for key in keys]

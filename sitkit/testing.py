@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sitkit.backbones.exact import Exact
 from sitkit.coupling import Coupling
-from sitkit.diffusion import Constant, Diffusion
+from sitkit.diffusion import Diffusion, Sigma
 from sitkit.field import Field
 from sitkit.guidance import Guidance
 from sitkit.interpolant import Coefficients, Interpolant
@@ -416,7 +416,7 @@ def check_order(sampler: Sampler, field: Field) -> None:
     """Halving the step divides the error by 2^order within a quarter of an order; a smaller tolerance lowers the error.
 
     Deterministic samplers: strong error against the exact flow of the Gaussian.  Stochastic ones: weak error of the mean
-    and the variance, with w = 1 where the sampler takes a w, over [0.1, 0.8] without a last step.
+    and the variance, with w = sigma where the sampler takes a w, over [0.1, 0.8] without a last step.
     """
     if isinstance(sampler, AdaptiveODE):
         loose, tight = (flow_error(dataclasses.replace(sampler, rtol=r, atol=r), field) for r in (1e-3, 1e-8))
@@ -480,7 +480,7 @@ def weak_error(sampler: Sampler, field: Field, steps: int) -> float:
     rows = steps + 20
     start, end = (gaussian_moments(field.interpolant, t) for t in MIDDLE)
     noise, keys = _noise(rows, 1), sample_keys(0, torch.arange(rows))
-    chosen, diffusion = over_the_middle(sampler, steps), Constant()
+    chosen, diffusion = over_the_middle(sampler, steps), Sigma()
     try:
         chosen.plan(field.interpolant, field.target, diffusion)
     except UserError:

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from runs import call, finish, start, wait
+
 from sitkit import checkpoint
 from sitkit.ablate import Table, ablate, read_study, trained, trainings
 from sitkit.config import read_assignments
@@ -100,7 +100,9 @@ def test_a_second_run_does_no_work(whole: Path, tmp_path: Path) -> None:
     assert stamps(tmp_path) == before
     assert [r.record for r in second.results] == [r.record for r in first.results]
     # And the numbers are those of the other time, to the last digit.
-    assert (tmp_path / "studies/study/table.csv").read_bytes() == table == (whole / "studies/study/table.csv").read_bytes()
+    assert (
+        (tmp_path / "studies/study/table.csv").read_bytes() == table == (whole / "studies/study/table.csv").read_bytes()
+    )
 
 
 def test_a_changed_cell_reruns_alone(tmp_path: Path) -> None:
@@ -233,7 +235,9 @@ def test_a_dry_run_says_what_is_trained_already(whole: Path) -> None:
 
 
 def test_seeds_give_a_mean_and_its_error(tmp_path: Path) -> None:
-    study = write(tmp_path, STUDY.replace("grid:", "seeds: [0, 1, 2]\ngrid:").replace("[3, 6]", "[3]").replace(', "6": 2', ""))
+    study = write(
+        tmp_path, STUDY.replace("grid:", "seeds: [0, 1, 2]\ngrid:").replace("[3, 6]", "[3]").replace(', "6": 2', "")
+    )
     table = done(study)
     assert len(table.results) == 6 and len(trainings([r.cell for r in table.results])) == 6
     values = [float(row["value"]) for row in read_csv(tmp_path) if row["row"] == "Linear"]
@@ -255,11 +259,17 @@ def test_named_columns_cross_with_the_grid(tmp_path: Path) -> None:
 
 
 def test_a_base_may_change_the_study(tmp_path: Path) -> None:
-    text = STUDY + "bases:\n  other.yaml: {set: {train: {steps: 31}}, grid: {sampler.steps: [6, 9]}, rows: [{interp: vp-sbdm}]}\n"
+    text = (
+        STUDY
+        + "bases:\n  other.yaml: {set: {train: {steps: 31}}, grid: {sampler.steps: [6, 9]}, rows: [{interp: vp-sbdm}]}\n"
+    )
     study = write(tmp_path, text)
     (tmp_path / "other.yaml").write_text(BASE.replace("size: 400", "size: 500"))
     _, cells = read_study(study, None, "other.yaml")
-    assert [(cell.row, cell.column, cell.config.train.steps) for cell in cells] == [("vp-sbdm", "6", 31), ("vp-sbdm", "9", 31)]
+    assert [(cell.row, cell.column, cell.config.train.steps) for cell in cells] == [
+        ("vp-sbdm", "6", 31),
+        ("vp-sbdm", "9", 31),
+    ]
     assert "size=500" in repr(cells[0].config.data)
     assert [cell.config.train.steps for cell in read_study(study)[1]] == [30] * 4
     (tmp_path / "study.yaml").write_text(text.replace("steps: 31", "stepz: 31"))

@@ -213,7 +213,12 @@ def test_help_and_list_import_nothing_heavy(tmp_path: Path) -> None:
             f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=_without_plugins(), check=True
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=_without_plugins(),
+            check=True,
         )
         assert "HEAVY []" in done.stdout, done.stdout[-300:]
 

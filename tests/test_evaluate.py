@@ -31,7 +31,7 @@ def opened(folder: Path, *settings: str) -> Run:
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), from the eigenvalues of the product as it is."""
     s1, s2 = np.cov(x.T), np.cov(y.T)
-    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real
+    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real  # pyright: ignore[reportAttributeAccessIssue]
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots.sum())
 
 
@@ -40,7 +40,7 @@ def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path])
     record = done.record
     with np.load(folders["digits"] / "samples" / record["samples"] / "samples.npz") as arrays:
         samples = arrays["images"].reshape(300, 64) / 127.5 - 1
-    pixels = np.asarray(load_digits().data) / 8 - 1
+    pixels = np.asarray(load_digits(return_X_y=True)[0]) / 8 - 1
     # Three pixels of the digits never change, so S1 S2 is singular: eigenvalues of 1e-16 have roots of 1e-8, 64 of them.
     # The samples went through float32: 2^-24 of values up to 1 in sums of squares of size 10.
     assert done.value == pytest.approx(frechet(samples, pixels), abs=2e-5)

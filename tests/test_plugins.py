@@ -16,7 +16,8 @@ POLY = Path(__file__).parent.parent / "plugins" / "sitkit-poly"
 
 def run(*command: str, site: Path, cwd: Path, plugins: str | None = None) -> subprocess.CompletedProcess[str]:
     """A command in an environment in which what is under `site` is installed too."""
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
     environment.pop("SITKIT_PLUGINS", None)
     if plugins is not None:
         environment["SITKIT_PLUGINS"] = plugins

@@ -47,7 +47,11 @@ def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
 def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> None:
     for base in ("digits", "points"):
         made = [
-            sample(opened(base, tmp_path / f"{base}-{size}", f"sampler={sampler}", "sampler.steps=8", f"sample.batch={size}"))
+            sample(
+                opened(
+                    base, tmp_path / f"{base}-{size}", f"sampler={sampler}", "sampler.steps=8", f"sample.batch={size}"
+                )
+            )
             for size in (1, 7, 64)
         ]
         one = made[0]
@@ -62,7 +66,9 @@ def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> Non
 
 
 def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
-    few, many = (sample(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45))
+    few, many = (
+        sample(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45)
+    )
     assert torch.equal(few.x, many.x[:20]) and torch.equal(few.y, many.y[:20])
     other = sample(opened("digits", tmp_path / "other", "sample.n=20", "sample.seed=1", "sampler=euler-maruyama"))
     same = (other.x == few.x).flatten(1).all(1)
@@ -107,7 +113,9 @@ def test_the_record_says_what_was_spent(tmp_path: Path, words: tuple[str, ...], 
 
 
 def test_the_record_is_the_recipe(tmp_path: Path) -> None:
-    run = opened("digits", tmp_path, "sampler=euler-maruyama", "sampler.steps=12", "sampler.last_step=tweedie", "diffusion=kl")
+    run = opened(
+        "digits", tmp_path, "sampler=euler-maruyama", "sampler.steps=12", "sampler.last_step=tweedie", "diffusion=kl"
+    )
     record = sample(run).record
     recipe = record["recipe"]
     assert recipe["step"] == 20 and recipe["sampler"]["name"] == "euler-maruyama" and recipe["sampler"]["steps"] == 12
@@ -115,7 +123,11 @@ def test_the_record_is_the_recipe(tmp_path: Path) -> None:
     assert recipe["sample"] == {"n": 70, "seed": 0, "weights": "ema", "labels": "balanced"}
     assert record["training"] == trained("digits").name.rpartition("-")[2]
     # 12 steps, the last of them the step without noise, of 0.04.
-    assert record["intervals"] == 11 and record["last_step"] == 0.04 and record["times"][1] == pytest.approx(0.96, abs=1e-12)
+    assert (
+        record["intervals"] == 11
+        and record["last_step"] == 0.04
+        and record["times"][1] == pytest.approx(0.96, abs=1e-12)
+    )
     assert record["seconds"] > 0 and record["environment"]["packages"]["torch"] and record["rounding"]
 
 

@@ -363,8 +363,8 @@ def report(counted: Counter[str], wrong: list[str], capsys: pytest.CaptureFixtur
     with capsys.disabled():
         print(f"\n{counted['right']} right, {counted['refused']} refused, {counted['wrong']} wrong")
     assert not wrong, "\n".join(wrong)
-    # Refusing everything would be right too.
-    assert counted["right"] > 2 * counted["refused"]
+    # Refusing everything would not be wrong either.
+    assert counted["refused"] <= sum(counted.values()) / 6
 
 
 def test_every_combination_is_right_or_refused(shared_paths: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from sitkit.evaluate import evaluate
 from sitkit.preset import read_preset, write_preset
 from sitkit.registry import UserError
 from sitkit.run import Run, adapted, load
-from sitkit.search import ByNumber, front, measured, quiet, search
+from sitkit.search import ByNumber, distinct, front, quiet, search
 from sitkit.space import in_force, layer_of, read_search, within
 from sitkit.train import train
 
@@ -48,9 +48,10 @@ heartbeat: 1
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the closed-form network of a mixture in the plane, sampled by heun with 6 steps."""
+    """A run with the closed-form network of a mixture, sampled by heun with 6 steps."""
     given = {
-        "data": {"name": "gaussian-mixture", "size": 400},
+        # In space: samples in the plane would each be drawn as a picture.
+        "data": {"name": "gaussian-mixture", "dim": 3, "size": 400},
         "backbone": "exact",
         "sampler": {"name": "heun", "steps": 6},
         "run": {"track": False, "folder": str(tmp_path_factory.mktemp("made"))},
@@ -173,7 +174,7 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     path = written(tmp_path, SPACE)
     found = search(run, path, trials=12)
     trials = trials_of(run.folder)
-    assert sum(map(measured, trials)) == 12 == found.counts["measured"]
+    assert len(distinct(trials)) == 12 == found.counts["measured"]
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
 
     # Refusals (constant w with a `mean` last step leaves noise) are kept with their reason, and have spent nothing.
@@ -182,10 +183,10 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     assert sum(found.refused.values()) == len(refused) == found.counts["refused"]
     sampled = {p.parent.name for p in run.folder.glob("samples/*/record.json")}
     assert all(t.user_attrs.get("sampling") not in sampled for t in refused)
-    assert all(t.user_attrs["sampling"] in sampled for t in trials if measured(t))
+    assert all(t.user_attrs["sampling"] in sampled for t in distinct(trials))
 
     # The budget holds, and the front is that of the trials.
-    done = [t for t in trials if measured(t)]
+    done = distinct(trials)
     assert max(t.values[1] for t in done) <= 24
     best = [done[i].number for i in front([(t.values[0], t.values[1]) for t in done])]
     assert {m.trial for m in found.confirmed} <= set(best) and found.confirmed[-1].trial == best[-1]
@@ -243,7 +244,7 @@ confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
 """
     found = search(run, written(tmp_path, text), trials=40)
     trials = trials_of(run.folder)
-    done = [t for t in trials if measured(t)]
+    done = distinct(trials)
     # Four settings can be had; the rest are repeats, and dopri5, which spends more than 16 evaluations, is refused.
     assert len(done) == 4 and {t.user_attrs["nfe"] for t in done} == {16}
     assert len({t.user_attrs["sampling"] for t in done}) == 4 and found.counts["repeated"] > 0
@@ -279,23 +280,23 @@ def wait_for(run: Run, ready: Any) -> list[FrozenTrial]:
 
 def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
     path = written(tmp_path, SLOW)
-    process = worker(run, path, 9)
+    process = worker(run, path, 7)
     try:
-        wait_for(run, lambda ts: sum(map(measured, ts)) >= 2 and ts[-1].user_attrs.get("begun") == ts[-1].number
+        wait_for(run, lambda ts: len(distinct(ts)) >= 2 and ts[-1].user_attrs.get("begun") == ts[-1].number
                  and ts[-1].state == TrialState.RUNNING)  # fmt: skip
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     before = trials_of(run.folder)
     dead = [t for t in before if t.state == TrialState.RUNNING]
-    kept = sum(map(measured, before))
-    assert len(dead) == 1 and 2 <= kept < 9
+    kept = len(distinct(before))
+    assert len(dead) == 1 and 2 <= kept < 7
 
-    found = search(run, path, trials=9)
+    found = search(run, path, trials=7)
     after = trials_of(run.folder)
-    assert found.counts["measured"] == 9 == sum(map(measured, after))
+    assert found.counts["measured"] == 7 == len(distinct(after))
     assert not [t for t in after if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-    assert [t.values for t in after[: len(before)] if measured(t)] == [t.values for t in before if measured(t)]
+    assert [t.values for t in distinct(after[: len(before)])] == [t.values for t in distinct(before)]
     # What the dead was at was taken up again, with the same settings, and ended.
     (lost,) = [t for t in after if t.number == dead[0].number]
     assert lost.state == TrialState.FAIL
@@ -305,18 +306,18 @@ def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
 
 def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
     path = written(tmp_path, SLOW)
-    process = worker(run, path, 8)
+    process = worker(run, path, 7)
     try:
         wait_for(run, lambda ts: len(ts) >= 2)
-        ours = search(run, path, trials=8)
+        ours = search(run, path, trials=7)
         assert process.wait(60) == 0
     finally:
         process.kill()
     trials = trials_of(run.folder)
-    assert sum(map(measured, trials)) == 8 == ours.counts["measured"]
+    assert len(distinct(trials)) == 7 == ours.counts["measured"]
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-    done = [t for t in trials if measured(t)]
-    assert len({t.user_attrs["sampling"] for t in done}) == 8
+    done = distinct(trials)
+    assert len({t.user_attrs["sampling"] for t in done}) == 7
     # Both worked: two trials were on the way at once.
     spans = sorted((t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete)
     assert any(b[0] < a[1] for a, b in itertools.pairwise(spans))

@@ -108,15 +108,19 @@ def test_running_again_does_nothing(tmp_path: Path) -> None:
     assert losses(folder) == seen
 
 
-# Small enough to be over in seconds, long enough that a kill falls among its 60 checkpoints.
-LONG = ("train.steps=600", "run.log_every=5", "run.checkpoint_every=10", "run.sample_every=150", "data.law=moons")
+# Small enough to be over in seconds, long enough that a kill falls among its 40 checkpoints.
+STEPS = 400
+LONG = (f"train.steps={STEPS}", "run.log_every=5", "run.checkpoint_every=10", "run.sample_every=150", "data.law=moons")
 TRAIN = ("train", "points", *flags(*LONG))
 
 
-def uninterrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return train(tiny(Path("runs"), *LONG)).resolve()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the command above, trained at one go; not to be written to."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The folder is part of what a checkpoint says of itself, so it is "runs" wherever the command is called.
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        return train(tiny(Path("runs"), *LONG)).resolve()
 
 
 def killed(cwd: Path, moment: Callable[[], bool], pause: float) -> int:
@@ -138,11 +142,9 @@ def later(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= until
 
 
-def check_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, blind: int) -> None:
+def check_kills(whole: Path, here: Path, kills: int, blind: int) -> None:
     """Kill at `kills` moments of the training itself and `blind` of the whole command, start-up included."""
-    whole = uninterrupted(tmp_path / "whole", monkeypatch)
-    (tmp_path / "killed").mkdir()
-    run = tmp_path / "killed" / "runs" / whole.name
+    run, end = here / "runs" / whole.name, STEPS - 10
     # Seeded, so that a failure comes again as nearly as the machine's timing lets it.
     draw = random.Random(17)
     began = time.monotonic()
@@ -150,13 +152,13 @@ def check_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, bli
     for number in range(kills):
         # Forward by a share of what is left, so that the last kill still falls before the end.
         step = step_of(run)
-        goal = min(step + draw.randint(1, 2 * (590 - step) // (kills - number + 1) + 1), 590)
-        statuses.append(killed(tmp_path / "killed", past(run, goal), draw.uniform(0, 0.02)))
+        goal = min(step + draw.randint(1, 2 * (end - step) // (kills - number + 1) + 1), end)
+        statuses.append(killed(here, past(run, goal), draw.uniform(0, 0.02)))
     typical = (time.monotonic() - began) / kills
     for _ in range(blind):
-        statuses.append(killed(tmp_path / "killed", later(draw.uniform(0, typical)), 0))
+        statuses.append(killed(here, later(draw.uniform(0, typical)), 0))
     assert statuses.count(-signal.SIGKILL) >= kills + blind - 1  # one may have ended just before
-    left = finish(start(*TRAIN, cwd=tmp_path / "killed"))
+    left = finish(start(*TRAIN, cwd=here))
     assert left.status == 0, left.err
     assert weights(run) == weights(whole)
     # The logged losses too: no step twice, none left out, each the mean that it was.
@@ -164,24 +166,23 @@ def check_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, bli
     assert {path.suffix for path in (run / CHECKPOINTS).iterdir()} == {".safetensors"}  # nothing half-written stays
 
 
-def test_killed_at_random_and_run_again_ends_at_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_kills(tmp_path, monkeypatch, kills=4, blind=0)
+def test_killed_at_random_and_run_again_ends_at_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    check_kills(whole, tmp_path, kills=4, blind=0)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_ends_at_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_kills(tmp_path, monkeypatch, kills=14, blind=6)
+def test_killed_twenty_times_ends_at_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    check_kills(whole, tmp_path, kills=14, blind=6)
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = uninterrupted(tmp_path / "whole", monkeypatch)
-    here = tmp_path / "stopped"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    run = here / "runs" / whole.name
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / whole.name
     # No checkpoint before the last step, so that the one found is that of ctrl-C.
     words = [*TRAIN, "--set", "run.checkpoint_every=1000"]
-    process = start(*words, cwd=here)
+    process = start(*words, cwd=tmp_path)
     wait(process, past(run, 5))
     with pytest.raises(UserError, match=r"is being trained by another process"):
         train(tiny(Path("runs"), *LONG))
@@ -190,7 +191,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(tmp_path: Path, monk
     assert left.status == 1 and "Traceback" not in left.err
     (kept,) = checkpoint.checkpoints(run / CHECKPOINTS)
     step = checkpoint.header(kept)["step"]
-    assert 5 <= step < 600
+    assert 5 <= step < STEPS
     told = re.search(r"^stopped; .* Continue with: sitkit (.*)$", left.err, re.MULTILINE)
     assert told, left.err
     assert shlex.split(told[1]) == words
