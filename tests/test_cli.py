@@ -259,3 +259,11 @@ def test_as_a_module(tmp_path: Path) -> None:
         [sys.executable, "-m", "sitkit", "train", "--interp", "linaer"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2 and "linear" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_preset_of_the_run_says_how_to_sample(here: Path) -> None:
+    run = copied(trained(), here)
+    checkpoint.write(run / "presets" / "fast.yaml", "sampler: {name: euler, steps: 3}\ndiffusion: zero\n")
+    called = call("sample", run.name, "--preset", "fast", "-n", "10", "--runs", str(here))
+    assert called.status == 0 and "3 evaluations" in called.out, called
+    assert "'fast'" in run_mistake(here, "sample", run.name, "--preset", "fats")

@@ -92,15 +92,23 @@ def _loaded(
     runs: Path,
     sets: list[str] | None,
     flags: dict[str, Any],
+    preset: str | None = None,
 ) -> Any:
-    from sitkit.run import load
+    from sitkit.config import Layer, merge
+    from sitkit.preset import read_preset
+    from sitkit.run import find, load
 
-    return load(run, over=options.layer(flags, sets), root=runs, device=flags.get("run.device") or "auto")
+    over = options.layer(flags, sets)
+    if preset is not None:
+        base = read_preset(find(run, runs), preset)
+        over = Layer(merge(base.values, over.values), base.where | over.where)
+    return load(run, over=over, root=runs, device=flags.get("run.device") or "auto")
 
 
 @app.command()
 def sample(
     run: options.RunName = "latest",
+    preset: options.PresetName = None,
     sampler: options.Sampler = None,
     diffusion: options.Diffusion = None,
     guidance: options.Guidance = None,
@@ -113,7 +121,7 @@ def sample(
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe."""
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device)
-    trained = _loaded(run, runs, sets, flags)
+    trained = _loaded(run, runs, sets, flags, preset)
     with resumable(), console.progress() as progress:
         from sitkit.sample import sample as verb
 
@@ -136,6 +144,7 @@ def _sampling_flags(
 @app.command()
 def evaluate(
     run: options.RunName = "latest",
+    preset: options.PresetName = None,
     metric: options.Metric = None,
     sampler: options.Sampler = None,
     diffusion: options.Diffusion = None,
@@ -153,7 +162,7 @@ def evaluate(
     Without -n as many samples are drawn as there are examples, at most 50,000.
     """
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device) | {"metric": metric}
-    trained = _loaded(run, runs, sets, flags)
+    trained = _loaded(run, runs, sets, flags, preset)
     if n is None and not any(text.startswith("sample.n=") for text in sets or []):
         from dataclasses import replace
 

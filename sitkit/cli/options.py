@@ -54,6 +54,9 @@ SamplerSteps = Annotated[
 ]
 Count = Annotated[int | None, typer.Option("-n", help="Number of samples.", rich_help_panel=SAMPLING)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Sample seed.", rich_help_panel=SAMPLING)]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", help="A preset of the run, as a search saves.", rich_help_panel=SAMPLING)
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE", rich_help_panel=RUNNING),
