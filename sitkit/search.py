@@ -191,7 +191,8 @@ def open_study(bench: Bench, name: str, storage: str | None) -> optuna.Study:
                 sampler=ByNumber(quest.seed),
             )
     except ImportError as error:
-        raise UserError(f"storage {_public(url)!r} needs its driver: {error}.") from None
+        reason = str(error).rstrip(". ")
+        raise UserError(f"storage {_public(url)!r} needs its driver: {reason}.") from None
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WorkFailed(f"The study at {_public(url)} cannot be opened: {reason}") from None

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sitkit.backbones.exact import Exact
 from sitkit.field import Field
 from sitkit.guidance import ClassifierFree, Guidance, Unguided
+from sitkit.mixture import Mixture
 from sitkit.registry import UserError, guidances, interpolants, targets
 from sitkit.testing import Calls, check_guidance
 
@@ -92,6 +94,17 @@ def test_guiding_the_prediction_guides_every_reading_alike(name: str, path: str)
     for ours, first, second in zip(mixed, conditional, null, strict=True):
         # Readings at t = 0.6 are below 100, and each has a handful of roundings.
         torch.testing.assert_close(ours, second + 1.5 * (first - second), rtol=1e-12, atol=1e-12)
+
+
+def test_the_exact_network_of_a_labelled_law_can_be_guided() -> None:
+    """null + 2 (conditional - null) of the data readings of two points at -1 and 1, which at t = 0 are -1, 1 and 0."""
+    one = torch.ones(2, dtype=torch.float64)
+    points = Mixture(one, torch.stack((-one[:1], one[:1])), 1e-4 * one.reshape(2, 1, 1), torch.tensor([0, 1]))
+    interpolant, target = interpolants.create("linear"), targets.create("data")
+    network = Exact(points, interpolant, target)
+    guided = ClassifierFree(2.0).guide(network, network.num_classes)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    assert guided(x, 0 * one, torch.tensor([0, 1])).flatten().tolist() == pytest.approx([-2.0, 2.0])
 
 
 def test_cfg_is_refused_where_it_cannot_be() -> None:

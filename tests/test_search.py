@@ -22,9 +22,10 @@ from sitkit import checkpoint
 from sitkit.config import Layer, assemble
 from sitkit.evaluate import evaluate
 from sitkit.preset import read_preset, write_preset
+from sitkit.progress import silent
 from sitkit.registry import UserError
 from sitkit.run import Run, adapted, load
-from sitkit.search import ByNumber, distinct, front, quiet, search
+from sitkit.search import Bench, ByNumber, Objective, Surplus, distinct, front, open_study, quiet, search
 from sitkit.space import in_force, layer_of, read_search, within
 from sitkit.train import train
 
@@ -321,6 +322,22 @@ def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
     # Both worked: two trials were on the way at once.
     spans = sorted((t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete)
     assert any(b[0] < a[1] for a, b in itertools.pairwise(spans))
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
+    quest, axes = read_search(written(tmp_path, SPACE), run.config)
+    bench = Bench(run, quest, axes, silent)
+    study = open_study(bench, "quest", None)
+    objective = Objective(study, bench, wanted=2)
+    with quiet():
+        early = [study.ask() for _ in range(3)]
+    # Two are wanted and two of lower number are on their way; for the second there is only one.
+    with pytest.raises(Surplus):
+        objective(early[2])
+    assert not list(run.folder.glob("samples/*"))
+    objective(early[1])
+    assert len(list(run.folder.glob("samples/*"))) == 1
 
 
 def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ class Exact(nn.Module):
     x: (b, ...) with d numbers an example; t: (b,); y: (b,) int64, `num_classes` for all classes together.
     """
 
-    class_dropout = 0.0
+    # No label was ever dropped, but the null class is answered as well as any other: it can be guided.
+    class_dropout = 1.0
 
     def __init__(self, law: Law, interpolant: Interpolant, target: Target) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class Exact(nn.Module):
 class Unprepared(nn.Module):
     """Stands where an exact network will be, until the law of the data is known."""
 
-    class_dropout = 0.0
+    class_dropout = 1.0
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
