@@ -143,21 +143,21 @@ def later(seconds: float) -> Callable[[], bool]:
 
 
 def check_kills(whole: Path, here: Path, kills: int, blind: int) -> None:
-    """Kill at `kills` moments of the training itself and `blind` of the whole command, start-up included."""
-    run, end = here / "runs" / whole.name, STEPS - 10
+    """Kill at `kills` moments of the training itself and `blind` of starting and continuing it."""
+    # Steps enough remain for the last kill to come before the end by far.
+    run, end = here / "runs" / whole.name, STEPS - 100
     # Seeded, so that a failure comes again as nearly as the machine's timing lets it.
     draw = random.Random(17)
     began = time.monotonic()
-    statuses = []
-    for number in range(kills):
+    statuses = [killed(here, past(run, 10), 0)]
+    starting = time.monotonic() - began
+    statuses += [killed(here, later(draw.uniform(0, starting)), 0) for _ in range(blind)]
+    for number in range(1, kills):
         # Forward by a share of what is left, so that the last kill still falls before the end.
         step = step_of(run)
         goal = min(step + draw.randint(1, 2 * (end - step) // (kills - number + 1) + 1), end)
         statuses.append(killed(here, past(run, goal), draw.uniform(0, 0.02)))
-    typical = (time.monotonic() - began) / kills
-    for _ in range(blind):
-        statuses.append(killed(here, later(draw.uniform(0, typical)), 0))
-    assert statuses.count(-signal.SIGKILL) >= kills + blind - 1  # one may have ended just before
+    assert statuses == [-signal.SIGKILL] * (kills + blind)
     left = finish(start(*TRAIN, cwd=here))
     assert left.status == 0, left.err
     assert weights(run) == weights(whole)
