@@ -18,6 +18,7 @@ from sitkit.registry import (
     extractors,
     guidances,
     interpolants,
+    losses,
     metrics,
     samplers,
     targets,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sitkit.guidance import Guidance
     from sitkit.interpolant import Coefficients, Interpolant
     from sitkit.likelihood import log_prob
-    from sitkit.loss import interpolant_loss
+    from sitkit.loss import Batch, Loss, interpolant_loss
     from sitkit.metrics.features import Extractor
     from sitkit.metrics.metric import Metric
     from sitkit.run import load
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Autoencoder": "sitkit.autoencoder",
     "Backbone": "sitkit.backbones.backbone",
+    "Batch": "sitkit.loss",
     "Coefficients": "sitkit.interpolant",
     "Coupling": "sitkit.coupling",
     "Dataset": "sitkit.data.dataset",
@@ -58,6 +60,7 @@ _LAZY = {
     "Field": "sitkit.field",
     "Guidance": "sitkit.guidance",
     "Interpolant": "sitkit.interpolant",
+    "Loss": "sitkit.loss",
     "Metric": "sitkit.metrics.metric",
     "Readings": "sitkit.field",
     "Sample": "sitkit.sampler",
@@ -73,6 +76,7 @@ _LAZY = {
 __all__ = [
     "Autoencoder",
     "Backbone",
+    "Batch",
     "Coefficients",
     "Component",
     "Coupling",
@@ -82,6 +86,7 @@ __all__ = [
     "Field",
     "Guidance",
     "Interpolant",
+    "Loss",
     "Metric",
     "Readings",
     "Registry",
@@ -103,6 +108,7 @@ __all__ = [
     "interpolants",
     "load",
     "log_prob",
+    "losses",
     "metrics",
     "samplers",
     "targets",

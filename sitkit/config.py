@@ -26,6 +26,7 @@ from sitkit.data.dataset import Dataset
 from sitkit.diffusion import Diffusion
 from sitkit.guidance import Guidance
 from sitkit.interpolant import Interpolant
+from sitkit.loss import Loss
 from sitkit.metrics.metric import Metric
 from sitkit.registry import Component, Registry, UserError, registries, spec, suggest
 from sitkit.sampler import Sampler
@@ -41,17 +42,41 @@ class Settings(BaseModel):
 
 
 class TrainSettings(Settings):
-    """Optimisation: AdamW, constant lr after a linear warm-up, EMA.  The defaults are the paper's (PAPER 2.1, DiT)."""
+    """Optimisation: AdamW and EMA.  The defaults are the paper's (PAPER 2.1, DiT), TF32 as in its code.
+
+    batch: examples of one step, over all processes together; accumulate: in how many parts each process takes its share.
+    lr rises linearly over `warmup` steps, stays, and falls over the last `decay` of all steps to lr_end as `schedule`
+    says; "constant" never falls.  clip: the largest norm of the gradient.  precision: the network's products and
+    activations; weights, optimiser and loss are float32.  tf32: float32 products in TF32 where the GPU has it.
+    nonfinite: whether a step whose gradient is not finite stops the training or changes nothing.
+    init: the full name of a run whose EMA weights training starts from.
+    """
 
     steps: int = Field(400_000, ge=0)
     batch: int = Field(256, ge=1)
+    accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    decay: float = Field(1.0, gt=0, le=1)
+    lr_end: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = Field(0, ge=0)
     clip: float | None = Field(None, gt=0)
+    nonfinite: Literal["stop", "skip"] = "stop"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = True
     ema: float = Field(0.9999, ge=0, lt=1)
+    init: str | None = None
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fit(self) -> TrainSettings:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate must divide batch; got {self.accumulate} and {self.batch}.")
+        if self.schedule == "constant" and (self.decay, self.lr_end) != (1.0, 0.0):
+            raise ValueError("decay and lr_end belong to schedule 'linear' or 'cosine'; it is 'constant'.")
+        return self
 
 
 class SampleSettings(Settings):
@@ -65,11 +90,17 @@ class SampleSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What changes no result: where things go, how often things are written, on which device."""
+    """What changes no result beyond rounding: where things go, how often they are written, on what they are computed.
+
+    compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
+    the training: each holds the whole network ("ddp") or a slice of it ("fsdp").
+    """
 
     folder: Path = Path("runs")
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
+    compile: Literal["auto"] | bool = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     log_every: int = Field(50, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     sample_every: int = Field(1000, ge=0)
@@ -83,6 +114,7 @@ class Config(Settings):
     interp: Interpolant
     target: Target
     weight: Weighting
+    loss: Loss
     timestep: Timestep
     coupling: Coupling
     backbone: Backbone
@@ -121,6 +153,7 @@ class Config(Settings):
 DEFAULTS: dict[str, Any] = {
     "interp": "linear",
     "target": "velocity",
+    "loss": "interpolant",
     "timestep": "uniform",
     "coupling": "independent",
     "backbone": "sit-b/2",
@@ -130,7 +163,7 @@ DEFAULTS: dict[str, Any] = {
     "guidance": "none",
     "metric": "frechet",
 }
-TRAINING = ("interp", "target", "weight", "timestep", "coupling", "backbone", "autoencoder", "data", "train")
+TRAINING = ("interp", "target", "weight", "loss", "timestep", "coupling", "backbone", "autoencoder", "data", "train")
 
 
 def _plain(value: Any) -> Any:

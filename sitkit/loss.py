@@ -1,18 +1,82 @@
-"""The training objective: the weighted squared error of the network's prediction along an interpolant."""
+"""The training objective: the weighted squared error of the network's prediction along an interpolant, or a plugin's.
+
+A loss sees the network, the path, the pair of data and noise and a key for each example, and gives one number for each
+example; what it trains besides the network it builds itself (`Loss.build`), and what it reads inside the network it
+names (`Loss.hidden`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, final
 
 from sitkit.interpolant import Interpolant
+from sitkit.registry import Component, losses
 from sitkit.target import Target
 from sitkit.weighting import Weighting
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """What a loss is a function of.
+
+    network(x, t, y) as in `sitkit.backbones`; data, noise: (b, ...), already paired; t: (b,) drawn by the timestep
+    component; y: (b,) int64 with dropped labels replaced by the null class; keys: (b,) int64, one for each example,
+    from which `sitkit.noise` makes whatever more must be drawn.  parts: what `Loss.build` gave.  hidden: the outputs of
+    the modules that `Loss.hidden` names, those of the network's latest call.
+    """
+
+    network: Network
+    interpolant: Interpolant
+    target: Target
+    weighting: Weighting
+    data: Tensor
+    noise: Tensor
+    t: Tensor
+    y: Tensor
+    keys: Tensor
+    parts: nn.Module | None = None
+    hidden: Mapping[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Loss(Component):
+    """What training makes small."""
+
+    @abstractmethod
+    def per_example(self, batch: Batch) -> Tensor:
+        """The loss of each example, (b,), in float32 at least whatever the network's precision."""
+
+    def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module | None:
+        """What is trained beside the network (a projector, a second head), found again in `Batch.parts`; None: nothing.
+
+        Its parameters go to the optimiser and, with its buffers, to the checkpoints; samples are drawn without it.
+        Weights are drawn from torch's global generator, after the network's.  Raises UserError for a network that the
+        loss cannot use.
+        """
+        return None
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the network's modules ("blocks.7") whose outputs `per_example` finds in `Batch.hidden`."""
+        return ()
+
+
+@final
+@losses.register("interpolant")
+@dataclass(frozen=True)
+class InterpolantLoss(Loss):
+    """r(t) |network(x, t, y) - (a data + b noise)|^2 at x = alpha data + sigma noise (SiT Eq. 6, 7 and 46-50)."""
+
+    def per_example(self, batch: Batch) -> Tensor:
+        path = batch.interpolant, batch.target, batch.weighting
+        return interpolant_loss(batch.network, *path, batch.data, batch.noise, batch.t, batch.y)
 
 
 def interpolant_loss(

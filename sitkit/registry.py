@@ -29,6 +29,7 @@ BUILTINS = (
     "sitkit.interpolant",
     "sitkit.target",
     "sitkit.weighting",
+    "sitkit.loss",
     "sitkit.timestep",
     "sitkit.coupling",
     "sitkit.diffusion",
@@ -356,6 +357,7 @@ registries: dict[str, Registry[Any]] = {}
 interpolants = Registry("interpolant", "interpolants", "--interp", "sitkit.interpolant:Interpolant")
 targets = Registry("target", "targets", "--target", "sitkit.target:Target")
 weightings = Registry("weighting", "weightings", "--weight", "sitkit.weighting:Weighting")
+losses = Registry("loss", "losses", "--loss", "sitkit.loss:Loss")
 timesteps = Registry("timestep", "timesteps", "--timestep", "sitkit.timestep:Timestep")
 couplings = Registry("coupling", "couplings", "--coupling", "sitkit.coupling:Coupling")
 diffusions = Registry("diffusion", "diffusions", "--diffusion", "sitkit.diffusion:Diffusion")

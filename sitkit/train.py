@@ -22,7 +22,7 @@ from sitkit import checkpoint, noise, span
 from sitkit.config import Config, flat
 from sitkit.data.dataset import Examples, batch
 from sitkit.field import Field
-from sitkit.loss import interpolant_loss
+from sitkit.loss import Batch
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed
 from sitkit.run import (
@@ -154,7 +154,8 @@ class Objective:
         draws = config.coupling.pair(data, draws, y)
         t = config.timestep.map(noise.uniform(keys, noise.TIME)).clamp(*self.span).float()
         y = y.where(noise.uniform(keys, noise.DROPOUT) >= self.dropout, self.data.num_classes)
-        return interpolant_loss(self.network, config.interp, config.target, config.weight, data, draws, t, y).mean()
+        path = config.interp, config.target, config.weight
+        return config.loss.per_example(Batch(self.network, *path, data, draws, t, y, keys)).mean()
 
 
 def _mean_if_finite(losses: list[Tensor], step: int, folder: Path, saved: int) -> float:

@@ -254,7 +254,9 @@ def test_every_preset_is_valid(name: str) -> None:
 TRAINS = [
     "interp=gvp", "target=score", "weight=noise", "timestep=logit-normal", "coupling=minibatch-ot", "backbone.depth=2",
     "data.size=401", "data.law=moons", "train.steps=41", "train.batch=17", "train.lr=2e-3", "train.weight_decay=0.1",
-    "train.betas=[0.9, 0.99]", "train.warmup=1", "train.clip=1", "train.ema=0.9", "train.seed=1",
+    "train.betas=[0.9, 0.99]", "train.warmup=1", "train.clip=1", "train.ema=0.9", "train.seed=1", "train.accumulate=2",
+    "train.schedule=cosine", "train={schedule: linear, decay: 0.5}", "train={schedule: linear, lr_end: 1e-5}",
+    "train.nonfinite=skip", "train.precision=bf16", "train.tf32=false", "train.init=other",
 ]  # fmt: skip
 # Each changes the samples of a training, but not its weights.
 SAMPLES = [
@@ -264,7 +266,8 @@ SAMPLES = [
 # Each changes neither.
 NOTHING = [
     "metric=mmd", "sample.batch=7", "run.device=cpu", "run.log_every=3", "run.checkpoint_every=3", "run.sample_every=0",
-    "run.keep=5", "run.track=true", "run.folder=elsewhere", "run.threads=2",
+    "run.keep=5", "run.track=true", "run.folder=elsewhere", "run.threads=2", "run.compile=true",
+    "run.parallel=fsdp",
 ]  # fmt: skip
 
 
@@ -282,12 +285,12 @@ def test_identities_hold_what_matters_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_in_the_lists_above(tmp_path: Path) -> None:
-    known = {words.partition("=")[0] for words in TRAINS + SAMPLES + NOTHING}
+    known = {key for words in TRAINS + SAMPLES + NOTHING for key in flat(read_assignments([words]).values)}
     heads = {key.partition(".")[0] for key in known}
     settings = {f"{group}.{key}" for group in ("train", "sample", "run") for key in tiny(tmp_path).plain()[group]}
     assert settings <= known
-    # The autoencoder has one value without an extra; diffusion follows the sampler here.
-    assert set(Config.model_fields) - heads == {"autoencoder", "diffusion"}
+    # The loss has one value without a plugin, the autoencoder one without an extra; diffusion follows the sampler here.
+    assert set(Config.model_fields) - heads == {"loss", "autoencoder", "diffusion"}
 
 
 def test_only_an_adaptive_solver_s_samples_depend_on_the_batch(tmp_path: Path) -> None:

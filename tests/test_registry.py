@@ -59,6 +59,7 @@ def test_the_contract_is_registered() -> None:
     contract = {
         "interpolants": "linear gvp vp-sbdm",
         "targets": "velocity score noise data",
+        "losses": "interpolant",
         "weightings": "velocity noise score data likelihood min-snr",
         "timesteps": "uniform logit-normal shift power discrete",
         "couplings": "independent minibatch-ot",

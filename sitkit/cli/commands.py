@@ -49,6 +49,7 @@ def train(
     interp: options.Interp = None,
     target: options.Target = None,
     weight: options.Weight = None,
+    loss: options.Loss = None,
     timestep: options.Timestep = None,
     coupling: options.Coupling = None,
     backbone: options.Backbone = None,
@@ -70,7 +71,7 @@ def train(
     from sitkit.config import assemble, read_config
 
     flags = {
-        "interp": interp, "target": target, "weight": weight, "timestep": timestep, "coupling": coupling,
+        "interp": interp, "target": target, "weight": weight, "loss": loss, "timestep": timestep, "coupling": coupling,
         "backbone": backbone, "autoencoder": autoencoder, "data": data, "sampler": sampler, "diffusion": diffusion,
         "guidance": guidance, "metric": metric, "train.steps": steps, "train.seed": seed, "run.folder": str(runs),
         "run.device": device,

@@ -40,6 +40,7 @@ def component(plural: str, panel: str) -> Any:
 Interp = Annotated[str | None, component("interpolants", MODEL)]
 Target = Annotated[str | None, component("targets", MODEL)]
 Weight = Annotated[str | None, component("weightings", MODEL)]
+Loss = Annotated[str | None, component("losses", MODEL)]
 Timestep = Annotated[str | None, component("timesteps", MODEL)]
 Coupling = Annotated[str | None, component("couplings", MODEL)]
 Backbone = Annotated[str | None, component("backbones", MODEL)]
