@@ -79,12 +79,16 @@ class Examples:
         return self.reader(index, keys)
 
 
-def batch(examples: Examples, seed: int, step: int, size: int) -> tuple[Tensor, Tensor, np.ndarray]:
+def batch(
+    examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
 
     Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples: each
     epoch has every example once, and the stream is the same for every size.
-    Raises ValueError for step < 0, size < 1 or seed < 0.
+    part = (rank, ranks) reads rank's run of neighbouring positions, from rank * size // ranks on: the parts of all ranks,
+    one after another, are the batch.
+    Raises ValueError for step < 0, size < 1, seed < 0, or a part that is not 0 <= rank < ranks <= size.
     """
     import numpy as np
     import torch
@@ -93,9 +97,12 @@ def batch(examples: Examples, seed: int, step: int, size: int) -> tuple[Tensor, 
 
     if step < 0 or size < 1:
         raise ValueError(f"needs step >= 0 and size >= 1; got {step} and {size}.")
-    positions = step * size + np.arange(size)
+    rank, ranks = part
+    if not 0 <= rank < ranks <= size:
+        raise ValueError(f"part must be (rank, ranks), 0 <= rank < ranks <= size = {size}; got {part}.")
+    positions = step * size + np.arange(rank * size // ranks, (rank + 1) * size // ranks)
     epochs, places = np.divmod(positions, len(examples.train))
-    index = np.empty(size, np.int64)
+    index = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
         now = epochs == epoch
         index[now] = examples.train[_permutation(seed, int(epoch), len(examples.train))[places[now]]]
