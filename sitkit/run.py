@@ -25,6 +25,7 @@ from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, traini
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
 from sitkit.registry import UserError, loaded, suggest
+from sitkit.world import device_of
 
 CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
 
@@ -64,18 +65,6 @@ def examples(dataset: Dataset) -> Examples:
 def folder_of(config: Config) -> Path:
     """Where the run of a configuration lives."""
     return config.run.folder / f"{slug(config)}-{training_identity(config)}"
-
-
-def device_of(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA where there is one.  Raises UserError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def use_threads(config: Config) -> None:

@@ -30,7 +30,6 @@ from sitkit.run import (
     ENVIRONMENT,
     METRICS,
     build,
-    device_of,
     environment,
     examples,
     folder_of,
@@ -40,6 +39,7 @@ from sitkit.run import (
 from sitkit.sample import show
 from sitkit.sampler import Heun
 from sitkit.tracking import Tracker
+from sitkit.world import device_of
 
 PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8
 

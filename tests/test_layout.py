@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "parts": ("backbones", "data", "autoencoder"),
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "show", "testing"),
-    "runs": ("checkpoint", "tracking", "run", "preset", "space"),
+    "runs": ("checkpoint", "tracking", "world", "run", "preset", "space"),
     "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report"),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from sitkit import checkpoint
 from sitkit.backbones.backbone import Backbone
 from sitkit.config import read_assignments, training_identity
 from sitkit.registry import UserError
-from sitkit.run import CHECKPOINTS, build, device_of, find, folder_of, load, runs
+from sitkit.run import CHECKPOINTS, build, find, folder_of, load, runs
 from sitkit.train import train
 
 
@@ -180,13 +180,6 @@ def test_initial_weights_belong_to_the_seed_and_leave_torch_s_alone(tmp_path: Pa
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(map(torch.equal, one.parameters(), two.parameters()))
     assert not all(map(torch.equal, one.parameters(), other.parameters()))
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    assert device_of("cpu") == torch.device("cpu")
-    for name in ("cuda:99", "gpu", "meta2"):
-        with pytest.raises(UserError, match=f"device '{name}' is not usable here"):
-            device_of(name)
 
 
 def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> None:

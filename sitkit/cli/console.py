@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -15,13 +16,16 @@ from rich.markup import escape
 
 from sitkit.progress import Event, Progress
 
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Of the processes under torchrun the first speaks for all, but whichever fails says why.
+QUIET = os.environ.get("RANK", "0") != "0"
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=QUIET)
+err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=QUIET)
+loud = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def error(message: object) -> None:
     """One clear message on standard error."""
-    err.print(f"[bold red]error:[/] {escape(str(message))}")
+    loud.print(f"[bold red]error:[/] {escape(str(message))}")
 
 
 def warn(message: object) -> None:
@@ -46,7 +50,8 @@ def show_warnings() -> None:
 
 def as_json(value: Any) -> None:
     """Machine-readable output."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    if not QUIET:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", notes: Sequence[str] = ()) -> None:

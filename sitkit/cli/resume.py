@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["sitkit", *sys.argv[1:]])
+        size = os.environ.get("WORLD_SIZE", "1")
+        start = ["sitkit"] if size == "1" else ["torchrun", f"--nproc-per-node={size}", "-m", "sitkit"]
+        command = shlex.join([*start, *sys.argv[1:]])
         console.err.print(f"\nstopped; what is done is kept. Continue with: {command}", markup=False)
         raise typer.Exit(1) from None
