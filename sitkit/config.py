@@ -80,7 +80,10 @@ class TrainSettings(Settings):
 
 
 class SampleSettings(Settings):
-    """How many samples, from which seed and weights, with which labels.  `batch` does not change what is drawn."""
+    """How many samples, from which seed and weights, with which labels.
+
+    batch: samples at once on an accelerator; a CPU takes blocks of a fixed size, so that it changes no digit there.
+    """
 
     n: int = Field(64, ge=1)
     seed: int = Field(0, ge=0)

@@ -7,6 +7,7 @@ runs/<slug>-<training identity>/
 from __future__ import annotations
 
 import functools
+import hashlib
 import platform
 import subprocess
 import sys
@@ -110,14 +111,17 @@ def _version(name: str) -> str | None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the sitkit source tree and whether it has uncommitted changes; None outside a repository."""
+    """Commit of the sitkit source tree, whether it has uncommitted changes, and their SHA-256; None outside a repository."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+        changes = git("status", "--porcelain", "--", ".")
+        # New files are named by the status and not shown by the diff.
+        digest = hashlib.sha256(f"{changes}\n{git('diff', 'HEAD', '--', '.')}".encode()).hexdigest()
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes), "diff": digest if changes else None}
     except (OSError, subprocess.CalledProcessError):
         return None
 

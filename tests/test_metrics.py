@@ -6,7 +6,9 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from sitkit.metrics.features import Extractor, Pixels
 from sitkit.metrics.frechet import Frechet, frechet, frechet_distance, halves, moments, rank_note
 from sitkit.metrics.kernel import MMD, discrepancy, gaussians, rms_distance
 from sitkit.metrics.metric import Metric, split
-from sitkit.metrics.wasserstein import SlicedWasserstein, directions, sliced_wasserstein, squared_distance
+from sitkit.metrics.wasserstein import SlicedWasserstein, directions, potential, sliced_wasserstein, squared_distance
 from sitkit.registry import UserError, WorkFailed, extractors, metrics, spec
 
 NAMES = metrics.names()
@@ -251,7 +253,9 @@ def test_frechet_bootstrap_matches_the_spread_of_repeated_draws() -> None:
     # Spread and bootstrap are known to 1 / sqrt(2 * 120) = 6% and 1 / sqrt(2 * 60 * 4) = 5%, the bootstrap's own law
     # varies by some 10% between draws of 200: 30% is more than twice their sum in quadrature.
     assert sum(e for e in errors if e is not None) / 4 == pytest.approx(spread, rel=0.3)
-    assert Frechet().measure(draws[0], reference).stderr is None
+    delta = [Frechet().measure(x, reference).stderr for x in draws]
+    # The spread is known to 6%; the mean of 120 errors by the delta method, to second order in 1/sqrt(200), to as much.
+    assert sum(e for e in delta if e is not None) / 120 == pytest.approx(spread, rel=0.2)
 
 
 # MMD ----------------------------------------------------------------------------------------------------------------
@@ -381,5 +385,85 @@ def test_sliced_wasserstein_bootstrap_matches_the_spread_of_repeated_draws() -> 
     draws = [normal(200, 3, seed=10 + k) + 0.7 for k in range(120)]
     spread = torch.tensor([sliced_wasserstein(x, reference, u) for x in draws]).std().item()
     errors = [metric.measure(x, reference, seed=1).stderr for x in draws[:4]]
-    # As for the Frechet distance: 30% is more than twice the error of either side.
+    # As for the Frechet distance: 30% is more than twice the error of either side, 20% three times the spread's own.
     assert sum(e for e in errors if e is not None) / 4 == pytest.approx(spread, rel=0.3)
+    delta = [SlicedWasserstein(projections=32).measure(x, reference, seed=1).stderr for x in draws]
+    assert sum(e for e in delta if e is not None) / 120 == pytest.approx(spread, rel=0.2)
+
+
+# Standard errors, extrapolation and files of statistics -------------------------------------------------------------
+
+
+def test_the_influence_of_a_point_is_the_derivative_by_its_weight() -> None:
+    """The distance of a law with a little more weight on one point, against the delta method's influence."""
+    x, y = normal(30, 3, seed=0) @ positive(3, 1), normal(400, 3, seed=2) + 0.5
+    target = moments(y)
+
+    def distance(weights: Tensor) -> float:
+        mean = weights @ x
+        centred = x - mean
+        return frechet_distance(mean, centred.T @ (weights[:, None] * centred), *target)
+
+    even, step = torch.full((30,), 1 / 30, dtype=torch.float64), 1e-6
+    slopes = []
+    for i in range(30):
+        towards = torch.nn.functional.one_hot(torch.tensor(i), 30) - even
+        slopes.append((distance(even + step * towards) - distance(even - step * towards)) / (2 * step))
+    # Central differences err by step^2 and by rounding, 1e-15 * 10 / step: 1e-8 of slopes of size 10.  The unbiased
+    # covariance is 30 / 29 of the weighted one, which moves the influence by some 3%.
+    error = math.sqrt(sum(slope**2 for slope in slopes) / (30 * 29))
+    assert Frechet().measure(x, y).stderr == pytest.approx(error, rel=0.05)
+
+
+def test_a_potential_is_the_derivative_of_the_squared_distance() -> None:
+    # 12 and 31 have no common factor: no quantile of the one jumps at a level of the other.
+    x, y = normal(12, 1, seed=0), normal(31, 1, seed=1) + 0.3
+    slopes = potential(x, y).flatten()
+    for i in range(12):
+        for sign in (1, -1):
+            # A copy of everything 500 times, and one point once more or less: a change of weight of 1 / 6000.
+            counts = torch.full((12,), 500)
+            counts[i] += sign
+            moved = float(squared_distance(x.repeat_interleave(counts, 0), y))
+            change = (moved - float(squared_distance(x, y))) * (6000 + sign) * sign
+            # Second-order terms are of order 1 / 6000 of the slopes, which are of size 1 to 10.
+            assert change == pytest.approx(float(slopes[i] - slopes.mean()), abs=5e-3)
+
+
+def test_extrapolation_takes_the_bias_of_few_samples_away() -> None:
+    """N(0, 1.1^2 I) against N(0, I) in 10 dimensions: the distance is 10 * 0.1^2 = 0.1, and 300 samples say 0.24."""
+    d, n, draws = 10, 300, 60
+    y = with_moments(500, torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64), 1)
+    both = [
+        [Frechet(extrapolate=e).compare(1.1 * normal(n, d, seed=k), y).value for k in range(draws)]
+        for e in (False, True)
+    ]
+    plain, infinite = torch.tensor(both[0]), torch.tensor(both[1])
+    bias, left = float(plain.mean()) - 0.1, float(infinite.mean()) - 0.1
+    error = float(infinite.std()) / math.sqrt(draws)
+    # To first order in 1/n: tr(S) / n from the mean, and 2 * 1.1 * E tr(E^2) / 8 = 2.2 * d (d + 1) / (8 n) from the root of
+    # S = 1.21 (I + E).  The next order is (d / n) of it.
+    expected = 1.21 * d / n + 2.2 * d * (d + 1) / (8 * n)
+    assert bias == pytest.approx(expected, abs=3 * error + expected * d / n) and bias > 8 * error
+    assert abs(left) < 3 * error
+    noted = Frechet(extrapolate=True).compare(normal(50, 2, seed=0), normal(50, 2, seed=1))
+    assert noted.notes[-1].startswith("extrapolated to infinitely many samples; at 50 it is")
+
+
+def test_statistics_in_a_file_take_the_place_of_the_reference(tmp_path: Path) -> None:
+    x, y = normal(60, 4, seed=0), normal(80, 4, seed=1) + 1
+    mean, covariance = (m.numpy() for m in moments(y))
+    np.savez(tmp_path / "adm.npz", mu=mean, sigma=covariance, mu_s=mean, sigma_s=covariance)
+    metric = Frechet(reference=str(tmp_path / "adm.npz"))
+    assert metric.compare(x, x) == Frechet().compare(x, y) and not metric.has_halves
+    np.savez(tmp_path / "part.npz", mu=mean)
+    np.savez(tmp_path / "wrong.npz", mu=mean, sigma=covariance[:2])
+    np.savez(tmp_path / "objects.npz", mu=np.array([{}]), sigma=covariance)
+    for name, message in (
+        ("none.npz", "no such file"), ("part.npz", "has no sigma; it has mu"), ("wrong.npz", "are no Gaussian"),
+        ("objects.npz", "is not an .npz of plain arrays"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            Frechet(reference=str(tmp_path / name)).compare(x, x)
+    with pytest.raises(UserError, match="statistics of 4 features and pixels gives 3"):
+        metric.compare(x[:, :3], x[:, :3])

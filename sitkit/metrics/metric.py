@@ -29,6 +29,11 @@ class Metric(Component):
     lower_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether the metric between two halves of the reference can be had."""
+        return True
+
     @abstractmethod
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         """samples (n, *shape) against reference (m, *shape); images in [-1, 1], NCHW.
@@ -51,6 +56,7 @@ class Metric(Component):
 class FeatureMetric(Metric):
     """A metric that sees the two sets only through an extractor's features."""
 
+    reads: ClassVar[str] = "features"
     features: Extractor = field(default_factory=Pixels)
 
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
