@@ -54,7 +54,8 @@ Reference = float | Mapping[str, float] | None
 class Study(Settings):
     """An ablation as people write it.
 
-    rows: settings with a `label`, and in `paper` a reference number, or one for each column.
+    rows: settings with a `label`, in `paper` a reference number, or one for each column, and in `columns` settings of the
+    row in one column alone.
     columns: settings by name.  grid: dotted keys and the values to cross.  bases: for each base that the study can run on,
     the keys of the study that it changes (set, columns, metric, ...).  source: where the reference numbers come from.
     """
@@ -137,8 +138,10 @@ def read_study(path: Path | str, over: Layer | None = None, base: str | None = N
     cells = []
     for (i, row), (column, chosen) in itertools.product(enumerate(study.rows), columns.items()):
         place = locate(where, ["rows", str(i)]) or f"{path}: "
-        settings = {k: v for k, v in row.items() if k not in ("label", "paper")}
-        config = assemble([*layers, Layer(settings, _within(where, f"rows.{i}")), chosen])
+        settings = {k: v for k, v in row.items() if k not in ("label", "paper", "columns")}
+        here = Layer(settings, _within(where, f"rows.{i}"))
+        own = Layer(_own(row, column, place, columns), _within(where, f"rows.{i}.columns.{column}"))
+        config = assemble([*layers, here, chosen, own])
         title = str(row.get("label") or _name(settings, config) or "base")
         if titles.setdefault(title, i) != i:
             raise UserError(f"{place}two rows are called {title!r}: give each a label of its own.")
@@ -170,6 +173,17 @@ def _columns(study: Study, where: Mapping[str, str]) -> dict[str, Layer]:
         title = ", ".join(filter(None, (named, *map(_value_name, values))))
         columns[title] = Layer(settings, lines)
     return columns
+
+
+def _own(row: Mapping[str, Any], column: str, place: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row sets in one column alone."""
+    own = row.get("columns") or {}
+    if not isinstance(own, Mapping) or not all(isinstance(settings, Mapping) for settings in own.values()):
+        raise UserError(f"{place}columns of a row are settings for each column; got {own!r}.")
+    for key in own:
+        if key not in columns:
+            raise UserError(f"{place}the row sets {key!r}.{suggest(key, columns)} Columns: {'; '.join(columns)}.")
+    return dict(own.get(column, {}))
 
 
 def _beside(study: Path, base: str) -> str:

@@ -170,6 +170,9 @@ IMPOSSIBLE = [
     ("sampler.steps", "sampler.stepz", 10, "no field 'stepz'"),
     ('"6": 2', '"8": 2', 6, "number for '8'"),
     ('{"3": 1.5, "6": 2}', "best", 6, "paper is a number"),
+    ("label: GVP", 'label: GVP\n    columns: {"9": {sampler: euler}}', 7, "the row sets '9'"),
+    ("label: GVP", 'label: GVP\n    columns: {"6": 9}', 7, "columns of a row are settings for each column"),
+    ("label: GVP", 'label: GVP\n    columns: {"6": {sampler: {stepz: 9}}}', 8, "no field 'stepz'"),
     ("sampler: heun", "sampler: huen", 4, "'heun'"),
     ("title:", "titel:", 1, "unknown key 'titel'. Did you mean 'title'"),
     ("label: GVP", "label: Linear", 7, "two rows are called 'Linear'"),
@@ -256,6 +259,15 @@ def test_named_columns_cross_with_the_grid(tmp_path: Path) -> None:
     assert [c.config.sampler.name for c in cells[:4]] == ["heun"] * 2 + ["euler-maruyama"] * 2
     assert [cell.config.diffusion.name for cell in cells[:4]] == ["zero"] * 2 + ["sigma"] * 2
     assert len(trainings(cells)) == 2
+
+
+def test_a_row_may_differ_in_one_column(tmp_path: Path) -> None:
+    """At equal evaluations: what costs two a step takes half the steps."""
+    text = STUDY.replace("label: GVP", 'label: GVP\n    columns: {"6": {sampler: {steps: 5}}}')
+    _, cells = read_study(write(tmp_path, text))
+    steps = {(cell.row, cell.column): cell.config.plain()["sampler"]["steps"] for cell in cells}
+    assert steps == {("Linear", "3"): 3, ("Linear", "6"): 6, ("GVP", "3"): 3, ("GVP", "6"): 5}
+    assert {cell.config.sampler.name for cell in cells} == {"heun"}
 
 
 def test_a_base_may_change_the_study(tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ PRINTED = {
         for w, fid in zip(("kl", "sigma", "increasing-decreasing", "kl-eta"), fids, strict=True)
     },
 }
+# Read by eye from Figure 5 of version 1: evaluations -> FID-10K.
+FIGURE5 = {
+    "ODE": {16: 42.2, 32: 38.7, 64: 37.8, 128: 37.55, 256: 37.5, 512: 37.5, 1024: 37.5},
+    "SDE, sigma": {64: 39.1, 128: 37.1, 256: 35.7, 512: 36.0, 1024: 35.3},
+    "SDE, kl": {128: 38.9, 256: 35.8, 512: 34.5, 1024: 34.8},
+    "SDE, sin2": {64: 41.1, 128: 37.2, 256: 35.7, 512: 34.7, 1024: 34.6},
+    "SDE, kl-eta": {},
+}
+SEEDS = {"digits": 3, "imagenet256": 1}
 TRAININGS = {"table2": 2, "table3": 3, "table4": 3, "table5": 3, "table6": 6}
 
 
@@ -68,8 +77,9 @@ def test_the_files_are_the_tables() -> None:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_cell_is_possible_and_has_the_paper_s_number(path: Path, base: str | None) -> None:
     study, cells = read_study(path, base=base)
+    seeds = SEEDS[base or "digits"]
     assert {setting(cell): cell.paper for cell in cells} == PRINTED[path.stem]
-    assert len(cells) == len(PRINTED[path.stem]) and len(trainings(cells)) == TRAININGS[path.stem]
+    assert len(cells) == seeds * len(PRINTED[path.stem]) and len(trainings(cells)) == seeds * TRAININGS[path.stem]
     assert path.stem[-1] in study.title and "SiT Table " + path.stem[-1] in study.source
 
 
@@ -77,8 +87,9 @@ def test_every_cell_is_possible_and_has_the_paper_s_number(path: Path, base: str
 def test_the_cells_differ_in_nothing_but_what_the_table_names(path: Path) -> None:
     _, cells = read_study(path)
     plain = [cell.config.plain() for cell in cells]
-    same = ("coupling", "backbone", "autoencoder", "data", "train", "guidance", "sample", "metric", "run")
+    same = ("coupling", "backbone", "autoencoder", "data", "guidance", "sample", "metric", "run")
     assert all(other[key] == plain[0][key] for other in plain for key in same)
+    assert all({**other["train"], "seed": 0} == plain[0]["train"] for other in plain)
     assert plain[0]["metric"][0]["name"] == "frechet" and plain[0]["data"]["name"] == "digits"
     assert cells[0].config.train == assemble([read_config("digits")]).train
 
@@ -92,6 +103,31 @@ def test_samplers_of_one_table_spend_the_same(path: Path) -> None:
             if cell.config.diffusion.name != "kl-eta":
                 plan = cell.config.sampler.plan(cell.config.interp, cell.config.target, cell.config.diffusion)
                 assert plan.nfe == spent, (setting(cell), plan.nfe)
+
+
+@pytest.mark.parametrize("base", ["digits", "imagenet256"])
+def test_figure_5_has_a_curve_for_each_sampler_at_the_evaluations_its_columns_name(base: str) -> None:
+    study, cells = read_study(FOLDER / "figure5.yaml", base=base)
+    assert "by eye" in study.source and "FID-10K" in study.source
+    assert {cell.row for cell in cells} == set(FIGURE5) and len(trainings(cells)) == SEEDS[base]
+    columns = {int(cell.column) for cell in cells}
+    assert columns == {8, 16, 32, 64, 128} if base == "digits" else columns == {16, 32, 64, 128, 256, 512, 1024}
+    for cell in cells:
+        config = cell.config
+        assert (config.interp.name, config.target.name, config.weight.name) == (LINEAR, "velocity", "velocity")
+        assert cell.paper == FIGURE5[cell.row].get(int(cell.column))
+        assert config.sampler.stochastic == (cell.row != "ODE")
+        if config.diffusion.name != "kl-eta":
+            assert config.sampler.plan(config.interp, config.target, config.diffusion).nfe == int(cell.column)
+    assert {cell.config.sample.n for cell in cells} == {1000 if base == "digits" else 10_000}
+
+
+def test_studies_share_their_trainings() -> None:
+    """Eight models make all the tables and the figure."""
+    unique: dict[str, object] = {}
+    for path in [*TABLES, FOLDER / "figure5.yaml"]:
+        unique |= trainings(read_study(path)[1])
+    assert len(unique) == 8 * SEEDS["digits"]
 
 
 def test_the_paper_s_scale_is_the_paper_s() -> None:
