@@ -16,14 +16,14 @@ PACKAGE = Path(sitkit.__file__).parent
 
 # From the ground up; a module may import from its own layer and from those before it.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "registry": ("registry", "progress"),
+    "registry": ("registry", "progress", "checkpoint"),
     "algebra": (
         "interpolant", "target", "weighting", "timestep", "coupling", "diffusion", "loss", "noise", "mixture", "span",
     ),
     "parts": ("backbones", "data", "autoencoder"),
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "show", "testing"),
-    "runs": ("checkpoint", "tracking", "world", "run", "preset", "space"),
+    "runs": ("tracking", "world", "run", "preset", "space"),
     "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report"),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip
@@ -35,6 +35,8 @@ FENCES = {
     "typer": {"cli"},
     "rich": {"cli"},
     "diffusers": {"autoencoder"},
+    "transformers": {"metrics"},
+    "torch_fidelity": {"metrics"},
     "torchdiffeq": {"sampler", "likelihood"},
     "torchsde": {"sampler", "stepindex"},
     "matplotlib": {"picture"},

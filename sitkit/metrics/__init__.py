@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from sitkit.metrics import frechet, kernel, wasserstein
+from sitkit.metrics import classifier, frechet, kernel, neighbours, networks, score, wasserstein
 from sitkit.registry import RegistryPackage
 
-__all__ = ["frechet", "kernel", "wasserstein"]
+__all__ = ["classifier", "frechet", "kernel", "neighbours", "networks", "score", "wasserstein"]
 
 sys.modules[__name__].__class__ = RegistryPackage

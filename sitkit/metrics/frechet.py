@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
+from sitkit.metrics.features import Extractor
 from sitkit.metrics.metric import FeatureMetric, Measurement, bootstrap_error, generator, require_resamples, split
+from sitkit.metrics.networks import Inception
 from sitkit.registry import UserError, metrics
 
 if TYPE_CHECKING:
@@ -74,6 +76,19 @@ class Frechet(GaussianDistance):
     Source: Dowson and Landau 1982; Heusel et al. 2017, arXiv 1706.08500, section "Frechet Inception Distance"; Chong and
     Forsyth 2020, arXiv 1911.07023 (extrapolation).
     """
+
+
+@final
+@metrics.register("sfid")
+@dataclass(frozen=True)
+class SFID(GaussianDistance):
+    """The Frechet distance of spatial features, which sees where things are; fields as `frechet`'s.
+
+    reference: an .npz with `mu_s` and `sigma_s`.  Source: Nash et al. 2021, arXiv 2103.03841, section 4.
+    """
+
+    reads: ClassVar[str] = "spatial"
+    features: Extractor = field(default_factory=Inception)
 
 
 def frechet(samples: Tensor, reference: Tensor) -> float:

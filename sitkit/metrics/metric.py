@@ -13,6 +13,8 @@ from sitkit.registry import Component, UserError, WorkFailed
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from sitkit.metrics.features import Extraction
+
 
 class Measurement(NamedTuple):
     """A value, its standard error over the samples (None: not estimated), and what a reader must know of it."""
@@ -54,14 +56,25 @@ class Metric(Component):
 
 @dataclass(frozen=True)
 class FeatureMetric(Metric):
-    """A metric that sees the two sets only through an extractor's features."""
+    """A metric that sees the two sets only through one kind of an extractor's outputs, named in `reads`."""
 
     reads: ClassVar[str] = "features"
     features: Extractor = field(default_factory=Pixels)
 
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
+        import torch
+
         require_comparable(samples, reference)
-        return self.compare(self.features.extract(samples), self.features.extract(reference), seed=seed)
+        extraction = self.features.build(None, torch.device("cpu"), None)
+        self.require(extraction)
+        features, target = (extraction(x)[self.reads].double() for x in (samples, reference))
+        return self.compare(features, target, seed=seed)
+
+    def require(self, extraction: Extraction) -> None:
+        """Refuse an extractor that does not give what the metric reads."""
+        if self.reads not in extraction.outputs:
+            gives = ", ".join(extraction.outputs)
+            raise UserError(f"{self.name} reads {self.reads}; features {self.features.name!r} give {gives}.")
 
     @abstractmethod
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
