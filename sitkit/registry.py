@@ -1,8 +1,7 @@
 """Names to components: the one door for built-ins and plugins.
 
 A component is a frozen dataclass whose fields are its configuration.  Every extension point of sitkit is a
-`Registry` at the bottom of this module.  A plugin is a package with an entry point in the group
-``sitkit.plugins`` that names a module; importing that module registers its components.
+`Registry` at the bottom of this module.  `sitkit.loading` finds what registers itself in them.
 
 Nothing here imports torch, so that listing names is quick.
 """
@@ -13,35 +12,15 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import os
 import sys
-import threading
-import warnings
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
-BUILTINS = (
-    "sitkit.interpolant",
-    "sitkit.target",
-    "sitkit.weighting",
-    "sitkit.loss",
-    "sitkit.timestep",
-    "sitkit.coupling",
-    "sitkit.diffusion",
-    "sitkit.guidance",
-    "sitkit.sampler",
-    "sitkit.multistep",
-    "sitkit.backbones",
-    "sitkit.autoencoder",
-    "sitkit.data",
-    "sitkit.metrics",
-)
-GROUP = "sitkit.plugins"
+from sitkit.loading import Plugin, broken, left_out, load_plugins, owner
 
 
 class UserError(ValueError):
@@ -53,6 +32,14 @@ class UserError(ValueError):
     def __init__(self, message: str, path: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.path = path
+
+
+class Collision(UserError):
+    """A name that is taken.  holder: the plugin that has it, None for sitkit itself or the user's own code."""
+
+    def __init__(self, message: str, registry: Registry[Any], name: str, holder: Plugin | None) -> None:
+        super().__init__(message)
+        self.registry, self.name, self.holder = registry, name, holder
 
 
 class WorkFailed(RuntimeError):
@@ -91,22 +78,6 @@ class Preset:
     origin: str
 
 
-@dataclass(frozen=True)
-class BrokenPlugin:
-    """A plugin that did not load, and why."""
-
-    name: str
-    module: str
-    package: str
-    reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"Plugin {self.name!r} ({self.module}) did not load: {self.reason} "
-            f"Uninstall {self.package}, or leave {self.name!r} out of SITKIT_PLUGINS."
-        )
-
-
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
     """The sentence " Did you mean 'x'?" for the nearest known word, or nothing."""
     near = get_close_matches(word, list(known), 1, cutoff=0.5)
@@ -123,6 +94,8 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         self.kind, self.plural, self.flag, self.base = kind, plural, flag, base
         self._classes: dict[str, type[C]] = {}
         self._presets: dict[str, Preset] = {}
+        self._plugins: dict[str, Plugin | None] = {}
+        self._contested: set[str] = set()
         registries[plural] = self
 
     def register(self, name: str) -> Callable[[K], K]:
@@ -139,7 +112,7 @@ class Registry(Mapping[str, type[C]], Generic[C]):
                 raise UserError(f"{self.kind} {name!r} ({where}) is abstract: it lacks {lacks}.")
             if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
                 raise UserError(f"{self.kind} {name!r} ({where}) has fields: decorate it with @dataclass(frozen=True).")
-            self._claim(name, where)
+            self._claim(name, where, cls.__module__)
             cls.name = name
             self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
@@ -149,22 +122,32 @@ class Registry(Mapping[str, type[C]], Generic[C]):
     def preset(self, name: str, of: str, **fields: Any) -> None:
         """Register `name` as the component `of` with some fields set."""
         origin = sys._getframe(1).f_globals.get("__name__", "?")
-        self._claim(name, f"a preset of {origin}")
+        self._claim(name, f"a preset of {origin}", origin)
         self._presets[name] = Preset(of, fields, origin)
 
-    def _claim(self, name: str, where: str) -> None:
+    def _claim(self, name: str, where: str, module: str) -> None:
         if name in self._classes or name in self._presets:
-            raise UserError(f"{self.kind} {name!r} ({where}) is already registered by {self.origin(name)}.")
+            message = f"{self.kind} {name!r} ({where}) is already registered by {self.origin(name)}."
+            raise Collision(message, self, name, self._plugins[name])
+        if name in self._contested:
+            raise Collision(f"{self.kind} {name!r} ({where}) is claimed by other plugins too.", self, name, None)
+        self._plugins[name] = owner(module)
 
-    def _forget(self, module: str) -> None:
-        """Drop what a module registered before it failed."""
-        inside = (module, module + ".")
-        for name, cls in list(self._classes.items()):
-            if cls.__module__ == inside[0] or cls.__module__.startswith(inside[1]):
-                del self._classes[name]
-        for name, preset in list(self._presets.items()):
-            if preset.origin == inside[0] or preset.origin.startswith(inside[1]):
-                del self._presets[name]
+    def contest(self, name: str) -> None:
+        """Let nobody have a name that two plugins claim."""
+        self._contested.add(name)
+
+    def forget(self, plugin: Plugin) -> None:
+        """Drop what a plugin registered before it failed."""
+        for name in [name for name, other in self._plugins.items() if other == plugin]:
+            self._classes.pop(name, None)
+            self._presets.pop(name, None)
+            del self._plugins[name]
+
+    def plugin(self, name: str) -> Plugin | None:
+        """The plugin that registered `name`; None for a built-in."""
+        load_plugins()
+        return self._plugins[name]
 
     def origin(self, name: str) -> str:
         """The module that registered `name`."""
@@ -202,6 +185,8 @@ class Registry(Mapping[str, type[C]], Generic[C]):
             seen = preset.of
         if seen not in self._classes:
             missing = "".join(f" {plugin}" for plugin in broken)
+            if left_out:
+                missing += f" SITKIT_PLUGINS leaves out {', '.join(plugin.name for plugin in left_out)}."
             raise UserError(
                 f"No {self.kind} named {name!r}.{suggest(name, self.names())} "
                 f"Known: {', '.join(self.names())}.{missing}",
@@ -298,57 +283,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass
-class _Loading:
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    started: bool = False
-
-
-_loading = _Loading()
-broken: list[BrokenPlugin] = []
-loaded: dict[str, str] = {}
-
-
-def load_plugins() -> None:
-    """Import the built-in modules, then every installed plugin that SITKIT_PLUGINS allows.  Once.
-
-    SITKIT_PLUGINS unset: all.  Empty: none.  "a,b": these.  Only installed entry points load, never a path.
-    A plugin that fails is put in `broken`, what it had registered is dropped, and the rest goes on.
-    """
-    with _loading.lock:
-        if _loading.started:
-            return
-        _loading.started = True
-        for module in BUILTINS:
-            importlib.import_module(module)
-        only = os.environ.get("SITKIT_PLUGINS")
-        allowed = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
-        points = sorted(entry_points(group=GROUP), key=lambda p: p.name)
-        installed = [point.name for point in points]
-        for point in points:
-            if allowed is None or point.name in allowed:
-                _load(point)
-        for name in allowed or ():
-            if name not in installed:
-                has = f"Installed: {', '.join(installed)}." if installed else "None is installed."
-                message = (
-                    f"SITKIT_PLUGINS names {name!r}, which is no installed plugin.{suggest(name, installed)} {has}"
-                )
-                warnings.warn(message, stacklevel=2)
-
-
-def _load(point: EntryPoint) -> None:
-    package = point.dist.name if point.dist else point.module
-    try:
-        importlib.import_module(point.module)
-    except (Exception, SystemExit) as error:
-        for registry in registries.values():
-            registry._forget(point.module)
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
-        broken.append(BrokenPlugin(point.name, point.module, package, reason))
-        warnings.warn(str(broken[-1]), stacklevel=2)
-    else:
-        loaded[point.name] = f"{package} {point.dist.version if point.dist else '?'}"
+def origins() -> dict[str, str]:
+    """Every component that a plugin registered, as "kind name", with the plugin's package and version."""
+    return {
+        f"{registry.kind} {name}": str(plugin)
+        for registry in registries.values()
+        for name in registry.names()
+        if (plugin := registry.plugin(name)) is not None
+    }
 
 
 registries: dict[str, Registry[Any]] = {}

@@ -25,7 +25,8 @@ from sitkit import checkpoint
 from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
-from sitkit.registry import UserError, loaded, suggest
+from sitkit.loading import loaded
+from sitkit.registry import UserError, origins, suggest
 from sitkit.world import device_of
 
 CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
@@ -93,7 +94,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = ("sitkit", "torch", "torchdiffeq", "torchsde", "numpy", "einops", "pydantic", "optuna", "mlflow")
     return {
         "packages": {name: _version(name) for name in packages},
-        "plugins": dict(loaded),
+        "plugins": {name: str(plugin) for name, plugin in loaded.items()},
+        "components": origins(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -159,11 +161,28 @@ def runs(root: Path) -> list[Path]:
 
 
 def read_config_of(folder: Path) -> Config:
-    """The configuration written in a run's folder.  Raises UserError that names what is missing or wrong in it."""
+    """The configuration written in a run's folder.
+
+    Raises UserError that names what is missing or wrong in it, and the package that a component came from.
+    """
     from sitkit.config import read_yaml
 
     layer = read_yaml(folder / CONFIG)
-    return validate(Config, layer.values, layer.where)
+    try:
+        return validate(Config, layer.values, layer.where)
+    except UserError as error:
+        raise UserError(f"{error}{_from_a_package(folder, str(error))}", error.path) from None
+
+
+def _from_a_package(folder: Path, message: str) -> str:
+    """Where the component that a message misses came from when the run was made, and how to have it again."""
+    path = folder / ENVIRONMENT
+    known = checkpoint.read_json(path).get("components", {}) if path.is_file() else {}
+    for component, package in known.items():
+        kind, _, name = component.partition(" ")
+        if f"No {kind} named {name!r}." in message:
+            return f" {folder.name} was made with {package}: pip install {package.replace(' ', '==')}"
+    return ""
 
 
 def load(

@@ -60,6 +60,17 @@ def test_an_installed_plugin_trains(installed: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (config,) = tmp_path.glob("runs/*/config.yaml")
     assert "poly" in config.read_text() and "power: 3" in config.read_text()
+    record = json.loads((config.parent / "environment.json").read_text())
+    assert record["plugins"] == {"poly": "sitkit-poly 0.1.0"}
+    assert record["components"] == {"interpolant poly": "sitkit-poly 0.1.0"}
+    # Without the plugin the run says which package it needs, and where its settings name it.
+    for missing, note in ((None, ""), ("", "SITKIT_PLUGINS leaves out poly.")):
+        site = installed if missing == "" else tmp_path
+        refused = run("sitkit", "sample", "latest", site=site, cwd=tmp_path, plugins=missing)
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr
+        assert "config.yaml:" in refused.stderr and "No interpolant named 'poly'." in refused.stderr
+        assert "was made with sitkit-poly 0.1.0: pip install sitkit-poly==0.1.0" in refused.stderr
+        assert note in refused.stderr
 
 
 def test_a_plugins_own_tests_pass(installed: Path, tmp_path: Path) -> None:
@@ -138,15 +149,36 @@ def test_a_broken_plugin_is_named_on_every_command_and_the_rest_works(plugin: st
             assert names == ["linear", "gvp", "vp-sbdm", "works"], "and what it had registered before is gone"
 
 
-def test_two_plugins_that_collide_are_both_named(tmp_path: Path) -> None:
-    put(tmp_path, "first", GOOD.format(name="mine"))
-    put(tmp_path, "second", GOOD.format(name="mine"))
+@pytest.mark.parametrize("rivals", [("first", "second"), ("first", "second", "third")])
+def test_none_of_the_plugins_that_collide_wins_and_all_are_named(rivals: tuple[str, ...], tmp_path: Path) -> None:
+    for plugin in rivals:
+        put(tmp_path, plugin, GOOD.format(name="mine") + GOOD.format(name=f"only-{plugin}"))
+    put(tmp_path, "works", GOOD.format(name="works"))
     done = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path)
     assert done.returncode == 0
-    entries = {entry["name"]: entry["from"] for entry in json.loads(done.stdout)["interpolants"]}
-    assert entries["mine"] == "sitkit_first"
+    names = [entry["name"] for entry in json.loads(done.stdout)["interpolants"]]
+    assert names == ["linear", "gvp", "vp-sbdm", "works"], "nothing of a plugin that did not load is left"
+    for plugin in rivals:
+        assert f"Plugin '{plugin}' (sitkit_{plugin}) did not load: interpolant 'mine'" in done.stderr
+        assert f"Uninstall sitkit-{plugin}" in done.stderr
     assert "interpolant 'mine' (sitkit_second.Good) is already registered by sitkit_first." in done.stderr
-    assert "Uninstall sitkit-second" in done.stderr
+    assert "interpolant 'mine' is also registered by sitkit_second." in done.stderr
+    refused = run("sitkit", "train", "--interp", "mine", "--steps", "1", site=tmp_path, cwd=tmp_path)
+    assert refused.returncode == 2 and "No interpolant named 'mine'" in refused.stderr
+    # Leaving all but one out decides it.
+    alone = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path, plugins="second")
+    assert {entry["name"] for entry in json.loads(alone.stdout)["interpolants"]} >= {"mine", "only-second"}
+    assert not alone.stderr
+
+
+def test_a_plugin_may_build_on_another_and_each_owns_its_own(tmp_path: Path) -> None:
+    """`above` is loaded first and imports `base`; the second of them to fail takes nothing of the first along."""
+    put(tmp_path, "base", GOOD.format(name="base"))
+    put(tmp_path, "above", "import sitkit_base\n" + GOOD.format(name="above") + "\n1 / 0\n")
+    done = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path)
+    entries = {entry["name"]: entry for entry in json.loads(done.stdout)["interpolants"]}
+    assert "above" not in entries and entries["base"]["from"] == "sitkit_base"
+    assert "Plugin 'above'" in done.stderr and "Plugin 'base'" not in done.stderr
 
 
 def test_a_miss_mentions_the_plugin_that_did_not_load(tmp_path: Path) -> None:
