@@ -95,6 +95,7 @@ class SampleSettings(Settings):
 class RunSettings(Settings):
     """What changes no result beyond rounding: where things go, how often they are written, on what they are computed.
 
+    workers: threads that read batches ahead, in each process; 0 reads when a batch is wanted.
     compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
     the training: each holds the whole network ("ddp") or a slice of it ("fsdp").
     """
@@ -102,6 +103,7 @@ class RunSettings(Settings):
     folder: Path = Path("runs")
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
+    workers: int = Field(2, ge=0)
     compile: Literal["auto"] | bool = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     log_every: int = Field(50, ge=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.registry import Component, couplings
 
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Coupling(Component):
-    """A rule that reorders the noise of a batch."""
+    """A rule that reorders the noise of a batch.
+
+    whole_batch: whether the order depends on the other rows, so that no part of a batch can be paired by itself.
+    """
+
+    whole_batch: ClassVar[bool] = True
 
     @abstractmethod
     def pair(self, data: Tensor, noise: Tensor, y: Tensor) -> Tensor:
@@ -26,6 +31,8 @@ class Coupling(Component):
 @dataclass(frozen=True)
 class Independent(Coupling):
     """Noise as drawn: the product of the two laws (SiT section 2)."""
+
+    whole_batch: ClassVar[bool] = False
 
     def pair(self, data: Tensor, noise: Tensor, y: Tensor) -> Tensor:
         return noise

@@ -15,31 +15,27 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 
-from sitkit import checkpoint, noise, span
+from sitkit import checkpoint, noise
 from sitkit.config import Config, flat
-from sitkit.data.dataset import Examples, batch
+from sitkit.data.dataset import Examples
+from sitkit.data.feed import feed
+from sitkit.ema import EMA
 from sitkit.field import Field
-from sitkit.loss import Batch
+from sitkit.guard import Window
+from sitkit.learning import Learner
+from sitkit.objective import Drawing, objective_of
+from sitkit.parallel import Laid, tf32
 from sitkit.progress import Event, Progress, silent
-from sitkit.registry import UserError, WorkFailed
-from sitkit.run import (
-    CHECKPOINTS,
-    ENVIRONMENT,
-    METRICS,
-    build,
-    environment,
-    examples,
-    folder_of,
-    use_threads,
-    write_config,
-)
+from sitkit.registry import UserError
+from sitkit.run import ENVIRONMENT, METRICS, build, environment, examples, folder_of, use_threads, write_config
 from sitkit.sample import show
 from sitkit.sampler import Heun
+from sitkit.state import State
+from sitkit.throughput import Throughput
 from sitkit.tracking import Tracker
-from sitkit.world import device_of
+from sitkit.world import World, joined
 
 PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8
 
@@ -47,34 +43,58 @@ PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8
 def train(config: Config, progress: Progress = silent) -> Path:
     """Train to config.train.steps and return the run's folder; continue where the folder already holds a checkpoint.
 
-    On a CPU the result is the same to the bit however often the work was killed and run again.  Raises UserError before
-    any work for what cannot be; WorkFailed where the loss is not finite, naming step, loss and last good checkpoint;
+    Under torchrun the processes share each batch; all of them see the run's folder, and the lead alone writes to it.  On
+    a CPU the result of one process is the same to the bit however often the work was killed and run again; another
+    number of processes continues to the same weights up to rounding.  Raises UserError before any work for what cannot
+    be; WorkFailed where loss or gradient is not finite, naming step, last good checkpoint and the dump of that step;
     KeyboardInterrupt after a checkpoint of the step that ctrl-C found.
     """
     use_threads(config)
-    data = examples(config.data)
-    device = device_of(config.run.device)
-    folder = folder_of(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            _check_data(folder, data)
-            write_config(folder, config)
-            checkpoint.write_json(folder / ENVIRONMENT, environment(device) | {"data": data.fingerprint})
-            tracker = Tracker(
-                folder,
-                name=folder.name,
-                params=flat(config.plain()),
-                tags={"sitkit.kind": "training", "sitkit.identity": folder.name.rpartition("-")[2]},
-                artifacts=("previews/*.png", "config.yaml", ENVIRONMENT),
-                enabled=config.run.track,
-                on_warning=lambda text: progress(Event("train", message=text)),
+    with joined(config.run.device) as here, tf32(config.train.tf32):
+        parts = here.size * config.train.accumulate
+        if config.train.batch % parts:
+            raise UserError(
+                f"train.batch = {config.train.batch} cannot be shared evenly by {here.size} processes that take "
+                f"theirs in {config.train.accumulate} parts (train.accumulate): make it a multiple of {parts}."
             )
-            with tracker:
-                _loop(config, data, folder, device, progress)
+        data = examples(config.data)
+        folder = folder_of(config)
+        told = progress if here.lead else silent
+        with _recorded(config, data, folder, here, told):
+            here.barrier()
+            _loop(config, data, folder, here, told)
+    return folder
+
+
+@contextlib.contextmanager
+def _recorded(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> Iterator[None]:
+    """While the work goes on the lead holds the run's folder, has described it, and tracks it."""
+    if not here.lead:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
     except Timeout:
         raise UserError(f"{folder} is being trained by another process.") from None
-    return folder
+    try:
+        _check_data(folder, data)
+        write_config(folder, config)
+        described = environment(here.device) | {"processes": here.size, "data": data.fingerprint}
+        checkpoint.write_json(folder / ENVIRONMENT, described)
+        with Tracker(
+            folder,
+            name=folder.name,
+            params=flat(config.plain()),
+            tags={"sitkit.kind": "training", "sitkit.identity": folder.name.rpartition("-")[2]},
+            artifacts=("previews/*.png", "config.yaml", ENVIRONMENT),
+            enabled=config.run.track,
+            on_warning=lambda text: progress(Event("train", message=text)),
+        ):
+            yield
+    finally:
+        lock.release()
 
 
 def _check_data(folder: Path, data: Examples) -> None:
@@ -85,132 +105,93 @@ def _check_data(folder: Path, data: Examples) -> None:
         )
 
 
-def _loop(config: Config, data: Examples, folder: Path, device: torch.device, progress: Progress) -> None:
-    settings = config.train
-    network = build(config).to(device)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    if not config.backbone.trainable or not parameters:
+def _loop(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> None:
+    settings, every = config.train, config.run.log_every
+    network = build(config).to(here.device)
+    if not config.backbone.trainable or not any(p.requires_grad for p in network.parameters()):
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
-    step = _resume(folder, network, ema, optimizer)
+    shape = config.autoencoder.latent_shape(data.shape)
+    objective = objective_of(config, network, shape, data.num_classes).to(here.device)
+    compiled = here.device.type == "cuda" if config.run.compile == "auto" else config.run.compile
+    laid = Laid(objective, here, config.run.parallel, compiled)
+    state = State(objective, EMA(network, (settings.ema,)), Learner(objective.parameters(), settings), here)
+    step = saved = state.resume(folder)
     if step:
         progress(Event("train", step, settings.steps, message=f"continuing {folder} at step {step}."))
-    objective = Objective(config, network, data, device)
-    losses: list[Tensor] = []
-    saved, timed = step, time.monotonic()
+    drawing = Drawing(config, network, data, here.device, here.rank, here.size)
+    speed = Throughput(config.backbone.flops(shape), here, torch.bfloat16 if objective.halved else torch.float32)
+    window = Window(config, data, drawing, folder, here)
     network.train()
-    with metrics_from(folder / METRICS, step) as log, interruptible() as interrupted:
-        while step < settings.steps and not interrupted.is_set():
-            if settings.warmup:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * min(1.0, (step + 1) / settings.warmup)
-            loss = objective(step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if settings.clip is not None:
-                nn.utils.clip_grad_norm_(parameters, settings.clip)
-            optimizer.step()
-            ema.update_parameters(network)
-            losses.append(loss.detach())
+    with (
+        metrics_from(folder / METRICS, step, write=here.lead) as log,
+        interruptible(5.0 if here.size > 1 else 0.0) as interrupted,
+        feed(
+            data, settings.seed, range(step, settings.steps), settings.batch, part=drawing.part,
+            workers=config.run.workers, pin=here.device.type == "cuda",
+        ) as batches,
+    ):  # fmt: skip
+        for batch in batches:
+            inputs, losses = drawing(*batch).split(settings.accumulate), []
+            for part in inputs:
+                with laid.accumulating(last=part is inputs[-1]):
+                    loss, each = laid(*part)
+                    (loss / len(inputs)).backward()
+                losses.append(each)
+            lr = state.learner.lr
+            window.add(torch.cat(losses), state.learner.step())
             step += 1
-            last = step == settings.steps
-            save = last or step % config.run.checkpoint_every == 0
-            if last or save or step % config.run.log_every == 0 or interrupted.is_set():
-                mean = _mean_if_finite(losses, step, folder, saved)
-                count = len(losses)
-                losses.clear()
-                rate, timed = count * settings.batch / (time.monotonic() - timed), time.monotonic()
-                log({"step": step, "time": time.time(), "loss": mean, "images_per_second": rate})
-                progress(Event("train", step, settings.steps, {"loss": mean, "images/s": rate}))
-            if save or interrupted.is_set():
-                _save(folder, config, step, network, ema, optimizer)
+            state.averages.update(step)
+            last, save = step == settings.steps, step == settings.steps or step % config.run.checkpoint_every == 0
+            look = save or step % every == 0 or (here.size == 1 and interrupted.is_set())
+            if look:
+                count, seen = window.look(step, saved)
+                rates = speed.read(count * settings.batch)
+                log({"step": step, "time": time.time(), **seen, "lr": lr, **rates})
+                progress(Event("train", step, settings.steps, {"loss": seen["loss"], **shown(rates)}))
+            # Several processes decide together, and only where they wait for one another anyway.
+            stop = look and here.any(interrupted.is_set())
+            if save or stop:
+                state.save(folder, config, step)
                 saved = step
             if last or (config.run.sample_every and step % config.run.sample_every == 0):
-                _preview(config, data, ema, folder, step, device)
+                with state.averages.applied():
+                    _preview(config, data, network, folder, step, here)
                 network.train()
-        if interrupted.is_set() and step < settings.steps:
-            raise KeyboardInterrupt
+            if stop and not last:
+                raise KeyboardInterrupt
 
 
-class Objective:
-    """The loss of a step: a function of the weights and the step number alone."""
-
-    def __init__(self, config: Config, network: nn.Module, data: Examples, device: torch.device) -> None:
-        self.config, self.network, self.data, self.device = config, network, data, device
-        self.span = span.trainable(config.interp, config.target, config.weight)
-        self.dropout = float(getattr(network, "class_dropout", 0.0))
-
-    def __call__(self, step: int) -> Tensor:
-        """The mean loss over batch `step`."""
-        config = self.config
-        x, y, positions = batch(self.data, config.train.seed, step, config.train.batch)
-        keys = noise.sample_keys(config.train.seed, torch.from_numpy(positions)).to(self.device)
-        data, y = config.autoencoder.encode(x.to(self.device)), y.to(self.device)
-        draws = noise.normal(keys, tuple(data.shape[1:]), noise.TRAINING)
-        draws = config.coupling.pair(data, draws, y)
-        t = config.timestep.map(noise.uniform(keys, noise.TIME)).clamp(*self.span).float()
-        y = y.where(noise.uniform(keys, noise.DROPOUT) >= self.dropout, self.data.num_classes)
-        path = config.interp, config.target, config.weight
-        return config.loss.per_example(Batch(self.network, *path, data, draws, t, y, keys)).mean()
+def shown(rates: dict[str, float]) -> dict[str, float]:
+    """Rates by the names that the bar has room for."""
+    names = {"images_per_second": "images/s", "mfu": "mfu", "memory_gib": "GiB"}
+    return {names[key]: value for key, value in rates.items()}
 
 
-def _mean_if_finite(losses: list[Tensor], step: int, folder: Path, saved: int) -> float:
-    values = torch.stack(losses).cpu()
-    bad = (~values.isfinite()).nonzero().flatten()
-    if len(bad):
-        first = step - len(values) + int(bad[0]) + 1
-        kept = checkpoint.latest(folder / CHECKPOINTS)
-        raise WorkFailed(
-            f"The loss became {float(values[bad[0]])} at step {first}. The last good checkpoint is "
-            f"{kept or 'none'} (step {saved}). Try a lower train.lr, train.clip=1.0, or another weight."
-        )
-    return float(values.mean())
-
-
-def _save(
-    folder: Path, config: Config, step: int, network: nn.Module, ema: AveragedModel, optimizer: torch.optim.Optimizer
-) -> None:
-    tensors = {f"model.{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.module.state_dict().items()}
-    tensors |= {"averaged": ema.n_averaged} | checkpoint.optimizer_tensors(optimizer)
-    header = {"format": 1, "step": step, "config": config.plain()}
-    checkpoint.save(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", tensors, header)
-    checkpoint.prune(folder / CHECKPOINTS, config.run.keep)
-
-
-def _resume(folder: Path, network: nn.Module, ema: AveragedModel, optimizer: torch.optim.Optimizer) -> int:
-    newest = checkpoint.latest(folder / CHECKPOINTS)
-    if newest is None:
-        return 0
-    header, tensors = checkpoint.load(newest)
-    for module, prefix in ((network, "model."), (ema.module, "ema.")):
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    ema.n_averaged.copy_(tensors["averaged"])
-    checkpoint.load_optimizer(optimizer, tensors)
-    return int(header["step"])
-
-
-def _preview(config: Config, data: Examples, ema: AveragedModel, folder: Path, step: int, device: torch.device) -> None:
-    """A picture of what the averaged weights draw: one row a class, or points in the plane."""
-    ema.module.eval()
-    field = Field(ema.module, config.interp, config.target, data.num_classes)
+def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, step: int, here: World) -> None:
+    """A picture of what the network draws: one row a class, or points in the plane.  Every process draws, the lead saves."""
+    network.eval()
+    field = Field(network, config.interp, config.target, data.num_classes)
     rows = min(max(data.num_classes, 1), 10)
     n = rows * PREVIEW_COLUMNS if data.is_image else 1000
-    y = torch.arange(n, device=device) // PREVIEW_COLUMNS if data.is_image and data.num_classes else None
-    keys = noise.sample_keys(config.train.seed, torch.arange(n)).to(device)
+    y = torch.arange(n, device=here.device) // PREVIEW_COLUMNS if data.is_image and data.num_classes else None
+    keys = noise.sample_keys(config.train.seed, torch.arange(n)).to(here.device)
     shape = config.autoencoder.latent_shape(data.shape)
     start = noise.normal(keys, shape, noise.INITIAL)
     drawn = Heun(steps=PREVIEW_STEPS).sample(field, start, y, seeds=keys)
-    show(config.autoencoder.decode(drawn.x), y, data, folder / "previews" / f"step-{step:08d}.png")
+    if here.lead:
+        show(config.autoencoder.decode(drawn.x), y, data, folder / "previews" / f"step-{step:08d}.png")
 
 
 @contextlib.contextmanager
-def metrics_from(path: Path, step: int) -> Iterator[Any]:
-    """A function that appends a row to metrics.jsonl, which first loses the rows after `step`: they come again."""
+def metrics_from(path: Path, step: int, write: bool = True) -> Iterator[Any]:
+    """A function that appends a row to metrics.jsonl, which first loses the rows after `step`: they come again.
+
+    write: False gives one that does nothing.
+    """
+    if not write:
+        yield lambda row: None
+        return
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [row for row in rows if _step_of(row) <= step]
     if kept != rows:
@@ -232,18 +213,25 @@ def _step_of(row: str) -> float:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that ctrl-C sets, so that the loop can stop between two steps; a second ctrl-C stops at once."""
+def interruptible(patience: float = 0.0) -> Iterator[threading.Event]:
+    """An event that ctrl-C sets, so that the loop can stop between two steps; a second ctrl-C stops at once.
+
+    patience: seconds within which another one is the same: torchrun passes on the one that its processes had already.
+    """
     pressed = threading.Event()
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield pressed
         return
     before = signal.getsignal(signal.SIGINT)
 
     def press(signum: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
+        nonlocal first
+        if not pressed.is_set():
+            first = time.monotonic()
+            pressed.set()
+        elif time.monotonic() - first >= patience:
             raise KeyboardInterrupt
-        pressed.set()
 
     signal.signal(signal.SIGINT, press)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 # Where the first process to fail leaves its rank, before its peers can notice that it is gone.
 _FAILED = "sitkit/failed"
+_PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class World:
         values: list[Any] = [value]
         dist.broadcast_object_list(values)
         return values[0]
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true in any process, everywhere."""
+        if self.size == 1:
+            return value
+        told = torch.tensor(int(value))
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes, everywhere; the tensor itself is left alone."""
@@ -118,6 +128,8 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield here
     except Exception as error:
         if not _first_to_fail(rank):
+            # torchrun ends every process as soon as one has ended: let the one that speaks be that one.
+            time.sleep(_PATIENCE)
             raise SystemExit(1) from None
         if _lost(error):
             raise WorkFailed(

@@ -266,7 +266,7 @@ SAMPLES = [
 # Each changes neither.
 NOTHING = [
     "metric=mmd", "sample.batch=7", "run.device=cpu", "run.log_every=3", "run.checkpoint_every=3", "run.sample_every=0",
-    "run.keep=5", "run.track=true", "run.folder=elsewhere", "run.threads=2", "run.compile=true",
+    "run.keep=5", "run.track=true", "run.folder=elsewhere", "run.threads=2", "run.compile=true", "run.workers=0",
     "run.parallel=fsdp",
 ]  # fmt: skip
 

@@ -24,6 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "show", "testing"),
     "runs": ("tracking", "world", "run", "preset", "space"),
+    "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report"),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip

@@ -19,13 +19,16 @@ import numpy as np
 import pytest
 import torch
 from runs import call, finish, flags, start, tiny, wait, weights
+from torch import nn
 
 from sitkit import checkpoint
 from sitkit.config import Config
+from sitkit.data.dataset import batch
+from sitkit.objective import Drawing, objective_of
 from sitkit.progress import Event
 from sitkit.registry import UserError, WorkFailed, interpolants, targets, weightings
 from sitkit.run import CHECKPOINTS, METRICS, build, examples, folder_of, load
-from sitkit.train import Objective, metrics_from, train
+from sitkit.train import metrics_from, train
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -255,11 +258,23 @@ def test_what_cannot_be_read_is_refused_before_a_folder_is_made(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def losses_of(config: Config, network: nn.Module) -> Callable[[int], float]:
+    """The mean loss of a step."""
+    data = examples(config.data)
+    drawing = Drawing(config, network, data, torch.device("cpu"))
+    objective = objective_of(config, network, data.shape, data.num_classes)
+
+    def loss(step: int) -> float:
+        return float(objective(*drawing(*batch(data, config.train.seed, step, config.train.batch)))[0].detach())
+
+    return loss
+
+
 def test_the_loss_of_a_step_depends_on_weights_and_step_alone(tmp_path: Path) -> None:
     config = tiny(tmp_path, base="digits")
-    network, data = build(config), examples(config.data)
+    network = build(config)
     with torch.no_grad():
-        one, two = (Objective(config, network, data, torch.device("cpu")) for _ in "ab")
+        one, two = (losses_of(config, network) for _ in "ab")
         seen = [float(one(step)) for step in range(5)]
         torch.rand(100)
         assert [float(two(step)) for step in (4, 2, 0, 1, 3)] == [seen[step] for step in (4, 2, 0, 1, 3)]
@@ -270,7 +285,7 @@ def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
     """At the start the head is zero: with velocity on `linear` the loss is the mean of |data - noise|^2."""
     config = tiny(tmp_path, "train.batch=4000", "data.size=2000", "data.holdout=0")
     data = examples(config.data)
-    loss = float(Objective(config, build(config), data, torch.device("cpu"))(0).detach())
+    loss = losses_of(config, build(config))(0)
     values = data.read(np.arange(len(data))).double()
     # 2 epochs of all the data: its part is exact.  |noise|^2 per dimension has mean 1 and variance 2; the cross term -2
     # data noise has variance 4 E data^2 = 4/3: over 8,000 numbers the error is sqrt((2 + 4/3) / 8000) = 0.020; 4 of them.

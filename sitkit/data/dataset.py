@@ -101,13 +101,21 @@ def batch(
     if not 0 <= rank < ranks <= size:
         raise ValueError(f"part must be (rank, ranks), 0 <= rank < ranks <= size = {size}; got {part}.")
     positions = step * size + np.arange(rank * size // ranks, (rank + 1) * size // ranks)
+    index = indices(examples, seed, positions)
+    drawn = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
+    return examples.read(index, drawn.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
+
+
+def indices(examples: Examples, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Which examples stand at these positions of the stream: (b,) -> (b,) int64."""
+    import numpy as np
+
     epochs, places = np.divmod(positions, len(examples.train))
     index = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
         now = epochs == epoch
         index[now] = examples.train[_permutation(seed, int(epoch), len(examples.train))[places[now]]]
-    drawn = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
-    return examples.read(index, drawn.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
+    return index
 
 
 @functools.lru_cache(maxsize=8)
