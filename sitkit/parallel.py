@@ -9,6 +9,7 @@ process reads the file for itself and keeps only its shards.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -53,6 +54,8 @@ def _shard(objective: Objective, world: World, compiled: bool) -> list[Any]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # A view of the network's output is fine: nothing here changes one in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(world.device.type, (world.size,))
     roots = [module for module in (objective.network, objective.parts) if module is not None]
     for root in roots:
