@@ -158,6 +158,14 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         load_plugins()
         return [*self._classes, *self._presets]
 
+    def meaning(self, name: str) -> str:
+        """One line on `name`: the first of its docstring, or what it is a preset of."""
+        known = self.presets()
+        if name in known:
+            fields = ", ".join(f"{key}={value}" for key, value in known[name].fields.items())
+            return f"{known[name].of}{f' with {fields}' if fields else ''}"
+        return (self[name].__doc__ or "").strip().partition("\n")[0]
+
     def presets(self) -> Mapping[str, Preset]:
         """Names that stand for a component with some fields set."""
         load_plugins()

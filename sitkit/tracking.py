@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from sitkit.checkpoint import read_json, to_json, write_json
 
@@ -79,6 +80,34 @@ def tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     database = _database(uri)
     return f"sqlite:///{database.resolve().as_posix()}" if database else uri
+
+
+def reach(patience: float) -> tuple[str, str]:
+    """The store's address, without user and password, and why it cannot be used now ("" where it can).
+
+    A server must answer its health check within `patience` seconds; a database file must be one, in a folder that can be
+    written.  Nothing is created.  Other addresses are MLflow's own to judge, when it is used.
+    """
+    uri = tracking_uri()
+    database = _database(uri)
+    if database is not None:
+        return uri, _unusable(database)
+    if not uri.startswith(("http://", "https://")):
+        return _public(uri), ""
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=patience):
+            return _public(uri), ""
+    except (OSError, ValueError) as error:
+        return _public(uri), f"does not answer: {getattr(error, 'reason', error)}"
+
+
+def _unusable(database: Path) -> str:
+    if database.exists():
+        with database.open("rb") as file:
+            start = file.read(16)
+        return "" if start in (b"", b"SQLite format 3\0") else "is no SQLite database"
+    folder = next(parent for parent in database.parents if parent.exists())
+    return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written"
 
 
 def run_id(folder: str | Path) -> str | None:

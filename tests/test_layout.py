@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "choices": ("metrics", "config", "picture", "show", "testing"),
     "runs": ("tracking", "world", "run", "preset", "space"),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
-    "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report"),
+    "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report", "doctor"),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip
 

@@ -266,7 +266,7 @@ def list_(
         r.plural: [
             {
                 "name": name,
-                "meaning": _meaning(r, name),
+                "meaning": r.meaning(name),
                 "fields": _fields(r, name),
                 "from": r.origin(name).partition(".")[0],
             }
@@ -290,14 +290,6 @@ def _registry(name: str) -> Any:
         if name in (registry.plural, registry.kind, registry.flag, registry.flag.removeprefix("--")):
             return registry
     raise UserError(f"No registry {name!r}.{suggest(name, list(registries))} Known: {', '.join(registries)}.")
-
-
-def _meaning(registry: Any, name: str) -> str:
-    presets = registry.presets()
-    if name in presets:
-        fields = ", ".join(f"{k}={v}" for k, v in presets[name].fields.items())
-        return f"{presets[name].of}{f' with {fields}' if fields else ''}"
-    return (registry[name].__doc__ or "").strip().splitlines()[0]
 
 
 def _fields(registry: Any, name: str) -> str:
@@ -388,4 +380,5 @@ def runs(
 
 
 # Commands in files of their own, which take `app` from here.
+import sitkit.cli.doctor  # noqa: E402
 import sitkit.cli.search  # noqa: E402, F401

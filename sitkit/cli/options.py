@@ -4,37 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from sitkit.registry import Registry, registries
 
 MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data and metric", "Running"
 
 
-def _choices(registry: Registry[Any]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in registry.names() if name.startswith(incomplete)]
+def _choices(registry: Registry[Any]) -> Callable[[str], list[tuple[str, str]]]:
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return [(name, registry.meaning(name)) for name in registry.names() if name.startswith(incomplete)]
 
     return complete
 
 
 def component(plural: str, panel: str) -> Any:
-    """An option that takes a component's name."""
+    """An option that takes a component's name; its help says what each name means."""
     registry = registries[plural]
-    presets = registry.presets()
-    names = [name for name in registry.names() if name not in presets]
+    names = [name for name in registry.names() if name not in registry.presets()]
+    # Sentences end with two spaces in docstrings; typer makes a line of each paragraph.
+    short = {name: shorten(registry.meaning(name).partition(".  ")[0], 80, placeholder=" ...") for name in names}
+    meanings = [f"[bold]{name}[/]  {escape(meaning)}" for name, meaning in short.items()]
     if plural == "backbones":
-        names = [*names, "sit-{s,b,l,xl}/{2,4,8}", "sit-xs/{1,2,4}"]
+        meanings.append("[bold]sit-{s,b,l,xl}/{2,4,8}[/], [bold]sit-xs/{1,2,4}[/]  presets of sit")
     return typer.Option(
         registry.flag,
-        help=", ".join(names),
+        help="\n\n".join(meanings),
         metavar="NAME",
         rich_help_panel=panel,
         autocompletion=_choices(registry),
         show_default=False,
     )
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Names of the runs in the default folder, for the shell."""
+    names = sorted(path.parent.name for path in Path("runs").glob("*/config.yaml"))
+    return [name for name in ("latest", *names) if name.startswith(incomplete)]
 
 
 Interp = Annotated[str | None, component("interpolants", MODEL)]
@@ -66,7 +76,13 @@ Folder = Annotated[Path, typer.Option("--runs", help="Where runs live.", rich_he
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, auto.", rich_help_panel=RUNNING)]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="Folder, name or identity of a run, or 'latest'.", show_default=True)
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Folder, name or identity of a run, or 'latest'.",
+        show_default=True,
+        autocompletion=complete_runs,
+    ),
 ]
 
 
