@@ -14,7 +14,7 @@ import importlib
 import inspect
 import sys
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import ModuleType
@@ -63,6 +63,11 @@ class Component(ABC):
 
                 return core_schema.no_info_plain_validator_function(registry.parse)
         return handler(source)
+
+    @classmethod
+    def test_fields(cls) -> Sequence[Mapping[str, Any]]:
+        """Fields of the instances that `sitkit plugin test` examines; a component without defaults gives its own."""
+        return ({},)
 
 
 C = TypeVar("C", bound=Component)

@@ -115,7 +115,7 @@ class _Broken(Interpolant):
 )
 def test_the_laws_catch_a_break(change: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The laws of components in general would refuse this unregistered class first.
-    monkeypatch.setattr("sitkit.testing.check_component", lambda component: None)
+    monkeypatch.setattr("sitkit.testing.algebra.check_component", lambda component: None)
     with pytest.raises(AssertionError, match=law):
         check_interpolant(_Broken(change))
 
