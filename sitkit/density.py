@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sitkit import checkpoint, noise
-from sitkit.autoencoder import Identity
+from sitkit.autoencoder import Identity, modelled
 from sitkit.config import identity
 from sitkit.likelihood import Likelihood, likelihood
 from sitkit.progress import Event, Progress, silent
@@ -101,7 +101,7 @@ def _measure(
         keys = noise.sample_keys(recipe["seed"], torch.from_numpy(some))
         x = data.read(some)
         x = (dequantised(x, width, keys) if width else x).to(device)
-        x = run.config.autoencoder.encode(x)
+        x = modelled(run.config.autoencoder, data, x)
         y = torch.from_numpy(data.labels[some]).to(device) if recipe["labels"] == "given" else None
         part = likelihood(
             run.field,

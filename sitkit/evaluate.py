@@ -76,8 +76,8 @@ def evaluation_identity(run: Run, metric: Metric) -> str:
 
 def _measure(run: Run, metric: Metric, drawn: Drawn) -> dict[str, Any]:
     data = run.examples
-    measured = metric.measure(drawn.x, reference(run.config.data))
-    halves = metric.halves(reference(run.config.data))
+    measured = metric.measure(drawn.x, reference(run.config.data.source()))
+    halves = metric.halves(reference(run.config.data.source()))
     return {
         "metric": spec(metric),
         "value": measured.value,

@@ -18,7 +18,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _CACHED = 1 << 15
 
 # What a draw is for; draws of different purpose with one key are independent.
-KEY, INITIAL, BROWNIAN, LABEL, TIME, TRAINING, DROPOUT, PROBE, DATA = range(9)
+KEY, INITIAL, BROWNIAN, LABEL, TIME, TRAINING, DROPOUT, PROBE, DATA, POSTERIOR = range(10)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

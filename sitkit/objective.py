@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sitkit import noise, span
+from sitkit.autoencoder import modelled
 from sitkit.config import Config
 from sitkit.data.dataset import Examples
 from sitkit.loss import Batch
@@ -39,7 +40,7 @@ class Drawing:
     def __init__(
         self, config: Config, network: nn.Module, data: Examples, device: torch.device, rank: int = 0, size: int = 1
     ) -> None:
-        self.config, self.null_class, self.device = config, data.num_classes, device
+        self.config, self.examples, self.device = config, data, device
         self.span = span.trainable(config.interp, config.target, config.weight)
         self.dropout = float(getattr(network, "class_dropout", 0.0))
         self.own = (rank, size)
@@ -51,10 +52,10 @@ class Drawing:
         config = self.config
         keys = noise.sample_keys(config.train.seed, torch.from_numpy(positions)).to(self.device, non_blocking=True)
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-        data = config.autoencoder.encode(x)
+        data = modelled(config.autoencoder, self.examples, x, keys)
         draws = config.coupling.pair(data, noise.normal(keys, tuple(data.shape[1:]), noise.TRAINING), y)
         t = self.times(keys)
-        y = y.where(noise.uniform(keys, noise.DROPOUT) >= self.dropout, self.null_class)
+        y = y.where(noise.uniform(keys, noise.DROPOUT) >= self.dropout, self.examples.num_classes)
         inputs = Inputs(data, draws, t, y, keys)
         return inputs if self.part == self.own else inputs.split(self.own[1])[self.own[0]]
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from sitkit import checkpoint
+from sitkit.autoencoder import modelled_shape
 from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
@@ -55,7 +56,7 @@ class Run:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of what the network models."""
-        return self.config.autoencoder.latent_shape(self.examples.shape)
+        return modelled_shape(self.config.autoencoder, self.examples)
 
 
 @functools.lru_cache(maxsize=4)
@@ -69,6 +70,27 @@ def folder_of(config: Config) -> Path:
     return config.run.folder / f"{slug(config)}-{training_identity(config)}"
 
 
+def fingerprints(config: Config) -> dict[str, str]:
+    """What a run depends on that its configuration only points to: the data, and an autoencoder's weights.
+
+    Raises UserError for examples that the autoencoder cannot take.
+    """
+    data = examples(config.data)
+    modelled_shape(config.autoencoder, data)
+    return {"data": data.fingerprint, "autoencoder": config.autoencoder.fingerprint()}
+
+
+def check_unchanged(folder: Path, marks: Mapping[str, str]) -> None:
+    """Raise UserError where a run was begun with data or an autoencoder of other fingerprints than `marks`."""
+    path = folder / ENVIRONMENT
+    recorded = checkpoint.read_json(path) if path.exists() else {}
+    for what, mark in marks.items():
+        if recorded.get(what, mark) != mark:
+            raise UserError(
+                f"The {what} of {folder} changed since it was begun: give the old {what}, or remove the folder."
+            )
+
+
 def use_threads(config: Config) -> None:
     """Let torch use run.threads threads on a CPU, if set; otherwise as many as it likes."""
     if config.run.threads is not None:
@@ -80,7 +102,7 @@ def build(config: Config, seed: int | None = None) -> nn.Module:
     data = examples(config.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed if seed is None else seed)
-        network = config.backbone.build(config.autoencoder.latent_shape(data.shape), data.num_classes)
+        network = config.backbone.build(modelled_shape(config.autoencoder, data), data.num_classes)
     return config.backbone.prepare(network, interpolant=config.interp, target=config.target, examples=data)
 
 
@@ -212,6 +234,7 @@ def load(
         config = adapted(config, over)
     if weights is not None:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"weights": weights})})
+    check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
     network = build(config)
     at = 0
     if config.backbone.trainable:

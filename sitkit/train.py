@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from sitkit import checkpoint, noise
+from sitkit.autoencoder import modelled_shape
 from sitkit.config import Config, flat
 from sitkit.data.dataset import Examples
 from sitkit.data.feed import feed
@@ -29,7 +30,18 @@ from sitkit.objective import Drawing, objective_of
 from sitkit.parallel import Laid, tf32
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError
-from sitkit.run import ENVIRONMENT, METRICS, build, environment, examples, folder_of, use_threads, write_config
+from sitkit.run import (
+    ENVIRONMENT,
+    METRICS,
+    build,
+    check_unchanged,
+    environment,
+    examples,
+    fingerprints,
+    folder_of,
+    use_threads,
+    write_config,
+)
 from sitkit.sample import show
 from sitkit.sampler import Heun
 from sitkit.state import State
@@ -57,17 +69,16 @@ def train(config: Config, progress: Progress = silent) -> Path:
                 f"train.batch = {config.train.batch} cannot be shared evenly by {here.size} processes that take "
                 f"theirs in {config.train.accumulate} parts (train.accumulate): make it a multiple of {parts}."
             )
-        data = examples(config.data)
-        folder = folder_of(config)
+        data, marks, folder = examples(config.data), fingerprints(config), folder_of(config)
         told = progress if here.lead else silent
-        with _recorded(config, data, folder, here, told):
+        with _recorded(config, marks, folder, here, told):
             here.barrier()
             _loop(config, data, folder, here, told)
     return folder
 
 
 @contextlib.contextmanager
-def _recorded(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> Iterator[None]:
+def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, progress: Progress) -> Iterator[None]:
     """While the work goes on the lead holds the run's folder, has described it, and tracks it."""
     if not here.lead:
         yield
@@ -79,9 +90,9 @@ def _recorded(config: Config, data: Examples, folder: Path, here: World, progres
     except Timeout:
         raise UserError(f"{folder} is being trained by another process.") from None
     try:
-        _check_data(folder, data)
+        check_unchanged(folder, marks)
         write_config(folder, config)
-        described = environment(here.device) | {"processes": here.size, "data": data.fingerprint}
+        described = environment(here.device) | {"processes": here.size, **marks}
         checkpoint.write_json(folder / ENVIRONMENT, described)
         with Tracker(
             folder,
@@ -97,21 +108,13 @@ def _recorded(config: Config, data: Examples, folder: Path, here: World, progres
         lock.release()
 
 
-def _check_data(folder: Path, data: Examples) -> None:
-    path = folder / ENVIRONMENT
-    if path.exists() and checkpoint.read_json(path).get("data", data.fingerprint) != data.fingerprint:
-        raise UserError(
-            f"The data of {folder} have changed since it was begun: give the old data, or remove the folder."
-        )
-
-
 def _loop(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> None:
     settings, every = config.train, config.run.log_every
     network = build(config).to(here.device)
     if not config.backbone.trainable or not any(p.requires_grad for p in network.parameters()):
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return
-    shape = config.autoencoder.latent_shape(data.shape)
+    shape = modelled_shape(config.autoencoder, data)
     objective = objective_of(config, network, shape, data.num_classes).to(here.device)
     compiled = here.device.type == "cuda" if config.run.compile == "auto" else config.run.compile
     laid = Laid(objective, here, config.run.parallel, compiled)
@@ -176,7 +179,7 @@ def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, s
     n = rows * PREVIEW_COLUMNS if data.is_image else 1000
     y = torch.arange(n, device=here.device) // PREVIEW_COLUMNS if data.is_image and data.num_classes else None
     keys = noise.sample_keys(config.train.seed, torch.arange(n)).to(here.device)
-    shape = config.autoencoder.latent_shape(data.shape)
+    shape = modelled_shape(config.autoencoder, data)
     start = noise.normal(keys, shape, noise.INITIAL)
     drawn = Heun(steps=PREVIEW_STEPS).sample(field, start, y, seeds=keys)
     if here.lead:

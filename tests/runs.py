@@ -58,6 +58,26 @@ def trained(base: str = "points") -> Path:
     return train(tiny(Path(STARTED.name) / "runs", base=base))
 
 
+def autoencoder(folder: Path, seed: int = 0, channels: int = 3) -> Path:
+    """A small AutoencoderKL with random weights, halving each side, as save_pretrained writes it."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+            up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+            block_out_channels=(8, 16),  # pyright: ignore[reportArgumentType]
+            norm_num_groups=4,
+            latent_channels=2,
+        )
+    network.save_pretrained(folder)
+    return folder
+
+
 def copied(run: Path, root: Path) -> Path:
     """A run's folder of one's own under another root."""
     return Path(shutil.copytree(run, root / run.name))

@@ -244,7 +244,7 @@ def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     folder = train(config)
     np.savez(tmp_path / "data.npz", images=255 - images)
     examples.cache_clear()
-    with pytest.raises(UserError, match=r"The data of .* have changed since"):
+    with pytest.raises(UserError, match=r"The data of .* changed since"):
         train(config)
     assert weights(folder)
 

@@ -37,6 +37,10 @@ class Dataset(Component):
     def load(self) -> Examples:
         """All examples, checked.  Raises UserError for whatever cannot be read, with the file's name."""
 
+    def source(self) -> Dataset:
+        """What decoded samples are compared with: the set itself, or for latents the images that they were made of."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -46,6 +50,7 @@ class Examples:
     fingerprint: SHA-256 of the values and labels.  train, heldout: (., ) int64, disjoint, together every index.
     reader: what `read` calls.  law: the distribution that the examples were drawn from, where it is known.
     bin_width: the spacing of the levels that values are rounded to, in units of the values; None: not rounded.
+    encoder: the fingerprint of the autoencoder whose latents the examples are; None: the examples are data themselves.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +62,7 @@ class Examples:
     reader: Callable[[np.ndarray, np.ndarray | None], Tensor]
     law: Any = None
     bin_width: float | None = None
+    encoder: str | None = None
 
     @property
     def num_classes(self) -> int:
