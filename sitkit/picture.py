@@ -357,6 +357,71 @@ def save(figure: Figure, path: Path | str) -> None:
     write(path, lambda file: figure.savefig(file, format="png"))
 
 
+def vector(figure: Figure) -> str:
+    """The figure as SVG with its text as text, the same for the same figure."""
+    import io
+
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitkit"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
+
+
+def sheet(images: np.ndarray, columns: int, most: int = 96) -> bytes:
+    """Images (n, h, w, 1 or 3) uint8, `columns` a row, as the bytes of one small picture for a page.
+
+    PNG at one pixel a pixel, for the page to enlarge; images wider than `most` pixels are made smaller, as WebP.
+    """
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    n, h, w, channels = images.shape
+    small = h <= most and w <= most
+    gap = max(1, round(min(h, w) / 16)) if small else GAP
+    size = (h, w) if small else (round(h * most / max(h, w)), round(w * most / max(h, w)))
+    rows = math.ceil(n / columns)
+    tile = (size[1] + gap, size[0] + gap)
+    canvas = Image.new("RGBA", (columns * tile[0] - gap, rows * tile[1] - gap), (0, 0, 0, 0))
+    for i, image in enumerate(np.broadcast_to(images, (n, h, w, max(3, channels)))):
+        row, column = divmod(i, columns)
+        one = Image.fromarray(np.ascontiguousarray(image))
+        canvas.paste(
+            one if small else one.resize(size[::-1], Image.Resampling.LANCZOS), (column * tile[0], row * tile[1])
+        )
+    file = io.BytesIO()
+    if small:
+        canvas.save(file, format="PNG", optimize=True)
+    else:
+        canvas.save(file, format="WEBP", quality=82, method=6)
+    return file.getvalue()
+
+
+def smaller(path: Path | str, width: int) -> bytes:
+    """A picture on disk, at most `width` pixels wide, as the bytes of a WebP."""
+    import io
+
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.thumbnail((width, 8 * width))
+        file = io.BytesIO()
+        image.convert("RGB").save(file, format="WEBP", quality=82, method=6)
+    return file.getvalue()
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture in pixels."""
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).size
+
+
 def write(path: Path | str, save: Callable[[IO[bytes]], Any]) -> None:
     """Let `save` fill a file beside `path`, flush it to disk, then rename: `path` is never half a picture."""
     path = Path(path)

@@ -22,7 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "parts": ("backbones", "data", "autoencoder"),
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
-    "choices": ("metrics", "config", "picture", "show", "testing"),
+    "choices": ("metrics", "config", "picture", "chart", "show", "testing"),
     "runs": ("tracking", "world", "run", "preset", "space"),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report", "doctor"),
@@ -41,6 +41,7 @@ FENCES = {
     "torchdiffeq": {"sampler", "likelihood"},
     "torchsde": {"sampler", "stepindex"},
     "matplotlib": {"picture"},
+    "jinja2": {"report"},
     "sklearn": {"data", "metrics"},
 }
 
