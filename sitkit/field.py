@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sitkit.interpolant import Interpolant
+from sitkit.loss import instant
 from sitkit.registry import UserError
 from sitkit.target import Target, solve
 
@@ -30,19 +31,25 @@ class Field:
     """A network with the interpolant and target it was trained for.
 
     network(x, t, y): x (b, ...), t (b,), y (b,) int64 in [0, num_classes], num_classes being the null class
-    -> the target's prediction, of x's shape.  `num_classes` defaults to the network's own attribute.
+    -> the target's prediction, of x's shape.  A network of `times = 2` takes t (b, 2), the ends of an interval, and is
+    read at one time with both ends there.  `num_classes` and `times` default to the network's own attributes.
     """
 
     network: Network
     interpolant: Interpolant
     target: Target
     num_classes: int | None = None
+    times: int | None = None
 
     @property
     def null_class(self) -> int:
         """The label that stands for no label: the number of classes (0 for unlabelled data)."""
         known = self.num_classes if self.num_classes is not None else getattr(self.network, "num_classes", 0)
         return int(known)
+
+    @property
+    def _times(self) -> int:
+        return self.times if self.times is not None else getattr(self.network, "times", 1)
 
     def labels(self, y: Tensor | int | None, x: Tensor) -> Tensor:
         """y as (b,) int64 on x's device; None is the null class.  Raises UserError for a label that does not exist."""
@@ -67,15 +74,16 @@ class Field:
         if time.dtype not in (torch.float32, torch.float64):
             time = time.double() if x.dtype == torch.float64 else time.float()
         c = self.interpolant.at(time, x)
-        prediction = self.network(x, time.to(x.dtype).expand(len(x)), self.labels(y, x))
+        instants = instant(time.to(x.dtype).expand(len(x)), self._times)
+        prediction = self.network(x, instants, self.labels(y, x))
         dtype = torch.promote_types(x.dtype, torch.float32)
         c = type(c)(*(value.to(dtype) for value in c))
         data, noise = solve(self.target, c, prediction.to(dtype), x.to(dtype))
         return Readings(c.d_alpha * data + c.d_sigma * noise, -noise / c.sigma, data, noise)
 
     def through(self, network: Network) -> Field:
-        """The same field with another network in place, its classes kept."""
-        return replace(self, network=network, num_classes=self.null_class)
+        """The same field with another network in place, its classes and times kept."""
+        return replace(self, network=network, num_classes=self.null_class, times=self._times)
 
 
 class Counted:
@@ -87,6 +95,7 @@ class Counted:
     def __init__(self, network: Network, batch: int) -> None:
         self.network, self.batch, self.rows = network, batch, 0
         self.class_dropout = getattr(network, "class_dropout", None)
+        self.times = getattr(network, "times", 1)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         self.rows += len(x)

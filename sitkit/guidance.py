@@ -40,11 +40,15 @@ def is_velocity(x: Tensor, t: Tensor) -> tuple[float, float]:
 
 
 def velocity_gains(interpolant: Interpolant, target: Target) -> Gains:
-    """(p, q) of velocity = p prediction + q x: p = det_v / det, q = (a d_sigma - b d_alpha) / det."""
+    """(p, q) of velocity = p prediction + q x: p = det_v / det, q = (a d_sigma - b d_alpha) / det.
+
+    Of two times (b, 2) the first is the one that x is at.
+    """
 
     def gains(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         import torch
 
+        t = t if t.ndim == 1 else t[:, 0]
         c = interpolant.at(t.to(torch.promote_types(t.dtype, torch.float32)), x)
         (a, b), det = target.weights(c), determinant(target, c)
         return determinant(Velocity(), c) / det, (a * c.d_sigma - b * c.d_alpha) / det
@@ -112,7 +116,7 @@ class Extrapolation(Guidance):
 
         def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             # Reading t waits for the device, so it is read only where the answer depends on it.
-            time = 0.0 if self.interval == (0.0, 1.0) else float(t[0])
+            time = 0.0 if self.interval == (0.0, 1.0) else float(t.flatten()[0])
             return guided(x, t, y) if self.applies(time) else strong(x, t, y)
 
         return network
@@ -229,7 +233,7 @@ class ClassifierFreeZero(Extrapolation):
             return applied
 
         def zero_at_first(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            if self.evaluations(float(t[0])) > 0:
+            if self.evaluations(float(t.flatten()[0])) > 0:
                 return applied(x, t, y)
             p, q = gains(x, t)
             return (-q / p * x).to(x.dtype)

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """What a loss is a function of.
 
-    network(x, t, y) as in `sitkit.backbones`; data, noise: (b, ...), already paired; t: (b,) drawn by the timestep
-    component; y: (b,) int64 with dropped labels replaced by the null class; keys: (b,) int64, one for each example,
-    from which `sitkit.noise` makes whatever more must be drawn.  parts: what `Loss.build` gave.  hidden: the outputs of
-    the modules that `Loss.hidden` names, those of the network's latest call.
+    network(x, t, y) as in `sitkit.backbones`, t being (b, 2) for a network of two times (`instant`); data, noise:
+    (b, ...), already paired; t: (b,) drawn by the timestep component; y: (b,) int64 with dropped labels replaced by the
+    null class; keys: (b,) int64, one for each example, from which `sitkit.noise` makes whatever more must be drawn.
+    parts: what `Loss.build` gave.  hidden: the outputs of the modules that `Loss.hidden` names, those of the network's
+    latest call.
     """
 
     network: Network
@@ -79,6 +80,15 @@ class InterpolantLoss(Loss):
         return interpolant_loss(batch.network, *path, batch.data, batch.noise, batch.t, batch.y)
 
 
+def instant(t: Tensor, times: int) -> Tensor:
+    """One time as a network of so many times takes it: t (b,) itself, or (b, 2) with both the same for `times = 2`.
+
+    A network of two times predicts the mean over an interval (MeanFlow, arXiv 2505.13447); over an interval of no
+    length that is the prediction at its time, so that losses, fields and samplers of one time take such a network too.
+    """
+    return t[:, None].expand(-1, times) if times > 1 else t
+
+
 def interpolant_loss(
     network: Network,
     interpolant: Interpolant,
@@ -97,6 +107,6 @@ def interpolant_loss(
     c = interpolant.at(t, data)
     x = c.alpha * data + c.sigma * noise
     a, b = target.weights(c)
-    error = network(x.to(data.dtype), t, y).to(x.dtype) - (a * data + b * noise)
+    error = network(x.to(data.dtype), instant(t, getattr(network, "times", 1)), y).to(x.dtype) - (a * data + b * noise)
     weighted = weighting.weight(c, target) * error.square()
     return weighted.flatten(1).mean(1)
