@@ -1,12 +1,4 @@
-"""Ablations: a file of rows and axes, crossed; one training for each model, one sampling for each setting, one table.
-
-    base: digits                                   # a preset, or a file
-    set: {sampler: euler-maruyama}                 # settings of every cell
-    rows: [{label: Linear, interp: linear, paper: {kl: 33.6}}]
-    columns: {kl: {diffusion: kl}}                 # named settings, crossed with the rows
-    grid: {train.lr: [1e-3, 1e-4]}                 # axes, all crossed
-    seeds: [0, 1, 2]                               # training seeds
-    bases: {imagenet256: {set: {...}}}             # what another base changes in the study
+"""Ablations: what is missing of a study is trained and measured, and its table written.
 
 Every cell is checked before the first one trains.  Run again, it continues: what has its identity on disk is not done
 again, and a changed cell is done alone.
@@ -14,364 +6,210 @@ again, and a changed cell is done alone.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import itertools
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from sitkit import checkpoint
-from sitkit.config import (
-    Config,
-    Layer,
-    Settings,
-    assemble,
-    label,
-    locate,
-    merge,
-    read_config,
-    read_yaml,
-    training_identity,
-    validate,
-)
-from sitkit.diffusion import KLEta
+from sitkit.config import Layer, label
 from sitkit.evaluate import evaluate
 from sitkit.progress import Event, Progress, silent
-from sitkit.registry import UserError, WorkFailed, suggest
-from sitkit.run import CHECKPOINTS, folder_of, load
+from sitkit.registry import UserError, WorkFailed
+from sitkit.results import ReferenceNumber, Result, Results, with_estimates, write_results
+from sitkit.run import load
+from sitkit.study import FACTS, Cell, Plan, Refused, Seeds, describe, read_study
+from sitkit.table import as_csv, as_latex, as_markdown
+from sitkit.task import Place, Shelf, Task, places, trained
 from sitkit.train import train
 
-Reference = float | Mapping[str, float] | None
-
-
-class Study(Settings):
-    """An ablation as people write it.
-
-    rows: settings with a `label`, in `paper` a reference number, or one for each column, and in `columns` settings of the
-    row in one column alone.
-    columns: settings by name.  grid: dotted keys and the values to cross.  bases: for each base that the study can run on,
-    the keys of the study that it changes (set, columns, metric, ...).  source: where the reference numbers come from.
-    """
-
-    title: str = ""
-    source: str = ""
-    base: str = "digits"
-    set: dict[str, Any] = {}
-    bases: dict[str, dict[str, Any]] = {}
-    rows: tuple[dict[str, Any], ...] = Field(({},), min_length=1)
-    columns: dict[str, dict[str, Any]] = {}
-    grid: dict[str, tuple[Any, ...]] = {}
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    metric: str | dict[str, Any] | None = None
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"each seed once; got {list(seeds)}.")
-        return seeds
-
 
 @dataclass(frozen=True)
-class Cell:
-    """One number to be had: a row, a value for each axis, a seed, and the configuration they make."""
+class Outcome:
+    """A study's results and the folder that they were written to."""
 
-    row: str
-    column: str
-    seed: int
-    config: Config
-    paper: float | None
-
-
-class Result(NamedTuple):
-    """A cell with its record, or with the reason why it has none."""
-
-    cell: Cell
-    record: dict[str, Any] | None
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """The outcome: every cell's result and where the table was written."""
-
-    study: Study
-    results: list[Result]
+    plan: Plan
+    results: Results
     folder: Path
 
-    @property
-    def failures(self) -> list[Result]:
-        """Cells that went wrong."""
-        return [result for result in self.results if result.record is None]
 
-
-def read_study(path: Path | str, over: Layer | None = None, base: str | None = None) -> tuple[Study, list[Cell]]:
-    """The study in a file and its cells, each checked; `base` in place of the file's own.
-
-    Raises UserError with file, line and reason for the first cell that cannot be.
-    """
-    layer = read_yaml(path)
-    study: Study = validate(Study, layer.values, layer.where)
-    where = dict(layer.where)
-    name = base or study.base
-    if name in study.bases:
-        inside = f"bases.{name}."
-        where |= {k.removeprefix(inside): v for k, v in layer.where.items() if k.startswith(inside)}
-        study = validate(Study, merge(layer.values, study.bases[name]), where)
-    try:
-        layers = [read_config(_beside(Path(path), name)), Layer(study.set, _within(where, "set"))]
-    except UserError as error:
-        raise UserError(f"{'--base: ' if base else locate(where, ['base'])}{error}") from None
-    if study.metric is not None:
-        layers.append(Layer({"metric": study.metric}, where))
-    if over is not None:
-        layers.append(over)
-    columns = _columns(study, where)
-    titles: dict[str, int] = {}
-    cells = []
-    for (i, row), (column, chosen) in itertools.product(enumerate(study.rows), columns.items()):
-        place = locate(where, ["rows", str(i)]) or f"{path}: "
-        settings = {k: v for k, v in row.items() if k not in ("label", "paper", "columns")}
-        here = Layer(settings, _within(where, f"rows.{i}"))
-        own = Layer(_own(row, column, place, columns), _within(where, f"rows.{i}.columns.{column}"))
-        config = assemble([*layers, here, chosen, own])
-        title = str(row.get("label") or _name(settings, config) or "base")
-        if titles.setdefault(title, i) != i:
-            raise UserError(f"{place}two rows are called {title!r}: give each a label of its own.")
-        paper = _reference(row.get("paper"), column, place, columns)
-        for seed in study.seeds:
-            seeded = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
-            cell = Cell(title, column, seed, seeded, paper)
-            _check(cell, place)
-            cells.append(cell)
-    return study, cells
-
-
-def _within(where: Mapping[str, str], key: str) -> dict[str, str]:
-    return {k.removeprefix(f"{key}."): v for k, v in where.items() if k.startswith(f"{key}.")}
-
-
-def _columns(study: Study, where: Mapping[str, str]) -> dict[str, Layer]:
-    """Settings by the name of the column: the named columns crossed with the axes of the grid."""
-    columns: dict[str, Layer] = {}
-    for named, values in itertools.product(study.columns or {"": {}}, itertools.product(*study.grid.values())):
-        settings: Any = study.columns.get(named, {})
-        lines = _within(where, f"columns.{named}")
-        for key, value in zip(study.grid, values, strict=True):
-            nested: Any = value
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            settings = merge(settings, nested)
-            lines[key] = where.get(f"grid.{key}", "")
-        title = ", ".join(filter(None, (named, *map(_value_name, values))))
-        columns[title] = Layer(settings, lines)
-    return columns
-
-
-def _own(row: Mapping[str, Any], column: str, place: str, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row sets in one column alone."""
-    own = row.get("columns") or {}
-    if not isinstance(own, Mapping) or not all(isinstance(settings, Mapping) for settings in own.values()):
-        raise UserError(f"{place}columns of a row are settings for each column; got {own!r}.")
-    for key in own:
-        if key not in columns:
-            raise UserError(f"{place}the row sets {key!r}.{suggest(key, columns)} Columns: {'; '.join(columns)}.")
-    return dict(own.get(column, {}))
-
-
-def _beside(study: Path, base: str) -> str:
-    """A base that is a file is found beside the study."""
-    beside = study.parent / base
-    return str(beside) if Path(base).suffix in (".yaml", ".yml") and beside.exists() else base
-
-
-def _name(settings: Mapping[str, Any], config: Config) -> str:
-    named = [getattr(config, key) for key in settings if key in Config.model_fields]
-    return " ".join(label(c) if hasattr(c, "name") else str(c) for c in named)
-
-
-def _value_name(value: Any) -> str:
-    if isinstance(value, Mapping):
-        rest = ", ".join(f"{k}={v}" for k, v in value.items() if k != "name")
-        return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
-    return str(value)
-
-
-def _reference(paper: Any, column: str, place: str, columns: Mapping[str, Any]) -> float | None:
-    if paper is None or isinstance(paper, (int, float)):
-        return paper
-    if not isinstance(paper, Mapping):
-        raise UserError(f"{place}paper is a number, or a number for each column; got {paper!r}.")
-    for key in paper:
-        if key not in columns:
-            raise UserError(
-                f"{place}paper has a number for {key!r}.{suggest(key, columns)} Columns: {'; '.join(columns)}."
-            )
-    return paper.get(column)
-
-
-def _check(cell: Cell, place: str) -> None:
-    config = cell.config
-    diffusion = config.diffusion
-    if isinstance(diffusion, KLEta) and not diffusion.losses:
-        # Known only after training; any finite loss tells whether the rest of the cell can be.
-        diffusion = dataclasses.replace(diffusion, losses=((0.0, 1.0), (1.0, 1.0)))
-    try:
-        config.sampler.plan(config.interp, config.target, diffusion, config.guidance)
-    except UserError as error:
-        raise UserError(f"{place}row {cell.row!r}{f', {cell.column}' if cell.column else ''}: {error}") from None
-
-
-def trainings(cells: Sequence[Cell]) -> dict[str, Config]:
-    """The distinct trainings of the cells, by identity."""
-    return {training_identity(cell.config): cell.config for cell in cells}
-
-
-def trained(config: Config) -> bool:
-    """Whether the training of a configuration is complete on disk."""
-    if not config.backbone.trainable:
-        return (folder_of(config) / "config.yaml").is_file()
-    found = checkpoint.checkpoints(folder_of(config) / CHECKPOINTS)
-    try:
-        return bool(found) and checkpoint.header(found[-1])["step"] == config.train.steps
-    except UserError:
-        return False
-
-
-def ablate(path: Path | str, over: Layer | None = None, base: str | None = None, progress: Progress = silent) -> Table:
+def ablate(
+    path: Path | str,
+    over: Layer | None = None,
+    base: str | None = None,
+    *,
+    seeds: Seeds | None = None,
+    sample_seeds: Seeds | None = None,
+    keep_going: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
     """Do what is missing of a study and write its table to studies/<file's name>/.
 
-    Raises UserError before any work if a cell is impossible.  A cell that goes wrong does not stop the others.
+    Raises UserError before any work if a cell is impossible; with keep_going that cell is a row with its reason, and the
+    others are done.  A cell that goes wrong does not stop the others.
     """
-    study, cells = read_study(path, over, base)
+    plan = read_study(path, over, base, seeds, sample_seeds)
+    if not keep_going or not plan.cells:
+        plan.require()
+    board = Board(plan)
     failed: dict[str, str] = {}
-    missing = {key: config for key, config in trainings(cells).items() if not trained(config)}
-    for number, (key, config) in enumerate(missing.items()):
-        progress(
-            Event(
-                "ablate",
-                number,
-                len(missing),
-                message=f"training {number + 1} of {len(missing)}: {folder_of(config).name}",
+    for task in board.missing():
+        if task.after in failed:
+            continue
+        progress(Event("ablate", message=task.name))
+        try:
+            if task.kind == "train":
+                train(task.config, progress)
+            else:
+                run = load(board.runs / task.run, weights=task.config.sample.weights, device=task.config.run.device)
+                evaluate(dataclasses.replace(run, config=task.config), progress)
+        except (UserError, WorkFailed) as error:
+            failed[task.key] = str(error)
+            progress(Event("ablate", message=f"{task.name} failed: {error}"))
+        board.shelf.forget(task.run)
+    return board.write(failed)
+
+
+class Board:
+    """The cells of a plan, where their numbers come from, and what of it is on disk."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.runs = plan.cells[0].config.run.folder if plan.cells else Path("runs")
+        self.folder = self.runs.parent / "studies" / plan.name
+        self.places = places(plan.cells)
+        self.shelf = Shelf(self.runs)
+
+    def missing(self) -> list[Task]:
+        """What is to be done: trainings first, then the measurements, each once."""
+        trainings: dict[str, Task] = {}
+        measurements: dict[str, Task] = {}
+        for cell, place in zip(self.plan.cells, self.places, strict=True):
+            if place.measurement in measurements or self.shelf.find(place) is not None:
+                continue
+            if place.training not in trainings:
+                trainings[place.training] = Task(place.training, "train", place.run, cell.config)
+            measurements[place.measurement] = Task(
+                place.measurement, "measure", place.run, cell.config, after=place.training
+            )
+        return [*(task for task in trainings.values() if not trained(task.config)), *measurements.values()]
+
+    def results(self, failed: Mapping[str, str]) -> Results:
+        """What is known of each cell; `failed` holds the reasons of the tasks that went wrong, by key."""
+        plan = self.plan
+        study = plan.study
+        placed = iter(zip(plan.cells, self.places, strict=True))
+        cells = [
+            Result(
+                row=entry.row, column=entry.column, seed=None, sample_seed=None, state="refused", failure=entry.reason
+            )
+            if isinstance(entry, Refused)
+            else self._result(*next(placed), failed)
+            for entry in plan.entries
+        ]
+        return with_estimates(
+            Results(
+                title=study.title,
+                source=study.source,
+                file=str(plan.file),
+                base=plan.base,
+                runs=os.path.relpath(self.runs, self.folder),
+                rows=_in_order(entry.row for entry in plan.entries),
+                columns=_in_order(entry.column for entry in plan.entries),
+                seeds=_in_order(cell.seed for cell in plan.cells),
+                sample_seeds=_in_order(cell.sample_seed for cell in plan.cells),
+                show=study.show,
+                lower_is_better={m.name: m.lower_is_better for cell in plan.cells for m in cell.config.metric[:1]},
+                notes=tuple(notes(plan)),
+                cells=tuple(cells),
             )
         )
-        try:
-            train(config, progress)
-        except WorkFailed as error:
-            failed[key] = str(error)
-            progress(Event("ablate", message=f"{folder_of(config).name} failed: {error}"))
-    results = []
-    for number, cell in enumerate(cells):
-        key = training_identity(cell.config)
-        progress(Event("cells", number, len(cells)))
-        if key in failed:
-            results.append(Result(cell, None, failed[key]))
-            continue
-        try:
-            results.append(Result(cell, _measure(cell, progress)))
-        except (UserError, WorkFailed) as error:
-            results.append(Result(cell, None, str(error)))
-    progress(Event("cells", len(cells), len(cells)))
-    folder = cells[0].config.run.folder.parent / "studies" / "-".join(filter(None, (Path(path).stem, base)))
-    checkpoint.write(folder / "table.csv", as_csv(results))
-    checkpoint.write(folder / "table.md", as_markdown(study, results))
-    return Table(study, results, folder)
 
-
-def _measure(cell: Cell, progress: Progress) -> dict[str, Any]:
-    run = load(folder_of(cell.config), weights=cell.config.sample.weights, device=cell.config.run.device)
-    run = dataclasses.replace(run, config=cell.config)
-    return evaluate(run, progress)[0].record
-
-
-COLUMNS = (
-    "row",
-    "column",
-    "seed",
-    "metric",
-    "value",
-    "stderr",
-    "halves",
-    "n",
-    "nfe",
-    "paper",
-    "run",
-    "samples",
-    "failure",
-)
-
-
-def as_csv(results: Sequence[Result]) -> str:
-    """One line a cell, in the order of the file: nothing in it depends on when or how often the study was run."""
-    text = io.StringIO()
-    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for cell, record, failure in results:
-        line: dict[str, Any] = {
+    def _result(self, cell: Cell, place: Place, failed: Mapping[str, str]) -> Result:
+        reference = cell.reference
+        known: dict[str, Any] = {
             "row": cell.row,
             "column": cell.column,
             "seed": cell.seed,
-            "paper": cell.paper,
-            "failure": failure,
+            "sample_seed": cell.sample_seed,
+            "reference": ReferenceNumber(**dataclasses.asdict(reference)) if reference else None,
+            "metric": cell.config.metric[0].name,
+            "run": place.run,
+            "samples": place.samples,
+            "shown": {
+                key: describe(cell.config, key)
+                for key in self.plan.study.show
+                if key not in FACTS and key not in self._columns
+            },
         }
-        if record is not None:
-            line |= {k: record[k] for k in ("value", "stderr", "halves", "n", "run", "samples")}
-            line |= {"metric": record["metric"]["name"], "nfe": record["sampling"]["nfe"]}
-        writer.writerow(line)
-    return text.getvalue()
+        found = self.shelf.find(place)
+        if found is not None:
+            path, record = found
+            known |= {key: record.get(key) for key in ("value", "stderr", "halves", "n")}
+            return Result(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
+        for task in (
+            Task(place.training, "train", place.run, cell.config),
+            Task(place.measurement, "measure", place.run, cell.config),
+        ):
+            if task.key in failed:
+                return Result(**known, state="failed", failure=failed[task.key], log=task.log)
+        return Result(**known, state="todo")
+
+    @property
+    def _columns(self) -> set[str]:
+        return {entry.column for entry in self.plan.entries}
+
+    def write(self, failed: Mapping[str, str]) -> Outcome:
+        """Write the results and the tables."""
+        results = self.results(failed)
+        write_results(self.folder, results)
+        checkpoint.write(self.folder / "table.csv", as_csv(results))
+        checkpoint.write(self.folder / "table.md", as_markdown(results))
+        checkpoint.write(self.folder / "table.tex", as_latex(results))
+        return Outcome(self.plan, results, self.folder)
 
 
-def grouped(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Results by row and column, seeds together."""
-    rows: dict[str, dict[str, list[Result]]] = {}
-    for result in results:
-        rows.setdefault(result.cell.row, {}).setdefault(result.cell.column, []).append(result)
-    return rows
+def _in_order(values: Any) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
 
 
-def summary(results: Sequence[Result]) -> str:
-    """The mean over seeds, with its standard error where there is more than one; the paper's number in brackets."""
-    values = [result.record["value"] for result in results if result.record is not None]
-    if not values:
-        return "failed"
-    text = f"{statistics.fmean(values):.3g}"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values) / math.sqrt(len(values)):.2g}"
-    paper = results[0].cell.paper
-    return f"{text} [{paper:g}]" if paper is not None else text
+def notes(plan: Plan) -> list[str]:
+    """What our numbers were measured with, and how that differs from the setting of the references."""
+    if not plan.cells:
+        return []
+    config = plan.cells[0].config
+    metric = config.metric[0]
+    features = getattr(metric, "features", None)
+    told = [
+        f"{metric.name}{f' on {label(features)}' if features is not None else ''} of {label(config.data)}, "
+        f"{config.sample.n} samples; {label(config.backbone)}, {config.train.steps} steps of {config.train.batch}."
+    ]
+    references = [cell for cell in plan.cells if cell.reference is not None]
+    sources = _in_order(cell.reference.source for cell in references if cell.reference and cell.reference.source)
+    if references:
+        of = f": {'; '.join(sources)}" if sources else ""
+        told.append(f"In brackets: published numbers{of}. {_differences(references)}")
+    return told
 
 
-def footnotes(study: Study, results: Sequence[Result]) -> list[str]:
-    """What a reader must know: the metric and its yardstick, the sample's size, the source of the numbers in brackets."""
-    records = [result.record for result in results if result.record is not None]
-    notes = []
-    if records:
-        first = records[0]
-        config = results[0].cell.config
-        notes.append(
-            f"{first['metric']['name']} on {first['metric'].get('features', {}).get('name', 'points')} of {label(config.data)}, "
-            f"{first['n']} samples, {config.train.steps} steps of {config.train.batch}; "
-            f"between two random halves of the data: {first['halves']:.3g}."
-        )
-    if study.source:
-        notes.append(f"In brackets: {study.source}. Another data set, size and metric: only the order can be compared.")
-    return notes
-
-
-def as_markdown(study: Study, results: Sequence[Result]) -> str:
-    """The table, one line a row of the study and one column for each combination of the grid."""
-    rows = grouped(results)
-    columns = list(dict.fromkeys(result.cell.column for result in results))
-    lines = [f"# {study.title}\n"] if study.title else []
-    lines.append("| | " + " | ".join(column or "value" for column in columns) + " |")
-    lines.append("|---|" + "---|" * len(columns))
-    for row, cells in rows.items():
-        lines.append(f"| {row} | " + " | ".join(summary(cells[column]) for column in columns) + " |")
-    return "\n".join([*lines, "", *footnotes(study, results)]) + "\n"
+def _differences(cells: list[Cell]) -> str:
+    """How the cells differ from the settings that their references were measured with."""
+    differing: dict[str, None] = {}
+    stated = False
+    for cell in cells:
+        assert cell.reference is not None
+        for key, theirs in cell.reference.setting.items():
+            stated = True
+            try:
+                ours = describe(cell.config, key)
+            except AttributeError:
+                ours = describe(cell.config, f"metric.0.{key}") if hasattr(cell.config.metric[0], key) else "-"
+            if ours != str(theirs):
+                differing[f"{key} {ours} (theirs {theirs})"] = None
+    if not stated:
+        return "Another data set, size and metric: only the order can be compared."
+    if not differing:
+        return "Measured with the same settings."
+    return f"Ours differ in {'; '.join(differing)}."

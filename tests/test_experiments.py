@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sitkit.ablate import Cell, read_study, trainings
 from sitkit.config import assemble, read_config, read_yaml
+from sitkit.study import Cell, read_study, trainings
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 TABLES = sorted(FOLDER.glob("table*.yaml"))
@@ -76,7 +76,8 @@ def test_the_files_are_the_tables() -> None:
 @pytest.mark.parametrize("base", [None, "digits", "imagenet256"])
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_every_cell_is_possible_and_has_the_paper_s_number(path: Path, base: str | None) -> None:
-    study, cells = read_study(path, base=base)
+    plan = read_study(path, base=base)
+    study, cells = plan.study, plan.cells
     seeds = SEEDS[base or "digits"]
     assert {setting(cell): cell.paper for cell in cells} == PRINTED[path.stem]
     assert len(cells) == seeds * len(PRINTED[path.stem]) and len(trainings(cells)) == seeds * TRAININGS[path.stem]
@@ -85,7 +86,7 @@ def test_every_cell_is_possible_and_has_the_paper_s_number(path: Path, base: str
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_the_cells_differ_in_nothing_but_what_the_table_names(path: Path) -> None:
-    _, cells = read_study(path)
+    cells = read_study(path).cells
     plain = [cell.config.plain() for cell in cells]
     same = ("coupling", "backbone", "autoencoder", "data", "guidance", "sample", "metric", "run")
     assert all(other[key] == plain[0][key] for other in plain for key in same)
@@ -97,7 +98,7 @@ def test_the_cells_differ_in_nothing_but_what_the_table_names(path: Path) -> Non
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_samplers_of_one_table_spend_the_same(path: Path) -> None:
     for base, spent in ((None, 50), ("imagenet256", 250)):
-        _, cells = read_study(path, base=base)
+        cells = read_study(path, base=base).cells
         for cell in cells:
             # kl-eta's plan needs the losses of a training; its grid is that of the others.
             if cell.config.diffusion.name != "kl-eta":
@@ -107,7 +108,8 @@ def test_samplers_of_one_table_spend_the_same(path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["digits", "imagenet256"])
 def test_figure_5_has_a_curve_for_each_sampler_at_the_evaluations_its_columns_name(base: str) -> None:
-    study, cells = read_study(FOLDER / "figure5.yaml", base=base)
+    plan = read_study(FOLDER / "figure5.yaml", base=base)
+    study, cells = plan.study, plan.cells
     assert "by eye" in study.source and "FID-10K" in study.source
     assert {cell.row for cell in cells} == set(FIGURE5) and len(trainings(cells)) == SEEDS[base]
     columns = {int(cell.column) for cell in cells}
@@ -126,7 +128,7 @@ def test_studies_share_their_trainings() -> None:
     """Eight models make all the tables and the figure."""
     unique: dict[str, object] = {}
     for path in [*TABLES, FOLDER / "figure5.yaml"]:
-        unique |= trainings(read_study(path)[1])
+        unique |= trainings(read_study(path).cells)
     assert len(unique) == 8 * SEEDS["digits"]
 
 

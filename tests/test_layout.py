@@ -23,9 +23,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "parts": ("backbones", "data", "autoencoder"),
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "chart", "show", "testing"),
-    "runs": ("tracking", "world", "run", "preset", "space"),
+    "runs": ("tracking", "world", "run", "preset", "space", "compare", "study"),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
-    "verbs": ("losscurve", "train", "sample", "evaluate", "density", "ablate", "search", "certify", "report", "doctor"),
+    "verbs": (
+        "losscurve", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search", "certify",
+        "report", "doctor",
+    ),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip
 

@@ -194,64 +194,6 @@ def evaluate(
         console.say(f"recipe    {evaluation.path}")
 
 
-@app.command()
-def ablate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as experiments/table6.yaml.")],
-    base: Annotated[
-        str | None, typer.Option("--base", help="A preset or file in place of the study's own base.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
-) -> None:
-    """Train and measure every cell of a study; run again, it continues."""
-    from sitkit.ablate import ablate as verb
-    from sitkit.ablate import footnotes, grouped, read_study, summary, trained, trainings
-    from sitkit.run import folder_of
-
-    over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
-    if dry_run:
-        _, cells = read_study(file, over, base)
-        unique = trainings(cells)
-        rows = [
-            (
-                i + 1,
-                cell.row,
-                cell.column,
-                cell.seed,
-                folder_of(cell.config).name,
-                "trained" if trained(cell.config) else "",
-            )
-            for i, cell in enumerate(cells)
-        ]
-        if json:
-            console.as_json(
-                [dict(zip(("cell", "row", "column", "seed", "run", "state"), row, strict=True)) for row in rows]
-            )
-        else:
-            console.table(("cell", "row", "column", "seed", "training", "state"), rows)
-            console.say(f"{len(cells)} cells from {len(unique)} trainings")
-        return
-    with resumable(), console.progress() as progress:
-        result = verb(file, over, base, progress)
-    groups = grouped(result.results)
-    columns = list(dict.fromkeys(r.cell.column for r in result.results))
-    rows = [[row, *(summary(cells[column]) for column in columns)] for row, cells in groups.items()]
-    if json:
-        console.as_json([{"row": r.cell.row, "column": r.cell.column, "seed": r.cell.seed, "paper": r.cell.paper,
-                          "failure": r.failure, "record": r.record} for r in result.results])  # fmt: skip
-    else:
-        notes = footnotes(result.study, result.results)
-        console.table(("", *(column or "value" for column in columns)), rows, result.study.title, notes)
-        console.say(f"table     {result.folder / 'table.csv'}   {result.folder / 'table.md'}")
-    for failure in result.failures:
-        console.error(f"{failure.cell.row}, {failure.cell.column}, seed {failure.cell.seed}: {failure.failure}")
-    if result.failures:
-        raise typer.Exit(1)
-
-
 app.command()(certify)
 
 
@@ -382,4 +324,5 @@ def runs(
 # Commands in files of their own, which take `app` from here.
 import sitkit.cli.doctor  # noqa: E402
 import sitkit.cli.report  # noqa: E402
-import sitkit.cli.search  # noqa: E402, F401
+import sitkit.cli.search  # noqa: E402
+import sitkit.cli.study  # noqa: E402, F401

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from sitkit.progress import Event, Progress
 
@@ -60,7 +61,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
 
     drawn = Table(*columns, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
     for row in rows:
-        drawn.add_row(*(escape(str(value)) for value in row))
+        drawn.add_row(*(value if isinstance(value, Text) else escape(str(value)) for value in row))
     out.print(drawn)
     for note in notes:
         out.print(f"[dim]{escape(note)}[/]")

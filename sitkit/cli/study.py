@@ -1,0 +1,121 @@
+"""Commands on studies: doing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sitkit.cli import console, options
+from sitkit.cli.commands import app, resumable
+from sitkit.registry import UserError
+
+if TYPE_CHECKING:
+    from sitkit.results import Results
+    from sitkit.table import Grid
+
+SeedList = Annotated[
+    str | None, typer.Option("--seeds", metavar="0,1,2", help="Training seeds in place of the study's own.")
+]
+SampleSeedList = Annotated[
+    str | None, typer.Option("--sample-seeds", metavar="0,1", help="Sampling seeds in place of the study's own.")
+]
+Base = Annotated[str | None, typer.Option("--base", help="A preset or file in place of the study's own base.")]
+
+
+def seed_list(text: str | None, flag: str) -> tuple[int, ...] | None:
+    """ "0,1,2" as numbers.  Raises UserError that names the flag."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"{flag} {text}: write whole numbers with commas, as in {flag} 0,1,2.") from None
+
+
+@app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as experiments/table6.yaml.")],
+    base: Base = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="Do the other cells where some are impossible.")
+    ] = False,
+    seeds: SeedList = None,
+    sample_seeds: SampleSeedList = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Train and measure every cell of a study; run again, it continues."""
+    from sitkit.ablate import Board
+    from sitkit.ablate import ablate as verb
+    from sitkit.study import read_study
+    from sitkit.table import grid
+    from sitkit.task import trained
+
+    over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
+    chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
+    if dry_run:
+        plan = read_study(file, over, base, *chosen)
+        if not keep_going:
+            plan.require()
+        board = Board(plan)
+        done = {place.training: trained(cell.config) for cell, place in zip(plan.cells, board.places, strict=True)}
+        rows = [
+            (i + 1, cell.row, cell.column, cell.seed, cell.sample_seed, place.run,
+             "measured" if board.shelf.find(place) else "trained" if done[place.training] else "")
+            for i, (cell, place) in enumerate(zip(plan.cells, board.places, strict=True))
+        ]  # fmt: skip
+        names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
+        if json:
+            console.as_json([dict(zip(names, row, strict=True)) for row in rows])
+        else:
+            console.table(("cell", "row", "column", "seeds", "run", "state"),
+                          [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows])  # fmt: skip
+            console.say(f"{len(rows)} cells from {len(done)} trainings")
+        return
+    with resumable(), console.progress() as progress:
+        outcome = verb(
+            file, over, base, seeds=chosen[0], sample_seeds=chosen[1], keep_going=keep_going, progress=progress
+        )
+    results = outcome.results
+    if json:
+        from sitkit.results import FILE
+
+        console.as_json(results.model_dump() | {"path": str(outcome.folder / FILE)})
+    else:
+        print_table(grid(results))
+        console.say(f"table     {outcome.folder / 'table.csv'}   table.md   table.tex")
+    print_failures(results)
+
+
+STYLES = {"best": "bold green", "close": "dim", "failed": "red"}
+
+
+def print_table(drawn: Grid) -> None:
+    """A study's table: bold the best where it is significant, dim what is not distinguishable from it, red what failed."""
+    from rich.text import Text
+
+    rows = []
+    for row, line in drawn.rows:
+        cells: list[object] = [row]
+        for shown in line:
+            text = Text(shown.text, style=STYLES.get(shown.mark, ""))
+            cells.append(text.append(f" [{shown.reference}]", style="not bold cyan") if shown.reference else text)
+        rows.append(cells)
+    console.table(("", *drawn.columns), rows, drawn.title, drawn.notes)
+
+
+def print_failures(results: Results) -> None:
+    """Each cell that went wrong on standard error; exit status 1 if there is one."""
+    for cell in results.failures:
+        if cell.state == "refused":
+            console.error(cell.failure)
+            continue
+        where = ", ".join(filter(None, (cell.row, cell.column)))
+        console.error(f"{where}, seed {cell.seed}: {cell.failure} Log: {Path(results.runs).name}/{cell.log}")
+    if results.failures:
+        raise typer.Exit(1)

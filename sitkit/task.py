@@ -1,0 +1,117 @@
+"""What a study is made of: trainings, and measurements that wait for their training; each with an identity and a log.
+
+A task belongs to the folder of its run, not to a study: two studies that need the same one share it.
+
+    runs/<run>/logs/train.log   measure-<key>.log        a line for each start and end, with time, host and process
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sitkit import checkpoint
+from sitkit.config import Config, identity, slug, training_identity
+from sitkit.registry import UserError, spec
+from sitkit.run import CHECKPOINTS, CONFIG, ENVIRONMENT
+from sitkit.sample import sampling_identity
+from sitkit.study import Cell
+
+LOGS = "logs"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training, or the measurement of a cell.  `after` is the key of the training that it waits for."""
+
+    key: str
+    kind: Literal["train", "measure"]
+    run: str
+    config: Config
+    after: str | None = None
+
+    @property
+    def log(self) -> str:
+        """Where the task says what happens to it, within the folder of runs."""
+        name = "train" if self.kind == "train" else f"measure-{self.key}"
+        return f"{self.run}/{LOGS}/{name}.log"
+
+    @property
+    def name(self) -> str:
+        """How a line of progress calls it."""
+        return f"{self.kind} {self.run}" + ("" if self.kind == "train" else f" {self.key}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a cell's number comes from: its training, the identity of its samples, its measurement."""
+
+    training: str
+    run: str
+    samples: str
+    measurement: str
+    metric: str
+
+
+def places(cells: list[Cell]) -> list[Place]:
+    """The place of each cell; what cells share is worked out once."""
+    found = []
+    for cell in cells:
+        config = cell.config
+        key = training_identity(config)
+        run = f"{slug(config)}-{key}"
+        samples = sampling_identity(config, final_step(config))
+        metric = spec(config.metric[0])
+        found.append(Place(key, run, samples, identity(samples, metric), json.dumps(metric, sort_keys=True)))
+    return found
+
+
+def final_step(config: Config) -> int:
+    """The step of the checkpoint that a finished training leaves; 0 for a network that is given, not trained."""
+    return config.train.steps if config.backbone.trainable else 0
+
+
+def trained(config: Config) -> bool:
+    """Whether the training of a configuration is complete on disk."""
+    folder = config.run.folder / f"{slug(config)}-{training_identity(config)}"
+    if not config.backbone.trainable:
+        return (folder / CONFIG).is_file()
+    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    try:
+        return bool(found) and checkpoint.header(found[-1])["step"] == config.train.steps
+    except UserError:
+        return False
+
+
+class Shelf:
+    """The evaluations on disk, found by what they are of."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self._known: dict[str, dict[tuple[str, str], Path]] = {}
+
+    def find(self, place: Place) -> tuple[str, dict[str, Any]] | None:
+        """The record of a cell's number and its path within the runs, or None; data that have changed do not count."""
+        paths = self._known.get(place.run)
+        if paths is None:
+            paths = self._known[place.run] = self._read(place.run)
+        path = paths.get((place.samples, place.metric))
+        return None if path is None else (path.relative_to(self.runs).as_posix(), checkpoint.read_json(path))
+
+    def forget(self, run: str) -> None:
+        """Look at a run's folder anew."""
+        self._known.pop(run, None)
+
+    def _read(self, run: str) -> dict[tuple[str, str], Path]:
+        folder = self.runs / run
+        if not (folder / ENVIRONMENT).is_file():
+            return {}
+        data = checkpoint.read_json(folder / ENVIRONMENT).get("data")
+        found = {}
+        for path in sorted((folder / "evaluations").glob("*.json")):
+            record = checkpoint.read_json(path)
+            if record.get("reference", {}).get("fingerprint") == data:
+                found[record.get("samples"), json.dumps(record.get("metric"), sort_keys=True)] = path
+        return found
