@@ -135,18 +135,19 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises UserError for a file that is missing, cut short, a pickle, or not of sitkit.
     """
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         return _described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def header(path: str | Path) -> dict[str, Any]:
     """The header of a checkpoint, without its tensors.  The file's length is checked; raises as `load` does."""
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         return _described(file, path)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file to read tensors from, one at a time.  Raises UserError as `load` does."""
     from safetensors import SafetensorError, safe_open
 
     try:

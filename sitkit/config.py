@@ -50,6 +50,9 @@ class TrainSettings(Settings):
     activations; weights, optimiser and loss are float32.  tf32: float32 products in TF32 where the GPU has it.
     nonfinite: whether a step whose gradient is not finite stops the training or changes nothing.
     init: the full name of a run whose EMA weights training starts from.
+    ema: one decay or several, the first of which samples by default.  posthoc: relative widths of power-function averages
+    to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema` rebuilds any other; every posthoc_every steps, by
+    default a 32nd of the training, in posthoc_dtype.
     """
 
     steps: int = Field(400_000, ge=0)
@@ -66,7 +69,10 @@ class TrainSettings(Settings):
     nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = True
-    ema: float = Field(0.9999, ge=0, lt=1)
+    ema: float | tuple[float, ...] = 0.9999
+    posthoc: tuple[float, ...] = ()
+    posthoc_every: int | None = Field(None, ge=1)
+    posthoc_dtype: Literal["float32", "float16"] = "float32"
     init: str | None = None
     seed: int = Field(0, ge=0)
 
@@ -78,18 +84,49 @@ class TrainSettings(Settings):
             raise ValueError("decay and lr_end belong to schedule 'linear' or 'cosine'; it is 'constant'.")
         return self
 
+    @field_validator("ema")
+    @classmethod
+    def _decays(cls, ema: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        decays = ema if isinstance(ema, tuple) else (ema,)
+        if not decays or len(set(decays)) < len(decays) or not all(0 <= decay < 1 for decay in decays):
+            raise ValueError(f"give one decay or several different ones, each at least 0 and below 1; got {ema}.")
+        return ema
+
+    @field_validator("posthoc")
+    @classmethod
+    def _widths(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(widths)) < len(widths) or not all(0 < width <= 12**-0.5 for width in widths):
+            raise ValueError(
+                f"give different relative widths, each above 0 and at most 0.2887, as [0.05, 0.1]; got {list(widths)}."
+            )
+        return widths
+
+    @property
+    def ema_decays(self) -> tuple[float, ...]:
+        """The decays of the exponential averages, the default one first."""
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
+
 
 class SampleSettings(Settings):
     """How many samples, from which seed and weights, with which labels.
 
     batch: samples at once on an accelerator; a CPU takes blocks of a fixed size, so that it changes no digit there.
+    ema: which average, by default the first of train.ema: one of its decays, or the relative width of a power-function
+    average, rebuilt from the snapshots of train.posthoc.
     """
 
     n: int = Field(64, ge=1)
     seed: int = Field(0, ge=0)
     weights: Literal["ema", "raw"] = "ema"
+    ema: float | None = Field(None, ge=0, lt=1)
     labels: Literal["balanced", "random", "none"] | tuple[int, ...] = "balanced"
     batch: int = Field(256, ge=1)
+
+    @model_validator(mode="after")
+    def _averaged(self) -> SampleSettings:
+        if self.ema is not None and self.weights == "raw":
+            raise ValueError(f"ema = {self.ema} chooses an average, and weights = 'raw' wants none: leave one out.")
+        return self
 
 
 class RunSettings(Settings):

@@ -73,6 +73,7 @@ def density(
     recipe: dict[str, Any] = {
         "step": run.step,
         "weights": run.config.sample.weights,
+        "ema": run.config.sample.ema,
         "labels": "given" if data.num_classes and run.config.sample.labels != "none" else "none",
         "sampler": spec(sampler) if isinstance(sampler, (AdaptiveODE, FixedStepODE)) else None,
         "divergence": divergence,

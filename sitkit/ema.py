@@ -1,64 +1,68 @@
-"""Averages of the weights while training: average <- average + (1 - decay) (theta - average), the first being theta."""
+"""Averages of the weights while training: average <- average + (1 - beta) (theta - average), the first being theta."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sitkit import checkpoint, posthoc
+from sitkit.parallel import gathered, laid_like
 from sitkit.registry import UserError
-
-
-def prefix(decays: Sequence[float], decay: float) -> str:
-    """What names of tensors begin with in a checkpoint for one of several averages."""
-    return "ema." if decay == decays[0] else f"ema-{decay!r}."
+from sitkit.world import World
 
 
 class EMA:
-    """Exponential averages of a network's trainable parameters, in their own dtype and device.
+    """Exponential and power-function averages of a network's trainable parameters, in their own dtype and device.
 
-    `update` is one fused operation on lists of tensors; parameters sharded over ranks are averaged shard by shard.
+    `update` is a few fused operations on lists of tensors; parameters sharded over ranks are averaged shard by shard.
     Other entries of the network's state (buffers, frozen parameters) are not averaged: they are the network's own.
     """
 
-    def __init__(self, network: nn.Module, decays: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module, decays: Sequence[float], widths: Sequence[float] = ()) -> None:
         self.network = network
-        self.names = [name for name, p in network.named_parameters() if p.requires_grad]
-        self._decays = {prefix(decays, decay): decay for decay in decays}
-        self._averages = {key: [p.detach().clone() for p in self._parameters()] for key in self._decays}
+        self.names = [name for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad]
+        self._profiles = {posthoc.prefix(decays, decay): (decay, None) for decay in decays}
+        self._profiles |= {posthoc.power_prefix(width): (None, posthoc.gamma(width)) for width in widths}
+        self._averages = {key: [p.detach().clone() for p in self._parameters()] for key in self._profiles}
 
     def _parameters(self) -> list[Tensor]:
-        named = dict(self.network.named_parameters())
+        named = dict(self.network.named_parameters(remove_duplicate=False))
         return [named[name] for name in self.names]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """The optimiser having taken `step` steps, 1 or more."""
+        """average <- average + (1 - beta) (theta - average), the optimiser having taken `step` steps, 1 or more.
+
+        beta is the decay, or (1 - 1/step)^(gamma + 1); 0 at the first step.
+        """
         values = [_local(p) for p in self._parameters()]
-        for key, decay in self._decays.items():
-            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, 1.0 if step == 1 else 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for key, (decay, exponent) in self._profiles.items():
+            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, _share(step, decay, exponent))  # pyright: ignore[reportPrivateImportUsage]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every average, named as in a checkpoint, with the whole state of the network."""
+        """Every average, named as in a checkpoint; exponential ones with the whole state of the network."""
         whole = self.network.state_dict()
         found: dict[str, Tensor] = {}
         for key, averages in self._averages.items():
-            found |= {f"{key}{name}": tensor for name, tensor in whole.items()}
+            if self._profiles[key][1] is None:
+                found |= {f"{key}{name}": tensor for name, tensor in whole.items()}
             found |= {f"{key}{name}": tensor for name, tensor in zip(self.names, averages, strict=True)}
         return found
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the averages that `tensors` gave, each whole or sharded as here.  Raises UserError where one is missing."""
-        from sitkit.parallel import laid_like
-
         for key, averages in self._averages.items():
             for name, average in zip(self.names, averages, strict=True):
                 if f"{key}{name}" not in tensors:
                     raise UserError(f"The checkpoint holds no {key}{name}, so its average cannot be continued.")
-                average.copy_(laid_like(tensors[f"{key}{name}"], average))
+                given = tensors[f"{key}{name}"]
+                average.copy_(laid_like(given, average))
 
     @contextlib.contextmanager
     @torch.no_grad()
@@ -71,6 +75,25 @@ class EMA:
             yield
         finally:
             torch._foreach_copy_(parameters, own)  # pyright: ignore[reportPrivateImportUsage]
+
+    def snapshot(self, folder: Path, step: int, dtype: torch.dtype, here: World) -> None:
+        """Keep the power-function averages of a step in the run's folder.  Every process calls it; the lead writes."""
+        powers = {key: exponent for key, (_, exponent) in self._profiles.items() if exponent is not None}
+        held = {f"{key}{name}": t for key in powers for name, t in zip(self.names, self._averages[key], strict=True)}
+        whole = gathered(held, here)
+        fixed = {n: t for n, t in self.network.state_dict().items() if n not in set(self.names)}
+        rest = gathered({f"{posthoc.FIXED}{name}": t for name, t in fixed.items()}, here)
+        if here.lead:
+            tensors = {name: tensor.to(dtype) for name, tensor in whole.items()} | rest
+            header = {"format": 1, "step": step, "widths": [posthoc.width_of(key) for key in powers]}
+            checkpoint.save(folder / posthoc.SNAPSHOTS / f"step-{step:08d}.safetensors", tensors, header)
+
+
+def _share(step: int, decay: float | None, exponent: float | None) -> float:
+    """1 - beta."""
+    if step == 1:
+        return 1.0
+    return 1 - decay if decay is not None else -math.expm1(((exponent or 0.0) + 1) * math.log1p(-1 / step))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ KEYS = ("sampler", "diffusion", "guidance", "sample")
 def write_preset(run_folder: Path, name: str, config: Config, comment: str = "") -> Path:
     """How `config` samples (sampler, w, guidance, weights) as presets/<name>.yaml of a run, the comment above it."""
     plain = config.plain()
-    values = {key: plain[key] for key in KEYS[:3]} | {"sample": {"weights": config.sample.weights}}
+    values = {key: plain[key] for key in KEYS[:3]} | {
+        "sample": {key: plain["sample"][key] for key in ("weights", "ema")}
+    }
     path = run_folder / FOLDER / f"{name}.yaml"
     checkpoint.write(path, "".join(f"# {line}\n" for line in comment.splitlines()) + to_yaml(values))
     return path

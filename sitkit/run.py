@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sitkit import checkpoint
+from sitkit import checkpoint, posthoc
 from sitkit.autoencoder import modelled_shape
 from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
 from sitkit.data.dataset import Dataset, Examples
@@ -218,9 +218,9 @@ def load(
 ) -> Run:
     """The trained run in a folder (or by name, identity, "latest"): its config, its network, its field.
 
-    weights: "ema" or "raw", by default sample.weights of the configuration.  step: a checkpoint's step, by default the
-    newest.  over: settings of sampling and evaluation.  Raises UserError for a run that is not there, has no checkpoint
-    yet, or whose checkpoint is damaged, and for a setting that its training has fixed.
+    weights: "ema" (the first one) or "raw", by default what sample.weights and sample.ema say.  step: a checkpoint's
+    step, by default the newest.  over: settings of sampling and evaluation.  Raises UserError for a run that is not
+    there, has no checkpoint yet, or whose checkpoint is damaged, and for a setting that its training has fixed.
     """
     folder = find(run, root)
     config = read_config_of(folder)
@@ -233,15 +233,14 @@ def load(
             )
         config = adapted(config, over)
     if weights is not None:
-        config = config.model_copy(update={"sample": config.sample.model_copy(update={"weights": weights})})
+        chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
+        config = config.model_copy(update={"sample": chosen})
     check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
     network = build(config)
     at = 0
     if config.backbone.trainable:
-        path = checkpoint_at(folder, step)
-        header, tensors = checkpoint.load(path)
-        at = int(header["step"])
-        _fill(network, tensors, "model." if config.sample.weights == "raw" else "ema.", path)
+        at, state, source = state_of(folder, config, step)
+        _fill(network, state, source)
     network = network.to(device_of(device)).eval().requires_grad_(False)
     data = examples(config.data)
     return Run(folder, config, at, network, Field(network, config.interp, config.target, data.num_classes))
@@ -280,8 +279,29 @@ def checkpoint_at(folder: Path, step: int | None = None) -> Path:
     return newest
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str, path: Path) -> None:
+def state_of(folder: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
+    """(step, state of the network, where it was read) of a run's weights, those that config.sample asks for.
+
+    step: by default the newest.  Raises UserError for an average that the run neither keeps nor can rebuild.
+    """
+    decays, chosen = config.train.ema_decays, config.sample.ema
+    if chosen is not None and chosen not in decays:
+        if chosen > posthoc.WIDEST:
+            raise UserError(
+                f"sample.ema: {folder} keeps no average of decay {chosen}, only of {', '.join(map(str, decays))}; "
+                "up to 0.2887 it is the relative width of a power-function average."
+            )
+        return *posthoc.rebuild(folder, chosen, step), folder / posthoc.SNAPSHOTS
+    path = checkpoint_at(folder, step)
+    header, tensors = checkpoint.load(path)
+    prefix = (
+        "model." if config.sample.weights == "raw" else posthoc.prefix(decays, decays[0] if chosen is None else chosen)
+    )
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return int(header["step"]), state, path
+
+
+def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -32,7 +32,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sitkit import checkpoint, picture
-from sitkit.config import Config, identity
+from sitkit.config import Config, Layer, identity
 from sitkit.evaluate import evaluate
 from sitkit.preset import write_preset
 from sitkit.progress import Event, Progress, silent
@@ -116,15 +116,16 @@ class Bench:
     def __init__(self, run: Run, quest: Search, axes: list[Axis], progress: Progress) -> None:
         self.run, self.quest, self.axes, self.progress = run, quest, axes, progress
         self.metric = metric_of(quest)
-        self._runs = {run.config.sample.weights: run}
+        self._runs = {(run.config.sample.weights, run.config.sample.ema): run}
 
     def at(self, config: Config) -> Run:
         """The run with this configuration and the weights it asks for."""
-        weights = config.sample.weights
-        if weights not in self._runs:
+        weights, ema = config.sample.weights, config.sample.ema
+        if (weights, ema) not in self._runs:
             device = next(iter(self.run.network.parameters()), torch.empty(0)).device
-            self._runs[weights] = load(self.run.folder, weights=weights, step=self.run.step, device=str(device))
-        return dataclasses.replace(self._runs[weights], config=config)
+            over = Layer({"sample": {"weights": weights, "ema": ema}})
+            self._runs[weights, ema] = load(self.run.folder, step=self.run.step, device=str(device), over=over)
+        return dataclasses.replace(self._runs[weights, ema], config=config)
 
     def setting(self, chosen: Mapping[str, Any], n: int, seed: int) -> Config:
         """The run's configuration with these settings, to draw n samples from a seed and measure the search's metric."""

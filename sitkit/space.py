@@ -29,7 +29,7 @@ from sitkit.metrics.metric import Metric
 from sitkit.registry import UserError, metrics, suggest
 from sitkit.run import adapted
 
-ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "nfe")
+ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "sample.ema", "nfe")
 
 
 class Objective(Settings):

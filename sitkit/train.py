@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from sitkit import checkpoint, noise
+from sitkit import checkpoint, noise, posthoc
 from sitkit.autoencoder import modelled_shape
 from sitkit.config import Config, flat
 from sitkit.data.dataset import Examples
@@ -118,7 +118,10 @@ def _loop(config: Config, data: Examples, folder: Path, here: World, progress: P
     objective = objective_of(config, network, shape, data.num_classes).to(here.device)
     compiled = here.device.type == "cuda" if config.run.compile == "auto" else config.run.compile
     laid = Laid(objective, here, config.run.parallel, compiled)
-    state = State(objective, EMA(network, (settings.ema,)), Learner(objective.parameters(), settings), here)
+    averages = EMA(network, settings.ema_decays, settings.posthoc)
+    state = State(objective, averages, Learner(objective.parameters(), settings), here)
+    if settings.posthoc and here.lead:
+        progress(Event("train", message=posthoc.check_space(folder, settings, network)))
     step = saved = state.resume(folder)
     if step:
         progress(Event("train", step, settings.steps, message=f"continuing {folder} at step {step}."))
@@ -144,7 +147,7 @@ def _loop(config: Config, data: Examples, folder: Path, here: World, progress: P
             lr = state.learner.lr
             window.add(torch.cat(losses), state.learner.step())
             step += 1
-            state.averages.update(step)
+            averages.update(step)
             last, save = step == settings.steps, step == settings.steps or step % config.run.checkpoint_every == 0
             look = save or step % every == 0 or (here.size == 1 and interrupted.is_set())
             if look:
@@ -152,13 +155,15 @@ def _loop(config: Config, data: Examples, folder: Path, here: World, progress: P
                 rates = speed.read(count * settings.batch)
                 log({"step": step, "time": time.time(), **seen, "lr": lr, **rates})
                 progress(Event("train", step, settings.steps, {"loss": seen["loss"], **shown(rates)}))
+            if posthoc.due(settings, step):
+                averages.snapshot(folder, step, getattr(torch, settings.posthoc_dtype), here)
             # Several processes decide together, and only where they wait for one another anyway.
             stop = look and here.any(interrupted.is_set())
             if save or stop:
                 state.save(folder, config, step)
                 saved = step
             if last or (config.run.sample_every and step % config.run.sample_every == 0):
-                with state.averages.applied():
+                with averages.applied():
                     _preview(config, data, network, folder, step, here)
                 network.train()
             if stop and not last:

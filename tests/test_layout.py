@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "parts": ("backbones", "data", "autoencoder"),
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "chart", "show", "testing"),
-    "runs": ("tracking", "world", "run", "preset", "space", "compare", "study"),
+    "runs": ("posthoc", "tracking", "world", "run", "preset", "space", "compare", "study"),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
         "losscurve", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search", "certify",

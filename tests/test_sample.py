@@ -119,7 +119,7 @@ def test_the_record_is_the_recipe(tmp_path: Path) -> None:
     recipe = record["recipe"]
     assert recipe["step"] == 20 and recipe["sampler"]["name"] == "euler-maruyama" and recipe["sampler"]["steps"] == 12
     assert recipe["diffusion"] == {"name": "kl", "norm": 1.0} and recipe["guidance"] == {"name": "none"}
-    assert recipe["sample"] == {"n": 70, "seed": 0, "weights": "ema", "labels": "balanced"}
+    assert recipe["sample"] == {"n": 70, "seed": 0, "weights": "ema", "ema": None, "labels": "balanced"}
     assert record["training"] == trained("digits").name.rpartition("-")[2]
     # 12 steps, the last of them the step without noise, of 0.04.
     assert (

@@ -116,12 +116,13 @@ def sample(
     steps: options.SamplerSteps = None,
     n: options.Count = None,
     seed: options.Seed = None,
+    ema: options.Ema = None,
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe."""
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device)
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     trained = _loaded(run, runs, sets, flags, preset)
     with resumable(), console.progress() as progress:
         from sitkit.sample import sample as verb
@@ -134,11 +135,11 @@ def sample(
 
 def _sampling_flags(
     sampler: str | None, diffusion: str | None, guidance: str | None, steps: int | None, n: int | None,
-    seed: int | None, device: str | None,
+    seed: int | None, ema: float | None, device: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "sampler.steps": steps, "sample.n": n,
-        "sample.seed": seed, "run.device": device,
+        "sample.seed": seed, "sample.ema": ema, "run.device": device,
     }  # fmt: skip
 
 
@@ -153,6 +154,7 @@ def evaluate(
     steps: options.SamplerSteps = None,
     n: options.Count = None,
     seed: options.Seed = None,
+    ema: options.Ema = None,
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
@@ -162,7 +164,7 @@ def evaluate(
 
     Without -n as many samples are drawn as there are examples, at most 50,000.
     """
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device) | {"metric": metric}
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device) | {"metric": metric}
     trained = _loaded(run, runs, sets, flags, preset)
     if n is None and not any(text.startswith("sample.n=") for text in sets or []):
         from dataclasses import replace

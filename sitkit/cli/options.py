@@ -65,6 +65,14 @@ SamplerSteps = Annotated[
 ]
 Count = Annotated[int | None, typer.Option("-n", help="Number of samples.", rich_help_panel=SAMPLING)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Sample seed.", rich_help_panel=SAMPLING)]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        "--ema",
+        help="Which average of the weights: a decay that training kept, or the relative width of one to rebuild.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 PresetName = Annotated[
     str | None, typer.Option("--preset", help="A preset of the run, as a search saves.", rich_help_panel=SAMPLING)
 ]
@@ -110,6 +118,7 @@ FLAGS = {
     "sampler.steps": "--steps",
     "sample.n": "-n",
     "sample.seed": "--seed",
+    "sample.ema": "--ema",
     "run.folder": "--runs",
     "run.device": "--device",
 }

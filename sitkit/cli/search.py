@@ -25,6 +25,7 @@ def likelihood(
     ] = "dopri5",
     steps: options.SamplerSteps = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of dequantisation and probes.")] = 0,
+    ema: options.Ema = None,
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
@@ -37,7 +38,7 @@ def likelihood(
     kinds = ("auto", "exact", "rademacher", "gaussian")
     if divergence not in kinds:
         raise UserError(f"--divergence {divergence}: no such estimate. Known: {', '.join(kinds)}.")
-    over = options.layer({"sampler": sampler, "sampler.steps": steps, "run.device": device}, sets)
+    over = options.layer({"sampler": sampler, "sampler.steps": steps, "sample.ema": ema, "run.device": device}, sets)
     trained = load(run, over=over, root=runs, device=device or "auto")
     with resumable(), console.progress() as progress:
         solver = trained.config.sampler
