@@ -74,10 +74,9 @@ def test_killed_and_continued_by_another_number_of_processes(
 ) -> None:
     process = launch(tmp_path, f"run.parallel={parallel}")
     wait(process, lambda: any(checkpoint.checkpoints(run / CHECKPOINTS) for run in tmp_path.glob("*")))
-    if whom == "all":
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        os.kill(children(process.pid)[-1], signal.SIGKILL)
+    ranks = children(process.pid)
+    for pid in [process.pid, *ranks] if whom == "all" else ranks[-1:]:
+        os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
     (run,) = tmp_path.glob("digits-*")

@@ -1,0 +1,233 @@
+"""What a training step costs: images per second, MFU and peak memory for each size, against a plain loop.
+
+    python benchmarks/train.py [--tiny] [--sizes sit-s/2,sit-b/2] [--batch 8] [--pairs 5] > train.json
+
+The floor of a step is its matrix products at the rate that such products reach here, plus the bytes that optimiser and
+average must move at the rate of a copy.  The baseline trains the same network as published research code does: a float32
+loop (TF32 on CUDA) with torch's AdamW as it comes, an average kept by a loop in Python, no compilation.  All variants
+run in this process, one step of each in turn, and the medians of the ratios of neighbouring steps are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import sitkit
+from sitkit.config import Layer, assemble
+from sitkit.data.dataset import Examples, in_memory
+from sitkit.ema import EMA
+from sitkit.learning import Learner
+from sitkit.objective import Drawing, objective_of
+from sitkit.parallel import Laid, tf32
+from sitkit.throughput import PASSES, peak
+from sitkit.world import World
+
+SHAPE, CLASSES, LR, DECAY = (4, 32, 32), 1000, 1e-4, 0.9999
+# float32 numbers moved for each parameter: AdamW reads four and writes three, the average reads two and writes one.
+MOVED = 10
+
+
+def latents(n: int) -> Examples:
+    """Made-up latents of the size of ImageNet's at 256 pixels."""
+    values = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0)).numpy()
+    labels = (torch.arange(n) % CLASSES).numpy()
+    return in_memory(values, labels, tuple(map(str, range(CLASSES))), holdout=0.0)
+
+
+def network_of(size: str, device: torch.device) -> nn.Module:
+    """The network with weights that are not zero anywhere, so that every product is one."""
+    torch.manual_seed(0)
+    network = sitkit.backbones.create(size).build(SHAPE, CLASSES).to(device)
+    for parameter in network.parameters():
+        if parameter.requires_grad and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return network.train()
+
+
+def baseline(network: nn.Module, data: Examples, batch: int, device: torch.device) -> Callable[[], None]:
+    """A step of linear / velocity as plainly as it is written in published code."""
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0)
+    values, labels = data.read(data.train), torch.from_numpy(data.labels)
+    place = 0
+
+    def step() -> None:
+        nonlocal place
+        rows = torch.arange(place, place + batch) % len(values)
+        place += batch
+        x1, y = values[rows].to(device), labels[rows].to(device)
+        y = torch.where(torch.rand(batch, device=device) < 0.1, CLASSES, y)
+        x0, t = torch.randn_like(x1), torch.rand(batch, device=device)
+        wide = t.reshape(-1, 1, 1, 1)
+        loss = (network(wide * x1 + (1 - wide) * x0, t, y) - (x1 - x0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for kept, now in zip(average.parameters(), network.parameters(), strict=True):
+                kept.mul_(DECAY).add_(now, alpha=1 - DECAY)
+        loss.item()
+
+    return step
+
+
+def ours(
+    network: nn.Module, data: Examples, batch: int, device: torch.device, compiled: bool, precision: str
+) -> Callable[[], None]:
+    """The step of sitkit's training loop, without its log and its files."""
+    config = assemble([Layer({"train": {"batch": batch, "lr": LR, "ema": DECAY, "precision": precision}})])
+    objective = objective_of(config, network, SHAPE, CLASSES)
+    here = World(0, 1, device)
+    laid = Laid(objective, here, "ddp", compiled)
+    learner, averages = Learner(objective.parameters(), config.train), EMA(network, (DECAY,))
+    drawing = Drawing(config, network, data, device)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        from sitkit.data.dataset import batch as read
+
+        laid(*drawing(*read(data, 0, done, batch)))[0].backward()
+        learner.step()
+        done += 1
+        averages.update(done)
+
+    return step
+
+
+def timed(step: Callable[[], object], device: torch.device, repeat: int) -> float:
+    """Seconds a step."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(repeat):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / repeat
+
+
+def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device, compile_too: bool) -> dict[str, Any]:
+    """One size: every variant beside the baseline, step by step."""
+    data = latents(max(64, batch))
+    plain = network_of(size, device)
+    variants = {"eager": (False, "fp32")}
+    if compile_too:
+        variants["compiled"] = (True, "fp32")
+    if device.type == "cuda":
+        variants = {"eager": (False, "bf16"), "compiled": (True, "bf16")}
+    steps = {"baseline": baseline(plain, data, batch, device)}
+    steps |= {name: ours(network_of(size, device), data, batch, device, *how) for name, how in variants.items()}
+    memory: dict[str, float] = {}
+    for name, step in steps.items():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        timed(step, device, 2)
+        if device.type == "cuda":
+            memory[name] = torch.cuda.max_memory_allocated(device) / 2**30
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(pairs):
+        for name, step in steps.items():
+            seconds[name].append(timed(step, device, repeat))
+    flops = PASSES * (sitkit.backbones.create(size).flops(SHAPE) or 0) * batch
+    numbers = sum(p.numel() for p in plain.parameters())
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    floor = flops / peak(device, dtype) + MOVED * 4 * numbers / bandwidth(device)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = {
+        name: {
+            "seconds": median,
+            "images_per_second": batch / median,
+            "mfu": flops / median / peak(device, dtype),
+            "over_floor": median / floor,
+            "over_baseline": statistics.median(a / b for a, b in zip(seconds[name], seconds["baseline"], strict=True)),
+        }
+        | ({"peak_gib": memory[name]} if name in memory else {})
+        for name, median in medians.items()
+    }
+    return {
+        "size": size,
+        "batch": batch,
+        "parameters": numbers,
+        "floor": {"flops": flops, "bytes": MOVED * 4 * numbers, "seconds": floor, "matmul_flops": peak(device, dtype)},
+        "variants": rows,
+        "seconds": seconds,
+    }
+
+
+def parts(size: str, batch: int, device: torch.device) -> dict[str, float]:
+    """Seconds of the pieces of an eager step, each the best of three: where the time goes."""
+    data, network = latents(max(64, batch)), network_of(size, device)
+    config = assemble([Layer({"train": {"batch": batch}})])
+    objective, drawing = objective_of(config, network, SHAPE, CLASSES), Drawing(config, network, data, device)
+    learner, averages = Learner(objective.parameters(), config.train), EMA(network, (DECAY,))
+    from sitkit.data.dataset import batch as read
+
+    inputs = drawing(*read(data, 0, 0, batch))
+    best: dict[str, float] = {}
+    for _ in range(3):
+        kept: list[torch.Tensor] = []
+        pieces: dict[str, Callable[[], object]] = {
+            "inputs": lambda: drawing(*read(data, 0, 0, batch)),
+            "forward": lambda kept=kept: kept.append(objective(*inputs)[0]),
+            "backward": lambda kept=kept: kept[0].backward(),
+            "optimiser": learner.step,
+            "average": lambda: averages.update(2),
+        }
+        for name, piece in pieces.items():
+            best[name] = min(best.get(name, float("inf")), timed(piece, device, 1))
+    return best
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes per second of a copy, reading and writing counted."""
+    a = torch.zeros(2**26 if device.type == "cuda" else 2**24, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / min(timed(lambda: b.copy_(a), device, 1) for _ in range(5))
+
+
+def main() -> None:
+    """Run everything and print JSON."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for a smoke test")
+    parser.add_argument("--sizes", default="sit-s/2,sit-b/2,sit-l/2,sit-xl/2" if cuda else "sit-s/2")
+    parser.add_argument("--batch", type=int, default=64 if cuda else 8)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--no-compile", action="store_true")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if cuda else "cpu")
+    sizes, batch, pairs = asked.sizes.split(","), asked.batch, asked.pairs
+    if asked.tiny:
+        sizes, batch, pairs = ["sit-xs/4"], 4, 2
+    with tf32(True):
+        report = {
+            "machine": {
+                "platform": platform.platform(),
+                "device": torch.cuda.get_device_name() if cuda else "cpu",
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
+            "sizes": [
+                measure(size, batch, pairs, 5 if cuda else 1, device, not (asked.no_compile or asked.tiny))
+                for size in sizes
+            ],
+            "parts": parts(sizes[0], batch, device),
+        }
+    report["own_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
