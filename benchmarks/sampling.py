@@ -39,11 +39,11 @@ def baseline(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
     return x
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
-    began = time.perf_counter()
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that the work takes, by the clock and of the processor: beside other work only the second is its own."""
+    began = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 def overhead(batch: int, steps: int, pairs: int, backbone: str) -> dict[str, Any]:
@@ -54,23 +54,27 @@ def overhead(batch: int, steps: int, pairs: int, backbone: str) -> dict[str, Any
     # The last step is one of sitkit's steps: the last call of the loop stands for it.
     sampler = sitkit.samplers.create("euler-maruyama", steps=steps, last_step="tweedie")
     x, y = torch.randn(batch, *SHAPE), torch.zeros(batch, dtype=torch.int64)
-    ratios, ours, theirs = [], [], []
+    ours, theirs = [], []
     with torch.no_grad():
         baseline(network, x, y, 1)
         for _ in range(pairs):
             ours.append(timed(lambda: sampler.sample(field, x, y, seeds=range(batch))))
             theirs.append(timed(lambda: baseline(network, x, y, steps)))
-            ratios.append(ours[-1] / theirs[-1])
     spent = sampler.sample(field, x, y, seeds=range(batch)).nfe
     return {
         "backbone": backbone,
         "batch": batch,
         "network_calls": spent,
-        "seconds": statistics.median(ours),
-        "baseline_seconds": statistics.median(theirs),
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        **compared("clock", [wall for wall, _ in ours], [wall for wall, _ in theirs]),
+        **compared("processor", [cpu for _, cpu in ours], [cpu for _, cpu in theirs]),
     }
+
+
+def compared(what: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Medians of both and of their ratio, pair by pair, with every ratio."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    medians = [statistics.median(values) for values in (ours, theirs, ratios)]
+    return {what: dict(zip(("seconds", "baseline_seconds", "ratio"), medians, strict=True)) | {"ratios": ratios}}
 
 
 def peak(steps: int, batch: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sitkit import checkpoint, mixture, noise, picture
 from sitkit.backbones.exact import Exact
+from sitkit.curvature import measure
 from sitkit.diffusion import Diffusion, KLEta
 from sitkit.field import Counted, Field
 from sitkit.interpolant import Interpolant
@@ -27,15 +28,16 @@ from sitkit.metrics.wasserstein import directions, sliced_wasserstein
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, diffusions, interpolants, samplers, targets, timesteps
 from sitkit.sampler import AdaptiveODE, Dopri8, Sampler, SDESampler
-from sitkit.target import Target
+from sitkit.target import Target, Velocity
 from sitkit.testing import MIDDLE, ORDER_TOLERANCE, gaussian_field, observed_order, over_the_middle
+from sitkit.timestep import Adapted
 
 # Bias tolerated beyond four standard errors, for data of scale 1: what a fixed number of steps and a last step of 0.04 cost.
 TOLERANCE = 0.05
 SIGMAS = 4.0
 # How far readings of one field may differ between targets in float64 (condition of the algebra: 1 / MARGIN).
 READING_TOLERANCE = 1e-9
-GRIDS = ("shift", "power", "cosine")
+GRIDS = ("shift", "power", "cosine", "adapted")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Examiner:
     _drawn: dict[Any, tuple[Tensor, int]] = field(default_factory=dict)
     _read: dict[Any, str] = field(default_factory=dict)
     _flow: dict[Any, Tensor] = field(default_factory=dict)
+    _curvature: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys = noise.sample_keys(0, torch.arange(self.n))
@@ -148,10 +151,17 @@ class Examiner:
         names = {f.name for f in dataclasses.fields(kind)}
         fields: dict[str, Any] = {"last_step": cell.last_step} if cell.last_step else {}
         if "grid" in names:
-            fields["grid"] = cell.grid
+            fields["grid"] = self.adapted(cell.interpolant) if cell.grid == "adapted" else cell.grid
         if self.steps is not None and "steps" in names:
             fields["steps"] = self.steps
         return samplers.create(cell.sampler, **fields)
+
+    def adapted(self, interpolant: str) -> Adapted:
+        """The grid that is adapted to the ideal field on an interpolant, the same for every target."""
+        if interpolant not in self._curvature:
+            ideal = self.field(interpolants.create(interpolant), Velocity())
+            self._curvature[interpolant] = measure(ideal, self.noise[:64])
+        return Adapted(self._curvature[interpolant])
 
     def diffusion(self, cell: Cell) -> Diffusion | None:
         """The cell's w; kl-eta with a velocity loss of the size that the mixture has."""
@@ -260,7 +270,8 @@ def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
         for w, last in forms:
             yield Cell(i, t, s, w, last)
         if not issubclass(kind, AdaptiveODE) and "grid" in {f.name for f in dataclasses.fields(kind)}:
-            for grid in (name for name in GRIDS if name in timesteps):
+            plugged = [name for name in timesteps.names() if not timesteps.origin(name).startswith("sitkit.")]
+            for grid in (*GRIDS, *plugged):
                 yield Cell(i, t, s, "sigma" if forms[0][0] else "", "tweedie" if forms[0][0] else "", grid)
 
 
@@ -319,11 +330,12 @@ def draw(certificate: Certificate, path: Path) -> None:
     groups: dict[str, dict[str, list[float]]] = {}
     for v in certificate.verdicts:
         if v.cell.grid == "uniform":
-            row = " ".join(filter(None, (v.cell.interpolant, v.cell.diffusion or "ODE")))
+            own = "own w" if samplers[v.cell.sampler].stochastic else "ODE"
+            row = f"{v.cell.interpolant} {v.cell.diffusion or own}"
             column = " ".join(filter(None, (v.cell.sampler, v.cell.last_step)))
             groups.setdefault(row, {}).setdefault(column, []).append(v.wasserstein / v.wasserstein_floor)
     columns = list(dict.fromkeys(column for row in groups.values() for column in row))
-    worst = [[_worst(row.get(column, [])) for column in columns] for row in groups.values()]
+    worst = [[_worst(row[column]) if column in row else None for column in columns] for row in groups.values()]
     title = "sliced W2 to the truth (worst target; dash: refused)"
     picture.heatmap(worst, list(groups), columns, path, title, "1: as far as two samples of the truth")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from sitkit import checkpoint, noise
 from sitkit.autoencoder import Identity, modelled
 from sitkit.config import identity
+from sitkit.curvature import fitted
 from sitkit.likelihood import Likelihood, likelihood
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed, spec
@@ -91,7 +92,7 @@ def density(
 def _measure(
     run: Run, index: np.ndarray, recipe: dict[str, Any], sampler: AdaptiveODE | FixedStepODE, progress: Progress
 ) -> dict[str, Any]:
-    data = run.examples
+    data, sampler = run.examples, fitted(sampler, run)
     device = next(iter(run.network.parameters()), torch.empty(0)).device
     # Latents of rounded images are not rounded.
     width = data.bin_width if isinstance(run.config.autoencoder, Identity) else None

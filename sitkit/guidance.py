@@ -122,13 +122,24 @@ class Extrapolation(Guidance):
         return network
 
 
-def branches(network: Network, null_class: int, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The conditional and the null prediction from one batched call."""
-    import torch
+class Branches:
+    """The conditional and the null prediction of a network from one batched call, or two where memory does not allow it."""
 
-    null = torch.full_like(y, null_class)
-    conditional, unconditional = network(torch.cat((x, x)), torch.cat((t, t)), torch.cat((y, null))).chunk(2)
-    return conditional, unconditional
+    def __init__(self, network: Network, null_class: int) -> None:
+        self.network, self.null_class, self.apart = network, null_class, False
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        import torch
+
+        null = torch.full_like(y, self.null_class)
+        if not self.apart:
+            try:
+                conditional, weak = self.network(torch.cat((x, x)), torch.cat((t, t)), torch.cat((y, null))).chunk(2)
+                return conditional, weak
+            except torch.OutOfMemoryError:
+                # Once is enough to know it for every step that follows.
+                self.apart = True
+        return self.network(x, t, y), self.network(x, t, null)
 
 
 def need_null_class(name: str, network: Network, null_class: int) -> None:
@@ -168,9 +179,10 @@ class ClassifierFree(Extrapolation):
         import torch
 
         need_null_class(self.name, network, null_class)
+        branches = Branches(network, null_class)
 
         def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            conditional, null = branches(network, null_class, x, t, y)
+            conditional, null = branches(x, t, y)
             mixed = null + self.scale * (conditional - null)
             if self.channels is not None:
                 mixed = torch.cat((mixed[:, : self.channels], conditional[:, self.channels :]), 1)
@@ -215,11 +227,12 @@ class ClassifierFreeZero(Extrapolation):
 
     def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
         need_null_class(self.name, network, null_class)
+        branches = Branches(network, null_class)
 
         def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             import torch
 
-            conditional, null = branches(network, null_class, x, t, y)
+            conditional, null = branches(x, t, y)
             p, q = gains(x, t)
             strong, weak = p * conditional + q * x, p * null + q * x
             along, square = (

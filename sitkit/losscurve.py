@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit import checkpoint, noise, span
+from sitkit import checkpoint, noise, picture, span
 from sitkit.data.dataset import Examples
 from sitkit.field import Field
+from sitkit.picture import Curve
 from sitkit.registry import UserError
 from sitkit.run import Run
 from sitkit.target import Velocity
@@ -31,11 +35,48 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
         data = run.examples
         index = data.heldout[:MOST]
         if not len(index):
-            raise UserError("kl-eta needs held-out data to measure the velocity loss on: set data.holdout above 0.")
+            raise UserError(
+                "the velocity loss is measured on held-out data, and the run held none out: set data.holdout above 0."
+            )
         measured = measure(run.field, data, index)
         checkpoint.write_json(path, {"times": measured[0], "raw": measured[1], "smoothed": smooth(measured[1])})
     stored = checkpoint.read_json(path)
     return tuple(zip(stored["times"], stored["smoothed"], strict=True))
+
+
+def draw(runs: Sequence[Run], path: Path) -> list[Curve]:
+    """The velocity losses of runs against time, one curve a run, in one picture: which target errs where.
+
+    The curves are in the same units whatever is predicted, so runs on one interpolant may be compared at every t.
+    """
+    names = labels(runs)
+    curves = [
+        Curve(name, *(list(column) for column in zip(*velocity_losses(run), strict=True)))
+        for name, run in zip(names, runs, strict=True)
+    ]
+    picture.curves(
+        curves,
+        path,
+        title="velocity loss of held-out data",
+        xlabel="t (0 noise, 1 data)",
+        ylabel="L_t = E |v_theta - v|^2 (summed over dimensions)",
+        logy=True,
+    )
+    return curves
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """The shortest names that tell the runs apart: the target, interpolant and target, or the folder."""
+    found: list[str] = []
+    for name in (
+        lambda run: run.config.target.name,
+        lambda run: f"{run.config.interp.name} {run.config.target.name}",
+        lambda run: run.folder.name,
+    ):
+        found = [name(run) for run in runs]
+        if len(set(found)) == len(found):
+            break
+    return found
 
 
 def measure(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float], list[float]]:

@@ -183,11 +183,15 @@ def curves(
     ylabel: str,
     logx: bool = False,
     logy: bool = False,
+    reach: float | None = None,
 ) -> None:
     """Lines of values against x with their standard errors: loss, w(t), a metric against NFE.
 
-    Short curves show their points.  Raises ValueError where there is nothing to draw.
+    Short curves show their points.  reach: the view ends at so many times the largest 90% quantile of the curves, so that
+    one that diverges at an end does not flatten the rest.  Raises ValueError where there is nothing to draw.
     """
+    import numpy as np
+
     if not series:
         raise ValueError("curves needs at least one curve; got none.")
     figure, (ax,) = canvas(1, (8, 5))
@@ -198,6 +202,10 @@ def curves(
     if logy:
         ax.set_yscale("log")
         plain_ticks(ax.yaxis)
+    if reach is not None:
+        top = reach * max(float(np.nanquantile(finite(curve.values), 0.9)) for curve in series)
+        if 0 < top < ax.get_ylim()[1]:
+            ax.set_ylim(-0.04 * top, top)
     heading(ax, title)
     label_axes(ax, xlabel, ylabel)
     if len(series) > 1 or series[0].label:
@@ -206,31 +214,37 @@ def curves(
 
 
 def heatmap(
-    values: Numbers | Sequence[Sequence[float]],
+    values: Numbers | Sequence[Sequence[float | None]],
     row_names: Sequence[str],
     column_names: Sequence[str],
     path: Path | str,
     title: str = "",
     unit: str = "",
 ) -> None:
-    """A coloured table (rows, columns), each cell with its number; NaN cells stay grey and show a dash."""
+    """A coloured table (rows, columns), each cell with its number; NaN shows a dash on grey, None (no such cell) nothing."""
     import numpy as np
     from matplotlib import colormaps
 
     table = as_array(values)
+    rows: Any = values
+    absent = [[value is None for value in row] for row in rows]
     if table.shape != (len(row_names), len(column_names)):
         raise ValueError(f"heatmap has {len(row_names)} x {len(column_names)} names for values of shape {table.shape}.")
     figure, (ax,) = canvas(1, (8, 1.8 + 0.42 * len(row_names)))
-    ax.set_facecolor("#E4E4E4")
     image = ax.imshow(np.ma.masked_invalid(table), cmap=colormaps["cividis"], aspect="auto")
     known_values = table[np.isfinite(table)]
     middle = (known_values.min() + known_values.max()) / 2 if known_values.size else 0.0
-    small = 10 if len(column_names) <= 8 else 8
+    few = len(column_names) <= 8
     for (row, column), value in np.ndenumerate(table):
+        if absent[row][column]:
+            continue
         known = bool(np.isfinite(value))
-        text = f"{value:.3g}" if known else "-"
+        if not known:
+            ax.fill_between((column - 0.5, column + 0.5), row - 0.5, row + 0.5, color="#E4E4E4", linewidth=0)
+        short = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+        text = "-" if not known else f"{value:.3g}" if few else short
         colour = PAPER if known and value <= middle else INK
-        ax.text(column, row, text, ha="center", va="center", fontsize=small, color=colour)
+        ax.text(column, row, text, ha="center", va="center", fontsize=10 if few else 8, color=colour)
     slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(range(len(column_names)), column_names, parse_math=False, **slanted)
     ax.set_yticks(range(len(row_names)), row_names, parse_math=False)
@@ -297,11 +311,15 @@ def label_axes(ax: Axes, x: str, y: str) -> None:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Numbers as people write them, 20 and not 2 x 10^1, also between powers of ten where the axis is short."""
+    """Numbers as people write them, 20 and 0.4, not 2 x 10^1 and 4e-01, also between powers of ten where the axis is short."""
     from matplotlib.ticker import LogFormatter
 
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
     axis.set_tick_params(which="minor", labelsize=9, labelcolor=INK, color=GREY)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import time
@@ -15,11 +14,10 @@ from torch import Tensor
 
 from sitkit import checkpoint, noise, picture
 from sitkit.config import Config, identity, training_identity
+from sitkit.curvature import fitted
 from sitkit.data.dataset import Examples
-from sitkit.diffusion import Diffusion, KLEta
 from sitkit.field import Field
 from sitkit.guidance import Guidance, Weights
-from sitkit.losscurve import velocity_losses
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed, spec
 from sitkit.run import Run, environment, load
@@ -82,13 +80,6 @@ def block(shape: tuple[int, ...]) -> int:
     return max(16, min(64, 4096 // math.prod(shape)))
 
 
-def usable(diffusion: Diffusion, run: Run) -> Diffusion:
-    """The diffusion with what it needs of the run: kl-eta's velocity loss, measured once on held-out data."""
-    if isinstance(diffusion, KLEta) and not diffusion.losses:
-        return dataclasses.replace(diffusion, losses=velocity_losses(run))
-    return diffusion
-
-
 def bound(guidance: Guidance, run: Run) -> Guidance:
     """The guidance with what it needs of other runs, which lie beside this one."""
 
@@ -117,8 +108,8 @@ def sample(run: Run, progress: Progress = silent) -> Drawn:
         return _read(folder, data)
     device = next(iter(run.network.parameters()), torch.empty(0)).device
     guidance = bound(config.guidance, run)
-    diffusion = usable(config.diffusion, run)
-    plan = config.sampler.plan(config.interp, config.target, diffusion, guidance)
+    sampler, diffusion = fitted(config.sampler, run), fitted(config.diffusion, run)
+    plan = sampler.plan(config.interp, config.target, diffusion, guidance)
     n, shape = config.sample.n, run.shape
     size = block(shape) if device.type == "cpu" else config.sample.batch
     parts: list[Tensor] = []
@@ -131,7 +122,7 @@ def sample(run: Run, progress: Progress = silent) -> Drawn:
         keys = noise.sample_keys(config.sample.seed, index)
         y = labels_of(config, index, keys, data.num_classes)
         keys = keys.to(device)
-        drawn = config.sampler.sample(
+        drawn = sampler.sample(
             run.field,
             noise.normal(keys, shape, noise.INITIAL),
             y.to(device),
@@ -155,7 +146,7 @@ def sample(run: Run, progress: Progress = silent) -> Drawn:
         "recipe": sampling_recipe(config, run.step),
         "training": run.identity,
         "nfe": nfe,
-        "times": [float(plan.times[0]), float(plan.times[-1])],
+        "times": plan.times.tolist(),
         "intervals": len(plan.times) - 1,
         "last_step": plan.last_step,
         "notes": list(plan.notes),

@@ -33,12 +33,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sitkit import checkpoint, picture
 from sitkit.config import Config, Layer, identity
+from sitkit.curvature import fitted
 from sitkit.evaluate import evaluate
 from sitkit.preset import write_preset
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed, spec
 from sitkit.run import Run, adapted, load
-from sitkit.sample import sampling_identity, sampling_recipe, usable
+from sitkit.sample import sampling_identity, sampling_recipe
 from sitkit.space import Axis, Search, in_force, layer_of, metric_of, read_search, shown, within
 
 FOLDER = "searches"
@@ -47,6 +48,8 @@ BARREN = 100
 # Trials drawn at random before TPE has something to go by.
 STARTUP = 10
 POLL = 0.5
+# The picture ends at so many times the worst confirmed value.
+OUTLIER = 3.0
 
 
 class Measured(NamedTuple):
@@ -135,15 +138,18 @@ class Bench:
 
     def cost(self, config: Config) -> int | None:
         """Evaluations a sample, None where an adaptive solver will tell.  Raises UserError for what cannot be right."""
-        diffusion = usable(config.diffusion, self.at(config))
-        return config.sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe
+        run = self.at(config)
+        sampler, diffusion = fitted(config.sampler, run), fitted(config.diffusion, run)
+        return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe
 
     def afford(self, chosen: dict[str, Any], budget: int) -> dict[str, Any]:
         """The settings with as many steps as a budget of evaluations allows."""
         config = self.setting(chosen, 2, 0)
         if not hasattr(config.sampler, "steps"):
             return chosen
-        return {**chosen, "sampler.steps": within(config, usable(config.diffusion, self.at(config)), budget)}
+        run = self.at(config)
+        config = config.model_copy(update={"sampler": fitted(config.sampler, run)})
+        return {**chosen, "sampler.steps": within(config, fitted(config.diffusion, run), budget)}
 
     def measure(self, config: Config) -> tuple[float, int, float]:
         """The metric, evaluations and seconds a sample."""
@@ -631,13 +637,21 @@ def draw(
         # A line only along a front: between trials there is nothing.
         style: dict[str, Any] = {"fmt": "o" if against is None else "o-", "color": picture.COLOURS[i], "capsize": 3}
         ax.errorbar([cost(s) for s in settings], means, errors, label=label, **style)
-    values = [*(t.values[0] for t in done), *(s.mean for s in (*confirmed, reference))]
+    found = [s.mean for s in (*confirmed, reference)]
+    values = [*(t.values[0] for t in done), *found]
     if min(values) > 0 and max(values) > 5 * min(values):
         ax.set_yscale("log")
         picture.plain_ticks(ax.yaxis)
+    outside = 0
+    if bench.metric.lower_is_better:
+        # A setting that fails altogether would flatten the rest.
+        top = OUTLIER * max(found)
+        outside = sum(value > top for value in values)
+        ax.set_ylim(top=min(top, ax.get_ylim()[1]))
     unit = f" ({bench.metric.unit})" if bench.metric.unit else ""
     label = {"nfe": "network evaluations a sample", "seconds": "seconds a sample", None: "trial (-1: the run's own)"}
-    picture.heading(ax, quest.title or f"{len(done)} trials on {bench.run.folder.name}")
+    title = quest.title or f"{len(done)} trials on {bench.run.folder.name}"
+    picture.heading(ax, title + (f" ({outside} trials lie above)" if outside else ""))
     picture.label_axes(ax, label[against], f"{bench.metric.name}{unit}")
     ax.legend(fontsize=10, framealpha=0.9, edgecolor="none", markerscale=1.5)
     picture.save(figure, path)

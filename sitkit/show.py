@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,13 +18,18 @@ from sitkit.picture import Curve
 from sitkit.registry import Component, diffusions, interpolants
 from sitkit.sampler import Sampler
 from sitkit.target import Velocity
-from sitkit.timestep import Timestep
+from sitkit.timestep import Adapted, Timestep
 
+# A w that diverges at an end leaves the view at so many times what it is over nine tenths of the time.
+REACH = 2.0
 PLOTTED = ("constant", "sigma", "decreasing", "increasing-decreasing", "kl")
 
 
-def draw(component: Component, path: Path) -> bool:
-    """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form truth; False for other kinds."""
+def draw(component: Component, path: Path, interps: Sequence[str] = ()) -> bool:
+    """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form truth; False for other kinds.
+
+    interps: the interpolants on which a diffusion is shown, all where none is named.
+    """
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
     if isinstance(component, Interpolant):
         c = component.coefficients(t)
@@ -33,10 +39,20 @@ def draw(component: Component, path: Path) -> bool:
         if isinstance(component, KLEta) and not component.losses:
             return False
         curves = [
-            Curve(name, t, component.w(t, interpolants.create(name).coefficients(t))) for name in interpolants.names()
+            Curve(name, t, component.w(t, interpolants.create(name).coefficients(t)))
+            for name in interps or interpolants.names()
         ]
-        picture.curves(curves, path, title=f"w(t) of {component.name}", xlabel="t (0 noise, 1 data)", ylabel="w")
+        picture.curves(
+            curves,
+            path,
+            title=f"w(t) of {component.name}",
+            xlabel="t (0 noise, 1 data)",
+            ylabel="w (variance per unit time)",
+            reach=REACH,
+        )
     elif isinstance(component, Timestep):
+        if isinstance(component, Adapted) and not component.curvature:
+            return False
         curves = [Curve("t(u)", t, component.map(t)), Curve("uniform", t, t)]
         picture.curves(
             curves, path, title=f"grid {component.name}", xlabel="u = i / steps", ylabel="t (0 noise, 1 data)"

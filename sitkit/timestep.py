@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.registry import Component, UserError, timesteps
 
@@ -165,3 +165,64 @@ class Explicit(Timestep):
                 f"but this solve is finite only within [{t0:g}, {t1:g}]: keep the times inside."
             )
         return torch.tensor(self.times, dtype=torch.float64)
+
+
+@final
+@timesteps.register("adapted")
+@dataclass(frozen=True)
+class Adapted(Timestep):
+    """Steps of equal local error on a trained field: density of t proportional to |x''(t)|^(1/2) along the flow.
+
+    An Euler step of length h from x(t) errs by h^2 |x''(t)| / 2, so that equal errors make h proportional to |x''|^(-1/2),
+    which also makes their sum least.  A solver of order p errs by the derivative p + 1 instead, which a network's own
+    roughness in t drowns, so that this grid serves all: often, not always, it is better than an even one for them too.
+    `curvature` holds |x''| as (t, root mean square over dimensions) pairs, each for the stretch of time nearest to its t;
+    a run measures them on the network that is sampled (`sitkit.curvature`) and fills them in.  No step is longer than
+    LONGEST mean ones.  Raises UserError where `curvature` is needed and missing: before training there is none.
+    """
+
+    LONGEST: ClassVar[float] = 10.0
+
+    curvature: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        times = [t for t, _ in self.curvature]
+        if times != sorted(set(times)) or any(not (0 <= t <= 1 and 0 <= c < math.inf) for t, c in self.curvature):
+            raise ValueError("curvature must be (t, |x''|) pairs with increasing t in [0, 1] and |x''| not below 0.")
+
+    def map(self, u: Tensor) -> Tensor:
+        import torch
+
+        knots, shares = (values.to(u) for values in self._distribution())
+        # The last share is 1 and belongs to the last stretch.
+        stretch = torch.searchsorted(shares, u.contiguous(), right=True).clamp(1, len(shares) - 1)
+        before, after = shares[stretch - 1], shares[stretch]
+        return torch.lerp(knots[stretch - 1], knots[stretch], (u - before) / (after - before))
+
+    def grid(self, steps: int, t0: float, t1: float) -> Tensor:
+        """The steps + 1 times that share the density between t0 and t1 equally.  Raises UserError as `map`."""
+        import numpy as np
+        import torch
+
+        knots, shares = (values.numpy() for values in self._distribution())
+        first, last = (float(np.interp(t, knots, shares)) for t in (t0, t1))
+        times = torch.from_numpy(np.interp(np.linspace(first, last, steps + 1), shares, knots))
+        times[0], times[-1] = t0, t1
+        return increasing(times, self.name)
+
+    def _distribution(self) -> tuple[Tensor, Tensor]:
+        """Times from 0 to 1, and the share of steps before each; between them both are linear."""
+        import torch
+
+        if not self.curvature:
+            raise UserError(
+                "grid 'adapted' needs the curvature of a trained field's paths: sample a run, which measures it, "
+                "or give curvature as (t, |x''|) pairs."
+            )
+        times, values = torch.tensor(self.curvature, dtype=torch.float64).T
+        knots = torch.cat((times.new_zeros(1), (times[1:] + times[:-1]) / 2, times.new_ones(1)))
+        lengths, density = knots.diff(), values.sqrt()
+        mean = (lengths * density).sum()
+        density = (density / mean).clamp_min(1 / self.LONGEST) if mean > 0 else torch.ones_like(density)
+        shares = torch.cat((times.new_zeros(1), (lengths * density).cumsum(0)))
+        return knots, shares / shares[-1]

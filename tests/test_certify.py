@@ -33,6 +33,7 @@ def test_every_axis_is_crossed() -> None:
     every = list(cells({}))
     assert len(every) == len(set(every))
     assert {cell.last_step for cell in every} == {"", "none", "mean", "euler", "tweedie"}
+    assert {cell.grid for cell in every} >= {"uniform", "shift", "power", "cosine", "adapted"}
     chosen = list(cells({"interp": ["gvp"], "sampler": ["heun"]}))
     assert {(cell.interpolant, cell.sampler) for cell in chosen} == {("gvp", "heun")}
 

@@ -60,7 +60,19 @@ def test_a_mistake_is_one_message(words: list[str], told: list[str], here: Path)
     assert not list(here.glob("runs/*/checkpoints")), "refused before any work"
 
 
-COMMANDS = ("train", "sample", "evaluate", "ablate", "likelihood", "search", "certify", "list", "show", "runs")
+COMMANDS = (
+    "train",
+    "sample",
+    "evaluate",
+    "ablate",
+    "likelihood",
+    "losscurve",
+    "search",
+    "certify",
+    "list",
+    "show",
+    "runs",
+)
 
 
 def test_unknown_flag_and_command_are_usage_errors(here: Path) -> None:

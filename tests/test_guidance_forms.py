@@ -255,6 +255,28 @@ def test_evaluations_are_counted_and_planned(name: str) -> None:
             assert bool(result.x.isfinite().all())
 
 
+@pytest.mark.parametrize("name", ["cfg", "cfg-zero"])
+def test_branches_are_one_call_where_memory_allows_and_two_where_not(name: str) -> None:
+    """The same samples and NFE; the batch that did not fit is tried once."""
+    (x, y), whole = points(3), field()
+    sizes: list[int] = []
+
+    def small(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole.network(x, t, y)
+
+    sampler = samplers.create("heun", steps=4)
+    guidance = guidances.create(name, scale=2.0)
+    one, two = (
+        sampler.sample(net, x, y, guidance=guidance, seeds=range(3)) for net in (whole, whole.through(small))
+    )  # fmt: skip
+    assert sizes == [6] + [3] * 16
+    assert one.nfe == two.nfe == 16
+    torch.testing.assert_close(one.x, two.x, rtol=1e-12, atol=1e-12)
+
+
 def test_a_network_beside_another_counts_on_the_same_meter() -> None:
     counted = Counted(lambda x, t, y: x, 2)
     x, t, y = torch.ones(2, 1), torch.zeros(2), torch.zeros(2, dtype=torch.int64)

@@ -26,8 +26,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "runs": ("posthoc", "tracking", "world", "run", "preset", "space", "compare", "study"),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
-        "losscurve", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search", "certify",
-        "report", "doctor",
+        "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search",
+        "certify", "report", "doctor",
     ),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import tiny, trained
+from runs import call, copied, tiny, trained
 
 from sitkit import checkpoint, losscurve
 from sitkit.config import read_assignments
 from sitkit.field import Field
-from sitkit.losscurve import BATCH, DRAWS, MOST, TIMES, measure, smooth, velocity_losses
+from sitkit.losscurve import BATCH, DRAWS, MOST, TIMES, labels, measure, smooth, velocity_losses
 from sitkit.registry import UserError, interpolants, targets
 from sitkit.run import build, examples, load
+from sitkit.train import train
 
 DEVIATION, DIM = 0.5, 3
 LAW = (
@@ -106,3 +108,27 @@ def test_without_held_out_data_there_is_nothing_to_measure_on(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"held-out data.*data\.holdout above 0"):
         velocity_losses(bare)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_losses_of_runs_side_by_side(tmp_path: Path) -> None:
+    folders = [copied(trained(), tmp_path), train(tiny(tmp_path, "target=noise"))]
+    words = ("losscurve", *(folder.name for folder in folders), "--runs", tmp_path, "--picture", tmp_path / "l.png")
+    called = call(*words)
+    assert called.status == 0 and "velocity" in called.out and "noise" in called.out
+    assert (tmp_path / "l.png").read_bytes()[:4] == b"\x89PNG"
+    told = json.loads(call(*words, "--json").out)
+    assert [entry["label"] for entry in told] == ["velocity", "noise"]
+    for entry, folder in zip(told, folders, strict=True):
+        assert list(zip(entry["times"], entry["losses"], strict=True)) == list(velocity_losses(load(folder)))
+    assert labels([load(folders[0]), load(folders[0])]) == [folders[0].name] * 2
+
+
+def test_what_a_run_measures_is_shown(tmp_path: Path) -> None:
+    folder = copied(trained(), tmp_path)
+    for kind, name in (("diffusion", "kl-eta"), ("timestep", "adapted")):
+        path = tmp_path / f"{name}.png"
+        words = ("show", kind, name, "--runs", tmp_path, "--picture", path)
+        bare = call(*words)
+        assert bare.status == 0 and "picture" not in bare.out and not path.exists()
+        called = call(*words, "--run", folder.name)
+        assert called.status == 0 and "values" in called.out and path.read_bytes()[:4] == b"\x89PNG"

@@ -191,6 +191,8 @@ def test_a_heatmap_marks_what_is_missing(tmp_path: Path) -> None:
     # The missing cell and the lowest one (cividis begins at #00224e) fill about as much, less their texts.
     assert grey > 10000 and cells == pytest.approx(grey, rel=0.2)
     picture.heatmap(np.full((1, 2), math.nan), ["a"], columns, tmp_path / "empty.png")
+    picture.heatmap([[1.0, 2.0], [None, 4.0], [5.0, 6.0]], rows, columns, tmp_path / "absent.png")
+    assert not (np.abs(read(tmp_path / "absent.png").astype(int) - 0xE4).max(2) < 2).sum() > 100
     with pytest.raises(ValueError, match=r"3 x 1 names for values of shape \(3, 2\)"):
         picture.heatmap(values, rows, columns[:1], tmp_path / "map.png")
 

@@ -16,7 +16,7 @@ import sitkit
 from sitkit import checkpoint
 from sitkit.config import read_assignments
 from sitkit.progress import Event
-from sitkit.registry import UserError, WorkFailed
+from sitkit.registry import UserError, WorkFailed, registries
 from sitkit.run import Run, load
 from sitkit.sample import ARRAYS, PICTURE, RECORD, Drawn, sample
 
@@ -125,7 +125,8 @@ def test_the_record_is_the_recipe(tmp_path: Path) -> None:
     assert (
         record["intervals"] == 11
         and record["last_step"] == 0.04
-        and record["times"][1] == pytest.approx(0.96, abs=1e-12)
+        and len(record["times"]) == 12
+        and record["times"][-1] == pytest.approx(0.96, abs=1e-12)
     )
     assert record["seconds"] > 0 and record["environment"]["packages"]["torch"] and record["rounding"]
 
@@ -225,6 +226,26 @@ def test_kl_eta_measures_the_loss_once_and_keeps_it(tmp_path: Path) -> None:
     pairs = [list(pair) for pair in zip(stored["times"], stored["smoothed"], strict=True)]
     given = sample(opened("points", tmp_path, *words, f"diffusion.losses={pairs}"))
     assert torch.equal(given.x, first.x) and not torch.equal(second.x, first.x)
+
+
+def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> None:
+    words = ("sampler.steps=7", "sampler.grid=adapted")
+    run = opened("points", tmp_path, *words)
+    spent = Spent(run)
+    first = sample(run)
+    # 64 paths of 64 steps of heun and the velocity at each of the 65 times; then 128 states of 14 evaluations.
+    assert spent.samples == 64 * (64 * 2 + 65) + DRAWN * 14
+    (path,) = tmp_path.glob("curvature-*.json")
+    assert path.name == "curvature-ema-00000040.json"
+    stored = checkpoint.read_json(path)
+    pairs = [list(pair) for pair in zip(stored["times"], stored["curvature"], strict=True)]
+    assert first.record["recipe"]["sampler"]["grid"] == {"name": "adapted", "curvature": []}
+    grid = registries["timesteps"].create("adapted", curvature=pairs).grid(7, 0.0, 1.0)
+    assert first.record["times"] == grid.tolist() and first.record["nfe"] == 14
+    given = sample(opened("points", tmp_path, "sampler.steps=7", f"sampler.grid={{name: adapted, curvature: {pairs}}}"))
+    assert torch.equal(given.x, first.x)
+    even = sample(opened("points", tmp_path, "sampler.steps=7"))
+    assert not torch.equal(even.x, first.x)
 
 
 def test_progress_counts_samples(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from scipy import stats
 from sitkit.registry import UserError, timesteps
 from sitkit.testing import check_timestep
 
+CURVATURE = ((0.1, 1.0), (0.4, 9.0), (0.9, 4.0))
+
 
 @pytest.mark.parametrize("name", timesteps.names())
 def test_laws(name: str) -> None:
-    check_timestep(timesteps.create(name))
+    check_timestep(timesteps.create(name, **({"curvature": CURVATURE} if name == "adapted" else {})))
 
 
 POSITIVE = st.floats(0.05, 20)
@@ -26,6 +28,15 @@ def test_laws_for_any_fields(mean: float, std: float, shift: float, rho: float, 
     check_timestep(timesteps.create("shift", shift=shift))
     check_timestep(timesteps.create("power", rho=rho))
     check_timestep(timesteps.create("discrete", levels=levels))
+
+
+@given(st.dictionaries(st.integers(0, 1000), st.floats(0, 1e6), min_size=1, max_size=20))
+def test_laws_for_any_curvature(bends: dict[int, float]) -> None:
+    pairs = [(i / 1000, bend) for i, bend in sorted(bends.items())]
+    adapted = timesteps.create("adapted", curvature=pairs)
+    check_timestep(adapted)
+    # No step is longer than ten mean ones, but for the mass that the shortest steps give up.
+    assert float(adapted.grid(100, 0.0, 1.0).diff().max()) <= 10 / 100 * 2
 
 
 @given(st.lists(st.integers(1, 999), min_size=1, max_size=20, unique=True))
@@ -65,6 +76,21 @@ def test_discrete_grid_hits_its_levels() -> None:
 def test_a_grid_that_does_not_increase_is_refused() -> None:
     with pytest.raises(UserError, match="does not increase at step 0.*fewer steps"):
         timesteps.create("discrete", levels=10).grid(11, 0.0, 1.0)
+
+
+def test_an_adapted_grid_by_hand() -> None:
+    """Stretches [0, 0.25], [0.25, 0.65], [0.65, 1] of densities 1, 3, 2: shares 0.25, 1.2 and 0.7 of 2.15."""
+    adapted = timesteps.create("adapted", curvature=CURVATURE)
+    u = torch.tensor([0.1, 0.25, 1.0, 1.45, 2.0], dtype=torch.float64) / 2.15
+    expected = [0.1, 0.25, 0.25 + 0.75 / 3, 0.65, 0.65 + 0.55 / 2]
+    assert adapted.map(u).tolist() == pytest.approx(expected, abs=1e-12)
+    # Over a part of the time the same density is shared: 0.3 to 0.5 lies in one stretch.
+    assert adapted.grid(4, 0.3, 0.5).tolist() == pytest.approx([0.3, 0.35, 0.4, 0.45, 0.5], abs=1e-12)
+    with pytest.raises(UserError, match=r"'adapted' needs the curvature .*sample a run"):
+        timesteps.create("adapted").grid(4, 0.0, 1.0)
+    for wrong in ([(0.5, 1.0), (0.4, 1.0)], [(0.5, -1.0)], [(1.5, 1.0)], [(0.5, float("inf"))]):
+        with pytest.raises(UserError, match="curvature must be"):
+            timesteps.create("adapted", curvature=wrong)
 
 
 def test_explicit_times_are_used_or_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +32,14 @@ def certify(
     if json:
         console.as_json(as_plain(done))
     else:
-        reasons: dict[str, int] = {}
+        refused: dict[tuple[str, str], int] = {}
         for verdict in done.verdicts:
             if verdict.verdict == "refused":
-                reason = f"{verdict.cell.sampler}, {verdict.cell.interpolant}, {verdict.cell.diffusion}, {verdict.cell.last_step}"
-                reasons[reason] = reasons.get(reason, 0) + 1
-        rows = [(reason, count) for reason, count in reasons.items()]
+                what = dataclasses.replace(verdict.cell, target="")
+                refused[str(what), verdict.reason] = refused.get((str(what), verdict.reason), 0) + 1
+        rows = [(what, count, reason) for (what, reason), count in refused.items()]
         if rows:
-            console.table(("refused: sampler, interpolant, w, last step", "cells"), rows)
+            console.table(("refused", "targets", "reason"), rows)
         orders: dict[str, list[float]] = {}
         for order in done.orders:
             orders.setdefault(f"{order.sampler} ({order.declared})", []).append(order.observed)

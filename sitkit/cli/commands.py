@@ -258,6 +258,10 @@ def show(
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the component.")
     ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="A run on which to measure what kl-eta or the grid 'adapted' needs.")
+    ] = None,
+    runs: options.Folder = Path("runs"),
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Where the plot goes.", show_default="KIND-NAME.png")
     ] = None,
@@ -279,6 +283,13 @@ def show(
         # A component may have a field without default (a path); it is shown all the same unless fields were given.
         if fields:
             raise
+    interps: list[str] = []
+    if run is not None and component is not None:
+        from sitkit.curvature import fitted
+        from sitkit.run import load
+
+        trained = load(run, root=runs)
+        component, interps = fitted(component, trained), [trained.config.interp.name]
     if json:
         console.as_json({"name": name, "doc": getdoc(chosen[name]), "fields": spec(component) if component else None})
         return
@@ -287,13 +298,19 @@ def show(
     console.say("")
     values = {k: v for k, v in (spec(component) if component else {}).items() if k != "name"}
     if values:
-        console.table(("field", "value"), [(k, v["name"] if isinstance(v, dict) else v) for k, v in values.items()])
+        console.table(("field", "value"), [(k, _in_short(v)) for k, v in values.items()])
     from sitkit.show import draw
 
     if component is not None:
         path = picture or Path(f"{chosen.kind}-{name.replace('/', '-')}.png")
-        if draw(component, path):
+        if draw(component, path, interps):
             console.say(f"\npicture   {path}")
+
+
+def _in_short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value["name"]
+    return f"{len(value)} values" if isinstance(value, list) and len(value) > 8 else value
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Commands on a trained run: its likelihood, and the search for the best way to sample it."""
+"""Commands on a trained run: its likelihood, its loss against time, and the search for the best way to sample it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,40 @@ def likelihood(
         notes.append("one probe cannot tell its own part of the error: --probes 2 or more does.")
     console.table(columns, [row], notes=notes)
     console.say(f"recipe    {done.path}")
+
+
+@app.command()
+def losscurve(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Runs to compare.", show_default="latest"),
+    ] = None,
+    picture: Annotated[Path, typer.Option("--picture", help="Where the plot goes.")] = Path("losscurve.png"),
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """The velocity loss of runs against time, whatever their targets: where each errs."""
+    from sitkit.losscurve import draw
+    from sitkit.run import load
+
+    trained = [load(name, root=runs, device=device or "auto") for name in names or ["latest"]]
+    curves = draw(trained, picture)
+    if json:
+        console.as_json([
+            {"run": run.folder.name, "label": curve.label, "times": list(curve.x), "losses": list(curve.values)}
+            for run, curve in zip(trained, curves, strict=True)
+        ])  # fmt: skip
+        return
+    rows = []
+    for run, curve in zip(trained, curves, strict=True):
+        losses, times = list(curve.values), list(curve.x)
+        worst = max(range(len(losses)), key=losses.__getitem__)
+        rows.append(
+            (curve.label, f"{sum(losses) / len(losses):.4g}", f"{losses[worst]:.4g}", f"{times[worst]:.3g}", run.folder)
+        )
+    console.table(("target", "mean over t", "largest", "at t", "run"), rows, "velocity loss, summed over dimensions")
+    console.say(f"picture   {picture}")
 
 
 @app.command()

@@ -1,0 +1,71 @@
+"""What components need of a trained run: how much its paths bend, for the grid `adapted`, and its loss, for kl-eta."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sitkit import checkpoint, noise, span
+from sitkit.diffusion import KLEta
+from sitkit.field import Field
+from sitkit.losscurve import velocity_losses
+from sitkit.registry import Component
+from sitkit.run import Run
+from sitkit.sampler import Heun, Sampler
+from sitkit.timestep import Adapted
+
+INTERVALS, PATHS, SEED = 64, 64, 0
+
+C = TypeVar("C", bound=Component)
+
+
+def fitted(component: C, run: Run) -> C:
+    """A component with what it needs of the run, measured once: the grid adapted's curvature, kl-eta's velocity loss."""
+    lacking: dict[str, Any] = {}
+    if isinstance(component, KLEta) and not component.losses:
+        lacking = {"losses": velocity_losses(run)}
+    elif isinstance(component, Adapted) and not component.curvature:
+        lacking = {"curvature": curvatures(run)}
+    elif isinstance(component, Sampler) and isinstance(grid := getattr(component, "grid", None), Adapted):
+        lacking = {"grid": fitted(grid, run)}
+    return dataclasses.replace(component, **lacking)
+
+
+def curvatures(run: Run) -> tuple[tuple[float, float], ...]:
+    """(t, |x''|) of a run along 64 paths of its unguided flow, classes in turn, stored beside the checkpoint it belongs to."""
+    path = run.folder / f"curvature-{run.config.sample.weights}-{run.step:08d}.json"
+    if not path.is_file():
+        device = next(iter(run.network.parameters()), torch.empty(0)).device
+        index = torch.arange(PATHS)
+        x = noise.normal(noise.sample_keys(SEED, index).to(device), run.shape, noise.INITIAL)
+        y = index % run.field.null_class if run.field.null_class else None
+        times, values = zip(*measure(run.field, x, y), strict=True)
+        checkpoint.write_json(path, {"times": times, "curvature": values})
+    stored = checkpoint.read_json(path)
+    return tuple(zip(stored["times"], stored["curvature"], strict=True))
+
+
+def measure(field: Field, x: Tensor, y: Tensor | None = None) -> tuple[tuple[float, float], ...]:
+    """(t, |x''(t)|) at the middles of 64 even intervals of the flow from noise x (b, ...), labels y (b,) or None.
+
+    x'' is the difference of the velocities at both ends of an interval of a solve by heun over its length; |x''| its root
+    mean square over the batch and the dimensions.
+    """
+    ends = span.derive(field.interpolant, field.target, None, steps=1)
+    solver = Heun(steps=INTERVALS, t0=ends.t0, t1=ends.t1)
+    drawn = solver.sample(field, x, y, trajectory=True)
+    assert drawn.trajectory is not None
+    before: Tensor | None = None
+    found: list[tuple[float, float]] = []
+    for k, (t, state) in enumerate(zip(drawn.times, drawn.trajectory, strict=True)):
+        with torch.no_grad():
+            velocity = field.read(state, t, y if y is None else y.to(state.device)).velocity
+        if before is not None:
+            h = float(drawn.times[k] - drawn.times[k - 1])
+            bend = (velocity - before).double().square().mean().sqrt() / h
+            found.append((float(t) - h / 2, float(bend)))
+        before = velocity
+    return tuple(found)
