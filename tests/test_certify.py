@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import call
 from torch import Tensor
 
 from sitkit import stepindex
 from sitkit.certify import Cell, Examiner, cells, certify
 from sitkit.diffusion import Diffusion
 from sitkit.interpolant import Coefficients
-from sitkit.sampler import Problem
 
 
 def test_nothing_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,28 +38,34 @@ def test_every_axis_is_crossed() -> None:
     assert {(cell.interpolant, cell.sampler) for cell in chosen} == {("gvp", "heun")}
 
 
-def test_a_factor_of_two_in_the_drift_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchsde's drift with w s in place of w s / 2 narrows the samples; every w > 0 shows it, w = 0 does not."""
+def test_a_factor_of_two_in_the_w_of_the_noise_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Noise of 2 w with the drift of w widens the samples: every cell of torchsde's sampler is named, and no other's."""
     honest = stepindex.StepIndexSDE.f_and_g
 
     def doubled(self: stepindex.StepIndexSDE, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         drift, diffusion = honest(self, s, x)
-        index = int(s)
-        problem: Problem = self.problem
-        t = problem.plan.times[index]
-        h = problem.plan.times[index + 1] - t
-        reading = problem.field.read(x.view_as(problem.x), t, problem.y)
-        w = problem.diffusion.w(t, problem.field.interpolant.coefficients(t))
-        return drift + (h * w / 2 * reading.score).flatten(1), diffusion
+        return drift, 2**0.5 * diffusion
 
     monkeypatch.setattr(stepindex.StepIndexSDE, "f_and_g", doubled)
-    examiner = Examiner(500, 64)
-    verdicts = {
-        w: examiner.examine(Cell("linear", "velocity", "euler-maruyama", w, "tweedie")) for w in ("sin2", "sigma")
-    }
-    assert {w: v.verdict for w, v in verdicts.items()} == {"sin2": "wrong", "sigma": "wrong"}
-    assert "evaluations" not in verdicts["sigma"].reason or verdicts["sigma"].nfe
-    assert examiner.examine(Cell("linear", "velocity", "stochastic-heun", "sigma", "tweedie")).verdict == "right"
+    words = [
+        "certify",
+        "--quick",
+        "--out",
+        tmp_path,
+        "--interp",
+        "linear",
+        "--target",
+        "velocity",
+        "--diffusion",
+        "sigma",
+    ]
+    broken = call(*words, "--sampler", "euler-maruyama")
+    assert broken.status == 1 and "0 right, 0 refused, 8 wrong" in broken.err
+    for last, grid in [(last, "uniform") for last in ("none", "mean", "euler", "tweedie")] + [("tweedie", "adapted")]:
+        assert f"linear velocity euler-maruyama sigma {last} {grid}: the samples lie too far out" in broken.err
+    assert "declares order 1" in broken.err
+    sound = call(*words, "--sampler", "stochastic-heun")
+    assert sound.status == 0 and "8 right, 0 refused, 0 wrong" in sound.err
 
 
 def test_a_factor_of_two_in_w_alone_keeps_the_law() -> None:
