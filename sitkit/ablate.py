@@ -17,6 +17,7 @@ from sitkit import checkpoint
 from sitkit.config import Layer, label
 from sitkit.evaluate import evaluate
 from sitkit.progress import Event, Progress, silent
+from sitkit.publish import publish
 from sitkit.registry import UserError, WorkFailed
 from sitkit.results import ReferenceNumber, Result, Results, with_estimates, write_results
 from sitkit.run import load
@@ -69,7 +70,10 @@ def ablate(
             failed[task.key] = str(error)
             progress(Event("ablate", message=f"{task.name} failed: {error}"))
         board.shelf.forget(task.run)
-    return board.write(failed)
+    outcome = board.write(failed)
+    if any(cell.config.run.track for cell in plan.cells):
+        publish(outcome.folder, progress)
+    return outcome
 
 
 class Board:

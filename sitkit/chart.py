@@ -61,7 +61,7 @@ def lines(
         ax.set_ylim(*limits(series))
     label_axes(ax, xlabel, ylabel)
     if len(series) > 1:
-        _legend(figure, len(series))
+        _legend(figure, [curve.label for curve in series])
     return inline(figure, label)
 
 
@@ -80,12 +80,11 @@ def intervals(values: Sequence[Interval], *, label: str, xlabel: str) -> str:
         )  # fmt: skip
     ax.set_yticks(range(len(rows)), [_short(row) for row in rows], parse_math=False)
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.grid(axis="y", which="minor")
     for edge in range(1, len(rows)):
         ax.axhline(edge - 0.5, color=GREY, linewidth=0.4)
     label_axes(ax, xlabel, "")
     if len(names) > 1:
-        _legend(figure, len(names))
+        _legend(figure, names)
     return inline(figure, label)
 
 
@@ -93,8 +92,8 @@ def _short(text: str, most: int = 26) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
-def _legend(figure: Figure, entries: int) -> None:
-    columns = min(entries, 4 if entries > 6 else 3)
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    columns = min(len(names), 4, max(1, 66 // (max(map(len, names)) + 8)))
     figure.legend(
         loc="outside lower center", ncols=columns, fontsize=9, frameon=False, labelcolor=INK, handlelength=2.4
     )

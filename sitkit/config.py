@@ -135,6 +135,7 @@ class RunSettings(Settings):
     workers: threads that read batches ahead, in each process; 0 reads when a batch is wanted.
     compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
     the training: each holds the whole network ("ddp") or a slice of it ("fsdp").
+    track: whether MLflow is told of it.  log_model: whether it gets the trained network too, as a model with signature.
     """
 
     folder: Path = Path("runs")
@@ -148,6 +149,7 @@ class RunSettings(Settings):
     sample_every: int = Field(1000, ge=0)
     keep: int = Field(2, ge=1)
     track: bool = True
+    log_model: bool = False
 
 
 class Config(Settings):

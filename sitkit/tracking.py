@@ -11,12 +11,15 @@ import dataclasses
 import json
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -32,9 +35,10 @@ if TYPE_CHECKING:
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 METRICS = "metrics.jsonl"
-CURSOR = "tracking.json"
+CURSOR, TOLD = "tracking.json", "tracked.json"
 ARTIFACTS = ("config.yaml", "environment.json", "**/*.png")
-TOKEN = "sitkit.token"
+TOKEN, PARENT = "sitkit.token", "mlflow.parentRunId"
+MODEL = "model"
 PATIENCE = 20.0
 
 # MLflow's own limits.
@@ -126,6 +130,8 @@ def sync(
     artifacts: Iterable[Path] = (),
     status: Status = "RUNNING",
     parent: str | None = None,
+    children: Mapping[Path, Mapping[str, Any]] | None = None,
+    model: Sequence[int] | None = None,
     uri: str | None = None,
     on_warning: Callable[[str], object] = warnings.warn,
 ) -> None:
@@ -139,6 +145,9 @@ def sync(
 
     artifacts: files, sent again when they change and put where they lie in the folder; missing ones wait.
     parent: the id of the run under which MLflow shows this one (`run_id`).
+    children: folders whose runs MLflow shows under this one, or under that of a child they lie in, unless they have a
+    parent already; each with tags for its run.
+    model: the shape of a sample, if the trained run is to be kept in MLflow as a model when it is finished.
     Raises whatever MLflow raises; nothing is lost by it.
     """
     from filelock import FileLock
@@ -150,10 +159,52 @@ def sync(
         cursor = _cursor(folder)
         client = _client(uri)
         run, cursor = _run(client, folder, cursor, uri, experiment, name)
-        _describe(client, run, params or {}, {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})})
+        _describe(client, run, params or {}, {**(tags or {}), **({PARENT: parent} if parent else {})})
+        # Before what `is_sent` looks at: a run that is whole has its children.
+        for child, marks in (children or {}).items():
+            above = next((place for place in child.parents if place in (children or {})), None)
+            _nest(client, (run_id(above) if above else None) or cursor.run, cursor, child, marks)
         cursor = _send_metrics(client, folder, run, cursor, on_warning)
-        _send_artifacts(client, folder, cursor, artifacts)
+        cursor = _send_artifacts(client, folder, cursor, artifacts)
+        if model is not None and status == "FINISHED":
+            _send_model(client, folder, cursor, model)
         _conclude(client, folder, run, status)
+
+
+def catch_up(
+    folder: str | Path, *, uri: str | None = None, on_warning: Callable[[str], object] = warnings.warn
+) -> bool:
+    """Send what the tracker missed of a folder that a `Tracker` was told of; whether there was anything to send.
+
+    Raises whatever MLflow raises; nothing is lost by it.
+    """
+    folder = Path(folder).resolve()
+    if not (folder / TOLD).exists() or is_sent(folder, uri=uri):
+        return False
+    told = read_json(folder / TOLD)
+    files = _matching(folder, told.pop("patterns"))
+    sync(folder, artifacts=files, uri=uri, on_warning=on_warning, **told)
+    return True
+
+
+def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
+    """Whether, by the cursor, the tracker has all of a folder that a `Tracker` was told of.  Asks and imports nothing."""
+    folder = Path(folder).resolve()
+    if not (folder / TOLD).exists():
+        return False
+    cursor, metrics = _cursor(folder), folder / METRICS
+    files = _matching(folder, read_json(folder / TOLD)["patterns"])
+    return (
+        bool(cursor.run)
+        and cursor.uri == _public(uri or tracking_uri())
+        and not cursor.doubt
+        and cursor.offset == (metrics.stat().st_size if metrics.exists() else 0)
+        and all(cursor.artifacts.get(path.relative_to(folder).as_posix()) == _stamp(path) for path in files)
+    )
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _cursor(folder: Path) -> Cursor:
@@ -366,18 +417,65 @@ def _last_steps(client: MlflowClient, run: Run) -> dict[str, int]:
     }
 
 
-def _send_artifacts(client: MlflowClient, folder: Path, cursor: Cursor, artifacts: Iterable[Path]) -> None:
+def _stamp(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def _send_artifacts(client: MlflowClient, folder: Path, cursor: Cursor, artifacts: Iterable[Path]) -> Cursor:
     for path in artifacts:
         path = Path(path).resolve()
         if not path.is_file():
             continue
         place = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
         # Read before sending, so that a file that changes meanwhile is sent again.
-        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+        stamp = _stamp(path)
         if cursor.artifacts.get(place.as_posix()) != stamp:
             where = place.parent.as_posix()
             client.log_artifact(cursor.run, str(path), None if where == "." else where)
             cursor = _move(folder, cursor, artifacts={**cursor.artifacts, place.as_posix(): stamp})
+    return cursor
+
+
+def _send_model(client: MlflowClient, folder: Path, cursor: Cursor, shape: Sequence[int]) -> None:
+    """The newest checkpoint with its configuration as an MLflow model, sent again when there is a newer one."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    newest = max(folder.glob("checkpoints/*.safetensors"), default=None)
+    if newest is None or cursor.artifacts.get(MODEL) == _stamp(newest):
+        return
+    asked = Schema([ColSpec("long", "index"), ColSpec("long", "label")])
+    drawn = Schema([TensorSpec(np.dtype("float32"), (-1, *shape))])
+    with tempfile.TemporaryDirectory() as there:
+        run = Path(there) / "run"
+        (run / newest.parent.name).mkdir(parents=True)
+        for path in (newest, *folder.glob("config.yaml"), *folder.glob("velocity-loss-*.json")):
+            shutil.copy2(path, run / path.relative_to(folder))
+        with warnings.catch_warnings():
+            # Of an example of the input, which would have to be drawn.
+            warnings.simplefilter("ignore")
+            save_model(
+                path=str(Path(there) / MODEL),
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts={"run": str(run)},
+                signature=ModelSignature(asked, drawn),
+                # Named here, or MLflow would start a process to find out what the file imports.
+                pip_requirements=[f"sitkit=={version('sitkit')}"],
+            )
+        client.log_artifacts(cursor.run, str(Path(there) / MODEL), MODEL)
+    _move(folder, cursor, artifacts={**cursor.artifacts, MODEL: _stamp(newest)})
+
+
+def _nest(client: MlflowClient, parent: str, cursor: Cursor, folder: Path, tags: Mapping[str, Any]) -> None:
+    """Tags for the run of another folder in the cursor's store, which comes under `parent` unless it has one already."""
+    if not (folder / CURSOR).exists():
+        return
+    other = Cursor(**read_json(folder / CURSOR))
+    known = _known_run(client, other.run) if other.run and other.uri == cursor.uri else None
+    if known is not None:
+        _describe(client, known, {}, {**tags, **({} if PARENT in known.data.tags else {PARENT: parent})})
 
 
 def _conclude(client: MlflowClient, folder: Path, run: Run, status: Status) -> None:
@@ -400,7 +498,9 @@ class Tracker:
     seconds.  Nothing is raised: an outage is one call of `on_warning` (from the thread), and what was missed is sent
     by a later `sync`.  Not enabled, it does nothing and imports nothing.
 
-    artifacts: patterns of files in the folder, looked up at every sync.
+    artifacts: patterns of files in the folder, looked up at every sync.  children, model: as for `sync`; children that
+    were not sent whole, because the tracker was down, are sent first.  What it was told stays in tracked.json, for
+    `catch_up`.
     """
 
     def __init__(
@@ -413,6 +513,8 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         artifacts: Sequence[str] = ARTIFACTS,
         parent: str | None = None,
+        children: Mapping[Path, Mapping[str, Any]] | None = None,
+        model: Sequence[int] | None = None,
         enabled: bool = True,
         interval: float = 30.0,
         patience: float = PATIENCE,
@@ -422,13 +524,14 @@ class Tracker:
         self.interval, self.patience, self.on_warning = interval, patience, on_warning
         # Settled here: the block may change the directory or the environment.
         self.uri = tracking_uri()
+        self.children = dict(children or {})
         self._told: dict[str, Any] = {
             "name": name,
             "experiment": experiment,
             "params": params,
             "tags": tags,
             "parent": parent,
-            "uri": self.uri,
+            "model": model,
         }
         self._leaving = threading.Event()
         self._status: Status = "RUNNING"
@@ -437,8 +540,12 @@ class Tracker:
 
     def __enter__(self) -> Self:
         if self.enabled:
+            self._remember()
             self._thread.start()
         return self
+
+    def _remember(self) -> None:
+        write_json(self.folder / TOLD, {**self._told, "patterns": self.artifacts, "status": self._status})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -446,6 +553,7 @@ class Tracker:
         if not self.enabled:
             return
         self._status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        self._remember()
         self._leaving.set()
         self._thread.join(self.patience)
         if self._thread.is_alive():
@@ -459,8 +567,12 @@ class Tracker:
 
     def _send(self, status: Status) -> None:
         try:
-            files = sorted({path for pattern in self.artifacts for path in self.folder.glob(pattern)})
-            sync(self.folder, artifacts=files, status=status, on_warning=self.on_warning, **self._told)
+            for child in self.children:
+                catch_up(child, uri=self.uri, on_warning=self.on_warning)
+            sync(
+                self.folder, artifacts=_matching(self.folder, self.artifacts), status=status, children=self.children,
+                uri=self.uri, on_warning=self.on_warning, **self._told,
+            )  # fmt: skip
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self._warn(lines[0].replace(self.uri.rstrip("/"), _public(self.uri).rstrip("/"))[:200])

@@ -100,6 +100,7 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
             params=flat(config.plain()),
             tags={"sitkit.kind": "training", "sitkit.identity": folder.name.rpartition("-")[2]},
             artifacts=("previews/*.png", "config.yaml", ENVIRONMENT),
+            model=examples(config.data).shape if config.run.log_model else None,
             enabled=config.run.track,
             on_warning=lambda text: progress(Event("train", message=text)),
         ):

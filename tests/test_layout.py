@@ -27,13 +27,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
         "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search",
-        "certify", "report", "doctor",
+        "certify", "report", "served", "publish", "doctor",
     ),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip
 
 FENCES = {
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "served"},
     "optuna": {"search"},
     "ray": {"executor"},
     "typer": {"cli"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import html.parser
 import json
 import re
@@ -25,6 +26,7 @@ from sitkit.registry import UserError
 from sitkit.report import report
 from sitkit.report.page import Page, Section, Table, Value
 from sitkit.report.recipe import evaluate_command
+from sitkit.results import read_results, runs_of
 
 MADE = tempfile.TemporaryDirectory(prefix="sitkit-reports-")
 LARGEST = 5_000_000
@@ -46,6 +48,10 @@ def measured(base: str) -> Path:
 @functools.cache
 def written(base: str) -> Path:
     return report(measured(base))
+
+
+def page_of(of: str) -> Path:
+    return studied() / "report.html" if of == "study" else written(of)
 
 
 class Elements(html.parser.HTMLParser):
@@ -180,6 +186,78 @@ def test_what_people_write_is_text_and_never_markup() -> None:
     assert Elements(svg).open == []
 
 
+# Studies
+
+BASE = """
+data: {name: digits}
+backbone: {name: sit-xs/4, hidden_size: 32, depth: 1, num_heads: 2}
+train: {steps: 6, batch: 8, lr: 1e-3, ema: 0.9}
+sample: {n: 70}
+run: {threads: 1, track: false, sample_every: 0, log_every: 2}
+"""
+STUDY = """
+title: "Two samplers <b>"
+source: "Nobody, 1900"
+base: base.yaml
+metric: frechet
+set: {target: velocity}
+seeds: [0, 1]
+rows:
+  - {label: ODE, sampler: heun, columns: {"4": {sampler: {steps: 2}}, "8": {sampler: {steps: 4}}}, paper: {"4": 2.5}}
+  - {label: SDE, sampler: {name: euler-maruyama, last_step: tweedie}, diffusion: sigma}
+  - {label: wild, sampler: heun, train: {lr: 1e30}, columns: {"4": {sampler: {steps: 2}}, "8": {sampler: {steps: 4}}}}
+columns: {"4": {sampler: {steps: 4}}, "8": {sampler: {steps: 8}}}
+"""
+
+
+@functools.cache
+def studied() -> Path:
+    """The folder of a study of curves, one of which failed, with its report."""
+    folder = Path(MADE.name) / "study"
+    folder.mkdir()
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "study.yaml").write_text(STUDY)
+    left = call("ablate", folder / "study.yaml", "--runs", folder / "runs")
+    assert left.status == 1 and left.err.count("wild") >= 4, left.err
+    assert call("report", folder / "study.yaml", "--runs", folder / "runs").status == 0
+    return folder / "studies" / "study"
+
+
+def test_a_study_s_page_is_what_the_study_concluded() -> None:
+    results = read_results(studied())
+    text = (studied() / "report.html").read_text()
+    page = Elements(text)
+    assert page.open == [] and len(text) < LARGEST
+    for name in ("study", "study.yaml", studied()):
+        assert report(name, studied().parent.parent / "runs") == studied() / "report.html"
+    for estimate in results.estimates:
+        assert f'data-key="{estimate.mean!r}"' in text and f"{estimate.mean:.3g} \u00b1 {estimate.stderr:.2g}" in text
+    marked = text.count('class="n best"') + text.count('class="n grey"')
+    assert marked == sum(estimate.standing in ("best", "close") for estimate in results.estimates)
+    assert "published 2.5" in text and "Nobody, 1900" in text and "&lt;b&gt;" in text
+    assert "The loss became" in text and "4 of 12 cells have no number" in text
+    done = [cell for cell in results.cells if cell.state == "done"]
+    assert len(done) == 8
+    for cell in done:
+        record = checkpoint.read_json(runs_of(studied(), results) / str(cell.evaluation))
+        command = evaluate_command(runs_of(studied(), results) / str(cell.run), record)
+        assert html.escape(command).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in text
+
+
+def test_a_study_of_costs_is_drawn_as_curves_with_errors() -> None:
+    text = (studied() / "report.html").read_text()
+    assert (
+        "frechet against evaluations" in text and ">SDE</text>" in text and ">evaluations a sample (NFE)</text>" in text
+    )
+    assert text.count("data:image/png") == 5  # The data, and two rows at two costs.
+
+
+def test_a_study_without_results_is_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    with pytest.raises(UserError, match="sitkit ablate"):
+        report(tmp_path / "study.yaml", tmp_path / "runs")
+
+
 # Charts
 
 
@@ -274,10 +352,10 @@ def chromium() -> Iterator[Offline]:
     driver.quit()
 
 
-@pytest.mark.parametrize("base", ["points", "digits"])
+@pytest.mark.parametrize("of", ["points", "digits", "study"])
 @pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
-def test_it_opens_from_disk_and_fits(chromium: Offline, base: str, width: int, dark: bool) -> None:
-    driver = chromium.open(written(base), width, dark)
+def test_it_opens_from_disk_and_fits(chromium: Offline, of: str, width: int, dark: bool) -> None:
+    driver = chromium.open(page_of(of), width, dark)
     assert (
         driver.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     )
@@ -311,10 +389,11 @@ return [...document.querySelectorAll('h1, h2, h3, p, dt, dd, td, th, th button, 
 """
 
 
+@pytest.mark.parametrize("of", ["digits", "study"])
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_can_be_read(chromium: Offline, dark: bool) -> None:
+def test_text_can_be_read(chromium: Offline, of: str, dark: bool) -> None:
     """WCAG 2.2, success criterion 1.4.3: a contrast of 4.5 at least."""
-    assert chromium.open(written("digits"), dark=dark).execute_script(CONTRAST) == []
+    assert chromium.open(page_of(of), dark=dark).execute_script(CONTRAST) == []
 
 
 def test_tables_sort_by_mouse_and_by_keys(chromium: Offline) -> None:

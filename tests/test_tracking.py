@@ -232,6 +232,79 @@ def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None
     assert client(store).get_run(run_id(folder)).data.tags["mlflow.parentRunId"] == run_id(tmp_path / "study")
 
 
+def test_children_are_nested_once_and_tagged(store: str, tmp_path: Path, folder: Path) -> None:
+    """A training that two studies share stays under the first, and carries the tags of both."""
+    (tmp_path / "unsent").mkdir()
+    log(folder, range(2))
+    sync(folder, name="training")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tags = {folder: {f"sitkit.study.{name}": "true"}, tmp_path / "unsent": {"a": "b"}, tmp_path / "missing": {}}
+        sync(tmp_path / name, name=name, children=tags)
+    tags = client(store).get_run(run_id(folder)).data.tags
+    assert tags["mlflow.parentRunId"] == run_id(tmp_path / "one")
+    assert tags["sitkit.study.one"] == tags["sitkit.study.two"] == "true"
+    assert len(runs(store)) == 3
+
+
+def test_children_that_were_missed_are_sent_with_their_parent(
+    store: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    said: list[str] = []
+    (folder / "grid.png").write_bytes(b"png")
+    with Tracker(folder, name="training", params={"lr": 1}, tags={"kind": "training"}, on_warning=said.append):
+        log(folder, range(3))
+    assert len(said) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    (tmp_path / "study").mkdir()
+    with Tracker(tmp_path / "study", name="study", children={folder: {"row": "GVP"}}, on_warning=said.append):
+        pass
+    assert len(said) == 1 and len(runs(store)) == 2
+    assert points(store, folder, "loss") == [(s, 1 / (1 + s)) for s in range(3)]
+    run = client(store).get_run(run_id(folder))
+    assert run.info.status == "FINISHED" and run.data.params == {"lr": "1"}
+    assert (
+        run.data.tags | {"kind": "training", "row": "GVP", "mlflow.parentRunId": run_id(tmp_path / "study")}
+        == run.data.tags
+    )
+    assert [a.path for a in client(store).list_artifacts(run_id(folder))] == ["grid.png"]
+    # Whole, it is not sent again, and asks nobody.
+    monkeypatch.setattr(tracking, "sync", lambda *a, **k: pytest.fail("sent again"))
+    assert not tracking.catch_up(folder)
+    log(folder, range(3, 4))
+    with pytest.raises(pytest.fail.Exception):
+        tracking.catch_up(folder)
+
+
+def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: str, tmp_path: Path) -> None:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from mlflow.models import get_model_info
+    from mlflow.pyfunc import load_model
+    from runs import copied, trained
+
+    import sitkit
+    from sitkit.sample import sample
+
+    run = copied(trained("points"), tmp_path / "runs")
+    for status in ("RUNNING", "FINISHED", "FINISHED"):
+        sync(run, name="n", model=(2,), status=status)
+        kept = [a.path for a in client(store).list_artifacts(run_id(run))]
+        assert kept == ([] if status == "RUNNING" else ["model"])
+    place = client(store).download_artifacts(run_id(run), "model")
+    signature = get_model_info(place).signature
+    assert signature.inputs.input_names() == ["index", "label"]
+    assert [spec.shape for spec in signature.outputs.inputs] == [(-1, 2)]
+    assert not [path for path in Path(place).rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
+    drawn = sample(sitkit.load(run)).x[:5]
+    classes = sitkit.load(run).examples.num_classes
+    model = load_model(place)
+    asked = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})
+    assert torch.allclose(torch.from_numpy(model.predict(asked)), drawn, atol=1e-5)
+
+
 # Kills, resumes and lost stores
 
 

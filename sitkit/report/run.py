@@ -74,7 +74,7 @@ def run_page(folder: Path) -> Page:
         Section("Quality and cost", "Evaluations of the network for one sample.", _against_nfe(records)),
         Section("Training", "The mean of each logged stretch of steps.", _curves([trained])),
         Section("Samples", EQUAL_PLACES, _samples(trained)),
-        Section("Path", "Time runs from noise, t = 0, to data, t = 1.", paths([config], _diffusions(trained, records))),
+        Section("Path", "Time runs from noise, t = 0, to data, t = 1.", paths([config], forms_of(trained, records))),
         Section("Configuration", "", _configuration(trained)),
         Section("Environment", "", [Facts(environment_facts(trained.environment))] if trained.environment else []),
     ]  # fmt: skip
@@ -222,7 +222,7 @@ def nfe_chart(curves: Mapping[str, Sequence[tuple[int, float, float | None]]], m
     values = [value for curve in curves.values() for _, value, _ in curve]
     return chart.lines(
         series, label=f"{metric} against evaluations", xlabel="evaluations a sample (NFE)", ylabel=metric,
-        logx=True, logy=_spread(values),
+        logx=True, logy=spread(values),
     )  # fmt: skip
 
 
@@ -236,12 +236,12 @@ def _curves(runs: Sequence[Trained]) -> list[Charts]:
             curve = Curve(name, [s for s, _ in points], [v for _, v in points])
             title = name.replace("_", " ")
             svg = chart.lines([curve], label=f"{title} against training steps", xlabel="training step", ylabel=title,
-                              logy=_spread([v for _, v in points]))  # fmt: skip
+                              logy=spread([v for _, v in points]))  # fmt: skip
             charts.append(Chart(svg, title))
     return [Charts(charts)] if charts else []
 
 
-def _spread(values: Sequence[float]) -> bool:
+def spread(values: Sequence[float]) -> bool:
     """Whether positive values differ so much that they need a logarithmic axis."""
     return min(values) > 0 and max(values) > 10 * min(values)
 
@@ -267,7 +267,7 @@ def _samples(trained: Trained) -> list[Sheets | Notes]:
     return [Sheets(sheets), *([Notes([f"{rest} more samplings are in the run's folder."])] if rest > 0 else [])]
 
 
-def _diffusions(trained: Trained, records: Sequence[Mapping[str, Any]]) -> list[Any]:
+def forms_of(trained: Trained, records: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The w that the run was sampled with, kl-eta with the loss that was measured for it."""
     from sitkit.diffusion import KLEta
     from sitkit.registry import diffusions

@@ -15,7 +15,7 @@ from sitkit.sample import ARRAYS, PICTURE
 
 MOST_SHEETS = 48
 # Pixels of the page for one image, at least; larger images are shown smaller by `picture.sheet`.
-CELL, COLUMNS, SMALL, LARGE = 32, 10, 60, 20
+CELL, COLUMNS, SMALL, LARGE = 28, 10, 60, 20
 
 
 def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:

@@ -1,0 +1,76 @@
+"""A study in MLflow: one run with its tables and its report, and below it the runs of its trainings, and of their cells."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sitkit import checkpoint
+from sitkit.progress import Event, Progress, silent
+from sitkit.report import REPORT, report
+from sitkit.results import FILE, Results, read_results, runs_of
+from sitkit.tracking import METRICS, Tracker, is_sent
+
+DIGEST = "published.json"
+ARTIFACTS = ("table.*", FILE, REPORT)
+
+
+def publish(folder: Path, progress: Progress = silent) -> None:
+    """Write a study's report and tell MLflow of the results in its folder; told already, nothing is done.
+
+    The study's metrics are how many cells are done and have failed, and the mean of each row and column.  Its trainings
+    become its children unless another study has them; all of its runs carry the tag sitkit.study.<name>, and those of
+    cells their row, column and seed.  A tracker that is down is a warning, and gets it all by the same command later.
+    """
+    results = read_results(folder)
+    digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    known = (folder / DIGEST).exists() and checkpoint.read_json(folder / DIGEST) == digest
+    if known and is_sent(folder):
+        return
+    if not known:
+        report(folder)
+        rows = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
+        row = {"step": rows.count("\n"), "time": time.time(), **_numbers(results)}
+        checkpoint.write(folder / METRICS, rows + checkpoint.to_json(row) + "\n")
+        checkpoint.write_json(folder / DIGEST, digest)
+    tracker = Tracker(
+        folder,
+        name=results.title or folder.name,
+        params={
+            "file": results.file,
+            "base": results.base,
+            "seeds": results.seeds,
+            "sample_seeds": results.sample_seeds,
+        },
+        tags={"sitkit.kind": "study", f"sitkit.study.{folder.name}": "true"},
+        artifacts=ARTIFACTS,
+        children=_children(folder, results),
+        on_warning=lambda text: progress(Event("ablate", message=text)),
+    )
+    with tracker:
+        pass
+
+
+def _numbers(results: Results) -> dict[str, float]:
+    states = [cell.state for cell in results.cells]
+    counts = {"cells/done": states.count("done"), "cells/failed": states.count("failed")}
+    metric = "-".join(results.lower_is_better)
+    return counts | {f"{metric}/{s.row}/{s.column or 'value'}": s.mean for s in results.estimates}
+
+
+def _children(folder: Path, results: Results) -> dict[Path, dict[str, Any]]:
+    """The folders of the study's trainings, then of its cells, with the tags that say what they are in it."""
+    runs, mark = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
+    trainings: dict[Path, dict[str, Any]] = {}
+    cells: dict[Path, dict[str, Any]] = {}
+    for cell in results.cells:
+        if cell.run is None:
+            continue
+        trainings[runs / cell.run] = mark
+        if cell.samples is not None:
+            here: Mapping[str, Any] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
+            cells[runs / cell.run / "samples" / cell.samples] = mark | {f"sitkit.{k}": str(v) for k, v in here.items()}
+    return trainings | cells
