@@ -14,8 +14,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from sitkit import noise
+from sitkit.curvature import fitted
 from sitkit.run import load
-from sitkit.sample import bound, usable
+from sitkit.sample import bound
 
 
 class Served(PythonModel):
@@ -32,11 +33,11 @@ class Served(PythonModel):
         device = next(iter(run.network.parameters()), torch.empty(0)).device
         index, y = (torch.from_numpy(np.array(model_input[name], dtype=np.int64)) for name in ("index", "label"))
         keys = noise.sample_keys(config.sample.seed, index).to(device)
-        drawn = config.sampler.sample(
+        drawn = fitted(config.sampler, run).sample(
             run.field,
             noise.normal(keys, run.shape, noise.INITIAL),
             y.to(device),
-            diffusion=usable(config.diffusion, run),
+            diffusion=fitted(config.diffusion, run),
             guidance=bound(config.guidance, run),
             seeds=keys,
         )

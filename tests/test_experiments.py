@@ -141,6 +141,15 @@ def test_the_paper_s_scale_is_the_paper_s() -> None:
 
 
 def test_experiments_hold_settings_and_no_code() -> None:
-    assert {path.suffix for path in FOLDER.iterdir()} == {".yaml"}
-    for path in FOLDER.iterdir():
+    assert {path.name for path in FOLDER.iterdir() if path.suffix != ".yaml"} == {"RESULTS.md"}
+    for path in FOLDER.glob("*.yaml"):
         assert read_yaml(path).values
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_results_have_every_cell_beside_the_paper_s(path: Path) -> None:
+    text = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    section = text.partition(f"## Table {path.stem[-1]}")[2].partition("\n## ")[0]
+    for printed in set(PRINTED[path.stem].values()):
+        assert f"[{printed:g}]" in section
+    assert section.count("\u00b1") >= 2 * len(PRINTED[path.stem])

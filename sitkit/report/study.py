@@ -208,8 +208,9 @@ def _losses(results: Results, trained: Mapping[str, Trained]) -> list[Charts]:
     """The loss of one training for each model, named by the first row that uses it."""
     named: dict[str, Trained] = {}
     for cell in _firsts(results):
-        if cell.run in trained and trained[cell.run] not in named.values():
-            named.setdefault(cell.row, trained[cell.run])
+        run = trained.get(cell.run or "")
+        if run is not None and run not in named.values():
+            named.setdefault(cell.row, run)
     curves = []
     for name, run in list(named.items())[:MOST_CURVES]:
         points = [(row["step"], row["loss"]) for row in run.rows if isinstance(row.get("loss"), float)]
