@@ -175,7 +175,7 @@ IMPOSSIBLE = [
     ("sampler.steps", "sampler.stepz", 10, "no field 'stepz'"),
     ('"6": 2', '"8": 2', 6, "number for '8'"),
     ('{"3": 1.5, "6": 2}', "best", 6, "paper is a number"),
-    ("label: GVP", 'label: GVP\n    columns: {"9": {sampler: euler}}', 7, "the row sets '9'"),
+    ("label: GVP", 'label: GVP\n    columns: {"9": {sampler: euler}}', 7, "the row has settings for '9'"),
     ("label: GVP", 'label: GVP\n    columns: {"6": 9}', 7, "columns of a row are settings for each column"),
     ("label: GVP", 'label: GVP\n    columns: {"6": {sampler: {stepz: 9}}}', 8, "no field 'stepz'"),
     ("sampler: heun", "sampler: huen", 4, "'heun'"),

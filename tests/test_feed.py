@@ -115,9 +115,11 @@ def test_negative_workers_are_refused() -> None:
 
 def test_ctrl_c_ends_the_process_at_once() -> None:
     code = """if True:
-        import itertools, threading
+        import itertools, signal, threading
         from sitkit.data.feed import feed
         from sitkit.registry import datasets
+        # Python leaves ctrl-C ignored where its parent does, as a shell's background job.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         data = datasets.create("points", size=100).load()
         try:
             with feed(data, 0, itertools.count(), 8, workers=4) as batches:

@@ -27,8 +27,8 @@ from sitkit.testing import Law, NotShown, laws_of, obey, parametrize_with_laws
 from sitkit.timestep import Timestep
 from sitkit.weighting import Weighting
 
-# What takes a network, a minute or files of one's own.
-LEFT_OUT = {"run-classifier", "inception", "dinov2", "sit"}
+# What takes a connection, a minute, files of one's own or a trained run.
+LEFT_OUT = {"run-classifier", "inception", "dinov2", "sit", "sd-vae", "adapted"}
 # Their laws are checked with the solvers' own, in test_sampler and test_multistep.
 SLOW = {"euler-maruyama", "stochastic-heun", "dpm++-2m-sde", "unipc"}
 
@@ -44,6 +44,7 @@ def ours() -> Iterator[Component]:
             except UserError:
                 continue
     yield sitkit.backbones.create("sit-xs/2")
+    yield sitkit.timesteps.create("adapted", curvature=((0.1, 1.0), (0.5, 4.0), (0.9, 0.25)))
 
 
 @parametrize_with_laws(*ours())
