@@ -29,12 +29,12 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 def write(path: str | Path, data: bytes | str) -> None:
     """Write a whole file or nothing; text is UTF-8.  Missing folders are made.  Raises WorkFailed where it cannot."""
-    with _replacing(Path(path)) as fresh:
+    with replacing(Path(path)) as fresh:
         fresh.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A name to write to; on leaving, its bytes are on the disk and it takes the place of `path`."""
     fresh = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -110,7 +110,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
     from safetensors.torch import save_file
 
     metadata = {KEY: to_json(header)}
-    with _replacing(Path(path)) as fresh:
+    with replacing(Path(path)) as fresh:
         try:
             save_file(_separate(tensors), fresh, metadata)
         except SafetensorError as error:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import json
+import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from filelock import FileLock
 
 from sitkit import checkpoint
 from sitkit.config import flat, identity
-from sitkit.data.dataset import Dataset
-from sitkit.metrics.metric import Metric
+from sitkit.drawn import Drawn
+from sitkit.metrics.features import Extraction, Extractor
+from sitkit.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
 from sitkit.progress import Event, Progress, silent
-from sitkit.registry import spec
-from sitkit.run import METRICS, Run, environment, examples
-from sitkit.sample import Drawn, sample, sampling_identity
+from sitkit.reference import Reference
+from sitkit.registry import UserError, spec
+from sitkit.run import METRICS, Run, environment, examples, read_config_of
+from sitkit.sample import sample, sampling_identity
 from sitkit.tracking import Tracker, run_id
+from sitkit.world import joined
+
+# Samples of at most so many bytes together are kept, unless run.keep_samples says otherwise.
+KEPT = 2**30
+# What the metrics draw at random (bootstrap, directions, subsets, halves) comes from this seed.
+SEED = 0
 
 
 class Evaluation(NamedTuple):
@@ -33,28 +43,74 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
-    """Every metric of the configuration on the run's samples against all its data; what is done is not done again."""
-    done = []
-    drawn: Drawn | None = None
-    new = False
-    for metric in run.config.metric:
-        path = run.folder / "evaluations" / f"{evaluation_identity(run, metric)}.json"
-        if not path.is_file():
-            drawn = drawn or sample(run, progress)
-            checkpoint.write_json(path, _measure(run, metric, drawn))
-            new = True
-        done.append(Evaluation(path, checkpoint.read_json(path)))
-    if new and drawn is not None and run.config.run.track:
-        _track(run, drawn, done, progress)
-    return done
+    """Every metric of the configuration on one set of the run's samples; what is done is not done again.
+
+    Ranks under torchrun, or several processes on one folder, share the work.  On a CPU the numbers are the same to the last
+    digit for any batch and number of processes, and after any kill.
+    Raises UserError before any sample is drawn for a metric that cannot be had.
+    """
+    paths = {
+        metric: run.folder / "evaluations" / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric
+    }
+    missing = [metric for metric, path in paths.items() if not path.is_file()]
+    if missing:
+        with joined(run.config.run.device) as world:
+            eyes = _extractions(run, missing)
+            keep = _keep(run, missing)
+            costly = tuple(eye for extractor, eye in eyes.items() if extractor.learnt or not keep)
+            drawn = sample(run, progress, keep=keep, extractions=costly)
+            reference = Reference(examples(run.config.data.source()), run.folder.parent / "references")
+            first = world.rank * len(missing) // world.size
+            for metric in missing[first:] + missing[:first]:
+                path = paths[metric]
+                with FileLock(drawn.folder / f".{path.stem}.lock"):
+                    if not path.is_file():
+                        checkpoint.write_json(path, _measure(run, metric, drawn, eyes, reference, progress))
+            if world.lead and run.config.run.track:
+                _track(run, drawn, [Evaluation(path, checkpoint.read_json(path)) for path in paths.values()], progress)
+    return [Evaluation(path, checkpoint.read_json(path)) for path in paths.values()]
+
+
+def _extractions(run: Run, wanted: list[Metric]) -> dict[Extractor, Extraction]:
+    """The extractors of the metrics, ready for work."""
+    device = next(iter(run.network.parameters()), torch.empty(0)).device
+    seen = examples(run.config.data.source())
+    eyes: dict[Extractor, Extraction] = {}
+    for metric in wanted:
+        if isinstance(metric, FeatureMetric):
+            if metric.features not in eyes:
+                eyes[metric.features] = metric.features.build(seen, device, run.folder.parent / "extractors")
+            metric.require(eyes[metric.features])
+    if run.config.sample.n < 2:
+        raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
+    return eyes
+
+
+def _keep(run: Run, wanted: list[Metric]) -> bool:
+    """Whether the samples themselves are stored, and not only their features."""
+    asked = run.config.run.keep_samples
+    if asked is not None and (asked or all(isinstance(metric, FeatureMetric) for metric in wanted)):
+        return asked
+    data = examples(run.config.data.source())
+    size = math.prod(data.shape) * (1 if data.is_image else 4)
+    return run.config.sample.n * size <= KEPT or not all(isinstance(metric, FeatureMetric) for metric in wanted)
+
+
+def title(record: dict[str, Any]) -> str:
+    """The metric of a record by name, with its features unless they are the values themselves."""
+    metric = record["metric"]
+    features = metric.get("features", {}).get("name", "pixels")
+    return metric["name"] if features == "pixels" else f"{metric['name']}-{features}"
 
 
 def _track(run: Run, drawn: Drawn, done: list[Evaluation], progress: Progress) -> None:
     """The numbers as a child of the training's run: its curves are one point each."""
     row: dict[str, Any] = {"step": run.step, "time": time.time(), "nfe": drawn.record["nfe"]}
     for evaluation in done:
-        name = evaluation.record["metric"]["name"]
-        row |= {name: evaluation.value, f"{name}_halves": evaluation.record["halves"]}
+        name = title(evaluation.record)
+        row |= {name: evaluation.value}
+        if evaluation.record["halves"] is not None:
+            row |= {f"{name}_halves": evaluation.record["halves"]}
     checkpoint.write(drawn.folder / METRICS, checkpoint.to_json(row) + "\n")
     tracker = Tracker(
         drawn.folder,
@@ -71,32 +127,77 @@ def _track(run: Run, drawn: Drawn, done: list[Evaluation], progress: Progress) -
 
 def evaluation_identity(run: Run, metric: Metric) -> str:
     """What determines the number: the sampling, the metric and the reference data."""
-    return identity(sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint)
+    parts = [sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint]
+    file = getattr(metric, "reference", None)
+    return identity(*parts, *([_digest(file)] if file else []))
 
 
-def _measure(run: Run, metric: Metric, drawn: Drawn) -> dict[str, Any]:
-    data = run.examples
-    measured = metric.measure(drawn.x, reference(run.config.data.source()))
-    halves = metric.halves(reference(run.config.data.source()))
+def _digest(path: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: there is no such file of reference statistics.")
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def command(run: Run, metric: Metric) -> list[str]:
+    """The words that get the number again, in a folder where the run's path is what it is here."""
+    config, written = run.config.plain(), read_config_of(run.folder).plain()
+    settings: dict[str, Any] = {
+        key: config[key] for key in ("sampler", "diffusion", "guidance") if config[key] != written[key]
+    }
+    for key, value in config["sample"].items():
+        if key not in ("n", "batch") and value != written["sample"].get(key):
+            settings[f"sample.{key}"] = value
+    settings["metric"] = [spec(metric)]
+    words = ["sitkit", "evaluate", str(run.folder), "--step", str(run.step), "-n", str(run.config.sample.n)]
+    words += ["--device", next(iter(run.network.parameters()), torch.empty(0)).device.type]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    return words
+
+
+def _measure(
+    run: Run,
+    metric: Metric,
+    drawn: Drawn,
+    eyes: dict[Extractor, Extraction],
+    reference: Reference,
+    progress: Progress,
+) -> dict[str, Any]:
+    data, config = reference.data, run.config
+    if isinstance(metric, FeatureMetric):
+        eye, learnt = eyes[metric.features], metric.features.learnt
+        samples = drawn.features(eye)[metric.reads].double()
+        target = reference.features(eye, learnt, progress)[metric.reads].double()
+        require_comparable(samples, target)
+        measured = metric.compare(samples, target, seed=SEED)
+        features = {"fingerprint": eye.fingerprint, **eye.record}
+    else:
+        eye, learnt, features = None, False, None
+        measured: Measurement = metric.measure(drawn.x, reference.x(), seed=SEED)
+    file = getattr(metric, "reference", None)
+    device = next(iter(run.network.parameters()), torch.empty(0)).device
     return {
         "metric": spec(metric),
         "value": measured.value,
         "stderr": measured.stderr,
-        "halves": halves.value,
+        "halves": reference.halves(metric, eye, learnt),
         "notes": list(measured.notes),
-        "n": len(drawn.x),
-        "reference": {"data": spec(run.config.data), "n": len(data), "fingerprint": data.fingerprint},
+        "n": drawn.n,
+        "reference": {
+            "data": spec(config.data), "n": reference.n, "fingerprint": data.fingerprint,
+            "file": file, "sha256": _digest(file) if file else None,
+        },
+        "features": features,
         "run": run.folder.name,
+        "training": run.identity,
+        "checkpoint": {"step": run.step, "weights": config.sample.weights},
         "samples": drawn.folder.name,
+        "labels": config.sample.model_dump(mode="json")["labels"],
+        "seeds": {"train": config.train.seed, "sample": config.sample.seed, "metric": SEED},
+        "nfe": drawn.record["nfe"],
+        "rounding": drawn.record["rounding"],
         "sampling": {k: v for k, v in drawn.record.items() if k != "environment"},
-        "environment": environment(torch.device("cpu")),
-    }
-
-
-@functools.lru_cache(maxsize=2)
-def reference(dataset: Dataset) -> Tensor:
-    """All examples of a data set, (n, *shape) float32."""
-    import numpy as np
-
-    data = examples(dataset)
-    return data.read(np.arange(len(data)))
+        "environment": environment(device),
+        "command": command(run, metric),
+    }  # fmt: skip

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import io
+=======
+import dataclasses
+import functools
+>>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from sitkit import checkpoint, noise, picture
+from sitkit import checkpoint, noise, npz, picture
 from sitkit.config import Config, identity, training_identity
+<<<<<<< HEAD
 from sitkit.curvature import fitted
 from sitkit.data.dataset import Examples
 from sitkit.field import Field
 from sitkit.guidance import Guidance, Weights
+=======
+from sitkit.diffusion import Diffusion, KLEta
+from sitkit.drawn import ARRAYS, SHARD, Drawn, Shards, seen, stored
+from sitkit.field import Field
+from sitkit.guidance import Guidance, Weights
+from sitkit.losscurve import velocity_losses
+from sitkit.metrics.features import Extraction
+>>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed, spec
 from sitkit.run import Run, environment, load
-from sitkit.sampler import AdaptiveODE
-
-RECORD, ARRAYS, PICTURE = "record.json", "samples.npz", "grid.png"
-ROW = 10
-
-
-class Drawn(NamedTuple):
-    """Samples on disk: x (n, *shape) float32 as the metrics see them (images after rounding), y (n,), the recipe."""
-
-    folder: Path
-    x: Tensor
-    y: Tensor
-    record: dict[str, Any]
+from sitkit.sampler import AdaptiveODE, Plan
+from sitkit.share import share
+from sitkit.world import joined
 
 
 def sampling_identity(config: Config, step: int) -> str:
@@ -96,12 +103,121 @@ def bound(guidance: Guidance, run: Run) -> Guidance:
     return guidance.bind(run.field, load_field)
 
 
-def sample(run: Run, progress: Progress = silent) -> Drawn:
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """How a run's samples are drawn: everything that sample i depends on beyond i.
+
+    Raises UserError, before any evaluation, for settings that cannot give right samples.
+    """
+
+    run: Run
+
+    def __post_init__(self) -> None:
+        config = self.run.config
+        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.examples.num_classes)
+        _ = self.plan
+
+    @functools.cached_property
+    def guidance(self) -> Guidance:
+        """The guidance with what it needs of other runs."""
+        return bound(self.run.config.guidance, self.run)
+
+    @functools.cached_property
+    def diffusion(self) -> Diffusion:
+        """The diffusion with what it needs of the run."""
+        return usable(self.run.config.diffusion, self.run)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The span and the steps."""
+        config = self.run.config
+        return config.sampler.plan(config.interp, config.target, self.diffusion, self.guidance)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(iter(self.run.network.parameters()), torch.empty(0)).device
+
+    @property
+    def at_once(self) -> int:
+        """How many samples go through the solver together."""
+        return block(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
+
+    def draw(self, first: int, last: int, progress: Callable[[int], None]) -> Part:
+        """Samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
+        run, size = self.run, self.at_once
+        config = run.config
+        began, nfe, paths = time.monotonic(), 0, None
+        parts: list[Tensor] = []
+        labels: list[Tensor] = []
+        for start in range(first, last, size):
+            wanted = min(size, last - start)
+            # On a CPU the block is always whole: a row's last digits may depend on the number of rows.
+            index = torch.arange(start, start + (size if self.device.type == "cpu" else wanted))
+            keys = noise.sample_keys(config.sample.seed, index)
+            y = labels_of(config, index, keys, run.examples.num_classes)
+            keys = keys.to(self.device)
+            drawn = config.sampler.sample(
+                run.field,
+                noise.normal(keys, run.shape, noise.INITIAL),
+                y.to(self.device),
+                diffusion=self.diffusion,
+                guidance=self.guidance,
+                seeds=keys,
+                trajectory=not run.examples.is_image and start == 0,
+            )
+            if drawn.trajectory is not None:
+                paths = drawn.trajectory[:, : min(100, wanted)].cpu()
+            nfe = max(nfe, drawn.nfe)
+            parts.append(config.autoencoder.decode(drawn.x[:wanted]).cpu())
+            labels.append(y[:wanted])
+            progress(start + wanted - first)
+        x = torch.cat(parts)
+        bad = int((~x.isfinite().flatten(1).all(1)).sum())
+        if bad:
+            raise WorkFailed(
+                f"{bad} of {last - first} samples are not finite: {config.sampler.name} on a network at step {run.step}."
+            )
+        return Part(x, torch.cat(labels), nfe, time.monotonic() - began, paths)
+
+    def record(self) -> dict[str, Any]:
+        """What anyone needs to draw the same samples, and what they are."""
+        config, plan = self.run.config, self.plan
+        return {
+            "recipe": sampling_recipe(config, self.run.step),
+            "training": self.run.identity,
+            "times": [float(plan.times[0]), float(plan.times[-1])],
+            "intervals": len(plan.times) - 1,
+            "last_step": plan.last_step,
+            "notes": list(plan.notes),
+            "rounding": picture.ROUNDING if self.run.examples.is_image else "none",
+            "at_once": self.at_once,
+            "environment": environment(self.device),
+        }
+
+
+class Part(NamedTuple):
+    """Samples first to last - 1: x (m, *shape) as they came, y (m,), evaluations a sample, seconds, paths of some."""
+
+    x: Tensor
+    y: Tensor
+    nfe: int
+    seconds: float
+    paths: Tensor | None
+
+
+def sample(
+    run: Run, progress: Progress = silent, *, keep: bool = True, extractions: tuple[Extraction, ...] = ()
+) -> Drawn:
     """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.
 
+    Shards go to whoever is free: ranks under torchrun, or several processes on one folder, draw the very samples of one
+    process; what is killed continues.  keep: store the samples; without it only a picture and the features that
+    `extractions` give are kept.
     Raises UserError before any evaluation for a setting that cannot give right samples; WorkFailed for samples that
     are not finite.
     """
+<<<<<<< HEAD
     config, data = run.config, run.examples
     folder = run.folder / "samples" / sampling_identity(config, run.step)
     if (folder / RECORD).is_file():
@@ -156,40 +272,79 @@ def sample(run: Run, progress: Progress = silent) -> Drawn:
     }
     _write(folder, x, y, data, record, paths)
     return _read(folder, data)
+=======
+    folder = run.folder / "samples" / sampling_identity(run.config, run.step)
+    shards = Shards(folder, run.examples, run.config.sample.n, keep, extractions)
+    with joined(run.config.run.device) as world:
+        if not shards.finished:
+            drawing = Drawing(run)
+            told = Told(shards, progress, "features" if shards.drawn else "sample")
+            share(
+                shards.count,
+                shards.done,
+                lambda i: _make(i, shards, drawing, told),
+                folder / "shards",
+                world.rank * shards.count // world.size,
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                shards.finish(drawing.record())
+            told(0)
+    record = shards.record
+    assert record is not None
+    return Drawn(folder, run.examples, record)
+>>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 
 
-def _write(folder: Path, x: Tensor, y: Tensor, data: Examples, record: dict[str, Any], paths: Tensor | None) -> None:
-    buffer = io.BytesIO()
-    values = {"images": picture.to_uint8(x)} if data.is_image else {"points": x.numpy()}
-    np.savez_compressed(buffer, allow_pickle=False, **values, labels=y.numpy())
-    checkpoint.write(folder / ARRAYS, buffer.getvalue())
-    show(x, y, data, folder / PICTURE, paths)
-    checkpoint.write_json(folder / RECORD, record)
+def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:
+    """Draw shard i, unless it is there, and extract what is asked for of it."""
+    kept = shards.read(i)
+    if kept is None:
+        part = drawing.draw(*shards.range(i), told)
+        kept = stored(part.x, shards.data)
+        keep = shards.keep or shards.count == 1
+        # The first shard is always there to be looked at.
+        tensors = {"y": part.y} | ({"x": kept} if keep or i == 0 else {})
+        if part.paths is not None:
+            tensors["paths"] = part.paths
+        checkpoint.save(shards.shard(i), tensors, {"kept": keep, "nfe": part.nfe, "seconds": part.seconds})
+    for extraction in shards.missing(shards.extractions):
+        if not shards.part(i, extraction).is_file():
+            checkpoint.save(shards.part(i, extraction), extraction(seen(kept)), {"fingerprint": extraction.fingerprint})
+    told(0)
 
 
-def _read(folder: Path, data: Examples) -> Drawn:
-    with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
-        y = torch.from_numpy(arrays["labels"])
-        if data.is_image:
-            x = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        else:
-            x = torch.from_numpy(arrays["points"])
-    return Drawn(folder, x, y, checkpoint.read_json(folder / RECORD))
+class Told:
+    """Tells how far the work of all processes on a folder is, and how fast it goes."""
+
+    def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
+        self.shards, self.progress, self.stage = shards, progress, stage
+        self.began, self.before = time.monotonic(), self.all()
+
+    def all(self) -> int:
+        """How many samples are in whole shards, whoever made them."""
+        ranges = [self.shards.range(i) for i in range(self.shards.count) if self.shards.done(i)]
+        return sum(last - first for first, last in ranges)
+
+    def __call__(self, within: int) -> None:
+        """`within`: how many samples of the shard at hand are drawn."""
+        done = min(self.all() + within, self.shards.n)
+        speed = (done - self.before) / max(time.monotonic() - self.began, 1e-9)
+        self.progress(Event(self.stage, done, self.shards.n, {"images/s": speed}))
 
 
-def show(x: Tensor, y: Tensor | None, data: Examples, path: Path, paths: Tensor | None = None) -> None:
-    """A picture of samples: images in a grid, one class a row where there are labels; points over the data."""
-    if not data.is_image:
-        if data.shape == (2,):
-            reference = data.read(np.arange(min(len(data), 2000)))
-            picture.scatter(x.cpu(), reference, path, paths)
-        return
-    if y is None or data.num_classes == 0 or int(y.max()) >= data.num_classes:
-        shown = x[: ROW * ROW]
-        picture.grid(picture.to_uint8(shown), path, columns=ROW)
-        return
-    rows = [(y == label).nonzero().flatten()[:ROW] for label in y.unique()[:ROW]]
-    columns = min(len(row) for row in rows)
-    order = torch.cat([row[:columns] for row in rows]).to(x.device)
-    names = [data.class_names[int(label)] for label in y.unique()[:ROW]]
-    picture.grid(picture.to_uint8(x[order]), path, columns=columns, row_labels=names)
+def write_adm(drawn: Drawn, path: Path) -> None:
+    """Samples in the archive that ADM's evaluator reads: arr_0 uint8 (n, h, w, 3), arr_1 the labels, and the record.
+
+    Grey images get three equal channels.  `record` is the recipe as JSON, the rounding rule in it.
+    Raises UserError for samples that are no images.
+    """
+    if not drawn.data.is_image:
+        raise UserError(f"--adm writes images; the samples are of shape {drawn.data.shape}.")
+    n = drawn.n
+    told = checkpoint.to_json({k: v for k, v in drawn.record.items() if k != "environment"})
+    with npz.writing(path, compress=False) as archive:
+        images = npz.rows(drawn.folder / ARRAYS, "images", SHARD)
+        npz.add(archive, "arr_0", n, (np.broadcast_to(part, (*part.shape[:3], 3)) for part in images))
+        npz.add(archive, "arr_1", n, npz.rows(drawn.folder / ARRAYS, "labels", SHARD))
+        npz.add(archive, "record", 1, [np.array([told])])

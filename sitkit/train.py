@@ -22,6 +22,7 @@ from sitkit.autoencoder import modelled_shape
 from sitkit.config import Config, flat
 from sitkit.data.dataset import Examples
 from sitkit.data.feed import feed
+from sitkit.drawn import show
 from sitkit.ema import EMA
 from sitkit.field import Field
 from sitkit.guard import Window
@@ -42,7 +43,6 @@ from sitkit.run import (
     use_threads,
     write_config,
 )
-from sitkit.sample import show
 from sitkit.sampler import Heun
 from sitkit.state import State
 from sitkit.throughput import Throughput

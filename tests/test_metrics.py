@@ -576,3 +576,15 @@ def test_spatial_metrics_refuse_an_extractor_without_places() -> None:
         SFID(features=Pixels()).measure(images(20, 0), images(20, 1))
     x, y = normal(50, 3, seed=0), normal(50, 3, seed=1)
     assert SFID().compare(x, y).value == Frechet().compare(x, y).value
+
+
+def test_numbers_equal_those_that_torch_fidelity_gave() -> None:
+    """torch-fidelity 0.4.0 on these features (its metric functions alone, for it needs torchvision), once, float32."""
+    theirs = {
+        "frechet": 2.2335952113755013, "inception-score": 5.516656047313674, "kid": 1.7046890258789062,
+        "precision": 0.854285717010498, "recall": 0.921999990940094,
+    }  # fmt: skip
+    x, y = features(700, 0) * 1.1, features(500, 1)
+    for name, value in theirs.items():
+        first = x[:500] if name == "kid" else x
+        assert metrics.create(name).compare(first, y).value == pytest.approx(value, rel=1e-4), name

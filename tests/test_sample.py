@@ -15,10 +15,11 @@ from runs import copied, trained
 import sitkit
 from sitkit import checkpoint
 from sitkit.config import read_assignments
+from sitkit.drawn import ARRAYS, PICTURE, RECORD, Drawn
 from sitkit.progress import Event
 from sitkit.registry import UserError, WorkFailed, registries
 from sitkit.run import Run, load
-from sitkit.sample import ARRAYS, PICTURE, RECORD, Drawn, sample
+from sitkit.sample import sample
 
 # 70 samples of a small state are two blocks of 64.
 DRAWN = 128
@@ -251,14 +252,17 @@ def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> N
 def test_progress_counts_samples(tmp_path: Path) -> None:
     said: list[Event] = []
     sample(opened("points", tmp_path), said.append)
-    assert [(event.stage, event.done, event.total) for event in said] == [("sample", n, 70) for n in (64, 70)]
+    assert {(event.stage, event.total) for event in said} == {("sample", 70)}
+    done = [event.done for event in said]
+    assert done == sorted(done) and set(done) == {64, 70} and all(event.values["images/s"] > 0 for event in said)
 
 
 def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
     words = read_assignments(["sampler.steps=4", "sample.n=10"])
     first = sample(load(copied(trained(), tmp_path / "here"), over=words))
+    before = first.x
     shutil.move(tmp_path / "here", tmp_path / "there")
     folder = tmp_path / "there" / trained().name
     shutil.rmtree(folder / "samples")
     again = sample(load(folder, over=words))
-    assert torch.equal(again.x, first.x) and again.folder == folder / "samples" / first.folder.name
+    assert torch.equal(again.x, before) and again.folder == folder / "samples" / first.folder.name

@@ -22,7 +22,7 @@ def _choices(registry: Registry[Any]) -> Callable[[str], list[tuple[str, str]]]:
     return complete
 
 
-def component(plural: str, panel: str) -> Any:
+def component(plural: str, panel: str, more: str = "") -> Any:
     """An option that takes a component's name; its help says what each name means."""
     registry = registries[plural]
     names = [name for name in registry.names() if name not in registry.presets()]
@@ -33,7 +33,7 @@ def component(plural: str, panel: str) -> Any:
         meanings.append("[bold]sit-{s,b,l,xl}/{2,4,8}[/], [bold]sit-xs/{1,2,4}[/]  presets of sit")
     return typer.Option(
         registry.flag,
-        help="\n\n".join(meanings),
+        help="\n\n".join([*meanings, *filter(None, [more])]),
         metavar="NAME",
         rich_help_panel=panel,
         autocompletion=_choices(registry),
@@ -57,6 +57,8 @@ Backbone = Annotated[str | None, component("backbones", MODEL)]
 Autoencoder = Annotated[str | None, component("autoencoders", MODEL)]
 Data = Annotated[str | None, component("datasets", DATA)]
 Metric = Annotated[str | None, component("metrics", DATA)]
+Metrics = Annotated[list[str] | None, component("metrics", DATA, "Repeat it, or name several with commas.")]
+Features = Annotated[str | None, component("extractors", DATA)]
 Sampler = Annotated[str | None, component("samplers", SAMPLING)]
 Diffusion = Annotated[str | None, component("diffusions", SAMPLING)]
 Guidance = Annotated[str | None, component("guidances", SAMPLING)]
@@ -65,6 +67,7 @@ SamplerSteps = Annotated[
 ]
 Count = Annotated[int | None, typer.Option("-n", help="Number of samples.", rich_help_panel=SAMPLING)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Sample seed.", rich_help_panel=SAMPLING)]
+<<<<<<< HEAD
 Ema = Annotated[
     float | None,
     typer.Option(
@@ -72,6 +75,10 @@ Ema = Annotated[
         help="Which average of the weights: a decay that training kept, or the relative width of one to rebuild.",
         rich_help_panel=SAMPLING,
     ),
+=======
+Step = Annotated[
+    int | None, typer.Option("--step", help="Step of the checkpoint, by default the newest.", rich_help_panel=SAMPLING)
+>>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 ]
 PresetName = Annotated[
     str | None, typer.Option("--preset", help="A preset of the run, as a search saves.", rich_help_panel=SAMPLING)

@@ -8,10 +8,10 @@ import numpy as np
 
 from sitkit import picture
 from sitkit.config import Config, label
+from sitkit.drawn import ARRAYS, PICTURE
 from sitkit.registry import UserError, WorkFailed
 from sitkit.report.page import Sheet
 from sitkit.run import examples
-from sitkit.sample import ARRAYS, PICTURE
 
 MOST_SHEETS = 48
 # Pixels of the page for one image, at least; larger images are shown smaller by `picture.sheet`.

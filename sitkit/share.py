@@ -1,0 +1,44 @@
+"""Work that processes divide among themselves through a folder: each part is done once, and a dead worker's again.
+
+Who does a part holds the lock on a file.  The system frees the lock of a process that ends, however it ends, so nothing
+has to be cleaned up, no process needs to know of another, and ranks under torchrun, jobs on several machines with one
+file system, or a single process all run the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def share(count: int, done: Callable[[int], bool], make: Callable[[int], None], locks: Path, first: int = 0) -> None:
+    """Return once parts 0 to count - 1 are done, having called `make` for those that no other process was at.
+
+    done: whether a part is there, so that it is asked again after a lock was waited for.  locks: the folder for the locks'
+    files.  first: the part to begin with, so that many processes do not crowd on one.
+    An error in `make` is raised as it is; the part is then another's to do.
+    """
+    left = [i for i in ((first + k) % count for k in range(count)) if not done(i)]
+    while left:
+        made = [i for i in left if _attempt(i, done, make, locks, wait=False)]
+        left = [i for i in left if not done(i)]
+        if left and not made:
+            # Everything that is left is being done by others: wait for the first of them to end or die.
+            _attempt(left[0], done, make, locks, wait=True)
+            left = [i for i in left if not done(i)]
+
+
+def _attempt(i: int, done: Callable[[int], bool], make: Callable[[int], None], locks: Path, wait: bool) -> bool:
+    if done(i):
+        return False
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / f"{i:05d}.lock", timeout=-1 if wait else 0):
+            if done(i):
+                return False
+            make(i)
+            return True
+    except Timeout:
+        return False
