@@ -134,13 +134,9 @@ class RunSettings(Settings):
 
     workers: threads that read batches ahead, in each process; 0 reads when a batch is wanted.
     compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
-<<<<<<< HEAD
-    the training: each holds the whole network ("ddp") or a slice of it ("fsdp").
-    track: whether MLflow is told of it.  log_model: whether it gets the trained network too, as a model with signature.
-=======
     the training: each holds the whole network ("ddp") or a slice of it ("fsdp").  keep_samples: whether an evaluation
     stores its samples beside their features; unset, where all together are at most 1 GiB.
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
+    track: whether MLflow is told of it.  log_model: whether it gets the trained network too, as a model with signature.
     """
 
     folder: Path = Path("runs")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import io
-=======
-import dataclasses
 import functools
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 import math
 import time
 from collections.abc import Callable
@@ -22,23 +17,16 @@ from torch import Tensor
 
 from sitkit import checkpoint, noise, npz, picture
 from sitkit.config import Config, identity, training_identity
-<<<<<<< HEAD
 from sitkit.curvature import fitted
-from sitkit.data.dataset import Examples
-from sitkit.field import Field
-from sitkit.guidance import Guidance, Weights
-=======
-from sitkit.diffusion import Diffusion, KLEta
+from sitkit.diffusion import Diffusion
 from sitkit.drawn import ARRAYS, SHARD, Drawn, Shards, seen, stored
 from sitkit.field import Field
 from sitkit.guidance import Guidance, Weights
-from sitkit.losscurve import velocity_losses
 from sitkit.metrics.features import Extraction
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, WorkFailed, spec
 from sitkit.run import Run, environment, load
-from sitkit.sampler import AdaptiveODE, Plan
+from sitkit.sampler import AdaptiveODE, Plan, Sampler
 from sitkit.share import share
 from sitkit.world import joined
 
@@ -123,15 +111,20 @@ class Drawing:
         return bound(self.run.config.guidance, self.run)
 
     @functools.cached_property
+    def sampler(self) -> Sampler:
+        """The sampler with what its grid needs of the run."""
+        return fitted(self.run.config.sampler, self.run)
+
+    @functools.cached_property
     def diffusion(self) -> Diffusion:
         """The diffusion with what it needs of the run."""
-        return usable(self.run.config.diffusion, self.run)
+        return fitted(self.run.config.diffusion, self.run)
 
     @functools.cached_property
     def plan(self) -> Plan:
         """The span and the steps."""
         config = self.run.config
-        return config.sampler.plan(config.interp, config.target, self.diffusion, self.guidance)
+        return self.sampler.plan(config.interp, config.target, self.diffusion, self.guidance)
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +150,7 @@ class Drawing:
             keys = noise.sample_keys(config.sample.seed, index)
             y = labels_of(config, index, keys, run.examples.num_classes)
             keys = keys.to(self.device)
-            drawn = config.sampler.sample(
+            drawn = self.sampler.sample(
                 run.field,
                 noise.normal(keys, run.shape, noise.INITIAL),
                 y.to(self.device),
@@ -186,7 +179,7 @@ class Drawing:
         return {
             "recipe": sampling_recipe(config, self.run.step),
             "training": self.run.identity,
-            "times": [float(plan.times[0]), float(plan.times[-1])],
+            "times": plan.times.tolist(),
             "intervals": len(plan.times) - 1,
             "last_step": plan.last_step,
             "notes": list(plan.notes),
@@ -217,62 +210,6 @@ def sample(
     Raises UserError before any evaluation for a setting that cannot give right samples; WorkFailed for samples that
     are not finite.
     """
-<<<<<<< HEAD
-    config, data = run.config, run.examples
-    folder = run.folder / "samples" / sampling_identity(config, run.step)
-    if (folder / RECORD).is_file():
-        return _read(folder, data)
-    device = next(iter(run.network.parameters()), torch.empty(0)).device
-    guidance = bound(config.guidance, run)
-    sampler, diffusion = fitted(config.sampler, run), fitted(config.diffusion, run)
-    plan = sampler.plan(config.interp, config.target, diffusion, guidance)
-    n, shape = config.sample.n, run.shape
-    size = block(shape) if device.type == "cpu" else config.sample.batch
-    parts: list[Tensor] = []
-    labels: list[Tensor] = []
-    began, nfe, paths = time.monotonic(), 0, None
-    for first in range(0, n, size):
-        wanted = min(size, n - first)
-        # The block is always whole: the sum's order in a product of matrices may depend on the number of rows.
-        index = torch.arange(first, first + (size if device.type == "cpu" else wanted))
-        keys = noise.sample_keys(config.sample.seed, index)
-        y = labels_of(config, index, keys, data.num_classes)
-        keys = keys.to(device)
-        drawn = sampler.sample(
-            run.field,
-            noise.normal(keys, shape, noise.INITIAL),
-            y.to(device),
-            diffusion=diffusion,
-            guidance=guidance,
-            seeds=keys,
-            trajectory=not data.is_image and first == 0,
-        )
-        if drawn.trajectory is not None:
-            paths = drawn.trajectory[:, : min(100, wanted)].cpu()
-        nfe = max(nfe, drawn.nfe)
-        parts.append(config.autoencoder.decode(drawn.x).cpu()[:wanted])
-        labels.append(y[:wanted])
-        done = first + wanted
-        progress(Event("sample", done, n, {"images/s": done / (time.monotonic() - began)}))
-    x, y = torch.cat(parts), torch.cat(labels)
-    bad = int((~x.isfinite().flatten(1).all(1)).sum())
-    if bad:
-        raise WorkFailed(f"{bad} of {n} samples are not finite: {config.sampler.name} on a network at step {run.step}.")
-    record = {
-        "recipe": sampling_recipe(config, run.step),
-        "training": run.identity,
-        "nfe": nfe,
-        "times": plan.times.tolist(),
-        "intervals": len(plan.times) - 1,
-        "last_step": plan.last_step,
-        "notes": list(plan.notes),
-        "rounding": picture.ROUNDING if data.is_image else "none",
-        "seconds": time.monotonic() - began,
-        "environment": environment(device),
-    }
-    _write(folder, x, y, data, record, paths)
-    return _read(folder, data)
-=======
     folder = run.folder / "samples" / sampling_identity(run.config, run.step)
     shards = Shards(folder, run.examples, run.config.sample.n, keep, extractions)
     with joined(run.config.run.device) as world:
@@ -293,7 +230,6 @@ def sample(
     record = shards.record
     assert record is not None
     return Drawn(folder, run.examples, record)
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 
 
 def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:

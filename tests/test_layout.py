@@ -23,11 +23,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "parts": ("backbones", "data", "autoencoder"),
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "chart", "show", "testing"),
-<<<<<<< HEAD
-    "runs": ("posthoc", "tracking", "world", "run", "preset", "space", "compare", "study"),
-=======
-    "runs": ("tracking", "world", "share", "npz", "drawn", "reference", "run", "preset", "space"),
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
+    "runs": (
+        "posthoc", "tracking", "world", "share", "npz", "drawn", "reference", "run", "preset", "space", "compare", "study",
+    ),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
         "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search",

@@ -117,30 +117,21 @@ def sample(
     steps: options.SamplerSteps = None,
     n: options.Count = None,
     seed: options.Seed = None,
-<<<<<<< HEAD
     ema: options.Ema = None,
-=======
     step: options.Step = None,
     adm: Annotated[
         Path | None,
         typer.Option("--adm", help="Also write the samples as ADM's evaluator reads them.", metavar="OUT.npz"),
     ] = None,
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
 ) -> None:
-<<<<<<< HEAD
-    """Draw samples of a run: a picture, an .npz, and the recipe."""
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
-    trained = _loaded(run, runs, sets, flags, preset)
-=======
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device)
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     trained = _loaded(run, runs, sets, flags, preset, step)
     if adm is not None and not trained.examples.is_image:
         raise UserError(f"--adm writes images; this run models examples of shape {trained.examples.shape}.")
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
     with resumable(), console.progress() as progress:
         from sitkit.sample import sample as verb
         from sitkit.sample import write_adm
@@ -177,11 +168,8 @@ def evaluate(
     steps: options.SamplerSteps = None,
     n: options.Count = None,
     seed: options.Seed = None,
-<<<<<<< HEAD
     ema: options.Ema = None,
-=======
     step: options.Step = None,
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
@@ -192,14 +180,9 @@ def evaluate(
     Without -n as many samples are drawn as there are examples, at most 50,000; they are drawn once for all metrics.  Run
     again, it continues, and `torchrun --nproc-per-node=N -m sitkit evaluate ...` shares the work.
     """
-<<<<<<< HEAD
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device) | {"metric": metric}
-    trained = _loaded(run, runs, sets, flags, preset)
-=======
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, device)
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     flags["metric"] = _metrics(metric, features, run, runs)
     trained = _loaded(run, runs, sets, flags, preset, step)
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
     if n is None and not any(text.startswith("sample.n=") for text in sets or []):
         from dataclasses import replace
 
@@ -238,8 +221,6 @@ def evaluate(
         console.say(f"recipe    {evaluation.path}")
 
 
-<<<<<<< HEAD
-=======
 def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Path) -> Any:
     """The metrics that were named, one or more, with the features that were; None if neither was."""
     from sitkit.run import find, read_config_of
@@ -253,65 +234,6 @@ def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Pat
     return each[0] if len(each) == 1 else each
 
 
-@app.command()
-def ablate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as experiments/table6.yaml.")],
-    base: Annotated[
-        str | None, typer.Option("--base", help="A preset or file in place of the study's own base.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
-) -> None:
-    """Train and measure every cell of a study; run again, it continues."""
-    from sitkit.ablate import ablate as verb
-    from sitkit.ablate import footnotes, grouped, read_study, summary, trained, trainings
-    from sitkit.run import folder_of
-
-    over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
-    if dry_run:
-        _, cells = read_study(file, over, base)
-        unique = trainings(cells)
-        rows = [
-            (
-                i + 1,
-                cell.row,
-                cell.column,
-                cell.seed,
-                folder_of(cell.config).name,
-                "trained" if trained(cell.config) else "",
-            )
-            for i, cell in enumerate(cells)
-        ]
-        if json:
-            console.as_json(
-                [dict(zip(("cell", "row", "column", "seed", "run", "state"), row, strict=True)) for row in rows]
-            )
-        else:
-            console.table(("cell", "row", "column", "seed", "training", "state"), rows)
-            console.say(f"{len(cells)} cells from {len(unique)} trainings")
-        return
-    with resumable(), console.progress() as progress:
-        result = verb(file, over, base, progress)
-    groups = grouped(result.results)
-    columns = list(dict.fromkeys(r.cell.column for r in result.results))
-    rows = [[row, *(summary(cells[column]) for column in columns)] for row, cells in groups.items()]
-    if json:
-        console.as_json([{"row": r.cell.row, "column": r.cell.column, "seed": r.cell.seed, "paper": r.cell.paper,
-                          "failure": r.failure, "record": r.record} for r in result.results])  # fmt: skip
-    else:
-        notes = footnotes(result.study, result.results)
-        console.table(("", *(column or "value" for column in columns)), rows, result.study.title, notes)
-        console.say(f"table     {result.folder / 'table.csv'}   {result.folder / 'table.md'}")
-    for failure in result.failures:
-        console.error(f"{failure.cell.row}, {failure.cell.column}, seed {failure.cell.seed}: {failure.failure}")
-    if result.failures:
-        raise typer.Exit(1)
-
-
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 app.command()(certify)
 
 

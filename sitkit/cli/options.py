@@ -67,7 +67,6 @@ SamplerSteps = Annotated[
 ]
 Count = Annotated[int | None, typer.Option("-n", help="Number of samples.", rich_help_panel=SAMPLING)]
 Seed = Annotated[int | None, typer.Option("--seed", help="Sample seed.", rich_help_panel=SAMPLING)]
-<<<<<<< HEAD
 Ema = Annotated[
     float | None,
     typer.Option(
@@ -75,10 +74,9 @@ Ema = Annotated[
         help="Which average of the weights: a decay that training kept, or the relative width of one to rebuild.",
         rich_help_panel=SAMPLING,
     ),
-=======
+]
 Step = Annotated[
     int | None, typer.Option("--step", help="Step of the checkpoint, by default the newest.", rich_help_panel=SAMPLING)
->>>>>>> 59f74cd (Sampling and evaluation in shards over processes, straight to features; references kept by hash; --features, several metrics, --adm, --step)
 ]
 PresetName = Annotated[
     str | None, typer.Option("--preset", help="A preset of the run, as a search saves.", rich_help_panel=SAMPLING)
