@@ -21,9 +21,14 @@ class Coupling(Component):
 
     whole_batch: ClassVar[bool] = True
 
+    @property
+    def permutes(self) -> bool:
+        """Whether each noise is used once; where not, it is used once in expectation."""
+        return True
+
     @abstractmethod
     def pair(self, data: Tensor, noise: Tensor, y: Tensor) -> Tensor:
-        """The noise (b, ...) reordered so that row i goes with data[i]; a permutation, so its law is kept."""
+        """The noise (b, ...) reordered so that row i goes with data[i], each row used once, so that its law is kept."""
 
 
 @final

@@ -230,8 +230,25 @@ def pairing(coupling: Coupling) -> None:
             f"{coupling.name}: of the noise's shape and dtype",
         )
         before, after = (sorted(x.flatten(1).tolist()) for x in (noise, paired))
-        law(before == after, f"{coupling.name}: a permutation of the noise, so that its law is kept")
+        if coupling.permutes:
+            law(before == after, f"{coupling.name}: a permutation of the noise, so that its law is kept")
+        else:
+            law(all(row in before for row in after), f"{coupling.name}: each row is one of the noise's rows")
         law(paired == coupling.pair(data, noise, y), f"{coupling.name}: the same batch is paired alike")
+
+
+@lawful(Coupling)
+def noise_keeps_its_law(coupling: Coupling) -> None:
+    """Over many batches the paired noise has mean 0 and variance 1, whatever it is paired with."""
+    generator = torch.Generator().manual_seed(0)
+    data, noise = torch.randn(2, 60, 16, 2, generator=generator, dtype=torch.float64)
+    y = torch.arange(16) % 2
+    paired = torch.stack([coupling.pair(d, n, y) for d, n in zip(1 + data, noise, strict=True)])
+    for what, values in (("mean is 0", paired), ("variance is 1", paired.square() - 1)):
+        batches = values.flatten(1).mean(1)
+        # The batches are independent, so their spread tells the error of the mean over all; 5 of it are an error.
+        off = float(batches.mean() / (batches.std() / len(batches) ** 0.5))
+        law(abs(off) < 5, f"{coupling.name}: the noise's {what}; it is off by {off:.1f} standard errors")
 
 
 def check_coupling(coupling: Coupling) -> None:

@@ -1,0 +1,162 @@
+"""Mean flows: a network of two times that predicts the average velocity between them, and is sampled in one step.
+
+With u(z, t, s) the mean of the velocity along the path of z from t to s > t, (s - t) u is the displacement, and its
+derivative along the path gives
+
+    u = v + (s - t) du/dt,    du/dt = v . grad_z u + d u / d t,
+
+which the loss asks of the network, the right side without gradient.  u(z, t, t) is the velocity itself, so a network of
+two times called with one is read as any other, and every other sampler works too.
+Source: Geng et al. 2025 (arXiv 2505.13447), Eq. 6 to 11, here with t = 0 noise and t = 1 data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from sitkit import UserError, backbones, losses, samplers
+from sitkit.backbones.backbone import Backbone
+from sitkit.guidance import Unguided
+from sitkit.loss import Batch, Loss
+from sitkit.sampler import FixedStepODE, Plan, Problem, Sample
+from sitkit.timestep import LogitNormal, Timestep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sitkit.data.dataset import Examples
+    from sitkit.diffusion import Diffusion
+    from sitkit.field import Field
+    from sitkit.guidance import Guidance
+    from sitkit.interpolant import Interpolant
+    from sitkit.target import Target
+
+# Draws of plugins with an example's key; sitkit's own purposes lie below 1000.
+SECOND, INSTANT = 1801, 1802
+
+
+def _small() -> Backbone:
+    return backbones.create("sit-xs/2", time_scale=10)
+
+
+@final
+@backbones.register("two-time")
+@dataclass(frozen=True)
+class TwoTime(Backbone):
+    """A SiT that also takes pairs of times, t (b, 2): y = u(x, t_0, t_1); one time t (b,) stands for (t, t).
+
+    of: the SiT.  The length of the interval has an embedder of its own, added to that of its start.
+    """
+
+    of: Backbone = field(default_factory=_small)
+
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        from sitkit_meanflow.network import with_two_times
+
+        return with_two_times(self.of.build(shape, num_classes))
+
+    def prepare(self, network: nn.Module, *, interpolant: Interpolant, target: Target, examples: Examples) -> nn.Module:
+        if target.name != "velocity":
+            raise UserError(f"backbone 'two-time' predicts velocities: use target 'velocity', not {target.name!r}.")
+        return network
+
+
+@final
+@losses.register("meanflow")
+@dataclass(frozen=True)
+class MeanFlow(Loss):
+    """|u(z, t, s) - v - (s - t) du/dt|^2 / (|.|^2 + 1e-3)^power, both divisors and the target without gradient.
+
+    instant: the fraction of examples with s = t, for which it is the velocity's own loss.  second: the law of the other
+    of the two times, ordered afterwards.  Needs the backbone 'two-time'; `--weight` is not read.
+    """
+
+    instant: float = 0.75
+    power: float = 1.0
+    second: Timestep = field(default_factory=LogitNormal)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.instant <= 1:
+            raise ValueError(f"instant must lie in [0, 1]; got {self.instant}.")
+        if self.power < 0:
+            raise ValueError(f"power must be at least 0; got {self.power}.")
+
+    def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+        if not getattr(network, "two_time", False):
+            raise UserError("loss 'meanflow' needs a network of two times: use --backbone two-time.")
+
+    def times(self, t: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """(start, end) of each example's interval, start <= end: t (b,), keys (b,)."""
+        import torch
+
+        from sitkit.noise import uniform
+
+        other = self.second.map(uniform(keys, SECOND)).to(t.dtype)
+        other = torch.where(uniform(keys, INSTANT) < self.instant, t, other)
+        return torch.minimum(t, other), torch.maximum(t, other)
+
+    def per_example(self, batch: Batch) -> Tensor:
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        start, end = self.times(batch.t, batch.keys)
+        c = batch.interpolant.at(start, batch.data)
+        z = c.alpha * batch.data + c.sigma * batch.noise
+        velocity = c.d_alpha * batch.data + c.d_sigma * batch.noise
+
+        def mean_velocity(z: Tensor, start: Tensor, end: Tensor) -> Tensor:
+            return batch.network(z, torch.stack((start, end), 1), batch.y)
+
+        along: Any = (velocity, torch.ones_like(start), torch.zeros_like(end))
+        # Only the plain form of attention has a forward derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            u, rate = torch.func.jvp(mean_velocity, (z, start, end), along)
+        length = (end - start).reshape(-1, *[1] * (z.ndim - 1))
+        error = (u - (velocity + length * rate).detach()).float().square().flatten(1).mean(1)
+        return error / (error.detach() + 1e-3) ** self.power
+
+
+@final
+@samplers.register("meanflow")
+@dataclass(frozen=True)
+class MeanFlowSampler(FixedStepODE):
+    """x += (s - t) u(x, t, s): one evaluation a step, and one step by default.
+
+    Exact for an exact u at any number of steps.  Needs a network of two times (backbone 'two-time'), no guidance.
+    """
+
+    order: ClassVar[int] = 1
+    method: ClassVar[str] = "meanflow"
+    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+
+    steps: int = 1
+
+    def plan(
+        self,
+        interpolant: Interpolant,
+        target: Target,
+        diffusion: Diffusion | None = None,
+        guidance: Guidance | None = None,
+    ) -> Plan:
+        if target.name != "velocity":
+            raise UserError(f"sampler 'meanflow' moves by velocities: use target 'velocity', not {target.name!r}.")
+        if guidance is not None and not isinstance(guidance, Unguided):
+            raise UserError(f"sampler 'meanflow' takes no guidance: use guidance 'none', not {guidance.name!r}.")
+        return super().plan(interpolant, target, diffusion, guidance)
+
+    def sample(self, field: Field, noise: Tensor, y: Tensor | None = None, **settings: Any) -> Sample:
+        if not getattr(field.network, "two_time", False):
+            raise UserError("sampler 'meanflow' needs a network of two times: train with --backbone two-time.")
+        return super().sample(field, noise, y, **settings)
+
+    def integrate(self, problem: Problem) -> Tensor:
+        import torch
+
+        x, times = problem.x, problem.plan.times.to(problem.x)
+        states = [x]
+        for t, s in pairwise(times):
+            x = x + (s - t) * problem.field.network(x, torch.stack((t, s)).expand(len(x), 2), problem.y)
+            states.append(x)
+        return torch.stack(states) if problem.keep else x[None]

@@ -1,0 +1,36 @@
+"""The module of two times: torch is imported here alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sitkit import UserError
+from sitkit.backbones.sit import SiT, TimestepEmbedder
+
+
+class TwoTimes(nn.Module):
+    """(b, 2) or (b,) -> (b, d): the embedding of the start and that of the length, 0 for a single time."""
+
+    def __init__(self, start: TimestepEmbedder) -> None:
+        super().__init__()
+        first = start.mlp[0]
+        assert isinstance(first, nn.Linear)
+        self.start, self.length = start, TimestepEmbedder(first.out_features, start.time_scale)
+        for module in self.length.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, t: Tensor) -> Tensor:
+        pair = t if t.ndim == 2 else torch.stack((t, t), 1)
+        return self.start(pair[:, 0]) + self.length(pair[:, 1] - pair[:, 0])
+
+
+def with_two_times(network: nn.Module) -> nn.Module:
+    """The SiT with its time embedder replaced.  Raises UserError for another network."""
+    if not isinstance(network, SiT):
+        raise UserError("backbone 'two-time' is made of a SiT: give one as backbone.of.")
+    network.t_embedder = TwoTimes(network.t_embedder)  # pyright: ignore[reportAttributeAccessIssue]
+    network.two_time = True  # pyright: ignore[reportArgumentType]
+    return network

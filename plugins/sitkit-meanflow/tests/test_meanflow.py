@@ -1,0 +1,98 @@
+"""The laws, and closed-form truth: the average velocity of a Gaussian, which is sampled exactly and has no loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sitkit
+from sitkit.loss import Batch
+from sitkit.testing import MEAN, STD, Law, gaussian_moments, parametrize_with_laws
+
+LINEAR, VELOCITY = sitkit.interpolants.create("linear"), sitkit.targets.create("velocity")
+
+
+@parametrize_with_laws(
+    sitkit.backbones.create("two-time"), sitkit.losses.create("meanflow"), sitkit.samplers.create("meanflow")
+)
+def test_laws(law: Law) -> None:
+    law.check()
+
+
+class Average(nn.Module):
+    """u(x, t, s) for data ~ N(MEAN, STD^2): the flow's map is affine, (x - mean_t) / std_t stays as it is."""
+
+    num_classes, class_dropout, two_time = 0, 0.0, True
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        start, end = (t[:, 0:1], t[:, 1:2]) if t.ndim == 2 else (t[:, None], t[:, None])
+        # The limit of a short interval is the velocity.
+        end = torch.where(end > start, end, start + 1e-6)
+
+        def moments(t: Tensor) -> tuple[Tensor, Tensor]:
+            c = LINEAR.coefficients(t)
+            return c.alpha * MEAN, ((c.alpha * STD).square() + c.sigma.square()).sqrt()
+
+        (mean, std), (mean_s, std_s) = moments(start), moments(end)
+        return (mean_s + std_s / std * (x - mean) - x) / (end - start)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_exact_network_is_sampled_exactly_in_any_number_of_steps(steps: int) -> None:
+    noise = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    field = sitkit.Field(Average(), LINEAR, VELOCITY)
+    drawn = sitkit.samplers.create("meanflow", steps=steps).sample(field, noise, trajectory=True)
+    mean, std = gaussian_moments(LINEAR, 1.0)
+    torch.testing.assert_close(drawn.x, mean + std * noise, rtol=1e-10, atol=1e-10)
+    assert drawn.nfe == steps and drawn.trajectory is not None and len(drawn.trajectory) == steps + 1
+
+
+def test_the_identity_holds_for_the_exact_average() -> None:
+    """u - v - (s - t) du/dt = 0 in the mean over the data given z: for Gaussians, with v replaced by its mean."""
+    network, n = Average(), 64
+    z = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start, end = torch.full((n,), 0.3, dtype=torch.float64), torch.full((n,), 0.8, dtype=torch.float64)
+    v = network(z, start, torch.zeros(n, dtype=torch.int64))
+
+    def u(z: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return network(z, torch.stack((t, s), 1), torch.zeros(n, dtype=torch.int64))
+
+    value, rate = torch.func.jvp(u, (z, start, end), (v, torch.ones_like(start), torch.zeros_like(end)))
+    # v is a difference over 1e-6, good to 1e-6 of its second derivative.
+    torch.testing.assert_close(value, v + 0.5 * rate, rtol=1e-4, atol=1e-4)
+
+
+def test_with_equal_times_it_is_the_velocitys_loss() -> None:
+    torch.manual_seed(0)
+    network = sitkit.backbones.create("two-time").build((1, 8, 8), 10)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    data, noise = torch.randn(2, 5, 1, 8, 8)
+    weight = sitkit.weightings.create("velocity")
+    given = Batch(network, LINEAR, VELOCITY, weight, data, noise, torch.rand(5), torch.arange(5), torch.arange(5))
+    ours = sitkit.losses.create("meanflow", instant=1.0, power=0.0).per_example(given)
+    torch.testing.assert_close(ours, sitkit.losses.create("interpolant").per_example(given), rtol=1e-5, atol=1e-5)
+
+
+def test_intervals_run_forward_and_as_many_are_instants_as_is_said() -> None:
+    start, end = sitkit.losses.create("meanflow", instant=0.75).times(torch.rand(4000), torch.arange(4000))
+    assert (start <= end).all()
+    # Standard error sqrt(0.75 * 0.25 / 4000) = 0.007.
+    assert float((start == end).float().mean()) == pytest.approx(0.75, abs=0.035)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    plain = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
+    with pytest.raises(sitkit.UserError, match="use --backbone two-time"):
+        sitkit.losses.create("meanflow").build(plain, (1, 8, 8), 10)
+    sampler = sitkit.samplers.create("meanflow")
+    with pytest.raises(sitkit.UserError, match="train with --backbone two-time"):
+        sampler.sample(sitkit.Field(plain, LINEAR, VELOCITY), torch.randn(2, 1, 8, 8))
+    with pytest.raises(sitkit.UserError, match="takes no guidance"):
+        sampler.plan(LINEAR, VELOCITY, None, sitkit.guidances.create("cfg"))
+    with pytest.raises(sitkit.UserError, match="use target 'velocity'"):
+        sampler.plan(LINEAR, sitkit.targets.create("score"))
+    with pytest.raises(sitkit.UserError, match="is made of a SiT"):
+        sitkit.backbones.create("two-time", of="mlp").build((2,), 0)

@@ -1,0 +1,84 @@
+"""Representation alignment: what a network holds in a hidden layer is drawn towards what a frozen encoder sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, final
+
+from sitkit import UserError, losses
+from sitkit.data.dataset import Dataset
+from sitkit.data.digits import Digits
+from sitkit.loss import Batch, Loss, interpolant_loss
+from sitkit.metrics.classifier import RunClassifier
+from sitkit.metrics.features import Extractor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@final
+@losses.register("repa")
+@dataclass(frozen=True)
+class RepresentationAlignment(Loss):
+    """The interpolant's loss - weight * cos(projector(hidden), encoder(data)), the cosine's mean over the tokens.
+
+    layer: the module whose output (b, tokens, width) is aligned, a block of a SiT by default.  encoder: any feature
+    extractor, frozen; its fields say which weights.  "spatial" features are cut into one vector a token, "features" are
+    compared with the mean over tokens.  data: what the encoder is prepared on, the data set of the run; the run's
+    autoencoder must be `identity`, for the encoder sees images.  The projector has three layers and is trained beside
+    the network.
+    Source: Yu et al. 2024 (arXiv 2410.06940), Eq. 8; weight 0.5 as theirs.
+    """
+
+    layer: str = "blocks.1"
+    weight: float = 0.5
+    width: int = 128
+    encoder: Extractor = field(default_factory=RunClassifier)
+    reads: Literal["spatial", "features"] = "spatial"
+    data: Dataset = field(default_factory=Digits)
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1; got {self.width}.")
+        if self.reads not in self.encoder.outputs:
+            raise ValueError(f"reads must be of what the encoder gives ({', '.join(self.encoder.outputs)}).")
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        import torch
+
+        from sitkit_repa.projector import Projector, hidden_shape
+
+        if self.layer not in dict(network.named_modules()):
+            blocks = [name for name, _ in network.named_modules() if name.count(".") == 1]
+            raise UserError(
+                f"loss 'repa': the network has no layer {self.layer!r}; it has {', '.join(blocks) or 'no blocks'}."
+            )
+        examples = self.data.load()
+        if examples.shape != shape:
+            raise UserError(
+                f"loss 'repa': the encoder sees examples of shape {examples.shape}, the network states of {shape}. "
+                "Set loss.data to the run's data, and use the autoencoder 'identity'."
+            )
+        tokens, width = hidden_shape(network, self.layer, shape)
+        device = next(network.parameters()).device
+        encoder = self.encoder.build(examples, device, None)
+        with torch.no_grad():
+            size = encoder.apply(torch.zeros(1, *shape, device=device))[self.reads].shape[1]
+        tokens = tokens if self.reads == "spatial" else 1
+        if size % tokens:
+            raise UserError(f"loss 'repa': {size} spatial features do not fit {tokens} tokens. Use reads 'features'.")
+        return Projector(encoder, self.reads, tokens, width, self.width, size // tokens)
+
+    def per_example(self, batch: Batch) -> Tensor:
+        from sitkit_repa.projector import Projector
+
+        path = batch.interpolant, batch.target, batch.weighting
+        loss = interpolant_loss(batch.network, *path, batch.data, batch.noise, batch.t, batch.y)
+        projector = batch.parts
+        if not isinstance(projector, Projector):
+            raise UserError("loss 'repa' needs what its `build` gives, as Batch.parts.")
+        return loss - self.weight * projector(batch.hidden[self.layer], batch.data)

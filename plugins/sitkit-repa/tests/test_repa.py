@@ -1,0 +1,54 @@
+"""The laws of losses, what is aligned with what, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sitkit
+from sitkit.loss import Batch
+from sitkit.testing import Law, parametrize_with_laws
+
+# A classifier of a few steps: the laws do not ask how well it sees.
+FEW = {"name": "run-classifier", "steps": 3, "width": 8}
+
+
+@parametrize_with_laws(
+    sitkit.losses.create("repa", encoder=FEW), sitkit.losses.create("repa", encoder="pixels", reads="features")
+)
+def test_laws(law: Law) -> None:
+    law.check()
+
+
+def batch(loss: sitkit.Component, weight: float) -> tuple[torch.Tensor, Batch]:
+    repa = sitkit.losses.create("repa", encoder="pixels", reads="features", weight=weight)
+    torch.manual_seed(0)
+    network = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
+    parts = repa.build(network, (1, 8, 8), 10)
+    hidden: dict[str, torch.Tensor] = {}
+    network.get_submodule("blocks.1").register_forward_hook(lambda m, i, out: hidden.update({"blocks.1": out}))
+    path = sitkit.interpolants.create("linear"), sitkit.targets.create("velocity"), sitkit.weightings.create("velocity")
+    data, noise = torch.randn(2, 5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    given = Batch(network, *path, data, noise, torch.rand(5), torch.arange(5), torch.arange(5), parts, hidden)
+    return repa.per_example(given), given
+
+
+def test_it_is_the_interpolants_loss_less_the_alignment() -> None:
+    torch.manual_seed(3)
+    base = sitkit.losses.create("interpolant")
+    total, given = batch(base, 0.5)
+    plain = base.per_example(given)
+    assert given.parts is not None
+    cosine = given.parts(given.hidden["blocks.1"], given.data)
+    assert ((cosine >= -1) & (cosine <= 1)).all()
+    torch.testing.assert_close(total, plain - 0.5 * cosine)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    network = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
+    with pytest.raises(sitkit.UserError, match=r"no layer 'blocks\.9'; it has .*blocks\.3"):
+        sitkit.losses.create("repa", layer="blocks.9").build(network, (1, 8, 8), 10)
+    with pytest.raises(sitkit.UserError, match="sees examples of shape"):
+        sitkit.losses.create("repa", encoder="pixels", reads="features", data="points").build(network, (1, 8, 8), 10)
+    with pytest.raises(sitkit.UserError, match="reads must be of what the encoder gives"):
+        sitkit.losses.create("repa", encoder="pixels")
