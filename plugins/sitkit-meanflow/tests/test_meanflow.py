@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,8 @@ def test_the_identity_holds_for_the_exact_average() -> None:
     def u(z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return network(z, torch.stack((t, s), 1), torch.zeros(n, dtype=torch.int64))
 
-    value, rate = torch.func.jvp(u, (z, start, end), (v, torch.ones_like(start), torch.zeros_like(end)))
+    directions: Any = (v, torch.ones_like(start), torch.zeros_like(end))
+    value, rate, *_ = torch.func.jvp(u, (z, start, end), directions)
     # v is a difference over 1e-6, good to 1e-6 of its second derivative.
     torch.testing.assert_close(value, v + 0.5 * rate, rtol=1e-4, atol=1e-4)
 

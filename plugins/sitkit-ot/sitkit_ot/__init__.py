@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit import couplings
 from sitkit.coupling import Coupling
@@ -58,7 +58,8 @@ class POT(Coupling):
         everyone = [torch.arange(len(data))]
         for rows in [(y == label).nonzero()[:, 0].cpu() for label in y.unique()] if self.by_class else everyone:
             index = rows.numpy()
-            chosen = self._choose(ot.dist(first[index], second[index], metric=self.cost), noise.cpu()[rows])
+            cost: Any = ot.dist(first[index], second[index], metric=self.cost)
+            chosen = self._choose(cost, noise.cpu()[rows])
             order[rows] = rows[torch.from_numpy(chosen)]
         return noise[order.to(noise.device)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -32,8 +34,12 @@ class Projector(nn.Module):
 
 def hidden_shape(network: nn.Module, layer: str, shape: tuple[int, ...]) -> tuple[int, int]:
     """(tokens, width) of a layer's output.  Raises UserError for a layer that gives no tokens."""
-    found: list[Tensor] = []
-    hook = network.get_submodule(layer).register_forward_hook(lambda module, given, out: found.append(out))
+    found: list[Any] = []
+
+    def keep(module: nn.Module, given: Any, out: Any) -> None:
+        found.append(out)
+
+    hook = network.get_submodule(layer).register_forward_hook(keep)
     try:
         parameter = next(network.parameters())
         x = torch.zeros(1, *shape, device=parameter.device)
