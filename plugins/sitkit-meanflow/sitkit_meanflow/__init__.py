@@ -112,7 +112,7 @@ class MeanFlow(Loss):
         along: Any = (velocity, torch.ones_like(start), torch.zeros_like(end))
         # Only the plain form of attention has a forward derivative.
         with sdpa_kernel(SDPBackend.MATH):
-            u, rate = torch.func.jvp(mean_velocity, (z, start, end), along)
+            u, rate, *_ = torch.func.jvp(mean_velocity, (z, start, end), along)
         length = (end - start).reshape(-1, *[1] * (z.ndim - 1))
         error = (u - (velocity + length * rate).detach()).float().square().flatten(1).mean(1)
         return error / (error.detach() + 1e-3) ** self.power
