@@ -246,6 +246,19 @@ def load(
     return Run(folder, config, at, network, Field(network, config.interp, config.target, data.num_classes))
 
 
+def start_from(network: nn.Module, name: str, root: Path) -> None:
+    """Give a network the EMA weights of another run, the newest it has.
+
+    Raises UserError for a run that is not there, that is not named in full, or whose network has other weights.
+    """
+    folder = find(name, root)
+    if folder.name != Path(name).name:
+        # A short name could mean another run tomorrow, and the training's identity would not change with it.
+        raise UserError(f"train.init must name the run in full: {folder.name}, not {name!r}.")
+    path = checkpoint_at(folder)
+    _fill(network, checkpoint.load(path)[1], "ema.", path)
+
+
 def adapted(config: Config, over: Layer) -> Config:
     """A run's configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
     from sitkit.config import merge

@@ -111,7 +111,10 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
 
 def _loop(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> None:
     settings, every = config.train, config.run.log_every
-    network = build(config).to(here.device)
+    network = build(config)
+    if settings.init is not None:
+        start_from(network, settings.init, config.run.folder)
+    network = network.to(here.device)
     if not config.backbone.trainable or not any(p.requires_grad for p in network.parameters()):
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return

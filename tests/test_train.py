@@ -361,3 +361,18 @@ def test_a_checkpoint_carries_its_configuration(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     header = checkpoint.header(checkpoint.checkpoints(train(config) / CHECKPOINTS)[-1])
     assert header["step"] == 40 and {k: v for k, v in header["config"].items() if k != "run"} == settings(config)
+
+
+def test_training_starts_from_another_run(tmp_path: Path) -> None:
+    """With no step taken the weights are the other run's averages; a short name, and another network, are refused."""
+    whole = trained()
+    root = copied(whole, tmp_path / "runs").parent
+    folder = train(tiny(root, f"train.init={whole.name}", "train.steps=1", "train.lr=1e-30"))
+    _, given = checkpoint.load(checkpoint.checkpoints(whole / CHECKPOINTS)[-1])
+    _, taken = checkpoint.load(checkpoint.checkpoints(folder / CHECKPOINTS)[-1])
+    names = [name for name in given if name.startswith("ema.")]
+    assert names and all(torch.equal(given[name], taken[name]) for name in names)
+    with pytest.raises(UserError, match="must name the run in full"):
+        train(tiny(root, f"train.init={whole.name.rpartition('-')[2]}", "train.steps=1"))
+    with pytest.raises(UserError, match="does not fit the network"):
+        train(tiny(root, f"train.init={whole.name}", "train.steps=1", "backbone.hidden_size=24"))

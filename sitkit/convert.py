@@ -1,0 +1,237 @@
+"""Checkpoints of published code as runs, and runs as theirs.
+
+The official SiT has sitkit's parameter names, shapes, direction of time and signs, so its weights are taken as they are.
+REPA's time runs from data to noise and its velocity is noise - data.  Both differences are absorbed in two layers:
+
+    features of 1 - t:  cos((1 - t) f) = cos f cos tf + sin f sin tf,   sin((1 - t) f) = sin f cos tf - cos f sin tf,
+    a rotation of the features of t, so  W <- W R  in t_embedder.mlp.0;   final_layer.linear <- -final_layer.linear.
+
+Sources: Ma et al. 2024 (SiT, arXiv 2401.08740), Yu et al. 2024 (REPA, arXiv 2410.06940), with their code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sitkit import checkpoint
+from sitkit.backbones.backbone import SiTBackbone
+from sitkit.backbones.sit import MAX_PERIOD
+from sitkit.config import Config, Layer, assemble
+from sitkit.registry import UserError, backbones
+from sitkit.run import CHECKPOINTS, Run, folder_of, write_config
+
+INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
+VAE = "stabilityai/sd-vae-ft-"
+VAE_FACTOR = 8
+
+
+class Imported(NamedTuple):
+    """The folder of the run, and what was decided on the way, a line each."""
+
+    folder: Path
+    notes: tuple[str, ...]
+
+
+def import_checkpoint(
+    path: Path, runs: Path, source: str | None = None, heads: int | None = None, vae: str | None = None
+) -> Imported:
+    """A run of a .pt file of SiT or REPA, under `runs`: it samples, without the data it was trained on.
+
+    source: "sit" or "repa", by default as the file tells.  heads: of attention, by default the preset's of that width and
+    depth.  vae: folder or hub name of the autoencoder that decodes latents, or "none"; by default the official one for
+    four channels.  Raises UserError for a file that is no such checkpoint, holds anything but tensors and settings
+    (nothing in it is run), or is of a network that cannot be taken exactly.
+    """
+    held = read_pickle(path)
+    args = vars(held["args"]) if isinstance(held.get("args"), argparse.Namespace) else {}
+    states = {k: v for k, v in held.items() if k in ("model", "ema") and isinstance(v, Mapping)} or {"ema": held}
+    states = {kind: _tensors(state, path) for kind, state in states.items()}
+    source = _source(path, source, args, states)
+    notes = [f"{path.name}: read as a checkpoint of {'REPA' if source == 'repa' else 'SiT'}."]
+    dropped = sorted({name.partition(".")[0] for s in states.values() for name in s if name.startswith("projectors.")})
+    if dropped:
+        notes.append("REPA's projectors are left out: they serve its training alone.")
+    states = {kind: {n: t for n, t in s.items() if not n.startswith("projectors.")} for kind, s in states.items()}
+    newest = states.get("ema", next(iter(states.values())))
+    backbone, shape, classes = _architecture(newest, heads, path)
+    if source == "repa":
+        states = {kind: _reversed(state) for kind, state in states.items()}
+    missing = [key for key in ("path_type", "prediction") if key not in args]
+    if missing:
+        notes.append(f"the file does not say {' and '.join(missing)}: taken for linear, velocity, as those published.")
+    config = _config(path, runs, source, args, backbone, shape, classes, vae)
+    if config.autoencoder.name == "identity" and shape[0] == 4:
+        notes.append("without an autoencoder the samples are latents.")
+    network = build_shape(config)
+    for state in states.values():
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{path}: no SiT network: {str(error).splitlines()[-1].strip()}") from None
+    folder = folder_of(config)
+    step = int(held["steps"]) if isinstance(held.get("steps"), int) else 0
+    tensors = {f"ema.{name}": t for name, t in newest_of(states).items()}
+    tensors |= {f"model.{name}": t for name, t in states.get("model", newest_of(states)).items()}
+    header = {"format": 1, "step": step, "config": config.plain(), "origin": path.name}
+    checkpoint.save(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", tensors, header)
+    write_config(folder, config)
+    return Imported(folder, tuple(notes))
+
+
+def newest_of(states: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The averaged weights where there are some, else the only ones."""
+    return states["ema"] if "ema" in states else states["model"]
+
+
+def build_shape(config: Config) -> torch.nn.Module:
+    """The network of a configuration, on no device: to check names and shapes against."""
+    with torch.device("meta"):
+        data: Any = config.data
+        side = [s // VAE_FACTOR for s in data.shape[1:]] if config.autoencoder.name == "sd-vae" else data.shape[1:]
+        channels = 4 if config.autoencoder.name == "sd-vae" else data.shape[0]
+        return config.backbone.build((channels, *side), data.num_classes)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What torch.save wrote: tensors, plain values and argparse.Namespace; anything else is refused, unrun."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) ([\w.]+)", str(error))
+        raise UserError(
+            f"{path} is refused: its pickle asks for {asked[1] if asked else 'code'}, and only tensors, plain values and "
+            "argparse.Namespace are read. Nothing in it was run."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no file of torch.save, or is cut short: {str(error).splitlines()[0]}") from None
+    if not isinstance(held, Mapping):
+        raise UserError(f"{path} holds a {type(held).__name__}, not a checkpoint or the state of a network.")
+    return dict(held)
+
+
+def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if wrong is not None or not state:
+        raise UserError(f"{path} holds no state of a network: {wrong!r} is no tensor.")
+    return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
+
+
+def _source(path: Path, asked: str | None, args: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> str:
+    if asked not in (None, "sit", "repa"):
+        raise UserError(f"--from {asked}: known are sit and repa.")
+    model = str(args.get("model", ""))
+    if asked is None and (model.startswith("DiT") or (not args and path.name.lower().startswith("dit"))):
+        raise UserError(
+            f"{path} is a DiT: it predicts noise on DDPM's 1,000 discrete steps, which no interpolant here has exactly, so "
+            "it is not converted."
+        )
+    repa = any(name.startswith("projectors.") for state in states.values() for name in state) or "enc_type" in args
+    told = "repa" if repa else "sit" if model.startswith("SiT") or path.name.lower().startswith("sit") else None
+    if asked is None and told is None:
+        raise UserError(
+            f"{path} does not say which code it is of, and DiT has the same names: add --from sit or --from repa."
+        )
+    return asked or str(told)
+
+
+def _architecture(
+    state: Mapping[str, Tensor], heads: int | None, path: Path
+) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """(fields of the backbone, shape of the states, number of classes), read off the shapes of the tensors."""
+    try:
+        patches, positions = state["x_embedder.proj.weight"], state["pos_embed"]
+        head, table = state["final_layer.linear.weight"], state["y_embedder.embedding_table.weight"]
+        fc1 = state["blocks.0.mlp.fc1.weight"]
+    except KeyError as error:
+        raise UserError(f"{path}: no SiT network: it has no {error.args[0]}.") from None
+    hidden, channels, patch = patches.shape[0], patches.shape[1], patches.shape[2]
+    side = math.isqrt(positions.shape[1])
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    if any(".q_norm." in name for name in state):
+        raise UserError(f"{path}: its queries and keys are normalised by LayerNorm, and sitkit's qk_norm is RMSNorm.")
+    for name in backbones.presets():
+        preset = backbones.create(name)
+        if isinstance(preset, SiTBackbone) and (preset.hidden_size, preset.depth) == (hidden, depth):
+            heads = heads or preset.num_heads
+    if heads is None:
+        raise UserError(
+            f"{path}: of width {hidden} and depth {depth} no preset is known: add --heads N, which no tensor tells."
+        )
+    fields = {
+        "name": "sit", "patch_size": patch, "hidden_size": hidden, "depth": depth, "num_heads": heads,
+        "mlp_ratio": fc1.shape[0] / hidden, "learn_sigma": head.shape[0] == 2 * patch * patch * channels,
+    }  # fmt: skip
+    return fields, (channels, side * patch, side * patch), table.shape[0] - 1
+
+
+def _config(
+    path: Path, runs: Path, source: str, args: Mapping[str, Any], backbone: Mapping[str, Any],
+    shape: tuple[int, ...], classes: int, vae: str | None,
+) -> Config:  # fmt: skip
+    kind, prediction = str(args.get("path_type", "linear")).lower(), str(args.get("prediction", "velocity"))
+    if kind not in INTERPOLANTS:
+        raise UserError(f"{path}: its path {kind!r} is unknown here; known: {', '.join(INTERPOLANTS)}.")
+    if vae is None and shape[0] == 4:
+        vae = VAE + str(args.get("vae", "ema"))
+    autoencoder: dict[str, Any] = {"name": "identity"}
+    if vae not in (None, "none"):
+        autoencoder = {"name": "sd-vae", "path": vae}
+        shape = (3, shape[1] * VAE_FACTOR, shape[2] * VAE_FACTOR)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    data = {
+        "name": "absent",
+        "shape": list(shape),
+        "num_classes": classes,
+        "origin": f"{path.name} {digest}",
+        "holdout": 0,
+    }
+    values = {
+        "interp": INTERPOLANTS[kind], "target": "velocity" if prediction == "v" else prediction, "backbone": dict(backbone),
+        "autoencoder": autoencoder, "data": data, "run": {"folder": str(runs)},
+    }  # fmt: skip
+    return assemble([Layer(values)])
+
+
+def _reversed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights for which network(x, t) is -network'(x, 1 - t) of those given."""
+    changed = dict(state)
+    w = state["t_embedder.mlp.0.weight"].double()
+    half = w.shape[1] // 2
+    f = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float64) / half)
+    cos, sin = w[:, :half], w[:, half:]
+    changed["t_embedder.mlp.0.weight"] = torch.cat(
+        [cos * f.cos() + sin * f.sin(), cos * f.sin() - sin * f.cos()], 1
+    ).float()
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        changed[name] = -state[name]
+    return changed
+
+
+def export_official(run: Run, path: Path) -> Path:
+    """A run's weights as the official code reads them: torch.save of {"ema": state}, names and shapes as they are.
+
+    Raises UserError for a network that the official code does not have.
+    """
+    backbone = run.config.backbone
+    if not isinstance(backbone, SiTBackbone) or backbone.time_scale != 1.0 or backbone.qk_norm:
+        raise UserError(
+            "The official code has no such network: it needs backbone 'sit' with time_scale 1 and no qk_norm."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.tmp")
+    torch.save({"ema": {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}}, fresh)
+    fresh.replace(path)
+    return path
