@@ -255,8 +255,10 @@ def start_from(network: nn.Module, name: str, root: Path) -> None:
     if folder.name != Path(name).name:
         # A short name could mean another run tomorrow, and the training's identity would not change with it.
         raise UserError(f"train.init must name the run in full: {folder.name}, not {name!r}.")
-    path = checkpoint_at(folder)
-    _fill(network, checkpoint.load(path)[1], "ema.", path)
+    config = read_config_of(folder)
+    sample = config.sample.model_copy(update={"weights": "ema", "ema": None})
+    _, state, source = state_of(folder, config.model_copy(update={"sample": sample}), None)
+    _fill(network, state, source)
 
 
 def adapted(config: Config, over: Layer) -> Config:

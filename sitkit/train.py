@@ -40,6 +40,7 @@ from sitkit.run import (
     examples,
     fingerprints,
     folder_of,
+    start_from,
     use_threads,
     write_config,
 )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import call, finish, flags, start, tiny, wait, weights
+from runs import call, copied, finish, flags, start, tiny, trained, wait, weights
 from torch import nn
 
 from sitkit import checkpoint
