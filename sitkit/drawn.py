@@ -24,6 +24,7 @@ from torch import Tensor
 from sitkit import checkpoint, npz, picture
 from sitkit.data.dataset import Examples
 from sitkit.metrics.features import Extraction
+from sitkit.registry import UserError
 
 RECORD, ARRAYS, PICTURE = "record.json", "samples.npz", "grid.png"
 SHARD = 512
@@ -140,8 +141,11 @@ class Shards:
 
     def has(self, i: int) -> bool:
         """Whether shard i is drawn, and kept if that is asked for."""
-        path = self.shard(i)
-        return path.is_file() and (checkpoint.header(path)["kept"] or not self.keep)
+        try:
+            return checkpoint.header(self.shard(i))["kept"] or not self.keep
+        except UserError:
+            # Not there, or put together with the rest and removed by another process just now.
+            return False
 
     def missing(self, extractions: tuple[Extraction, ...]) -> list[Extraction]:
         """Those whose features are not in their final place."""

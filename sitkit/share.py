@@ -34,11 +34,16 @@ def _attempt(i: int, done: Callable[[int], bool], make: Callable[[int], None], l
     if done(i):
         return False
     locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{i:05d}.lock", timeout=-1 if wait else 0)
     try:
-        with FileLock(locks / f"{i:05d}.lock", timeout=-1 if wait else 0):
-            if done(i):
-                return False
-            make(i)
-            return True
-    except Timeout:
+        lock.acquire()
+    except (Timeout, FileNotFoundError):
+        # Another process is at it, or has put everything together and removed the folder while we waited.
         return False
+    try:
+        if done(i):
+            return False
+        make(i)
+        return True
+    finally:
+        lock.release()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import copied, trained
+from runs import call, copied, finish, start, trained, wait
 from sklearn.datasets import load_digits
 
 from sitkit import checkpoint
@@ -99,3 +101,79 @@ def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> N
     with pytest.raises(UserError, match="at least 2 samples"):
         evaluate(opened(folders["points"], "sample.n=1"))
     assert not [p for p in (folders["points"] / "evaluations").glob("*") if p.read_text() == ""]
+
+
+# Shared and interrupted work ----------------------------------------------------------------------------------------
+
+# Three shards of points, and 300 of the classifier's steps left out: its features are what crosses processes.
+SHARED = ("sampler.steps=200", "sample.n=1300", "sample.seed=7", "run.track=false")
+METRICS = '[{"name": "frechet", "features": {"name": "run-classifier", "steps": 5, "width": 8}}, {"name": "mmd"}]'
+
+
+def numbers(folder: Path) -> list[tuple[str, float, float | None, float]]:
+    """What an evaluation left, by metric."""
+    records = [checkpoint.read_json(path) for path in (folder / "evaluations").glob("*.json")]
+    return sorted((r["metric"]["name"], r["value"], r["stderr"], r["halves"]) for r in records)
+
+
+def words(folder: Path, *settings: str) -> list[str]:
+    each = (*SHARED, f"metric={METRICS}", *settings)
+    return ["evaluate", str(folder), "--device", "cpu", *(word for text in each for word in ("--set", text))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, float, float | None, float]]:
+    """The numbers of one process with batches of 16."""
+    folder = copied(trained("points"), tmp_path_factory.mktemp("alone"))
+    assert call(*words(folder, "sample.batch=16")).status == 0
+    return numbers(folder)
+
+
+def test_batches_of_fifty_and_features_alone_give_the_same_digits(
+    alone: list[tuple[str, float, float | None, float]], tmp_path: Path
+) -> None:
+    folder = copied(trained("points"), tmp_path)
+    assert call(*words(folder, "sample.batch=50", "run.keep_samples=false")).status == 0
+    assert numbers(folder) == alone and len(alone) == 2
+    assert not list(folder.rglob("samples.npz")) and list(folder.rglob("samples/*/grid.png"))
+    assert not list(folder.rglob("shards")) and len(list(folder.rglob("samples/*/features-*.safetensors"))) == 2
+
+
+def test_two_ranks_give_the_same_digits(alone: list[tuple[str, float, float | None, float]], tmp_path: Path) -> None:
+    folder = copied(trained("points"), tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sitkit"]
+    done = subprocess.run([*command, *words(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert numbers(folder) == alone
+
+
+def test_killed_between_shards_and_run_again_it_gives_the_same_digits(
+    alone: list[tuple[str, float, float | None, float]], tmp_path: Path
+) -> None:
+    folder = copied(trained("points"), tmp_path)
+    kills = 0
+    for wanted in (1, 2):
+        process = start(*words(folder), cwd=tmp_path)
+        wait(process, lambda wanted=wanted: len(list(folder.rglob("shards/*.safetensors"))) >= wanted)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        finish(process)
+    assert kills == 2 and not numbers(folder)
+    shards = {path: path.stat().st_mtime_ns for path in folder.rglob("shards/*.safetensors")}
+    assert len(shards) >= 2
+    said = call(*words(folder))
+    assert said.status == 0 and numbers(folder) == alone
+
+
+def test_the_command_in_a_record_gets_its_number_again(folders: dict[str, Path], tmp_path: Path) -> None:
+    (done,) = evaluate(opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd"))
+    again = copied(trained("points"), tmp_path)
+    line = [str(again) if word == str(folders["points"]) else word for word in done.record["command"][1:]]
+    assert call(*line, "--set", "run.track=false").status == 0
+    record = checkpoint.read_json(again / "evaluations" / done.path.name)
+    assert (record["value"], record["stderr"], record["samples"]) == (
+        done.value, done.record["stderr"], done.record["samples"],
+    )  # fmt: skip
+    assert record["seeds"] == {"train": 0, "sample": 3, "metric": 0} and record["labels"] == "none"
+    assert record["checkpoint"]["step"] == 40 and record["nfe"] == 4 and "diff" in record["environment"]["git"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sitkit.drawn import ARRAYS, PICTURE, RECORD, Drawn
 from sitkit.progress import Event
 from sitkit.registry import UserError, WorkFailed, registries
 from sitkit.run import Run, load
-from sitkit.sample import sample
+from sitkit.sample import sample, write_adm
 
 # 70 samples of a small state are two blocks of 64.
 DRAWN = 128
@@ -266,3 +267,15 @@ def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
     shutil.rmtree(folder / "samples")
     again = sample(load(folder, over=words))
     assert torch.equal(again.x, before) and again.folder == folder / "samples" / first.folder.name
+
+
+def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path: Path) -> None:
+    drawn = sample(opened("digits", tmp_path))
+    write_adm(drawn, tmp_path / "adm.npz")
+    with np.load(tmp_path / "adm.npz", allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (70, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8
+        assert np.array_equal(arrays["arr_0"], np.repeat(drawn.arrays["images"], 3, axis=3))
+        assert np.array_equal(arrays["arr_1"], drawn.y.numpy())
+        assert json.loads(str(arrays["record"][0]))["rounding"] == "round-half-even"
+    with pytest.raises(UserError, match="--adm writes images"):
+        write_adm(sample(opened("points", tmp_path)), tmp_path / "points.npz")
