@@ -267,7 +267,7 @@ SAMPLES = [
 NOTHING = [
     "metric=mmd", "sample.batch=7", "run.device=cpu", "run.log_every=3", "run.checkpoint_every=3", "run.sample_every=0",
     "run.keep=5", "run.track=true", "run.folder=elsewhere", "run.threads=2", "run.compile=true", "run.workers=0",
-    "run.parallel=fsdp",
+    "run.parallel=fsdp", "run.keep_samples=true", "run.log_model=true",
 ]  # fmt: skip
 
 
