@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
 
 class TrainSettings(Settings):
-    """Optimisation: AdamW and EMA.  The defaults are the paper's (PAPER 2.1, DiT), TF32 as in its code.
+    """Optimisation: AdamW and EMA.  The defaults are the paper's (SiT appendix E, DiT), TF32 as in its code.
 
     batch: examples of one step, over all processes together; accumulate: in how many parts each process takes its share.
     lr rises linearly over `warmup` steps, stays, and falls over the last `decay` of all steps to lr_end as `schedule`
