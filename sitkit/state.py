@@ -58,6 +58,14 @@ class State:
             module.load_state_dict({name: laid_like(t, own[name]) if name in own else t for name, t in given.items()})
         self.averages.load(tensors)
         checkpoint.load_optimizer(self.learner.optimizer, tensors)
+        self._lay_moments()
         if "schedule" in header:
             self.learner.schedule.load_state_dict(header["schedule"])
         return int(header["step"])
+
+    def _lay_moments(self) -> None:
+        """Shard the moments, read whole, as their parameters are; the count of steps stays a plain number."""
+        for parameter, moments in self.learner.optimizer.state.items():
+            for name, moment in moments.items():
+                if name != "step":
+                    moments[name] = laid_like(moment, parameter)
