@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
         "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search",
-        "certify", "report", "served", "publish", "doctor", "convert",
+        "certify", "encode", "report", "served", "publish", "doctor", "convert",
     ),
     "doors": ("cli", "__main__", "__init__"),
 }  # fmt: skip
@@ -41,6 +41,7 @@ FENCES = {
     "typer": {"cli"},
     "rich": {"cli"},
     "diffusers": {"autoencoder"},
+    "datasets": {"data"},
     "transformers": {"metrics"},
     "torch_fidelity": {"metrics"},
     "torchdiffeq": {"sampler", "likelihood"},

@@ -381,6 +381,7 @@ def runs(
 # Commands in files of their own, which take `app` from here.
 import sitkit.cli.convert  # noqa: E402
 import sitkit.cli.doctor  # noqa: E402
+import sitkit.cli.encode  # noqa: E402
 import sitkit.cli.report  # noqa: E402
 import sitkit.cli.search  # noqa: E402
 import sitkit.cli.study  # noqa: E402, F401

@@ -47,7 +47,8 @@ class Examples:
     """Examples with labels, of one shape.
 
     labels: (n,) int64, in [0, num_classes), or all 0 where class_names is empty: the examples are then unlabelled.
-    fingerprint: SHA-256 of the values and labels.  train, heldout: (., ) int64, disjoint, together every index.
+    fingerprint: SHA-256 of what the examples are: of values and labels, or, where reading all values would take hours, of
+    what the data set's docstring says.  train, heldout: (., ) int64, disjoint, together every index.
     reader: what `read` calls.  law: the distribution that the examples were drawn from, where it is known.
     bin_width: the spacing of the levels that values are rounded to, in units of the values; None: not rounded.
     encoder: the fingerprint of the autoencoder whose latents the examples are; None: the examples are data themselves.
@@ -192,9 +193,14 @@ def split(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read(values: np.ndarray, flip: bool, index: np.ndarray, keys: np.ndarray | None) -> Tensor:
+    return to_tensor(values[index], flip, keys)
+
+
+def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor:
+    """Examples as they are read: uint8 images as v / 127.5 - 1, mirrored where flip is set and the key is odd."""
     import torch
 
-    x = torch.from_numpy(values[index])
+    x = torch.from_numpy(values)
     if x.dtype == torch.uint8:
         x = x.float().div_(127.5).sub_(1)
     if flip and keys is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from sitkit.data.dataset import batch
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from sitkit.data.dataset import Examples
 
 Batch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
-@contextlib.contextmanager
 def feed(
     examples: Examples,
     seed: int,
@@ -30,35 +31,43 @@ def feed(
     part: tuple[int, int] = (0, 1),
     workers: int = 2,
     pin: bool = False,
-) -> Iterator[Iterator[Batch]]:
-    """The batches of `steps`, in order: each is `batch(examples, seed, step, size, part)` whatever `workers` is.
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+    """The batches of `steps`, in order, as `read_ahead` gives them: each is `batch(examples, seed, step, size, part)`.
 
-    workers threads each read one batch, and as many more lie ready: twice `workers` batches are held in memory.  0 reads
-    in the calling thread when a batch is asked for.  pin: in page-locked memory, from which a copy to a GPU need not wait.
-    What goes wrong in a thread is raised where its batch is asked for.  On leaving, no thread is left: reads that have not
-    begun are dropped, and those that have are waited for.
+    pin: in page-locked memory, from which a copy to a GPU need not wait.
     """
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0; got {workers}.")
 
     def read(step: int) -> Batch:
         x, y, positions = batch(examples, seed, step, size, part)
         return (x.pin_memory(), y.pin_memory(), positions) if pin else (x, y, positions)
 
+    return read_ahead(read, steps, workers)
+
+
+@contextlib.contextmanager
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int) -> Iterator[Iterator[Read]]:
+    """read(item) of each item, in order, whatever `workers` is.
+
+    workers threads each read one item, and as many more lie ready: twice `workers` are held in memory.  0 reads in the
+    calling thread when an item is asked for.  What goes wrong in a thread is raised where its item is asked for.  On
+    leaving, no thread is left: reads that have not begun are dropped, and those that have are waited for.
+    """
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0; got {workers}.")
     if workers == 0:
-        yield map(read, steps)
+        yield map(read, items)
         return
     pool = ThreadPoolExecutor(workers, "sitkit-feed")
     try:
-        rest = iter(steps)
-        waiting = deque(pool.submit(read, step) for step in itertools.islice(rest, 2 * workers))
-        yield _in_order(waiting, (pool.submit(read, step) for step in rest))
+        rest = iter(items)
+        waiting = deque(pool.submit(read, item) for item in itertools.islice(rest, 2 * workers))
+        yield _in_order(waiting, (pool.submit(read, item) for item in rest))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(waiting: deque[Future[Batch]], later: Iterator[Future[Batch]]) -> Iterator[Batch]:
-    """What was begun first comes first; each batch that is taken lets one more begin."""
+def _in_order(waiting: deque[Future[Read]], later: Iterator[Future[Read]]) -> Iterator[Read]:
+    """What was begun first comes first; each item that is taken lets one more begin."""
     while waiting:
         ready = waiting.popleft().result()
         waiting.extend(itertools.islice(later, 1))

@@ -1,15 +1,12 @@
-"""Images from files, decoded and checked before any training, kept as uint8."""
+"""Images from a NumPy archive, checked before any training and kept as uint8; the crop that all images go through."""
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, final
 
 from sitkit.data.dataset import Dataset, in_memory
 from sitkit.registry import UserError, datasets, suggest
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
 
     from sitkit.data.dataset import Examples
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 # A label at or above this is taken for an identifier: each class costs a row of the label table.
 MOST_CLASSES = 100_000
 
@@ -149,96 +145,6 @@ def _centre(image: np.ndarray, size: int) -> np.ndarray:
     from PIL.Image import fromarray
 
     return np.stack([np.asarray(centre_square(fromarray(plane), size)) for plane in np.moveaxis(image, 2, 0)], axis=2)
-
-
-@final
-@datasets.register("image-folder")
-@dataclass(frozen=True)
-class ImageFolder(Dataset):
-    """Images in a folder per class, path/class/name.png|jpg|jpeg|webp: centre square of `size`, x = value / 127.5 - 1.
-
-    Classes and files are taken in the order of their names; hidden files are passed over.  flip: mirror half of the
-    images drawn, left to right.  channels: 3 (colour) or 1 (grey).  Transparency and the camera's orientation mark are
-    not applied, as in the reference code of the field.  Every file is decoded when the data are loaded, and all that
-    cannot be read are named together.
-    """
-
-    path: str
-    size: int
-    flip: bool = True
-    channels: Literal[1, 3] = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
-
-    def load(self) -> Examples:
-        import numpy as np
-
-        folder = Path(self.path).expanduser()
-        classes = _listing(folder)
-        files = [(file, label) for label, inside in enumerate(classes.values()) for file in inside]
-        images = np.empty((len(files), self.channels, self.size, self.size), np.uint8)
-
-        def decode(place: int) -> str | None:
-            file = files[place][0]
-            try:
-                images[place] = _decode(file, self.size, self.channels)
-            except Exception as error:  # PIL raises many kinds (SyntaxError, struct.error, ...) for a broken file
-                return f"{file}: {error or type(error).__name__}"
-            return None
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            faults = [fault for fault in pool.map(decode, range(len(files))) if fault]
-        if faults:
-            more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
-            raise UserError(
-                f"{len(faults)} of {len(files)} images in {folder} cannot be used; repair or remove them.\n"
-                + "\n".join(faults[:10])
-                + more
-            )
-        labels = np.array([label for _, label in files])
-        return in_memory(images, labels, tuple(classes), holdout=self.holdout, flip=self.flip)
-
-
-def _listing(folder: Path) -> dict[str, list[Path]]:
-    """Class names to their files, both in the order of names."""
-    layout = "dataset 'image-folder' reads path/class/name.png (or .jpg, .jpeg, .webp)."
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder. {layout}")
-    inside = _visible(folder.iterdir())
-    loose = [path for path in inside if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
-    if loose:
-        raise UserError(f"{loose[0]}: an image outside a class folder. {layout}")
-    classes = {path.name: _visible(path.iterdir()) for path in inside if path.is_dir()}
-    if not classes:
-        raise UserError(f"{folder}: there is no class folder in it. {layout}")
-    for name, files in classes.items():
-        if not files:
-            raise UserError(f"{folder / name}: this class has no image. Add some, or remove the folder.")
-        for file in files:
-            if file.suffix.lower() not in EXTENSIONS or file.is_dir():
-                raise UserError(f"{file}: not a .png, .jpg, .jpeg or .webp file. Move it out of the class folder.")
-    return classes
-
-
-def _visible(paths: Iterable[Path]) -> list[Path]:
-    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
-
-
-def _decode(file: Path, size: int, channels: int) -> np.ndarray:
-    """One file as uint8 (channels, size, size).  Raises whatever PIL raises, and ValueError for an odd image."""
-    import numpy as np
-    from PIL.Image import open as open_image
-
-    with open_image(file) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise ValueError("has several frames; keep one")
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-        square = centre_square(image.convert("RGB" if channels == 3 else "L"), size)
-    return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
 
 
 def centre_square(image: Image, size: int) -> Image:

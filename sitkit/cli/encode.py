@@ -1,0 +1,85 @@
+"""The command that encodes a data set once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sitkit.cli import console, options
+from sitkit.cli.commands import app, resumable
+from sitkit.registry import UserError, datasets, suggest
+
+
+@app.command()
+def encode(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="An .npz, a folder of images, a data set's name, or a YAML file of settings."
+        ),
+    ],
+    autoencoder: options.Autoencoder = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where latents go.", show_default="latents/DATA-AUTOENCODER-IDENTITY")
+    ] = None,
+    per_shard: Annotated[int, typer.Option("--per-shard", min=1, help="Examples a file.")] = 1024,
+    dtype: Annotated[str, typer.Option("--dtype", help="On disk: float32, float16.")] = "float32",
+    sets: options.Sets = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Write a data set's latents to train on; run again, or beside itself, it continues."""
+    from sitkit.config import Layer, assemble
+
+    if dtype not in ("float32", "float16"):
+        raise UserError(f"--dtype {dtype}: no such type on disk. Known: float32, float16.")
+    base = _settings(data)
+    defaults = Layer({"autoencoder": "sd-vae"})
+    config = assemble([defaults, base, options.layer({"autoencoder": autoencoder}, sets)])
+    with resumable(), console.progress() as progress:
+        from sitkit.encode import encode as verb
+
+        done = verb(
+            config.data,
+            config.autoencoder,
+            out,
+            per_shard=per_shard,
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            device=device or config.run.device,
+            progress=progress,
+        )
+    index = done.record
+    if json:
+        console.as_json(index | {"path": str(done.folder)})
+        return
+    statistics = zip(index["statistics"]["mean"], index["statistics"]["std"], strict=True)
+    console.say(
+        f"latents   {done.folder}   {sum(index['rows'])} examples, {index['shape']} each, and their mirror images"
+    )
+    console.say("channels  " + "  ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in statistics))
+    told = index["autoencoder"]["component"]
+    fields = " ".join(f"--set autoencoder.{key}={value}" for key, value in told.items() if key != "name")
+    console.say(
+        f"next      sitkit train --data latents --set data.path={done.folder} --autoencoder {told['name']} {fields}".rstrip()
+    )
+
+
+def _settings(data: str) -> Any:
+    """What DATA means, as settings."""
+    from sitkit.config import Layer, read_config
+
+    path = Path(data).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return read_config(data)
+    if path.suffix == ".npz":
+        return Layer({"data": {"name": "npz", "path": data}})
+    if path.is_dir():
+        return Layer({"data": {"name": "image-folder", "path": data}})
+    if data in datasets:
+        return Layer({"data": data})
+    raise UserError(
+        f"{data}: no such folder, .npz, YAML file or data set.{suggest(data, datasets.names())} "
+        f"Data sets: {', '.join(datasets)}."
+    )

@@ -1,0 +1,129 @@
+"""Encoded images (PNG, JPEG, WebP) by index: decoded by threads when they are read, and kept while they fit in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from sitkit.data.dataset import to_tensor
+from sitkit.data.images import centre_square
+from sitkit.registry import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+# Decoded pictures up to this many bytes are kept: a small set is decoded once, a large one as it is read.
+KEPT_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Source:
+    """Encoded images: how many, the name of each for people, and its file (or an open one)."""
+
+    count: int
+    name: Callable[[int], str]
+    open: Callable[[int], Path | IO[bytes]]
+
+
+class Pictures:
+    """The reader of encoded images: the centre square of `size`, x = value / 127.5 - 1; flip: mirror where a key is odd.
+
+    A read uses as many threads as there are cores.  Raises WorkFailed that names an image which cannot be decoded.
+    """
+
+    def __init__(self, source: Source, size: int, channels: int, flip: bool, kept_bytes: int = KEPT_BYTES) -> None:
+        import numpy as np
+
+        self.source, self.size, self.channels, self.flip = source, size, channels, flip
+        fits = source.count * channels * size * size <= kept_bytes
+        # Memory that is not written to is not taken.
+        self._kept = np.empty((source.count if fits else 0, channels, size, size), np.uint8)
+        self._known = np.zeros(source.count, bool)
+
+    def __call__(self, index: np.ndarray, keys: np.ndarray | None) -> Tensor:
+        import numpy as np
+
+        out = np.empty((len(index), self.channels, self.size, self.size), np.uint8)
+        known = self._known[index]
+        out[known] = self._kept[index[known]]
+
+        def read(place: int) -> None:
+            number = int(index[place])
+            try:
+                out[place] = decode(self.source.open(number), self.size, self.channels)
+            except Exception as error:  # PIL raises many kinds (SyntaxError, struct.error, ...) for a broken file.
+                reason = error or type(error).__name__
+                raise WorkFailed(f"{self.source.name(number)}: {reason}. Repair or remove it.") from None
+            if len(self._kept):
+                self._kept[number] = out[place]
+                self._known[number] = True
+
+        missing = np.flatnonzero(~known)
+        if len(missing):
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, len(missing)), "sitkit-decode") as pool:
+                try:
+                    for _ in pool.map(read, missing):
+                        pass
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        return to_tensor(out, self.flip, keys)
+
+
+def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:
+    """One image as uint8 (channels, size, size).  Raises whatever PIL raises, and ValueError for an odd image."""
+    import numpy as np
+    from PIL.Image import open as open_image
+
+    with open_image(file) as image:
+        refuse_odd(image)
+        square = centre_square(image.convert("RGB" if channels == 3 else "L"), size)
+    return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
+
+
+def refuse_odd(image: Image) -> None:
+    """Raise ValueError for an image whose pixels are not those of one picture of 8 bits; only its header is read."""
+    if getattr(image, "n_frames", 1) > 1:
+        raise ValueError("has several frames; keep one")
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+
+
+def check_headers(source: Source, where: str, fingerprint: str) -> None:
+    """Open every image, without decoding it, and name together those that are none.  Raises UserError.
+
+    It takes minutes for a million files, so a set that passed is remembered by its fingerprint, in $XDG_CACHE_HOME/sitkit.
+    """
+    passed = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sitkit" / "images" / fingerprint
+    if passed.exists():
+        return
+
+    def fault(number: int) -> str | None:
+        from PIL.Image import open as open_image
+
+        try:
+            with open_image(source.open(number)) as image:
+                refuse_odd(image)
+        except Exception as error:  # As in `Pictures`.
+            return f"{source.name(number)}: {error or type(error).__name__}"
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count(), "sitkit-decode") as pool:
+        faults = [text for text in pool.map(fault, range(source.count)) if text]
+    if faults:
+        more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise UserError(
+            f"{len(faults)} of {source.count} images in {where} cannot be used; repair or remove them.\n"
+            + "\n".join(faults[:10])
+            + more
+        )
+    with contextlib.suppress(OSError):
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        passed.touch()

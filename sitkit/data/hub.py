@@ -1,0 +1,191 @@
+"""Images from Hugging Face `datasets`: a name on the hub, a folder by save_to_disk, parquet files, or an imagefolder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, final
+
+from sitkit.data.dataset import Dataset, Examples, split
+from sitkit.data.decoding import Pictures, Source, check_headers
+from sitkit.registry import UserError, datasets, suggest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@final
+@datasets.register("hub")
+@dataclass(frozen=True)
+class Hub(Dataset):
+    """Images by Hugging Face `datasets`: centre square of `size`, x = value / 127.5 - 1.
+
+    path: a name on the hub (owner/name), or locally a folder by save_to_disk, a parquet file, or a folder of parquet
+    files or images.  subset, revision: of a set on the hub.  image, label: columns; unset, the only column of images and
+    the only one of classes.  label "": unlabelled.  Classes are the column's own names; whole numbers are classes from 0,
+    strings classes in the order of their names.
+    flip: mirror half of the images drawn, left to right.  channels: 3 (colour) or 1 (grey).
+    Examples are read by index from the library's memory-mapped files and decoded as they are read.  The fingerprint is of
+    size, channels, labels and the length of every encoded image, not of its contents.
+    """
+
+    path: str
+    size: int
+    split: str = "train"
+    subset: str | None = None
+    revision: str | None = None
+    image: str | None = None
+    label: str | None = None
+    flip: bool = True
+    channels: Literal[1, 3] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1; got {self.size}.")
+
+    def load(self) -> Examples:
+        table = self._table()
+        image, label = self._columns(table.features)
+        labels, class_names = self._labels(table, label)
+        images, lengths = _encoded(table, image)
+        digest = hashlib.sha256(f"hub {self.size} {self.channels} {class_names}".encode())
+        digest.update(labels.data)
+        digest.update(lengths.data)
+        place = f"{self.path} [{self.split}]"
+
+        def name(number: int) -> str:
+            told = images[number]["path"]
+            return f"{place}, example {number}" + (f" ({told})" if told else "")
+
+        def open_image(number: int) -> Path | IO[bytes]:
+            entry = images[number]
+            return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+
+        source = Source(len(labels), name, open_image)
+        check_headers(source, place, digest.hexdigest())
+        train, heldout = split(len(labels), self.holdout)
+        return Examples(
+            shape=(self.channels, self.size, self.size),
+            labels=labels,
+            class_names=class_names,
+            fingerprint=digest.hexdigest(),
+            train=train,
+            heldout=heldout,
+            reader=Pictures(source, self.size, self.channels, self.flip),
+            bin_width=1 / 127.5,
+        )
+
+    def _table(self) -> Any:
+        """The split, map-style.  Raises UserError where the library is absent or cannot read it."""
+        try:
+            import datasets as library
+        except ImportError as error:
+            raise UserError(f"dataset 'hub' needs datasets ({error}): pip install 'sitkit[hub]'") from None
+        local = Path(self.path).expanduser()
+        if not local.exists() and self.path.startswith((".", "/", "~")):
+            raise UserError(f"{self.path}: there is no such folder or file.")
+        shown = library.is_progress_bar_enabled()
+        library.disable_progress_bars()
+        try:
+            if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+                loaded: Any = library.load_from_disk(str(local))
+                if isinstance(loaded, library.DatasetDict):
+                    if self.split not in loaded:
+                        has = ", ".join(map(str, loaded))
+                        raise ValueError(f"no split {self.split!r}; it has: {has}")
+                    loaded = loaded[self.split]
+                return loaded
+            if local.is_file():
+                kind = local.suffix.removeprefix(".")
+                return library.load_dataset(kind, data_files={self.split: str(local)}, split=self.split)
+            name = str(local) if local.exists() else self.path
+            return library.load_dataset(name, self.subset, split=self.split, revision=self.revision)
+        except Exception as error:  # datasets, huggingface_hub and pyarrow raise many kinds.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.path}: datasets cannot read it: {reason}") from None
+        finally:
+            if shown:
+                library.enable_progress_bars()
+
+    def _columns(self, features: Any) -> tuple[str, str]:
+        """The names of the columns of images and of labels; "" for none."""
+        from datasets import ClassLabel, Image
+
+        def column(field: str, kind: type, given: str | None) -> str:
+            found = [name for name, feature in features.items() if isinstance(feature, kind)]
+            if given is None and len(found) > 1:
+                raise UserError(
+                    f"{self.path}: which column is the {field}? It has {', '.join(found)}: set data.{field}."
+                )
+            chosen = (found[0] if found else "") if given is None else given
+            if chosen and chosen not in features:
+                raise UserError(
+                    f"{self.path}: has no column {chosen!r}.{suggest(chosen, [*features])} Columns: {', '.join(features)}."
+                )
+            return chosen
+
+        image, label = column("image", Image, self.image), column("label", ClassLabel, self.label)
+        if not image or not isinstance(features[image], Image):
+            what = f"column {image!r} holds no images" if image else "no column holds images"
+            kinds = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+            raise UserError(f"{self.path}: {what}. Columns: {kinds}.")
+        if self.label is None and not label and len(features) > 1:
+            others = ", ".join(name for name in features if name != image)
+            raise UserError(
+                f'{self.path}: which column is the label? None holds classes; it has {others}. Set data.label, to "" for none.'
+            )
+        return image, label
+
+    def _labels(self, table: Any, label: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        import numpy as np
+        from datasets import ClassLabel
+
+        if not label:
+            return np.zeros(len(table), np.int64), ()
+        feature, values = table.features[label], np.asarray(table.with_format("numpy")[label][:])
+        if isinstance(feature, ClassLabel):
+            names = tuple(feature.names)
+        elif values.dtype.kind in "iu":
+            names = tuple(str(k) for k in range(int(values.max()) + 1)) if len(values) else ()
+        elif values.dtype.kind in "UO" and all(isinstance(value, str) for value in values):
+            found, values = np.unique(values.astype(str), return_inverse=True)
+            names = tuple(found.tolist())
+        else:
+            raise UserError(
+                f"{self.path}: column {label!r} ({feature}) holds no classes: names or whole numbers from 0."
+            )
+        if len(values) and not 0 <= values.min() <= values.max() < len(names):
+            bad = int(np.flatnonzero((values < 0) | (values >= len(names)))[0])
+            raise UserError(f"{self.path}: column {label!r} has {values[bad]} at example {bad}; classes count from 0.")
+        return values.astype(np.int64), names
+
+
+def _encoded(table: Any, image: str) -> tuple[Any, np.ndarray]:
+    """The column of images as {"bytes", "path"}, undecoded, and how many bytes each has."""
+    import numpy as np
+    from datasets import Image
+    from pyarrow import compute
+
+    if table._indices is not None:
+        table = table.flatten_indices()
+    images = table.select_columns([image]).cast_column(image, Image(decode=False))
+    column = images.data.column(image)
+    # The lengths stand beside the bytes, which are not read for it.
+    encoded = compute.call_function("struct_field", [column], compute.StructFieldOptions("bytes"))
+    lengths = compute.call_function("binary_length", [encoded]).to_numpy(zero_copy_only=False)
+    inside = np.isfinite(lengths.astype(np.float64))
+    sizes = [int(n) if known else Path(images[k][image]["path"]).stat().st_size
+             for k, (n, known) in enumerate(zip(lengths, inside, strict=True))]  # fmt: skip
+    return _Column(images, image), np.array(sizes, np.int64)
+
+
+@dataclass(frozen=True)
+class _Column:
+    table: Any
+    name: str
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.table[number][self.name]

@@ -1,0 +1,124 @@
+"""Latents on disk: what `sitkit encode` writes, memory-mapped, each draw a fresh one of its posterior.
+
+index.json                    what they are of, how many, their statistics; written last
+shard-00000.safetensors ...   mean and std (k, 2, *shape), labels (k,): of an example and of its mirror image
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from sitkit.data.dataset import Dataset, Examples, split
+from sitkit.registry import UserError, datasets
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+INDEX, PLAN = "index.json", "plan.json"
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where a shard is kept."""
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+@final
+@datasets.register("latents")
+@dataclass(frozen=True)
+class Latents(Dataset):
+    """Latents that `sitkit encode` wrote to the folder `path`, for training with the autoencoder that made them.
+
+    Each draw is mean + std * noise, where the noise and the choice between an example and its mirror image belong to
+    the draw's key; without keys an example's mean is read.  Means and standard deviations are of the latents as they are
+    modelled, the autoencoder's scale included.  flip: draw the mirror image half of the time; unset, as the source data do.
+    """
+
+    path: str
+    flip: bool | None = None
+
+    def load(self) -> Examples:
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(self.path).expanduser()
+        index = self._index()
+        shards: list[dict[str, Tensor]] = []
+        for number, rows in enumerate(index["rows"]):
+            path = shard_path(folder, number)
+            try:
+                # The tensors lie in the mapped file: nothing of mean and std is read before it is asked for.
+                shards.append(load_file(path))
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{path}: missing, damaged or cut short ({error}). Remove it and encode again."
+                ) from None
+            if shards[-1]["labels"].shape != (rows,):
+                raise UserError(f"{path}: holds {len(shards[-1]['labels'])} examples, not {rows}. Encode again.")
+        labels = torch.cat([shard["labels"] for shard in shards]).numpy()
+        train, heldout = split(len(labels), self.holdout)
+        flip = bool(index["source"]["data"].get("flip", False)) if self.flip is None else self.flip
+        return Examples(
+            shape=tuple(index["shape"]),
+            labels=labels,
+            class_names=tuple(index["class_names"]),
+            fingerprint=index["fingerprint"],
+            train=train,
+            heldout=heldout,
+            reader=Reader([(shard["mean"], shard["std"]) for shard in shards], index["rows"][0], flip),
+            encoder=index["autoencoder"]["fingerprint"],
+        )
+
+    def source(self) -> Dataset:
+        """The images that were encoded.  Raises UserError where they are gone, or are no longer what they were."""
+        told = self._index()["source"]
+        made = f"{self.path}: the images that these latents were made of, which decoded samples are compared with,"
+        try:
+            dataset = datasets.parse(told["data"])
+            fingerprint = dataset.load().fingerprint
+        except UserError as error:
+            raise UserError(f"{made} cannot be read: {error}") from None
+        if fingerprint != told["fingerprint"]:
+            raise UserError(f"{made} have changed since: {told['data']}. Bring back the old ones, or encode again.")
+        return dataset
+
+    def _index(self) -> dict[str, Any]:
+        folder = Path(self.path).expanduser()
+        try:
+            return json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if (folder / PLAN).is_file():
+                raise UserError(f"{folder}: not all is encoded yet; run the same `sitkit encode` again.") from None
+            raise UserError(f"{folder}: there are no latents; `sitkit encode` writes them.") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / INDEX}: cannot be read ({error}). Remove it and encode again.") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads draws from mapped shards of (mean, std), each (k, 2, *shape), all but the last with k = per_shard."""
+
+    shards: list[tuple[Tensor, Tensor]]
+    per_shard: int
+    flip: bool
+
+    def __call__(self, index: np.ndarray, keys: np.ndarray | None) -> Tensor:
+        import numpy as np
+        import torch
+
+        from sitkit.autoencoder import Posterior
+
+        mirrored = keys % 2 if self.flip and keys is not None else np.zeros_like(index)
+        number, row = np.divmod(index, self.per_shard)
+        mean = torch.empty(len(index), *self.shards[0][0].shape[2:])
+        std = torch.empty_like(mean)
+        for k in np.unique(number):
+            here = np.flatnonzero(number == k)
+            rows, sides = torch.from_numpy(row[here]), torch.from_numpy(mirrored[here])
+            for out, values in zip((mean, std), self.shards[k], strict=True):
+                out[here] = values[rows, sides].float()
+        return Posterior(mean, std).draw(None if keys is None else torch.from_numpy(keys))
