@@ -106,7 +106,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
             raise UserError(
                 f"{folder} holds latents of other data, another autoencoder, or other shards: give another folder by --out."
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(PLAN) for path in folder.iterdir()):
         raise UserError(f"{folder} holds other things than latents: give another folder by --out.")
     else:
         checkpoint.write_json(folder / PLAN, plan)
@@ -131,11 +131,16 @@ class _Work(NamedTuple):
             for number in order:
                 if shard_path(self.folder, number).is_file():
                     continue
+                claim = FileLock(self.folder / CLAIMS / f"{number:05d}", timeout=wait)
                 try:
-                    with FileLock(self.folder / CLAIMS / f"{number:05d}", timeout=wait):
-                        written = self._shard(number, began, written)
-                except Timeout:
+                    claim.acquire()
+                except (Timeout, FileNotFoundError):
+                    # Somebody is at it; or all shards are there, and the claims were cleared away.
                     continue
+                try:
+                    written = self._shard(number, began, written)
+                finally:
+                    claim.release()
         self.progress(Event("encode", len(self.data), len(self.data)))
 
     def _shard(self, number: int, began: float, written: int) -> int:
@@ -209,5 +214,5 @@ def _finish(folder: Path, plan: dict[str, Any]) -> None:
 
 def _rubbish(folder: Path) -> Iterator[Path]:
     """Claims, and what kills left half-written; nobody writes shards any more."""
-    for pattern in (f"{CLAIMS}/*", "shard-*.tmp-*", ".tmp??????"):
+    for pattern in (f"{CLAIMS}/*", "*.safetensors.tmp-*", f"{PLAN}.tmp-*", ".tmp??????"):
         yield from folder.glob(pattern)
