@@ -46,7 +46,8 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     left = call(*words)
-    assert left.status == 0 and "MLflow" not in left.err, left.err
+    # MLflow says by itself that it makes a database, where this is the first one of the process.
+    assert left.status == 0 and "did not take the run" not in left.err, left.err
     client = tracking._client(uri)
     runs: dict[str, Any] = {
         r.info.run_id: r for r in client.search_runs([e.experiment_id for e in client.search_experiments()])
