@@ -23,7 +23,7 @@ from sitkit.results import ReferenceNumber, Result, Results, with_estimates, wri
 from sitkit.run import load
 from sitkit.study import FACTS, Cell, Plan, Refused, Seeds, describe, read_study
 from sitkit.table import as_csv, as_latex, as_markdown
-from sitkit.task import Place, Shelf, Task, places, trained
+from sitkit.task import Place, Shelf, Task, note, places, trained
 from sitkit.train import train
 
 
@@ -60,6 +60,8 @@ def ablate(
         if task.after in failed:
             continue
         progress(Event("ablate", message=task.name))
+        log = board.runs / task.log
+        note(log, "start")
         try:
             if task.kind == "train":
                 train(task.config, progress)
@@ -68,7 +70,10 @@ def ablate(
                 evaluate(dataclasses.replace(run, config=task.config), progress)
         except (UserError, WorkFailed) as error:
             failed[task.key] = str(error)
+            note(log, f"failed: {error}")
             progress(Event("ablate", message=f"{task.name} failed: {error}"))
+        else:
+            note(log, "done")
         board.shelf.forget(task.run)
     outcome = board.write(failed)
     if any(cell.config.run.track for cell in plan.cells):

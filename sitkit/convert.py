@@ -190,7 +190,8 @@ def _config(
     if vae not in (None, "none"):
         autoencoder = {"name": "sd-vae", "path": vae}
         shape = (3, shape[1] * VAE_FACTOR, shape[2] * VAE_FACTOR)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     data = {
         "name": "absent",
         "shape": list(shape),
@@ -230,8 +231,6 @@ def export_official(run: Run, path: Path) -> Path:
         raise UserError(
             "The official code has no such network: it needs backbone 'sit' with time_scale 1 and no qk_norm."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.tmp")
-    torch.save({"ema": {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}}, fresh)
-    fresh.replace(path)
+    with checkpoint.replacing(path) as fresh:
+        torch.save({"ema": {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}}, fresh)
     return path

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from sitkit import checkpoint
@@ -29,6 +28,7 @@ from sitkit.data.latents import INDEX, PLAN, shard_path
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, spec
 from sitkit.run import examples
+from sitkit.share import share
 from sitkit.world import World, joined
 
 # How many examples are read at once.
@@ -122,31 +122,19 @@ class _Work(NamedTuple):
 
     def all_shards(self) -> None:
         """Return when every shard is there, whoever wrote it."""
-        count = len(self.plan["rows"])
-        mine = range(self.world.rank, count, self.world.size)
-        order = [*mine, *(number for number in range(count) if number not in mine)]
-        began, written = time.monotonic(), 0
-        # First what nobody is at; then what others were at, who may have been killed.
-        for wait in (0, -1):
-            for number in order:
-                if shard_path(self.folder, number).is_file():
-                    continue
-                claim = FileLock(self.folder / CLAIMS / f"{number:05d}", timeout=wait)
-                try:
-                    claim.acquire()
-                except (Timeout, FileNotFoundError):
-                    # Somebody is at it; or all shards are there, and the claims were cleared away.
-                    continue
-                try:
-                    written = self._shard(number, began, written)
-                finally:
-                    claim.release()
+        count, began, written = len(self.plan["rows"]), time.monotonic(), 0
+
+        def make(number: int) -> None:
+            nonlocal written
+            written = self._shard(number, began, written)
+
+        first = self.world.rank * count // self.world.size
+        share(count, lambda number: shard_path(self.folder, number).is_file(), make, self.folder / CLAIMS, first)
         self.progress(Event("encode", len(self.data), len(self.data)))
 
     def _shard(self, number: int, began: float, written: int) -> int:
+        """Write a shard; how many examples this process has written with it."""
         path = shard_path(self.folder, number)
-        if path.is_file():
-            return written
         rows = self.plan["rows"]
         start = number * rows[0]
         index = np.arange(start, start + rows[number])

@@ -28,9 +28,7 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
     read, smoothed, and stored with the run beside the checkpoint it belongs to.  Score and noise predictions are
     converted first, as in SiT section 2.5.
     """
-    chosen = run.config.sample
-    weights = chosen.weights if chosen.ema is None else f"{chosen.weights}-{chosen.ema!r}"
-    path = run.folder / f"velocity-loss-{weights}-{run.step:08d}.json"
+    path = run.folder / f"velocity-loss-{run.average}-{run.step:08d}.json"
     if not path.is_file():
         data = run.examples
         index = data.heldout[:MOST]

@@ -49,6 +49,12 @@ class Run:
         return training_identity(self.config)
 
     @property
+    def average(self) -> str:
+        """Which weights the network has, as names of files say it: "ema", "raw", or "ema-0.05" where one was chosen."""
+        chosen = self.config.sample
+        return chosen.weights if chosen.ema is None else f"{chosen.weights}-{chosen.ema!r}"
+
+    @property
     def examples(self) -> Examples:
         """The data set that the run was trained on."""
         return examples(self.config.data)
@@ -173,7 +179,7 @@ def find(name: str | Path, root: Path) -> Path:
         raise UserError(f"There are no runs in {root}: make one with `sitkit train`.")
     if len(short) > 1:
         raise UserError(f"{str(name)!r} is the start of several runs: {', '.join(run.name for run in short)}.")
-    near = suggest(path.name, known)
+    near = suggest(path.name, [*known, "latest"])
     raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
 
 

@@ -256,6 +256,7 @@ class Told:
     def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
         self.shards, self.progress, self.stage = shards, progress, stage
         self.began, self.before = time.monotonic(), self.all()
+        self.whole = self.before
 
     def all(self) -> int:
         """How many samples are in whole shards, whoever made them."""
@@ -263,8 +264,11 @@ class Told:
         return sum(last - first for first, last in ranges)
 
     def __call__(self, within: int) -> None:
-        """`within`: how many samples of the shard at hand are drawn."""
-        done = min(self.all() + within, self.shards.n)
+        """`within`: how many samples of the shard at hand are drawn; 0 where one has just been written."""
+        if not within:
+            # Headers are read, so not at every step of the work.
+            self.whole = self.all()
+        done = min(self.whole + within, self.shards.n)
         speed = (done - self.before) / max(time.monotonic() - self.began, 1e-9)
         self.progress(Event(self.stage, done, self.shards.n, {"images/s": speed}))
 

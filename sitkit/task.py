@@ -8,8 +8,11 @@ A task belongs to the folder of its run, not to a study: two studies that need t
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from platform import node
 from typing import Any, Literal
 
 from sitkit import checkpoint
@@ -53,6 +56,14 @@ class Place:
     samples: str
     measurement: str
     metric: str
+
+
+def note(log: Path, text: str) -> None:
+    """A line of a task's log: when, where, what."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {node()} {os.getpid()} {text}\n"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def places(cells: list[Cell]) -> list[Place]:
@@ -112,6 +123,6 @@ class Shelf:
         found = {}
         for path in sorted((folder / "evaluations").glob("*.json")):
             record = checkpoint.read_json(path)
-            if record.get("reference", {}).get("fingerprint") == data:
+            if record.get("data") == data:
                 found[record.get("samples"), json.dumps(record.get("metric"), sort_keys=True)] = path
         return found

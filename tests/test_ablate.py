@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 import time
@@ -216,6 +217,10 @@ def test_a_cell_that_fails_is_a_failed_row_and_the_others_complete(tmp_path: Pat
     assert all(float(row["value"]) > 0 for row in rows[:2])
     assert "| GVP | failed | failed |" in (tmp_path / "studies/study/table.md").read_text()
     assert left.err.count("error: GVP, ") == 2 and "error: Linear" not in left.err
+    # The log that the message names says when it began and why it ended.
+    (log,) = set(re.findall(r"Log: (\S+)", left.err))
+    began, ended = (tmp_path / log).read_text().splitlines()
+    assert began.endswith(" start") and "failed: The loss became" in ended
     # With a learning rate that works, only that row is done.
     before = stamps(tmp_path / "runs" / rows[0]["run"])
     write(tmp_path)

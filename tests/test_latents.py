@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from runs import autoencoder, call, tiny
 
 from sitkit.data.dataset import batch
 from sitkit.encode import encode
-from sitkit.registry import UserError, autoencoders, datasets
+from sitkit.registry import UserError, autoencoders, datasets, spec
 from sitkit.run import examples, load
 from sitkit.train import train
 
@@ -85,6 +86,11 @@ def test_latents_train_sample_and_are_measured_as_images(folder: Path, tmp_path:
     assert run.shape == (2, 4, 4) and len(list((run.folder / "previews").glob("*.png"))) == 1
     done = call("evaluate", run.folder, "-n", "20", "--steps", "2", "--metric", "mmd", "--runs", tmp_path, "--json")
     assert done.status == 0, done.err
+    # The number is of these latents, and of the images that they were made of.
+    (record,) = json.loads(done.out)
+    source = run.config.data.source()
+    assert record["data"] == run.examples.fingerprint != record["reference"]["fingerprint"] == source.load().fingerprint
+    assert record["reference"]["data"] == spec(source)
     with np.load(next(run.folder.glob("samples/*/samples.npz"))) as arrays:
         assert arrays["images"].shape == (20, 8, 8, 3)
 

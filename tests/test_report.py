@@ -26,6 +26,7 @@ from sitkit.registry import UserError
 from sitkit.report import report
 from sitkit.report.page import Page, Section, Table, Value
 from sitkit.report.recipe import evaluate_command
+from sitkit.report.run import _facts, lower_is_better, read_training
 from sitkit.results import read_results, runs_of
 
 MADE = tempfile.TemporaryDirectory(prefix="sitkit-reports-")
@@ -452,3 +453,10 @@ def test_a_command_is_copied_whole(chromium: Offline) -> None:
     folder = measured("digits")
     assert text in {evaluate_command(folder, checkpoint.read_json(path)) for path in (folder / "evaluations").iterdir()}
     assert driver.find_element(By.ID, "said").get_attribute("textContent").startswith("Command")
+
+
+def test_the_best_of_a_metric_that_rises_is_the_largest() -> None:
+    records = [{"metric": {"name": name}, "value": value} for name, value in (("precision", 0.2), ("precision", 0.7))]
+    assert not lower_is_better(records[0]) and lower_is_better({"metric": {"name": "frechet"}})
+    facts = _facts(read_training(measured("digits")), records)
+    assert facts["best precision"] == "0.7"

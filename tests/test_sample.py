@@ -235,8 +235,8 @@ def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> N
     run = opened("points", tmp_path, *words)
     spent = Spent(run)
     first = sample(run)
-    # 64 paths of 64 steps of heun and the velocity at each of the 65 times; then 128 states of 14 evaluations.
-    assert spent.samples == 64 * (64 * 2 + 65) + DRAWN * 14
+    # 64 paths of 64 steps of heun; then 128 states of 14 evaluations.
+    assert spent.samples == 64 * 64 * 2 + DRAWN * 14
     (path,) = tmp_path.glob("curvature-*.json")
     assert path.name == "curvature-ema-00000040.json"
     stored = checkpoint.read_json(path)

@@ -108,13 +108,16 @@ def _bars() -> Iterator[Progress]:
 @contextmanager
 def _lines(every: float = 5.0) -> Iterator[Progress]:
     said: dict[str, float] = {}
+    last: dict[str, tuple[int, int]] = {}
 
     def report(event: Event) -> None:
         if event.message:
             err.print(escape(event.message))
-        now = time.monotonic()
+        now, place = time.monotonic(), (event.done, event.total)
+        if place == last.get(event.stage):
+            return
         if event.total and (event.done == event.total or now - said.get(event.stage, -every) >= every):
-            said[event.stage] = now
+            said[event.stage], last[event.stage] = now, place
             err.print(f"{event.stage} {event.done}/{event.total} {numbers(event.values)}".rstrip())
 
     yield report

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sitkit import chart, checkpoint
 from sitkit.config import Config, label, to_yaml
 from sitkit.picture import Curve
+from sitkit.registry import metrics
 from sitkit.report.page import Chart, Charts, Code, Facts, Notes, Page, Section, Sheets, Table, Value, described, number
 from sitkit.report.recipe import evaluate_command, train_command
 from sitkit.report.samples import MOST_SHEETS, data_sheet, sample_sheet
@@ -99,9 +100,8 @@ def _facts(trained: Trained, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     if len(rows) > 1:
         facts["time"] = duration(sum(stretches(rows)))
     for record in records[:1]:
-        facts[f"best {metric_name(record)}"] = (
-            f"{number(min(r['value'] for r in records if r['metric'] == record['metric']))}"
-        )
+        values = [r["value"] for r in records if r["metric"] == record["metric"]]
+        facts[f"best {metric_name(record)}"] = number(min(values) if lower_is_better(record) else max(values))
     return facts
 
 
@@ -158,6 +158,12 @@ def metric_name(record: Mapping[str, Any]) -> str:
     return f"{metric['name']} on {features}" if features else metric["name"]
 
 
+def lower_is_better(record: Mapping[str, Any]) -> bool:
+    """Which way a record's metric points; downwards where its plugin is not here to say."""
+    name = record["metric"]["name"]
+    return metrics[name].lower_is_better if name in metrics else True
+
+
 def sampling_name(recipe: Mapping[str, Any]) -> str:
     """A way of sampling in a few words."""
     parts = [recipe["sampler"]["name"]]
@@ -198,13 +204,15 @@ def _against_nfe(records: Sequence[Mapping[str, Any]]) -> list[Charts]:
     charts = []
     for name in dict.fromkeys(map(metric_name, records)):
         curves: dict[str, dict[int, tuple[float, float | None]]] = {}
+        better = "Lower"
         for record in records:
             if metric_name(record) == name:
+                better = "Lower" if lower_is_better(record) else "Higher"
                 way = sampling_name(record["sampling"]["recipe"])
                 curves.setdefault(way, {})[record["sampling"]["nfe"]] = (record["value"], record["stderr"])
         if sum(map(len, curves.values())) > len(curves):
             svg = nfe_chart({k: [(n, *v) for n, v in sorted(at.items())] for k, at in curves.items()}, name)
-            charts.append(Chart(svg, f"{name} against evaluations", "Lower is better; bars are standard errors."))
+            charts.append(Chart(svg, f"{name} against evaluations", f"{better} is better; bars are standard errors."))
     return [Charts(charts)] if charts else []
 
 

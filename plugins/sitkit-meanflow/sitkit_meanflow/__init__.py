@@ -84,7 +84,7 @@ class MeanFlow(Loss):
             raise ValueError(f"power must be at least 0; got {self.power}.")
 
     def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
-        if not getattr(network, "two_time", False):
+        if getattr(network, "times", 1) != 2:
             raise UserError("loss 'meanflow' needs a network of two times: use --backbone two-time.")
 
     def times(self, t: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ class MeanFlowSampler(FixedStepODE):
         return super().plan(interpolant, target, diffusion, guidance)
 
     def sample(self, field: Field, noise: Tensor, y: Tensor | None = None, **settings: Any) -> Sample:
-        if not getattr(field.network, "two_time", False):
+        if getattr(field.network, "times", 1) != 2:
             raise UserError("sampler 'meanflow' needs a network of two times: train with --backbone two-time.")
         return super().sample(field, noise, y, **settings)
 

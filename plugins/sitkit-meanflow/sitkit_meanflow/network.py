@@ -32,5 +32,5 @@ def with_two_times(network: nn.Module) -> nn.Module:
     if not isinstance(network, SiT):
         raise UserError("backbone 'two-time' is made of a SiT: give one as backbone.of.")
     network.t_embedder = TwoTimes(network.t_embedder)  # pyright: ignore[reportAttributeAccessIssue]
-    network.two_time = True  # pyright: ignore[reportArgumentType]
+    network.times = 2  # pyright: ignore[reportArgumentType]
     return network

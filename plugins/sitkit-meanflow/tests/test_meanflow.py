@@ -25,7 +25,7 @@ def test_laws(law: Law) -> None:
 class Average(nn.Module):
     """u(x, t, s) for data ~ N(MEAN, STD^2): the flow's map is affine, (x - mean_t) / std_t stays as it is."""
 
-    num_classes, class_dropout, two_time = 0, 0.0, True
+    num_classes, class_dropout, times = 0, 0.0, 2
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         start, end = (t[:, 0:1], t[:, 1:2]) if t.ndim == 2 else (t[:, None], t[:, None])
