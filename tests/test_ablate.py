@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import call, finish, start, wait
+from trials import call, finish, start, wait
 
 from sitkit import checkpoint
 from sitkit.ablate import Outcome, ablate

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import autoencoder, tiny
 from safetensors.torch import load_file, save_file
+from trials import autoencoder, tiny
 
 from sitkit import checkpoint, noise
 from sitkit.autoencoder import Autoencoder, modelled, modelled_shape

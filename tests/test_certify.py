@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import call
 from torch import Tensor
+from trials import call
 
 from sitkit import stepindex
 from sitkit.certify import Cell, Examiner, cells, certify

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import call, copied, finish, flags, start, trained
+from trials import call, copied, finish, flags, start, trained
 
 from sitkit import checkpoint
 from sitkit.registry import registries

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import tiny
+from trials import tiny
 
 from sitkit.config import (
     Config,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import call
 from torch import Tensor
+from trials import call
 
 from sitkit.run import load
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import flags, tiny, wait
+from trials import flags, tiny, wait
 
 from sitkit import checkpoint
 from sitkit.run import CHECKPOINTS, METRICS

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from runs import call
+from trials import call
 
 from sitkit import tracking
 from sitkit.doctor import EXTRAS, Finding, examine

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import call, finish, flags, start, tiny, wait, weights
 from torch import nn
+from trials import call, finish, flags, start, tiny, wait, weights
 
 from sitkit import checkpoint, posthoc
 from sitkit.config import Layer

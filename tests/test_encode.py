@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import autoencoder, call, finish, start
+from trials import autoencoder, call, finish, start
 
 from sitkit import checkpoint
 from sitkit.encode import encode

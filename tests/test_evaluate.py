@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import call, copied, finish, start, trained, wait
 from sklearn.datasets import load_digits
+from trials import call, copied, finish, start, trained, wait
 
 from sitkit import checkpoint
 from sitkit.config import read_assignments

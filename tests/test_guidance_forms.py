@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import tiny
 from torch import Tensor
+from trials import tiny
 
 from sitkit import mixture
 from sitkit.backbones.exact import Exact

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import autoencoder, call, tiny
+from trials import autoencoder, call, tiny
 
 from sitkit.data.dataset import batch
 from sitkit.encode import encode

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import tiny
 from torch import nn
+from trials import tiny
 
 from sitkit import checkpoint
 from sitkit.config import TrainSettings

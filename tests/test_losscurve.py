@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import call, copied, tiny, trained
+from trials import call, copied, tiny, trained
 
 from sitkit import checkpoint, losscurve
 from sitkit.config import read_assignments

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import tiny
 from torch import Tensor, nn
+from trials import tiny
 
 from sitkit import checkpoint
 from sitkit.config import Config

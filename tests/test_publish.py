@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import call
+from trials import call
 
 from sitkit import tracking
 from sitkit.results import read_results, runs_of

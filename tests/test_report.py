@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import call, copied, trained
+from trials import call, copied, trained
 
 from sitkit import checkpoint, picture
 from sitkit.chart import Interval, intervals, lines, thinned

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import copied, tiny, trained
+from trials import copied, tiny, trained
 
 import sitkit
 from sitkit import checkpoint

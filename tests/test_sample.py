@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import copied, trained
+from trials import copied, trained
 
 import sitkit
 from sitkit import checkpoint

@@ -283,7 +283,7 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     import torch
     from mlflow.models import get_model_info
     from mlflow.pyfunc import load_model
-    from runs import copied, trained
+    from trials import copied, trained
 
     import sitkit
     from sitkit.sample import sample

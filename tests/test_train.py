@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import call, copied, finish, flags, start, tiny, trained, wait, weights
 from torch import nn
+from trials import call, copied, finish, flags, start, tiny, trained, wait, weights
 
 from sitkit import checkpoint
 from sitkit.config import Config
