@@ -37,7 +37,7 @@ def test_the_wheel_runs_the_first_command_of_the_readme(tmp_path: Path) -> None:
     away = tmp_path / "away"
     away.mkdir()
     run("bash", "-euo", "pipefail", "-c", first[1].replace("-e .", str(wheel)), cwd=away)
-    run_folder = next((away / "runs").iterdir())
+    (run_folder,) = (path.parent for path in (away / "runs").glob("*/config.yaml"))
     assert list(run_folder.glob("samples/*/grid.png")) and list(run_folder.glob("evaluations/*.json"))
     held = run(away / ".venv/bin/python", "-c", "import sitkit; print(sitkit.__file__)", cwd=away)
     assert str(away) in held
