@@ -23,8 +23,9 @@ from sitkit.config import identity
 from sitkit.curvature import fitted
 from sitkit.likelihood import Likelihood, likelihood
 from sitkit.progress import Event, Progress, silent
+from sitkit.provenance import environment
 from sitkit.registry import UserError, WorkFailed, spec
-from sitkit.run import Run, environment
+from sitkit.run import Run
 from sitkit.sampler import AdaptiveODE, Dopri5, FixedStepODE
 
 FOLDER = "likelihoods"

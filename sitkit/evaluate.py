@@ -18,9 +18,10 @@ from sitkit.drawn import Drawn
 from sitkit.metrics.features import Extraction, Extractor
 from sitkit.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
 from sitkit.progress import Event, Progress, silent
+from sitkit.provenance import environment
 from sitkit.reference import Reference
 from sitkit.registry import UserError, spec
-from sitkit.run import METRICS, Run, environment, examples, read_config_of
+from sitkit.run import ENVIRONMENT, METRICS, Run, examples, read_config_of
 from sitkit.sample import sample, sampling_identity
 from sitkit.tracking import Tracker, run_id
 from sitkit.world import joined
@@ -198,7 +199,8 @@ def _measure(
         "seeds": {"train": config.train.seed, "sample": config.sample.seed, "metric": SEED},
         "nfe": drawn.record["nfe"],
         "rounding": drawn.record["rounding"],
-        "sampling": {k: v for k, v in drawn.record.items() if k != "environment"},
+        "sampling": drawn.record,
+        "trained": checkpoint.read_json(run.folder / ENVIRONMENT) if (run.folder / ENVIRONMENT).is_file() else None,
         "environment": environment(device),
         "command": command(run, metric),
     }  # fmt: skip

@@ -7,16 +7,11 @@ runs/<slug>-<training identity>/
 from __future__ import annotations
 
 import functools
-import hashlib
-import platform
-import subprocess
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -26,8 +21,7 @@ from sitkit.autoencoder import modelled_shape
 from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
-from sitkit.loading import loaded
-from sitkit.registry import UserError, origins, suggest
+from sitkit.registry import UserError, suggest
 from sitkit.world import device_of
 
 CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
@@ -115,45 +109,6 @@ def build(config: Config, seed: int | None = None) -> nn.Module:
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: every setting resolved."""
     checkpoint.write(folder / CONFIG, to_yaml(config.plain()))
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on beyond the configuration: code, packages, plugins, machine."""
-    packages = ("sitkit", "torch", "torchdiffeq", "torchsde", "numpy", "einops", "pydantic", "optuna", "mlflow")
-    return {
-        "packages": {name: _version(name) for name in packages},
-        "plugins": {name: str(plugin) for name, plugin in loaded.items()},
-        "components": origins(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "git": git_state(),
-        "command": sys.argv,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the sitkit source tree, whether it has uncommitted changes, and their SHA-256; None outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--", ".")
-        # New files are named by the status and not shown by the diff.
-        digest = hashlib.sha256(f"{changes}\n{git('diff', 'HEAD', '--', '.')}".encode()).hexdigest()
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes), "diff": digest if changes else None}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def find(name: str | Path, root: Path) -> Path:

@@ -24,8 +24,9 @@ from sitkit.field import Field
 from sitkit.guidance import Guidance, Weights
 from sitkit.metrics.features import Extraction
 from sitkit.progress import Event, Progress, silent
+from sitkit.provenance import environment
 from sitkit.registry import UserError, WorkFailed, spec
-from sitkit.run import Run, environment, load
+from sitkit.run import Run, load
 from sitkit.sampler import AdaptiveODE, Plan, Sampler
 from sitkit.share import share
 from sitkit.world import joined

@@ -30,13 +30,14 @@ from sitkit.learning import Learner
 from sitkit.objective import Drawing, objective_of
 from sitkit.parallel import Laid, tf32
 from sitkit.progress import Event, Progress, silent
+from sitkit.provenance import continued, environment
 from sitkit.registry import UserError
 from sitkit.run import (
+    CHECKPOINTS,
     ENVIRONMENT,
     METRICS,
     build,
     check_unchanged,
-    environment,
     examples,
     fingerprints,
     folder_of,
@@ -93,8 +94,7 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
     try:
         check_unchanged(folder, marks)
         write_config(folder, config)
-        described = environment(here.device) | {"processes": here.size, **marks}
-        checkpoint.write_json(folder / ENVIRONMENT, described)
+        _describe(config, folder, environment(here.device) | {"processes": here.size, **marks})
         with Tracker(
             folder,
             name=folder.name,
@@ -108,6 +108,15 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
             yield
     finally:
         lock.release()
+
+
+def _describe(config: Config, folder: Path, now: dict[str, Any]) -> None:
+    """What the training runs on; what has been trained keeps what it was trained on."""
+    path, newest = folder / ENVIRONMENT, checkpoint.latest(folder / CHECKPOINTS, lambda text: None)
+    step = int(checkpoint.header(newest)["step"]) if newest else 0
+    before = checkpoint.read_json(path) if path.is_file() else {}
+    if not before or step < config.train.steps:
+        checkpoint.write_json(path, continued(before, now, step) if before else now)
 
 
 def _loop(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> None:

@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "chart", "show", "testing"),
     "runs": (
-        "posthoc", "tracking", "world", "share", "npz", "drawn", "reference", "run", "preset", "space", "compare", "study",
+        "provenance", "posthoc", "tracking", "world", "share", "npz", "drawn", "reference", "run", "preset", "space", "compare", "study",
     ),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
