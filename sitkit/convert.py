@@ -1,4 +1,4 @@
-"""Checkpoints of published code as runs, and runs as theirs.
+"""Checkpoints of published code as runs; runs as theirs, as one file, and on the Hugging Face hub.
 
 The official SiT has sitkit's parameter names, shapes, direction of time and signs, so its weights are taken as they are.
 REPA's time runs from data to noise and its velocity is noise - data.  Both differences are absorbed in two layers:
@@ -16,17 +16,20 @@ import hashlib
 import math
 import pickle
 import re
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sitkit import checkpoint
+from sitkit import bundle, checkpoint, hub
 from sitkit.backbones.backbone import SiTBackbone
 from sitkit.backbones.sit import MAX_PERIOD
-from sitkit.config import Config, Layer, assemble
+from sitkit.config import Config, Layer, assemble, label
+from sitkit.curvature import fitted
 from sitkit.registry import UserError, backbones
 from sitkit.run import CHECKPOINTS, Run, folder_of, write_config
 
@@ -219,6 +222,54 @@ def _reversed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         changed[name] = -state[name]
     return changed
+
+
+def export(run: Run, path: Path) -> Path:
+    """A run as one file that samples on its own: with what its sampler, grid and w need to be measured of it.
+
+    Raises UserError where it cannot be written so, or what is measured on data and they are gone.
+    """
+    ready = {"sampler": fitted(run.config.sampler, run), "diffusion": fitted(run.config.diffusion, run)}
+    return bundle.write(replace(run, config=run.config.model_copy(update=ready)), path)
+
+
+def push(run: Run, address: str, *, private: bool = False) -> str:
+    """A run as one file, with a card, in a repository of the Hugging Face hub; returns its web address.
+
+    Raises UserError before any upload for what `export` refuses, WorkFailed where the hub does not take it.
+    """
+    hub.parse(address)
+    with tempfile.TemporaryDirectory() as folder:
+        file = export(run, Path(folder) / hub.FILE)
+        return hub.push(file, card(run, address), address, private=private)
+
+
+def card(run: Run, address: str) -> str:
+    """The README of a run on the hub: what it is, and how to sample it."""
+    config, marks = run.config, f"training {run.identity}, data {run.outline.fingerprint[:12]}"
+    made = ", ".join(label(part) for part in (config.interp, config.target, config.weight, config.backbone))
+    return f"""---
+library_name: sitkit
+pipeline_tag: {"unconditional-image-generation" if run.outline.is_image else "other"}
+---
+
+# {address.rpartition("/")[2]}
+
+A scalable interpolant transformer trained by sitkit: {made}, on {label(config.data)}, step {run.step}, weights {run.average}.
+
+```sh
+sitkit sample {address} -n 64
+```
+
+```python
+import sitkit
+
+run = sitkit.load("{address}")
+readings = run.field.read(x, t, y)  # velocity, score, data, noise
+```
+
+The settings are in the metadata of `{hub.FILE}`. Fingerprints: {marks}.
+"""
 
 
 def export_official(run: Run, path: Path) -> Path:

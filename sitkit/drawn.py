@@ -205,7 +205,7 @@ def show(x: Tensor, y: Tensor | None, data: Examples, path: Path, paths: Tensor 
     """A picture of samples: images in a grid, one class a row where there are labels; points over the data."""
     if not data.is_image:
         if data.shape == (2,):
-            reference = data.read(np.arange(min(len(data), 2000)))
+            reference = data.read(np.arange(min(len(data), 2000))) if len(data) else None
             picture.scatter(x.cpu(), reference, path, paths)
         return
     if y is None or data.num_classes == 0 or int(y.max()) >= data.num_classes:

@@ -142,7 +142,7 @@ def _digest(path: str) -> str:
 
 def command(run: Run, metric: Metric) -> list[str]:
     """The words that get the number again, in a folder where the run's path is what it is here."""
-    config, written = run.config.plain(), read_config_of(run.folder).plain()
+    config, written = run.config.plain(), read_config_of(run.source).plain()
     settings: dict[str, Any] = {
         key: config[key] for key in ("sampler", "diffusion", "guidance") if config[key] != written[key]
     }
@@ -150,7 +150,7 @@ def command(run: Run, metric: Metric) -> list[str]:
         if key not in ("n", "batch") and value != written["sample"].get(key):
             settings[f"sample.{key}"] = value
     settings["metric"] = [spec(metric)]
-    words = ["sitkit", "evaluate", str(run.folder), "--step", str(run.step), "-n", str(run.config.sample.n)]
+    words = ["sitkit", "evaluate", str(run.source), "--step", str(run.step), "-n", str(run.config.sample.n)]
     words += ["--device", next(iter(run.network.parameters()), torch.empty(0)).device.type]
     for key, value in settings.items():
         words += ["--set", f"{key}={json.dumps(value)}"]

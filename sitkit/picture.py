@@ -103,18 +103,19 @@ def grid(
 
 def scatter(
     samples: Tensor,
-    reference: Tensor,
+    reference: Tensor | None,
     path: Path | str,
     trajectories: Tensor | None = None,
     title: str = "",
 ) -> None:
-    """Samples (n, 2) over reference points (m, 2); beside them, if given, trajectories (times, n, 2) of some samples.
+    """Samples (n, 2), over reference points (m, 2) if there are any; beside them trajectories (times, n, 2) of some, if given.
 
     The view holds the reference and 98% of the samples; the title says how many lie outside it.
     """
     import numpy as np
 
-    points, truth = as_array(samples), as_array(reference)
+    points = as_array(samples)
+    truth = points if reference is None else as_array(reference)
     views = [window(truth, points)]
     shown = None
     if trajectories is not None:
@@ -127,7 +128,8 @@ def scatter(
 
     low, high = views[-1]
     outside = int((~((points >= low) & (points <= high)).all(1)).sum())
-    dots(axes[-1], truth, GREY, f"data ({len(truth)})")
+    if reference is not None:
+        dots(axes[-1], truth, GREY, f"data ({len(truth)})")
     dots(axes[-1], points, COLOURS[0], f"samples ({len(points)})")
     heading(axes[-1], f"{outside} of {len(points)} samples outside the view" if outside else "samples")
 

@@ -1,41 +1,51 @@
 """What a run is: a folder with its configuration, curves, checkpoints, samples and evaluations.
 
 runs/<slug>-<training identity>/
-    config.yaml  environment.json  metrics.jsonl  checkpoints/  previews/  samples/<identity>/  evaluations/<identity>.json
+    config.yaml  environment.json  data.json  metrics.jsonl  checkpoints/  previews/  samples/<identity>/
+    evaluations/<identity>.json
+
+or one file that `sitkit convert` wrote, whose samples and evaluations go to runs/<slug>-<digest of its weights>/.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sitkit import checkpoint, posthoc
+from sitkit import bundle, checkpoint, hub, posthoc
 from sitkit.autoencoder import modelled_shape
 from sitkit.config import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
+from sitkit.data.absent import described
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.field import Field
 from sitkit.registry import UserError, suggest
 from sitkit.world import device_of
 
 CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
+DATA = "data.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its configuration, its network (EMA unless asked otherwise) and the field that reads it."""
+    """A trained run: its configuration, its network (EMA unless asked otherwise) and the field that reads it.
+
+    folder: where its samples and evaluations go.  file: the one file that it was loaded from, if it was.
+    """
 
     folder: Path
     config: Config
     step: int
     network: nn.Module
     field: Field
+    file: Path | None = None
 
     @property
     def identity(self) -> str:
@@ -43,26 +53,55 @@ class Run:
         return training_identity(self.config)
 
     @property
+    def source(self) -> Path:
+        """What it was loaded from, as `load` takes it: its folder, or the one file."""
+        return self.file or self.folder
+
+    @property
     def average(self) -> str:
         """Which weights the network has, as names of files say it: "ema", "raw", or "ema-0.05" where one was chosen."""
-        chosen = self.config.sample
-        return chosen.weights if chosen.ema is None else f"{chosen.weights}-{chosen.ema!r}"
+        return bundle.average(self.config)
 
     @property
     def examples(self) -> Examples:
-        """The data set that the run was trained on."""
-        return examples(self.config.data)
+        """The data set that the run was trained on.  Raises UserError where it is gone, or is another one by now."""
+        found, known = examples(self.config.data), _described(self.source)
+        if known is not None and known["fingerprint"] != found.fingerprint:
+            raise UserError(f"The data of {self.source} changed since it was trained: bring back the old ones.")
+        return found
+
+    @functools.cached_property
+    def outline(self) -> Examples:
+        """What sampling must know of the data, which may be gone; points are read where they can be, to be drawn over."""
+        return outline(self.source, self.config)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of what the network models."""
-        return modelled_shape(self.config.autoencoder, self.examples)
+        return modelled_shape(self.config.autoencoder, self.outline)
 
 
 @functools.lru_cache(maxsize=4)
 def examples(dataset: Dataset) -> Examples:
     """The examples of a data set, loaded once."""
     return dataset.load()
+
+
+def outline(source: Path, config: Config) -> Examples:
+    """The data of a run's folder or file as far as they are described there; the data themselves where they are not."""
+    known = _described(source)
+    if known is None:
+        return examples(config.data)
+    if len(known["shape"]) != 3:
+        with contextlib.suppress(UserError):
+            return examples(config.data)
+    return described(known, str(getattr(config.data, "path", config.data.name)))
+
+
+def _described(source: Path) -> dict[str, Any] | None:
+    if source.is_file():
+        return bundle.header(source)["data"]
+    return checkpoint.read_json(source / DATA) if (source / DATA).is_file() else None
 
 
 def folder_of(config: Config) -> Path:
@@ -97,9 +136,12 @@ def use_threads(config: Config) -> None:
         torch.set_num_threads(config.run.threads)
 
 
-def build(config: Config, seed: int | None = None) -> nn.Module:
-    """The network of a configuration, with its initial weights drawn from the training seed."""
-    data = examples(config.data)
+def build(config: Config, seed: int | None = None, known: Examples | None = None) -> nn.Module:
+    """The network of a configuration, with its initial weights drawn from the training seed.
+
+    known: what is known of the data, enough for a network that is trained; by default they are loaded.
+    """
+    data = known if known is not None and config.backbone.trainable else examples(config.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed if seed is None else seed)
         network = config.backbone.build(modelled_shape(config.autoencoder, data), data.num_classes)
@@ -120,8 +162,8 @@ def find(name: str | Path, root: Path) -> Path:
     if (path / CONFIG).is_file():
         return path
     if path.is_file():
-        checkpoint.header(path)  # Raises for a pickle, a damaged file, or one that is not of sitkit.
-        raise UserError(f"{path} is a checkpoint; give the folder of its run: {path.parent.parent}.")
+        bundle.header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
+        raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
     known = {run.name: run for run in runs(root)}
     if str(name) == "latest" and known:
         return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
@@ -143,28 +185,41 @@ def runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in Path(root).glob(f"*/{CONFIG}"))
 
 
-def read_config_of(folder: Path) -> Config:
-    """The configuration written in a run's folder.
+def located(name: str | Path, root: Path) -> Path:
+    """What a run is loaded from: the one file that has this path or lies on the hub (hf://owner/name), else a folder.
+
+    Raises UserError as `find` does, and where the hub has no such file or cannot be reached.
+    """
+    if str(name).startswith(hub.SCHEME):
+        return hub.download(str(name))
+    if Path(name).is_file():
+        bundle.header(Path(name))
+        return Path(name)
+    return find(name, root)
+
+
+def read_config_of(source: Path) -> Config:
+    """The configuration written in a run's folder, or in its one file.
 
     Raises UserError that names what is missing or wrong in it, and the package that a component came from.
     """
     from sitkit.config import read_yaml
 
-    layer = read_yaml(folder / CONFIG)
+    layer = Layer(bundle.header(source)["config"]) if source.is_file() else read_yaml(source / CONFIG)
     try:
         return validate(Config, layer.values, layer.where)
     except UserError as error:
-        raise UserError(f"{error}{_from_a_package(folder, str(error))}", error.path) from None
+        raise UserError(f"{error}{_from_a_package(source, str(error))}", error.path) from None
 
 
-def _from_a_package(folder: Path, message: str) -> str:
+def _from_a_package(source: Path, message: str) -> str:
     """Where the component that a message misses came from when the run was made, and how to have it again."""
-    path = folder / ENVIRONMENT
-    known = checkpoint.read_json(path).get("components", {}) if path.is_file() else {}
-    for component, package in known.items():
+    path = source / ENVIRONMENT
+    made = bundle.header(source) if source.is_file() else checkpoint.read_json(path) if path.is_file() else {}
+    for component, package in made.get("components", {}).items():
         kind, _, name = component.partition(" ")
         if f"No {kind} named {name!r}." in message:
-            return f" {folder.name} was made with {package}: pip install {package.replace(' ', '==')}"
+            return f" {source.name} was made with {package}: pip install {package.replace(' ', '==')}"
     return ""
 
 
@@ -177,34 +232,42 @@ def load(
     over: Layer | None = None,
     root: Path = Path("runs"),
 ) -> Run:
-    """The trained run in a folder (or by name, identity, "latest"): its config, its network, its field.
+    """The trained run in a folder (or by name, identity, "latest"), in one file, or on the Hugging Face hub (hf://owner/name).
 
+    It has its config, its network, and its field, ready to sample; its data need not be there.
     weights: "ema" (the first one) or "raw", by default what sample.weights and sample.ema say.  step: a checkpoint's
     step, by default the newest.  over: settings of sampling and evaluation.  Raises UserError for a run that is not
     there, has no checkpoint yet, or whose checkpoint is damaged, and for a setting that its training has fixed.
     """
-    folder = find(run, root)
-    config = read_config_of(folder)
+    source = located(run, root)
+    config = read_config_of(source)
+    if source.is_file():
+        config = config.model_copy(update={"run": config.run.model_copy(update={"folder": root})})
     use_threads(config)
     if over is not None:
         fixed = next((key for key in TRAINING if key in over.values), None)
         if fixed is not None:
             raise UserError(
-                f"{locate(over.where, [fixed])}{fixed} was fixed when {folder} was trained: train another run with it."
+                f"{locate(over.where, [fixed])}{fixed} was fixed when {source} was trained: train another run with it."
             )
         config = adapted(config, over)
     if weights is not None:
         chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
         config = config.model_copy(update={"sample": chosen})
-    check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
-    network = build(config)
-    at = 0
-    if config.backbone.trainable:
-        at, state, source = state_of(folder, config, step)
+    known = outline(source, config)
+    network, at, folder = build(config, known=known), 0, source
+    if source.is_file():
+        at, state, digest = bundle.state(source, config, step)
+        folder = root / f"{slug(config)}-{digest[:12]}"
         _fill(network, state, source)
+    else:
+        check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
+        if config.backbone.trainable:
+            at, state, path = state_of(folder, config, step)
+            _fill(network, state, path)
     network = network.to(device_of(device)).eval().requires_grad_(False)
-    data = examples(config.data)
-    return Run(folder, config, at, network, Field(network, config.interp, config.target, data.num_classes))
+    field = Field(network, config.interp, config.target, known.num_classes)
+    return Run(folder, config, at, network, field, source if source.is_file() else None)
 
 
 def start_from(network: nn.Module, name: str, root: Path) -> None:

@@ -103,7 +103,7 @@ class Drawing:
 
     def __post_init__(self) -> None:
         config = self.run.config
-        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.examples.num_classes)
+        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.outline.num_classes)
         _ = self.plan
 
     @functools.cached_property
@@ -149,7 +149,7 @@ class Drawing:
             # On a CPU the block is always whole: a row's last digits may depend on the number of rows.
             index = torch.arange(start, start + (size if self.device.type == "cpu" else wanted))
             keys = noise.sample_keys(config.sample.seed, index)
-            y = labels_of(config, index, keys, run.examples.num_classes)
+            y = labels_of(config, index, keys, run.outline.num_classes)
             keys = keys.to(self.device)
             drawn = self.sampler.sample(
                 run.field,
@@ -158,7 +158,7 @@ class Drawing:
                 diffusion=self.diffusion,
                 guidance=self.guidance,
                 seeds=keys,
-                trajectory=not run.examples.is_image and start == 0,
+                trajectory=not run.outline.is_image and start == 0,
             )
             if drawn.trajectory is not None:
                 paths = drawn.trajectory[:, : min(100, wanted)].cpu()
@@ -184,7 +184,7 @@ class Drawing:
             "intervals": len(plan.times) - 1,
             "last_step": plan.last_step,
             "notes": list(plan.notes),
-            "rounding": picture.ROUNDING if self.run.examples.is_image else "none",
+            "rounding": picture.ROUNDING if self.run.outline.is_image else "none",
             "at_once": self.at_once,
             "environment": environment(self.device),
         }
@@ -212,7 +212,7 @@ def sample(
     are not finite.
     """
     folder = run.folder / "samples" / sampling_identity(run.config, run.step)
-    shards = Shards(folder, run.examples, run.config.sample.n, keep, extractions)
+    shards = Shards(folder, run.outline, run.config.sample.n, keep, extractions)
     with joined(run.config.run.device) as world:
         if not shards.finished:
             drawing = Drawing(run)
@@ -230,7 +230,7 @@ def sample(
             told(0)
     record = shards.record
     assert record is not None
-    return Drawn(folder, run.examples, record)
+    return Drawn(folder, run.outline, record)
 
 
 def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:

@@ -127,7 +127,7 @@ class Bench:
         if (weights, ema) not in self._runs:
             device = next(iter(self.run.network.parameters()), torch.empty(0)).device
             over = Layer({"sample": {"weights": weights, "ema": ema}})
-            self._runs[weights, ema] = load(self.run.folder, step=self.run.step, device=str(device), over=over)
+            self._runs[weights, ema] = load(self.run.source, step=self.run.step, device=str(device), over=over)
         return dataclasses.replace(self._runs[weights, ema], config=config)
 
     def setting(self, chosen: Mapping[str, Any], n: int, seed: int) -> Config:

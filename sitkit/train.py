@@ -20,6 +20,7 @@ from torch import nn
 from sitkit import checkpoint, noise, posthoc
 from sitkit.autoencoder import modelled_shape
 from sitkit.config import Config, flat
+from sitkit.data.absent import description
 from sitkit.data.dataset import Examples
 from sitkit.data.feed import feed
 from sitkit.drawn import show
@@ -34,6 +35,7 @@ from sitkit.provenance import continued, environment
 from sitkit.registry import UserError
 from sitkit.run import (
     CHECKPOINTS,
+    DATA,
     ENVIRONMENT,
     METRICS,
     build,
@@ -95,6 +97,7 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
         check_unchanged(folder, marks)
         write_config(folder, config)
         _describe(config, folder, environment(here.device) | {"processes": here.size, **marks})
+        checkpoint.write_json(folder / DATA, description(examples(config.data)))
         with Tracker(
             folder,
             name=folder.name,

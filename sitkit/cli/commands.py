@@ -130,8 +130,8 @@ def sample(
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     trained = _loaded(run, runs, sets, flags, preset, step)
-    if adm is not None and not trained.examples.is_image:
-        raise UserError(f"--adm writes images; this run models examples of shape {trained.examples.shape}.")
+    if adm is not None and not trained.outline.is_image:
+        raise UserError(f"--adm writes images; this run models examples of shape {trained.outline.shape}.")
     with resumable(), console.progress() as progress:
         from sitkit.sample import sample as verb
         from sitkit.sample import write_adm
@@ -223,13 +223,13 @@ def evaluate(
 
 def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Path) -> Any:
     """The metrics that were named, one or more, with the features that were; None if neither was."""
-    from sitkit.run import find, read_config_of
+    from sitkit.run import located, read_config_of
 
     names = [name.strip() for text in metric or [] for name in text.split(",")]
     if features is None:
         return names[0] if len(names) == 1 else names or None
     if not names:
-        names = [chosen.name for chosen in read_config_of(find(run, runs)).metric]
+        names = [chosen.name for chosen in read_config_of(located(run, runs)).metric]
     each: list[Any] = [{"name": name, "features": features} for name in names]
     return each[0] if len(each) == 1 else each
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,8 +19,18 @@ def convert(
         str | None, typer.Option("--from", help="sit or repa, where the file does not tell.", metavar="CODE")
     ] = None,
     to: Annotated[
-        Path | None, typer.Option("--to", help="Export a run's EMA weights to this .pt, as the official code reads it.")
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FILE|hf://OWNER/NAME",
+            help="Export a run: to NAME.safetensors, one file that `sitkit sample` takes; to NAME.pt, as the official code "
+            "reads it; to hf://OWNER/NAME on the Hugging Face hub.",
+        ),
     ] = None,
+    private: Annotated[bool, typer.Option("--private", help="A repository made on the hub is private.")] = False,
+    ema: options.Ema = None,
+    step: options.Step = None,
+    sets: options.Sets = None,
     heads: Annotated[int | None, typer.Option("--heads", help="Attention heads of a size that is no preset.")] = None,
     vae: Annotated[
         str | None,
@@ -28,15 +38,14 @@ def convert(
     ] = None,
     runs: options.Folder = Path("runs"),
 ) -> None:
-    """Make a run of a published checkpoint, or a checkpoint for published code of a run."""
+    """Make a run of a published checkpoint; or of a run one file, a checkpoint for published code, or a repository on the hub."""
     if to is not None:
         if kind or heads or vae:
             raise UserError("--from, --heads and --vae belong to an import; --to exports.")
-        from sitkit.convert import export_official
-        from sitkit.run import load
-
-        console.say(f"written   {export_official(load(source, root=runs, device='cpu'), to)}")
+        _export(source, to, private, step, options.layer({"sample.ema": ema}, sets), runs)
         return
+    if private or sets or ema is not None or step is not None:
+        raise UserError("--private, --ema, --step and --set belong to an export: add --to.")
     from sitkit.convert import import_checkpoint
 
     done = import_checkpoint(Path(source), runs, kind, heads, vae)
@@ -44,3 +53,23 @@ def convert(
         console.err.print(note, markup=False)
     console.say(f"run       {done.folder}")
     console.say(f"next      sitkit sample {done.folder}")
+
+
+def _export(source: str, to: str, private: bool, step: int | None, over: Any, runs: Path) -> None:
+    remote = to.startswith("hf://")
+    if private and not remote:
+        raise UserError("--private belongs to an upload: --to hf://OWNER/NAME.")
+    if not remote and Path(to).suffix not in (".safetensors", ".pt"):
+        raise UserError(f"--to {to}: give a .safetensors, a .pt for the official code, or hf://OWNER/NAME.")
+    from sitkit.convert import export, export_official, push
+    from sitkit.run import load
+
+    run = load(source, root=runs, device="cpu", step=step, over=over)
+    if remote:
+        console.say(f"uploaded  {push(run, to, private=private)}")
+    elif to.endswith(".pt"):
+        console.say(f"written   {export_official(run, Path(to))}")
+        return
+    else:
+        console.say(f"written   {export(run, Path(to))}")
+    console.say(f"next      sitkit sample {to}")

@@ -1,16 +1,17 @@
-"""Data that are not here: what a network from elsewhere was trained on, known by shape and classes alone."""
+"""Data that are not here, known by shape and classes alone: what sampling must know of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.registry import UserError, datasets
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
-    from torch import Tensor
 
 
 @final
@@ -34,15 +35,30 @@ class Absent(Dataset):
     def load(self) -> Examples:
         import hashlib
 
-        import numpy as np
-
-        none = np.zeros(0, np.int64)
         mark = hashlib.sha256(f"{self.shape} {self.num_classes}".encode()).hexdigest()
         names = tuple(str(label) for label in range(self.num_classes))
-        return Examples(self.shape, none, names, mark, none, none, self._refuse)
+        return described({"shape": self.shape, "class_names": names, "fingerprint": mark}, self.origin)
 
-    def _refuse(self, index: np.ndarray, keys: np.ndarray | None) -> Tensor:
+
+KNOWN = ("shape", "class_names", "fingerprint", "bin_width", "encoder")
+
+
+def description(data: Examples) -> dict[str, Any]:
+    """What sampling must know of data, as plain values."""
+    told = {key: getattr(data, key) for key in KNOWN}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
+
+
+def described(told: Mapping[str, Any], origin: str) -> Examples:
+    """Data of a `description`, none of which can be read.  origin: what they are, for people."""
+    import numpy as np
+
+    def refuse(index: np.ndarray, keys: np.ndarray | None) -> NoReturn:
         raise UserError(
-            f"The data that this network was trained on ({self.origin or 'unknown'}) are not here, so nothing can be "
+            f"The data that this network was trained on ({origin or 'unknown'}) are not here, so nothing can be "
             "measured against them or trained on them. Sampling works."
         )
+
+    none = np.zeros(0, np.int64)
+    known: dict[str, Any] = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in told.items()}
+    return Examples(**known, labels=none, train=none, heldout=none, reader=refuse)
