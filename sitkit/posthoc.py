@@ -74,14 +74,20 @@ def interval(settings: TrainSettings) -> int:
     return settings.posthoc_every or max(1, -(-settings.steps // 32))
 
 
+def snapshot_bytes(settings: TrainSettings, parameters: int) -> int:
+    """What all snapshots of a whole training take on the disk."""
+    each = parameters * len(settings.posthoc) * (2 if settings.posthoc_dtype == "float16" else 4)
+    return each * math.ceil(settings.steps / interval(settings))
+
+
 def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> str:
     """What the snapshots of a whole training will take on the disk, in words, and in ema/snapshots.json.
 
     Raises UserError where the disk has less than that, less what is there already.
     """
     numbers = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    each = numbers * len(settings.posthoc) * (2 if settings.posthoc_dtype == "float16" else 4)
     count = math.ceil(settings.steps / interval(settings))
+    each = snapshot_bytes(settings, numbers) // count
     there = sum(path.stat().st_size for path in checkpoint.checkpoints(folder / SNAPSHOTS))
     free = shutil.disk_usage(folder).free
     if each * count - there > free:

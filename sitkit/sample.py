@@ -32,9 +32,12 @@ from sitkit.share import share
 from sitkit.world import joined
 
 
-def sampling_identity(config: Config, step: int) -> str:
-    """What determines the samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels."""
-    return identity(training_identity(config), sampling_recipe(config, step))
+def sampling_identity(config: Config, step: int, training: str | None = None) -> str:
+    """What determines the samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels.
+
+    training: the training's identity, where it is known already.
+    """
+    return identity(training or training_identity(config), sampling_recipe(config, step))
 
 
 def sampling_recipe(config: Config, step: int) -> dict[str, Any]:

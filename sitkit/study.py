@@ -48,12 +48,16 @@ from sitkit.config import (
 )
 from sitkit.diffusion import KLEta
 from sitkit.registry import UserError, suggest
+from sitkit.sampler import Plan as Solve
+from sitkit.timestep import Adapted
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 # What a row says beside its settings.
 ROW_KEYS = ("label", "paper", "columns")
 # What `show` may name beside columns and settings.
 FACTS = ("n", "nfe")
+# What is measured on a trained run, before there is one.
+ANY = ((0.0, 1.0), (1.0, 1.0))
 
 
 class Study(Settings):
@@ -103,7 +107,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number to be had: a row, a column, two seeds, and the configuration they make."""
+    """One number to be had: a row, a column, two seeds, and the configuration they make.  place: "file:line: " of the row."""
 
     row: str
     column: str
@@ -111,6 +115,7 @@ class Cell:
     sample_seed: int
     config: Config
     reference: Reference | None
+    place: str = ""
 
     @property
     def paper(self) -> float | None:
@@ -310,13 +315,13 @@ class _Crossing:
             return
         why = self._refusal(config)
         if why:
-            yield Refused(row, column, f"{place}row {row!r}{f', {column}' if column else ''}: {why}")
+            yield Refused(row, column, refused_at(place, row, column, why))
             return
         for seed in (config.train.seed,) if study.seeds is None else study.seeds:
             trained = config.model_copy(update={"train": self.assemble.seeded(config.train, seed)})
             for drawn in (config.sample.seed,) if study.sample_seeds is None else study.sample_seeds:
                 sample = self.assemble.seeded(config.sample, drawn)
-                yield Cell(row, column, seed, drawn, trained.model_copy(update={"sample": sample}), reference)
+                yield Cell(row, column, seed, drawn, trained.model_copy(update={"sample": sample}), reference, place)
 
     def _refusal(self, config: Config) -> str:
         """Why a cell's sampling cannot be right, or ""; asked once for each way of sampling."""
@@ -326,24 +331,33 @@ class _Crossing:
         return self._checked[key]
 
 
+def refused_at(place: str, row: str, column: str, why: str) -> str:
+    """The reason why a cell cannot be, with where its row stands and which it is."""
+    return f"{place}row {row!r}{f', {column}' if column else ''}: {why}" if row else f"{place}{why}"
+
+
 def refusal(config: Config) -> str:
     """Why samples of a configuration could not be right, or "": known before anything is trained."""
     try:
-        config.sampler.plan(config.interp, config.target, plannable(config), config.guidance)
+        solve(config)
     except UserError as error:
         return str(error)
     return ""
 
 
-def plannable(config: Config) -> Any:
-    """The diffusion as far as a plan needs it before training: kl-eta's losses are measured on the trained run.
+def solve(config: Config) -> Solve:
+    """The plan of a configuration's sampler before there is a trained run.
 
-    Any finite loss tells whether the rest of the cell can be.
+    kl-eta's losses and the grid adapted's curvature are measured on that run; any that are finite and positive tell whether
+    the rest can be.  Raises UserError where samples could not be right.
     """
-    diffusion = config.diffusion
+    sampler, diffusion = config.sampler, config.diffusion
     if isinstance(diffusion, KLEta) and not diffusion.losses:
-        return dataclasses.replace(diffusion, losses=((0.0, 1.0), (1.0, 1.0)))
-    return diffusion
+        diffusion = dataclasses.replace(diffusion, losses=ANY)
+    grid = getattr(sampler, "grid", None)
+    if isinstance(grid, Adapted) and not grid.curvature:
+        sampler = dataclasses.replace(sampler, grid=dataclasses.replace(grid, curvature=ANY))  # pyright: ignore[reportCallIssue]
+    return sampler.plan(config.interp, config.target, diffusion, config.guidance)
 
 
 class _Assembler:

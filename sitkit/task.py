@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from platform import node
 from typing import Any, Literal
 
 from sitkit import checkpoint
-from sitkit.config import Config, identity, slug, training_identity
+from sitkit.config import TRAINING, Config, identity, slug, training_identity
 from sitkit.registry import UserError, spec
 from sitkit.run import CHECKPOINTS, CONFIG, ENVIRONMENT
 from sitkit.sample import sampling_identity
@@ -66,16 +67,30 @@ def note(log: Path, text: str) -> None:
         file.write(line)
 
 
-def places(cells: list[Cell]) -> list[Place]:
+def places(cells: Sequence[Cell]) -> list[Place]:
     """The place of each cell; what cells share is worked out once."""
+    known: dict[Any, Any] = {}
+
+    def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        try:
+            if key not in known:
+                known[key] = make()
+            return known[key]
+        except TypeError:
+            # A component with a field that has no hash, as a plugin may have.
+            return make()
+
     found = []
     for cell in cells:
         config = cell.config
-        key = training_identity(config)
-        run = f"{slug(config)}-{key}"
-        samples = sampling_identity(config, final_step(config))
-        metric = spec(config.metric[0])
-        found.append(Place(key, run, samples, identity(samples, metric), json.dumps(metric, sort_keys=True)))
+        step, metric = final_step(config), config.metric[0]
+        trains = tuple(getattr(config, name) for name in TRAINING)
+        draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)
+        key, name = once(trains, lambda config=config: (training_identity(config), slug(config)))
+        samples = once(draws, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
+        told = once((metric,), lambda metric=metric: spec(metric))
+        measurement = once((*draws, metric), lambda samples=samples, told=told: identity(samples, told))
+        found.append(Place(key, f"{name}-{key}", samples, measurement, json.dumps(told, sort_keys=True)))
     return found
 
 

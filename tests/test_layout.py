@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
-        "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "task", "ablate", "search",
+        "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "cost", "task", "ablate", "check", "search",
         "certify", "encode", "report", "served", "publish", "doctor", "convert",
     ),
     "doors": ("cli", "__main__", "__init__"),

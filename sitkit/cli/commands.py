@@ -379,6 +379,7 @@ def runs(
 
 
 # Commands in files of their own, which take `app` from here.
+import sitkit.cli.check  # noqa: E402
 import sitkit.cli.convert  # noqa: E402
 import sitkit.cli.doctor  # noqa: E402
 import sitkit.cli.encode  # noqa: E402

@@ -50,10 +50,14 @@ class RunClassifier(Extractor):
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0; got {self.seed}.")
 
-    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+    def require(self, data: Examples | None) -> None:
         if data is None or not data.num_classes:
             what = "a data set to learn from" if data is None else "labels, and the data have none"
             raise UserError(f"features 'run-classifier' needs {what}. Use other features.")
+
+    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+        self.require(data)
+        assert data is not None
         network, record = self._load(data, device, cache) if cache else self._train(data, device)
         maps, pool, head = (part for _, part in network.to(device).eval().requires_grad_(False).named_children())
 

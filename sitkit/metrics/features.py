@@ -59,6 +59,9 @@ class Extractor(Component):
     outputs: ClassVar[tuple[str, ...]] = ("features",)
     learnt: ClassVar[bool] = True
 
+    def require(self, data: Examples | None) -> None:
+        """Raise UserError, before any work, for data that it cannot see and for a package that is not there."""
+
     @abstractmethod
     def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
         """Ready it for images or points like those of `data`; what it learns is kept in the folder `cache`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -31,6 +32,12 @@ class Inception(Extractor):
 
     outputs: ClassVar[tuple[str, ...]] = ("features", "spatial", "logits")
     weights: str | None = None
+
+    def require(self, data: Examples | None) -> None:
+        if find_spec("torch_fidelity") is None:
+            raise UserError("features 'inception' needs torch-fidelity: pip install 'sitkit[inception]'.")
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise UserError(f"features 'inception': there is no file {self.weights}.")
 
     def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
         network = self._network().to(device)
@@ -101,6 +108,10 @@ class Dinov2(Extractor):
 
     model: str = "facebook/dinov2-large"
     size: int = 224
+
+    def require(self, data: Examples | None) -> None:
+        if find_spec("transformers") is None:
+            raise UserError("features 'dinov2' needs transformers: pip install 'sitkit[dinov2]'.")
 
     def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
         import torch
