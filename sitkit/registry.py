@@ -103,15 +103,24 @@ class Registry(Mapping[str, type[C]], Generic[C]):
         self._contested: set[str] = set()
         registries[plural] = self
 
+    @property
+    def base_class(self) -> type[C]:
+        """What every component of the kind is a subclass of."""
+        module, _, attribute = self.base.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    @property
+    def purpose(self) -> str:
+        """One sentence on what a component of the kind is, without its full stop."""
+        return (self.base_class.__doc__ or "").strip().partition("\n")[0].partition(".  ")[0].removesuffix(".")
+
     def register(self, name: str) -> Callable[[K], K]:
         """Class decorator.  Refuses a duplicate name, an abstract class, and fields without @dataclass."""
 
         def add(cls: K) -> K:
-            where = f"{cls.__module__}.{cls.__qualname__}"
-            module, _, attribute = self.base.partition(":")
-            base = getattr(importlib.import_module(module), attribute)
+            where, base = f"{cls.__module__}.{cls.__qualname__}", self.base_class
             if not issubclass(cls, base):
-                raise UserError(f"{self.kind} {name!r} ({where}) must subclass {module}.{attribute}.")
+                raise UserError(f"{self.kind} {name!r} ({where}) must subclass {base.__module__}.{base.__qualname__}.")
             if inspect.isabstract(cls):
                 lacks = ", ".join(sorted(cls.__abstractmethods__))
                 raise UserError(f"{self.kind} {name!r} ({where}) is abstract: it lacks {lacks}.")
@@ -304,6 +313,24 @@ def origins() -> dict[str, str]:
         for name in registry.names()
         if (plugin := registry.plugin(name)) is not None
     }
+
+
+def owned(plugin: Plugin) -> list[tuple[Registry[Any], str]]:
+    """The registry and the name of everything that a plugin registered, presets included."""
+    return [
+        (registry, name)
+        for registry in registries.values()
+        for name in registry.names()
+        if registry.plugin(name) == plugin
+    ]
+
+
+def registry_of(word: str) -> Registry[Any]:
+    """The registry by its plural, its kind or its flag.  Raises UserError with the nearest right name."""
+    for registry in registries.values():
+        if word in (registry.plural, registry.kind, registry.flag, registry.flag.removeprefix("--")):
+            return registry
+    raise UserError(f"No registry {word!r}.{suggest(word, list(registries))} Known: {', '.join(registries)}.")
 
 
 registries: dict[str, Registry[Any]] = {}

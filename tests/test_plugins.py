@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from trials import ABSTRACT, GOOD, install, put, run
 
 POLY = Path(__file__).parent.parent / "plugins" / "sitkit-poly"
-
-
-def run(*command: str, site: Path, cwd: Path, plugins: str | None = None) -> subprocess.CompletedProcess[str]:
-    """A command in an environment in which what is under `site` is installed too."""
-    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
-    environment.pop("SITKIT_PLUGINS", None)
-    if plugins is not None:
-        environment["SITKIT_PLUGINS"] = plugins
-    return subprocess.run([sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sitkit-poly, built and installed by pip into a folder of its own."""
     site = tmp_path_factory.mktemp("site")
-    # With the build backend at hand nothing is downloaded; without it pip fetches it into a build environment.
-    isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation, "--target", str(site), str(POLY)]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    install(site, POLY)
     return site
 
 
@@ -86,36 +69,6 @@ def test_a_plugin_can_be_left_out(installed: Path, tmp_path: Path) -> None:
         assert ("poly" in names) == there
         # What is asked for is used, or it is said that it is not there.
         assert ("'another'" in done.stderr) == ("another" in plugins), done.stderr
-
-
-HEADER = """
-from dataclasses import dataclass
-import sitkit
-from sitkit.interpolant import Interpolant, Linear
-"""
-GOOD = """
-@sitkit.interpolants.register({name!r})
-@dataclass(frozen=True)
-class Good(Interpolant):
-    "A path."
-    def coefficients(self, t):
-        return Linear().coefficients(t)
-"""
-ABSTRACT = """
-@sitkit.interpolants.register("vague")
-@dataclass(frozen=True)
-class Vague(Interpolant):
-    "No coefficients."
-"""
-
-
-def put(site: Path, plugin: str, source: str) -> None:
-    """What pip leaves of a package sitkit-PLUGIN whose entry point PLUGIN is the module sitkit_PLUGIN."""
-    (site / f"sitkit_{plugin}.py").write_text(HEADER + source)
-    record = site / f"sitkit_{plugin}-1.0.dist-info"
-    record.mkdir()
-    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sitkit-{plugin}\nVersion: 1.0\n")
-    (record / "entry_points.txt").write_text(f"[sitkit.plugins]\n{plugin} = sitkit_{plugin}\n")
 
 
 BROKEN = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
 import os
 import shutil
@@ -124,3 +125,62 @@ def wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
     while not until() and process.poll() is None:
         assert time.monotonic() - began < 120, "waited two minutes in vain"
         time.sleep(0.002)
+
+
+def run(
+    *command: str | Path, site: Path | str, cwd: Path, plugins: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command in an environment in which what is under `site` is installed too."""
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+    environment.pop("SITKIT_PLUGINS", None)
+    if plugins is not None:
+        environment["SITKIT_PLUGINS"] = plugins
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def install(site: Path, *packages: Path) -> None:
+    """Build packages and install them into a folder, by pip."""
+    # With the build backend at hand nothing is downloaded; without it pip fetches it into a build environment.
+    isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation, "--target", site, *packages]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+HEADER = """
+from dataclasses import dataclass
+import sitkit
+from sitkit.interpolant import Interpolant, Linear
+"""
+GOOD = """
+@sitkit.interpolants.register({name!r})
+@dataclass(frozen=True)
+class Good(Interpolant):
+    "A path."
+    def coefficients(self, t):
+        return Linear().coefficients(t)
+"""
+ABSTRACT = """
+@sitkit.interpolants.register("vague")
+@dataclass(frozen=True)
+class Vague(Interpolant):
+    "No coefficients."
+"""
+
+
+def put(site: Path, plugin: str, source: str) -> None:
+    """What pip leaves of a package sitkit-PLUGIN whose entry point PLUGIN is the module sitkit_PLUGIN."""
+    (site / f"sitkit_{plugin}.py").write_text(HEADER + source)
+    enter(site, plugin)
+
+
+def enter(site: Path, plugin: str) -> None:
+    """What pip writes down of such a package."""
+    module = f"sitkit_{plugin.replace('-', '_')}"
+    record = site / f"{module}-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: sitkit-{plugin}\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text(f"[sitkit.plugins]\n{plugin} = {module}\n")

@@ -10,7 +10,7 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.certify import certify
 from sitkit.cli.resume import resumable
-from sitkit.registry import UserError, registries, spec, suggest
+from sitkit.registry import UserError, registries, registry_of, spec
 
 if TYPE_CHECKING:
     from sitkit.registry import Component
@@ -243,7 +243,7 @@ def list_(
     json: options.Json = False,
 ) -> None:
     """Every component that can be named, plugins included."""
-    chosen = [_registry(registry)] if registry else list(registries.values())
+    chosen = [registry_of(registry)] if registry else list(registries.values())
     entries = {
         r.plural: [
             {
@@ -265,13 +265,6 @@ def list_(
             for e in entries[r.plural]
         ]
         console.table((r.plural, "", "fields", "plugin"), rows, f"{r.flag}")
-
-
-def _registry(name: str) -> Any:
-    for registry in registries.values():
-        if name in (registry.plural, registry.kind, registry.flag, registry.flag.removeprefix("--")):
-            return registry
-    raise UserError(f"No registry {name!r}.{suggest(name, list(registries))} Known: {', '.join(registries)}.")
 
 
 def _fields(registry: Any, name: str) -> str:
@@ -310,7 +303,7 @@ def show(
 
     from sitkit.config import read_assignments
 
-    chosen = _registry(registry)
+    chosen = registry_of(registry)
     if name not in chosen:
         chosen[name]
     fields = read_assignments(sets or []).values
@@ -383,6 +376,7 @@ import sitkit.cli.check  # noqa: E402
 import sitkit.cli.convert  # noqa: E402
 import sitkit.cli.doctor  # noqa: E402
 import sitkit.cli.encode  # noqa: E402
+import sitkit.cli.plugin  # noqa: E402
 import sitkit.cli.report  # noqa: E402
 import sitkit.cli.search  # noqa: E402
 import sitkit.cli.study  # noqa: E402, F401

@@ -51,7 +51,7 @@ def laws_of(component: Component) -> list[Law]:
     """The laws that a component must obey: those of every component, then those of its kind."""
     return [
         Law(component, f.__name__.strip("_").replace("_", "-"), (f.__doc__ or "").splitlines()[0], f)
-        for kind, functions in _LAWS.items()
+        for kind, functions in sorted(_LAWS.items(), key=lambda item: item[0] is not Component)
         if isinstance(component, kind)
         for f in functions
     ]

@@ -19,7 +19,7 @@ from sitkit.sampler import AdaptiveODE, Sampler
 from sitkit.target import Target, Velocity
 from sitkit.testing.component import check_component
 from sitkit.testing.law import NotShown, close, law, lawful
-from sitkit.testing.truth import MEAN, STD, Calls, gaussian_field, gaussian_moments
+from sitkit.testing.truth import MEAN, STD, Calls, GaussianAverage, gaussian_field, gaussian_moments
 from sitkit.timestep import Timestep
 
 # Where orders are measured: away from the ends, at which coefficients may be singular, and not symmetric, for over the
@@ -27,6 +27,7 @@ from sitkit.timestep import Timestep
 MIDDLE = 0.1, 0.8
 # Orders are whole numbers; a quarter of one is the noise of measuring them at a finite step.
 ORDER_TOLERANCE = 0.25
+ROUNDING = 1e-12
 
 
 @lawful(Guidance)
@@ -89,14 +90,20 @@ def check_sampler(
 
 
 def _standard(sampler: Sampler | None = None, path: str = "linear") -> Field:
-    """The Gaussian's field; NotShown where the sampler takes no such network."""
-    field = gaussian_field(interpolants.create(path), Velocity())
-    if sampler is not None:
+    """The Gaussian's field, of one time or of the two that the sampler needs; NotShown where it takes neither."""
+    interpolant = interpolants.create(path)
+    field = gaussian_field(interpolant, Velocity())
+    if sampler is None:
+        return field
+    reasons = []
+    for known in (field, Field(GaussianAverage(interpolant), interpolant, Velocity())):
         try:
-            sampler.sample(field, _noise(1), seeds=[0])
+            sampler.sample(known, _noise(1), seeds=[0])
         except UserError as error:
-            raise NotShown(str(error)) from None
-    return field
+            reasons.append(str(error))
+        else:
+            return known
+    raise NotShown(reasons[0])
 
 
 @lawful(Sampler)
@@ -125,7 +132,7 @@ def marginals(sampler: Sampler) -> None:
 
 @lawful(Sampler)
 def order(sampler: Sampler) -> None:
-    """Halving the step divides the error by 2^order, within a quarter of an order."""
+    """Halving the step divides the error by 2^order, within a quarter of an order, unless there is no error."""
     # On `linear` the midpoint rule happens to have order 3 for a Gaussian.
     check_order(sampler, _standard(sampler, "gvp"))
 
@@ -247,6 +254,7 @@ def _check_law(sampler: Sampler, field: Field, diffusion: Diffusion | None = Non
 def check_order(sampler: Sampler, field: Field) -> None:
     """Halving the step divides the error by 2^order within a quarter of an order; a smaller tolerance lowers the error.
 
+    A sampler that is exact at eight steps (to 1e-12, some thousand roundings) has no error to divide.
     Deterministic samplers: strong error against the exact flow of the Gaussian.  Stochastic ones: weak error of the mean
     and the variance, with w = sigma where the sampler takes a w, over [0.1, 0.8] without a last step.
     """
@@ -259,6 +267,8 @@ def check_order(sampler: Sampler, field: Field) -> None:
         return
     if not any(f.name == "steps" for f in dataclasses.fields(sampler)):
         raise AssertionError(f"{sampler.name}: a sampler of fixed steps has a field `steps`")
+    if not sampler.stochastic and flow_error(over_the_middle(sampler, 8), field) < ROUNDING:
+        return
     measured = observed_order(sampler, field)
     law(
         abs(measured - sampler.order) <= ORDER_TOLERANCE,

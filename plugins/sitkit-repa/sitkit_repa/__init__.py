@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from sitkit import UserError, losses
 from sitkit.data.dataset import Dataset
@@ -42,6 +43,12 @@ class RepresentationAlignment(Loss):
             raise ValueError(f"width must be at least 1; got {self.width}.")
         if self.reads not in self.encoder.outputs:
             raise ValueError(f"reads must be of what the encoder gives ({', '.join(self.encoder.outputs)}).")
+
+    @classmethod
+    def test_fields(cls) -> Sequence[Mapping[str, Any]]:
+        # The laws do not ask how well the encoder sees: one that learns in a moment, and one that does not learn.
+        few = {"name": "run-classifier", "steps": 3, "width": 8}
+        return {"encoder": few}, {"encoder": "pixels", "reads": "features"}
 
     @property
     def hidden(self) -> tuple[str, ...]:

@@ -7,15 +7,10 @@ import torch
 
 import sitkit
 from sitkit.loss import Batch
-from sitkit.testing import Law, parametrize_with_laws
-
-# A classifier of a few steps: the laws do not ask how well it sees.
-FEW = {"name": "run-classifier", "steps": 3, "width": 8}
+from sitkit.testing import Law, examples_of, parametrize_with_laws
 
 
-@parametrize_with_laws(
-    sitkit.losses.create("repa", encoder=FEW), sitkit.losses.create("repa", encoder="pixels", reads="features")
-)
+@parametrize_with_laws(*examples_of(sitkit.losses["repa"], "loss 'repa'"))
 def test_laws(law: Law) -> None:
     law.check()
 
