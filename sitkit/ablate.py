@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sitkit import checkpoint
+from sitkit import checkpoint, world
 from sitkit.config import Layer, label
-from sitkit.evaluate import evaluate
-from sitkit.progress import Event, Progress, silent
+from sitkit.dispatch import Work
+from sitkit.executor import Executor, Here
+from sitkit.progress import Progress, silent
 from sitkit.publish import publish
-from sitkit.registry import UserError, WorkFailed
+from sitkit.registry import UserError
 from sitkit.results import ReferenceNumber, Result, Results, with_estimates, write_results
-from sitkit.run import load
 from sitkit.study import FACTS, Cell, Plan, Refused, Seeds, describe, read_study
 from sitkit.table import as_csv, as_latex, as_markdown
-from sitkit.task import Place, Shelf, Task, note, places, trained
-from sitkit.train import train
+from sitkit.task import Place, Shelf, Task, places
+
+# Seconds after which the tables are written anew while work goes on.
+REFRESH = 60.0
 
 
 @dataclass(frozen=True)
@@ -44,38 +47,43 @@ def ablate(
     seeds: Seeds | None = None,
     sample_seeds: Seeds | None = None,
     keep_going: bool = False,
+    executor: Executor | None = None,
     progress: Progress = silent,
+    watch: Callable[[Board, Work], None] = lambda board, work: None,
 ) -> Outcome:
     """Do what is missing of a study and write its table to studies/<file's name>/.
 
+    executor: where the work is done, by default in this process.  Other processes and machines may do the same study at
+    the same time: each task is one's.  watch: called with the work before it begins, to look at it while it goes on.
     Raises UserError before any work if a cell is impossible; with keep_going that cell is a row with its reason, and the
     others are done.  A cell that goes wrong does not stop the others.
     """
+    if world.size() > 1:
+        raise UserError(
+            "torchrun's processes would share each task of the study, and `sitkit ablate` gives each task to one process: "
+            "use --workers, or --executor ray.  A training that `torchrun -m sitkit train` has done is not done again."
+        )
     plan = read_study(path, over, base, seeds, sample_seeds)
     if not keep_going or not plan.cells:
         plan.require()
     board = Board(plan)
-    failed: dict[str, str] = {}
-    for task in board.missing():
-        if task.after in failed:
-            continue
-        progress(Event("ablate", message=task.name))
-        log = board.runs / task.log
-        note(log, "start")
-        try:
-            if task.kind == "train":
-                train(task.config, progress)
-            else:
-                run = load(board.runs / task.run, weights=task.config.sample.weights, device=task.config.run.device)
-                evaluate(dataclasses.replace(run, config=task.config), progress)
-        except (UserError, WorkFailed) as error:
-            failed[task.key] = str(error)
-            note(log, f"failed: {error}")
-            progress(Event("ablate", message=f"{task.name} failed: {error}"))
-        else:
-            note(log, "done")
-        board.shelf.forget(task.run)
-    outcome = board.write(failed)
+    work = Work(board.missing(), progress)
+    watch(board, work)
+    written = time.monotonic()
+
+    def ended(task: Task) -> None:
+        nonlocal written
+        board.shelf.forget(task.place.run)
+        if time.monotonic() - written > REFRESH:
+            board.write(work.failed)
+            written = time.monotonic()
+
+    try:
+        work.do(executor or Here(), ended)
+    except KeyboardInterrupt:
+        board.write(work.failed)
+        raise
+    outcome = board.write(work.failed)
     if any(cell.config.run.track for cell in plan.cells):
         publish(outcome.folder, progress)
     return outcome
@@ -88,22 +96,25 @@ class Board:
         self.plan = plan
         self.runs = plan.cells[0].config.run.folder if plan.cells else Path("runs")
         self.folder = self.runs.parent / "studies" / plan.name
-        self.places = places(plan.cells)
+        self.places = places(cell.config for cell in plan.cells)
         self.shelf = Shelf(self.runs)
 
     def missing(self) -> list[Task]:
-        """What is to be done: trainings first, then the measurements, each once."""
-        trainings: dict[str, Task] = {}
-        measurements: dict[str, Task] = {}
+        """What is to be done, each once: a training, the measurements that it makes possible, the next training."""
+        tasks: dict[str, Task] = {}
         for cell, place in zip(self.plan.cells, self.places, strict=True):
-            if place.measurement in measurements or self.shelf.find(place) is not None:
+            if place.measurement in tasks or self.shelf.find(place) is not None:
                 continue
-            if place.training not in trainings:
-                trainings[place.training] = Task(place.training, "train", place.run, cell.config)
-            measurements[place.measurement] = Task(
-                place.measurement, "measure", place.run, cell.config, after=place.training
-            )
-        return [*(task for task in trainings.values() if not trained(task.config)), *measurements.values()]
+            for task in (Task("train", cell.config, place), Task("measure", cell.config, place)):
+                tasks.setdefault(task.key, task)
+        trainings = [task for task in tasks.values() if task.kind == "train"]
+        after: dict[str, list[Task]] = {task.key: [] for task in trainings}
+        for task in tasks.values():
+            if task.after is not None:
+                after[task.after].append(task)
+        return [
+            task for training in trainings for task in (*(() if training.done else (training,)), *after[training.key])
+        ]
 
     def results(self, failed: Mapping[str, str]) -> Results:
         """What is known of each cell; `failed` holds the reasons of the tasks that went wrong, by key."""
@@ -158,10 +169,7 @@ class Board:
             path, record = found
             known |= {key: record.get(key) for key in ("value", "stderr", "halves", "n")}
             return Result(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
-        for task in (
-            Task(place.training, "train", place.run, cell.config),
-            Task(place.measurement, "measure", place.run, cell.config),
-        ):
+        for task in (Task("train", cell.config, place), Task("measure", cell.config, place)):
             if task.key in failed:
                 return Result(**known, state="failed", failure=failed[task.key], log=task.log)
         return Result(**known, state="todo")

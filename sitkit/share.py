@@ -20,30 +20,38 @@ def share(count: int, done: Callable[[int], bool], make: Callable[[int], None], 
     files.  first: the part to begin with, so that many processes do not crowd on one.
     An error in `make` is raised as it is; the part is then another's to do.
     """
+
+    def tried(i: int, wait: bool = False) -> bool:
+        return attempt(locks / f"{i:05d}.lock", lambda: done(i), lambda: make(i), wait)
+
     left = [i for i in ((first + k) % count for k in range(count)) if not done(i)]
     while left:
-        made = [i for i in left if _attempt(i, done, make, locks, wait=False)]
+        made = [i for i in left if tried(i)]
         left = [i for i in left if not done(i)]
         if left and not made:
             # Everything that is left is being done by others: wait for the first of them to end or die.
-            _attempt(left[0], done, make, locks, wait=True)
+            tried(left[0], wait=True)
             left = [i for i in left if not done(i)]
 
 
-def _attempt(i: int, done: Callable[[int], bool], make: Callable[[int], None], locks: Path, wait: bool) -> bool:
-    if done(i):
+def attempt(lock: Path, done: Callable[[], bool], make: Callable[[], None], wait: bool = False) -> bool:
+    """Whether `make` was called: not where the part is done, nor, unless we wait for it, where another process is at it.
+
+    lock: the file whose lock whoever makes the part holds.
+    """
+    if done():
         return False
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{i:05d}.lock", timeout=-1 if wait else 0)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=-1 if wait else 0)
     try:
-        lock.acquire()
+        held.acquire()
     except (Timeout, FileNotFoundError):
         # Another process is at it, or has put everything together and removed the folder while we waited.
         return False
     try:
-        if done(i):
+        if done():
             return False
-        make(i)
+        make()
         return True
     finally:
-        lock.release()
+        held.release()

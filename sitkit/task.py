@@ -3,13 +3,14 @@
 A task belongs to the folder of its run, not to a study: two studies that need the same one share it.
 
     runs/<run>/logs/train.log   measure-<key>.log        a line for each start and end, with time, host and process
+                    train.lock  measure-<key>.lock       held by whoever is at it
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,31 +22,9 @@ from sitkit.config import TRAINING, Config, identity, slug, training_identity
 from sitkit.registry import UserError, spec
 from sitkit.run import CHECKPOINTS, CONFIG, ENVIRONMENT
 from sitkit.sample import sampling_identity
-from sitkit.study import Cell
 
 LOGS = "logs"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training, or the measurement of a cell.  `after` is the key of the training that it waits for."""
-
-    key: str
-    kind: Literal["train", "measure"]
-    run: str
-    config: Config
-    after: str | None = None
-
-    @property
-    def log(self) -> str:
-        """Where the task says what happens to it, within the folder of runs."""
-        name = "train" if self.kind == "train" else f"measure-{self.key}"
-        return f"{self.run}/{LOGS}/{name}.log"
-
-    @property
-    def name(self) -> str:
-        """How a line of progress calls it."""
-        return f"{self.kind} {self.run}" + ("" if self.kind == "train" else f" {self.key}")
+FAILED = "failed:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +38,75 @@ class Place:
     metric: str
 
 
+@dataclass(frozen=True)
+class Task:
+    """A training, or the measurement of a cell."""
+
+    kind: Literal["train", "measure"]
+    config: Config
+    place: Place
+
+    @property
+    def key(self) -> str:
+        """What two tasks that are the same have in common."""
+        return self.place.training if self.kind == "train" else self.place.measurement
+
+    @property
+    def after(self) -> str | None:
+        """The key of the training that it waits for."""
+        return None if self.kind == "train" else self.place.training
+
+    @property
+    def log(self) -> str:
+        """Where the task says what happens to it, within the folder of runs."""
+        name = "train" if self.kind == "train" else f"measure-{self.key}"
+        return f"{self.place.run}/{LOGS}/{name}.log"
+
+    @property
+    def path(self) -> Path:
+        """The log."""
+        return self.config.run.folder / self.log
+
+    @property
+    def name(self) -> str:
+        """How a line of progress calls it."""
+        return f"{self.kind} {self.place.run}" + ("" if self.kind == "train" else f" {self.key}")
+
+    @property
+    def done(self) -> bool:
+        """Whether what it makes is on disk."""
+        if self.kind == "train":
+            return trained(self.config)
+        return Shelf(self.config.run.folder).find(self.place) is not None
+
+
 def note(log: Path, text: str) -> None:
     """A line of a task's log: when, where, what."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    line = f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {node()} {os.getpid()} {text}\n"
+    line = f"{now()} {node()} {os.getpid()} {' '.join(text.split())}\n"
     with log.open("a", encoding="utf-8") as file:
         file.write(line)
 
 
-def places(cells: Sequence[Cell]) -> list[Place]:
-    """The place of each cell; what cells share is worked out once."""
+def now() -> str:
+    """The time as a log has it; later ones sort after earlier ones."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def failure(log: Path, since: str) -> str | None:
+    """Why a task failed, if that is the last thing that its log says and it happened since then."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    said = lines[-1].split(" ", 4) if lines else []
+    return said[4] if len(said) == 5 and said[3] == FAILED and said[0] >= since else None
+
+
+def place_of(config: Config) -> Place:
+    """Where the number of a configuration comes from."""
+    return places([config])[0]
+
+
+def places(configs: Iterable[Config]) -> list[Place]:
+    """Where the number of each configuration comes from; what they share is worked out once."""
     known: dict[Any, Any] = {}
 
     def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -81,8 +119,7 @@ def places(cells: Sequence[Cell]) -> list[Place]:
             return make()
 
     found = []
-    for cell in cells:
-        config = cell.config
+    for config in configs:
         step, metric = final_step(config), config.metric[0]
         trains = tuple(getattr(config, name) for name in TRAINING)
         draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)

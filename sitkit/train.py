@@ -56,14 +56,18 @@ from sitkit.world import World, joined
 PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8
 
 
+class Busy(UserError):
+    """Another process is training the run."""
+
+
 def train(config: Config, progress: Progress = silent) -> Path:
     """Train to config.train.steps and return the run's folder; continue where the folder already holds a checkpoint.
 
     Under torchrun the processes share each batch; all of them see the run's folder, and the lead alone writes to it.  On
     a CPU the result of one process is the same to the bit however often the work was killed and run again; another
     number of processes continues to the same weights up to rounding.  Raises UserError before any work for what cannot
-    be; WorkFailed where loss or gradient is not finite, naming step, last good checkpoint and the dump of that step;
-    KeyboardInterrupt after a checkpoint of the step that ctrl-C found.
+    be, Busy where another process trains the run; WorkFailed where loss or gradient is not finite, naming step, last good
+    checkpoint and the dump of that step; KeyboardInterrupt after a checkpoint of the step that ctrl-C found.
     """
     use_threads(config)
     with joined(config.run.device) as here, tf32(config.train.tf32):
@@ -92,7 +96,7 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder} is being trained by another process.") from None
+        raise Busy(f"{folder} is being trained by another process.") from None
     try:
         check_unchanged(folder, marks)
         write_config(folder, config)

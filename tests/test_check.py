@@ -182,4 +182,4 @@ def test_checking_is_what_the_study_does(tmp_path: Path) -> None:
 def _places(study: Path):
     from sitkit.task import places
 
-    return places(read_study(study).cells)
+    return places(cell.config for cell in read_study(study).cells)

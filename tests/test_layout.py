@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
-        "scaffold", "conformance",
+        "scaffold", "conformance", "executor", "dispatch",
         "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "cost", "task", "ablate", "check", "search",
         "certify", "encode", "report", "served", "publish", "doctor", "convert",
     ),
