@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -179,18 +179,17 @@ class _Worker:
 
 
 class Local:
-    """Processes that do one task after another: each is given one of the GPUs, and CPU threads are divided among them.
+    """Processes that do one task after another; one that dies is replaced.
 
-    One that dies is replaced.  gpus: as CUDA_VISIBLE_DEVICES names them.
+    CPU threads are divided among them, and where run.device leaves the choice each sees one GPU, all of them in turn.
     """
 
-    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, workers: int) -> None:
         # A server imports torch once and is forked for each worker; Windows cannot fork.
         forks = "forkserver" in multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             self._context.set_forkserver_preload(["sitkit.executor", "sitkit.train", "sitkit.evaluate"])
-        self._gpus = gpus
         self._crew: list[_Worker | None] = [None] * workers
 
     def takes(self) -> bool:
@@ -200,15 +199,15 @@ class Local:
     def submit(self, task: Task, since: str) -> None:
         """Hand the task to an idle worker."""
         slot = next(i for i, worker in enumerate(self._crew) if worker is None or worker.task is None)
-        worker = self._crew[slot] or self._hire(slot)
+        worker = self._crew[slot] or self._hire(slot, gpus(task.config.run.device))
         worker.task = task
         with contextlib.suppress(OSError):
             # Of one that has died while it was idle the pipe tells when it is waited for.
             worker.pipe.send(as_plain(task, since))
 
-    def _hire(self, slot: int) -> _Worker:
+    def _hire(self, slot: int, gpus: list[str]) -> _Worker:
         ours, theirs = self._context.Pipe()
-        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        gpu = gpus[slot % len(gpus)] if gpus else None
         process = self._context.Process(target=_serve, args=(theirs, gpu, len(self._crew)))
         process.start()
         theirs.close()
@@ -272,10 +271,16 @@ def _serve(pipe: connection.Connection, gpu: str | None, workers: int) -> None:
         import torch
 
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+        def tell(event: Event) -> None:
+            # Nobody may read it any more; that is no fault of the task.
+            with contextlib.suppress(OSError):
+                pipe.send(event)
+
         while True:
             told = pipe.recv()
             _write_to(Path(told["log"]))
-            pipe.send(perform_plain(told, pipe.send))
+            pipe.send(perform_plain(told, tell))
 
 
 def _write_to(log: Path) -> None:
@@ -291,7 +296,7 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def visible_gpus(device: str) -> list[str]:
+def gpus(device: str) -> list[str]:
     """The GPUs that workers may be given where the device leaves the choice open, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
@@ -352,7 +357,7 @@ class Ray:
 
     def submit(self, task: Task, since: str) -> None:
         """Hand the task to the cluster."""
-        if self._perform is None:
+        if self._news is None:
             self._connect()
         self._running[self._perform.remote(as_plain(task, since), self._news)] = task
 
@@ -377,7 +382,7 @@ class Ray:
 
     def close(self) -> None:
         """As ctrl-C does; a cluster that was started for the study ends with it."""
-        if self._perform is None:
+        if self._news is None:
             return
         for reference in self._running:
             self._ray.cancel(reference)

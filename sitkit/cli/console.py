@@ -107,18 +107,19 @@ def _bars() -> Iterator[Progress]:
 
 @contextmanager
 def _lines(every: float = 5.0) -> Iterator[Progress]:
-    said: dict[str, float] = {}
-    last: dict[str, tuple[int, int]] = {}
+    said: dict[tuple[str, str], float] = {}
+    last: dict[tuple[str, str], tuple[int, int]] = {}
 
     def report(event: Event) -> None:
         if event.message:
             err.print(escape(event.message))
-        now, place = time.monotonic(), (event.done, event.total)
-        if place == last.get(event.stage):
+        now, what, place = time.monotonic(), (event.task, event.stage), (event.done, event.total)
+        if place == last.get(what):
             return
-        if event.total and (event.done == event.total or now - said.get(event.stage, -every) >= every):
-            said[event.stage], last[event.stage] = now, place
-            err.print(f"{event.stage} {event.done}/{event.total} {numbers(event.values)}".rstrip())
+        if event.total and (event.done == event.total or now - said.get(what, -every) >= every):
+            said[what], last[what] = now, place
+            of = f"{event.task}: " if event.task else ""
+            err.print(f"{of}{event.stage} {event.done}/{event.total} {numbers(event.values)}".rstrip())
 
     yield report
 

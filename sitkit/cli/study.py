@@ -9,9 +9,10 @@ import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.commands import app, resumable
-from sitkit.registry import UserError
+from sitkit.registry import UserError, suggest
 
 if TYPE_CHECKING:
+    from sitkit.executor import Executor
     from sitkit.results import Results
     from sitkit.table import Grid
 
@@ -44,12 +45,43 @@ def ablate(
     ] = False,
     seeds: SeedList = None,
     sample_seeds: SampleSeedList = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="local|ray|ray://HOST:PORT",
+            help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, started "
+            "if there is none; on the one named.",
+            rich_help_panel=options.RUNNING,
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes at a time, to which the GPUs are dealt out.",
+            show_default="1, on Ray as many as it has room for",
+            rich_help_panel=options.RUNNING,
+        ),
+    ] = None,
+    cpus: Annotated[
+        float | None,
+        typer.Option("--cpus", min=0, help="CPUs of a task on Ray.", show_default="1", rich_help_panel=options.RUNNING),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option("--gpus", min=0, help="GPUs of a task on Ray.", show_default="0", rich_help_panel=options.RUNNING),
+    ] = None,
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Train and measure every cell of a study; run again, it continues."""
+    """Train and measure every cell of a study; run again, it continues.
+
+    Run in several places at once on one folder, they share the work.
+    """
     from sitkit.ablate import Board
     from sitkit.ablate import ablate as verb
     from sitkit.study import read_study
@@ -77,10 +109,13 @@ def ablate(
                           [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows])  # fmt: skip
             console.say(f"{len(rows)} cells from {len(done)} trainings")
         return
-    with resumable(), console.progress() as progress:
+    from sitkit.cli.overview import overview
+
+    with resumable(), overview() as (progress, watch):
         outcome = verb(
-            file, over, base, seeds=chosen[0], sample_seeds=chosen[1], keep_going=keep_going, progress=progress
-        )
+            file, over, base, seeds=chosen[0], sample_seeds=chosen[1], keep_going=keep_going,
+            executor=_executor(executor, workers, cpus, gpus), progress=progress, watch=watch,
+        )  # fmt: skip
     results = outcome.results
     if json:
         from sitkit.results import FILE
@@ -90,6 +125,21 @@ def ablate(
         print_table(grid(results))
         console.say(f"table     {outcome.folder / 'table.csv'}   table.md   table.tex")
     print_failures(results)
+
+
+def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:
+    from sitkit.executor import Here, Local, Ray
+
+    if name == "ray" or name.startswith("ray://"):
+        return Ray(None if name == "ray" else name, 1 if cpus is None else cpus, gpus or 0, workers)
+    if name != "local":
+        raise UserError(
+            f"--executor {name}: no such executor.{suggest(name, ['local', 'ray'])} Known: local, ray, ray://HOST:PORT."
+        )
+    for flag, value in (("--cpus", cpus), ("--gpus", gpus)):
+        if value is not None:
+            raise UserError(f"{flag} {value:g} is of --executor ray; --executor local divides what there is.")
+    return Here() if workers in (None, 1) else Local(workers)
 
 
 STYLES = {"best": "bold green", "close": "dim", "failed": "red"}
