@@ -277,12 +277,15 @@ class DPMSolver2MSDE(Multistep):
 
     x_1 = (sigma_1 / sigma_0) k^tau x_0 + alpha_1 (1 - k^(1 + tau)) mean(D) + sigma_1 sqrt(1 - k^(2 tau)) xi, tau = norm.
     No other w has a closed-form step.  Where alpha = 0 at the start (k = 0) the first step draws all its noise anew: w_kl is
-    infinite there.  The step is as stable at any size as the ODE's, so it starts where the ODE does.
+    infinite there.  The step is as stable at any size as the ODE's, so it starts where the ODE does.  The noise of a step that
+    is long near the data stays in the samples, hence twice 2M's default steps.
     Source: Lu et al. 2022 (arXiv 2211.01095), section 4.3 (SDE-DPM-Solver++(2M)).
     """
 
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
+
+    steps: int = 100
 
     def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Span:
         if not isinstance(diffusion, KL | None):
