@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock
 
-from sitkit import checkpoint
+from sitkit import bundle, checkpoint
 from sitkit.config import flat, identity
 from sitkit.drawn import Drawn
 from sitkit.metrics.features import Extraction, Extractor
@@ -193,7 +193,9 @@ def _measure(
         "run": run.folder.name,
         "training": run.identity,
         "data": run.examples.fingerprint,
-        "checkpoint": {"step": run.step, "weights": config.sample.weights},
+        "checkpoint": {
+            "step": run.step, "weights": run.average, "fingerprint": bundle.digest(run.network.state_dict()),
+        },
         "samples": drawn.folder.name,
         "labels": config.sample.model_dump(mode="json")["labels"],
         "seeds": {"train": config.train.seed, "sample": config.sample.seed, "metric": SEED},

@@ -41,7 +41,7 @@ from sitkit.compare import Measured, Ranking, estimate, rank
 from sitkit.config import Settings, validate
 from sitkit.registry import UserError
 
-FILE = "results.json"
+FILE, STUDIES = "results.json", "studies"
 
 
 class ReferenceNumber(Settings):
@@ -180,3 +180,15 @@ def runs_of(path: Path | str, results: Results) -> Path:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     return Path(os.path.normpath(folder / results.runs))
+
+
+def find_study(target: str | Path, root: Path) -> Path | None:
+    """The folder of a study by folder, by its file, or by name; None where there is none."""
+    name = Path(target)
+    studies = root.parent / STUDIES
+    for folder in (name, studies / name.name, studies / name.stem):
+        if (folder / FILE).is_file():
+            return folder
+    if name.suffix in (".yaml", ".yml") and name.is_file():
+        raise UserError(f"{name} has no results in {studies} yet: sitkit ablate {name} makes them.")
+    return None

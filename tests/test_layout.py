@@ -28,8 +28,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (
-        "scaffold", "conformance", "executor", "dispatch",
-        "losscurve", "curvature", "train", "sample", "evaluate", "density", "results", "table", "cost", "task", "ablate", "check", "search",
+        "scaffold", "conformance", "executor", "dispatch", "losscurve", "curvature", "train", "sample", "evaluate", "density",
+        "results", "table", "cost", "task", "ablate", "check", "number", "explain", "difference", "verify", "search",
         "certify", "encode", "report", "served", "publish", "doctor", "convert",
     ),
     "doors": ("cli", "__main__", "__init__"),

@@ -14,6 +14,7 @@ from sitkit.cli.study import Base, SampleSeedList, SeedList, seed_list
 if TYPE_CHECKING:
     from sitkit.check import Checked, Outlook
     from sitkit.study import Refused
+    from sitkit.verify import Verdict
 
 
 @app.command()
@@ -143,3 +144,111 @@ def size(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
     return f"{count} B"
+
+
+Result = Annotated[
+    str,
+    typer.Argument(
+        metavar="RESULT",
+        help="A number's file or identity; RUN or RUN:METRIC; STUDY, STUDY:ROW, STUDY:ROW:COLUMN:SEED, or STUDY:CELL.",
+    ),
+]
+
+
+@app.command()
+def explain(result: Result, runs: options.Folder = Path("runs"), json: options.Json = False) -> None:
+    """The command that makes a number again, and what made it: code, data, seeds, settings, machine."""
+    from sitkit.difference import in_words
+    from sitkit.explain import code
+    from sitkit.explain import explain as verb
+    from sitkit.number import numbers
+
+    told = [verb(number) for number in numbers(result, runs)]
+    if json:
+        console.as_json([_plain(one) for one in told])
+        return
+    for one in told:
+        error = "" if one.stderr is None else f" ± {float(one.stderr):.2g}"
+        halves = "" if one.halves is None else f", halves of the data {float(one.halves):.4g}"
+        console.say(f"{one.name}")
+        console.say(f"  value      {one.metric} {one.value}{error} ({one.n} samples at {one.nfe} evaluations{halves})")
+        console.say(f"  record     {one.path}")
+        console.say(f"  seeds      {', '.join(f'{name} {seed}' for name, seed in one.seeds.items())}")
+        console.say(f"  data       {one.data['fingerprint'][:12]}, reference of {one.data['reference']['n']} examples")
+        weights = [one.checkpoint["weights"], f"at step {one.checkpoint['step']}"]
+        console.say(f"  weights    {' '.join([*weights, str(one.checkpoint.get('fingerprint') or '')[:12]])}")
+        for key, value in one.settings.items():
+            console.say(f"  {key:10} {in_words(value)}")
+        console.say(f"  rounding   {one.rounding}")
+        for stage, what in one.stages.items():
+            console.say(f"  {stage:10} {code(what)}")
+        for name, package in one.plugins.items():
+            console.say(f"  plugin     {name}: pip install {package.replace(' ', '==')}")
+        for what, command in one.commands.items():
+            console.say(f"  {what + ' again':15} {command}")
+
+
+@app.command()
+def verify(
+    result: Result,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
+    from sitkit.number import numbers
+
+    found = numbers(result, runs)
+    with console.progress() as progress:
+        from sitkit.verify import gap
+        from sitkit.verify import verify as verb
+
+        verdicts = verb(found, device, progress)
+    if json:
+        console.as_json([_plain(verdict) | {"path": str(verdict.path), "gap": gap(verdict)} for verdict in verdicts])
+    else:
+        console.table(
+            ("number", "was", "now", "verdict"),
+            [(v.name, v.was["value"], "-" if v.now is None else v.now["value"], v.verdict) for v in verdicts],
+        )
+        same = sum(verdict.verdict == "same" for verdict in verdicts)
+        console.say(f"{same} of {len(verdicts)} numbers are the same to the last digit")
+    for verdict in verdicts:
+        if verdict.verdict == "impossible":
+            console.error(f"{verdict.name}: {verdict.reason}")
+        elif verdict.verdict == "differs":
+            console.error(f"{verdict.name} differs{f': {verdict.reason}' if verdict.reason else ''}. {_told(verdict)}")
+    if any(verdict.verdict != "same" for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _told(verdict: Verdict) -> str:
+    values = [
+        f"{key} was {verdict.was[key]}, is {verdict.now[key]}"
+        for key in verdict.was
+        if verdict.now is not None and verdict.was[key] != verdict.now[key]
+    ]
+    since = [f"{d.key}: {d.a} -> {d.b}" for d in verdict.differences if d.affects != "nothing"]
+    return f"{'; '.join(values)}. Since then: {'; '.join(since) or 'nothing that is recorded'}."
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, or a number as `sitkit explain` takes it.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
+    runs: options.Folder = Path("runs"),
+    json: options.Json = False,
+) -> None:
+    """What differs between two runs or numbers, which stage each difference enters, and whether it can explain the results."""
+    from sitkit.difference import differences
+
+    told = differences(a, b, runs)
+    if json:
+        console.as_json(_plain(told))
+        return
+    if told.differences:
+        affects = {d: f"{d.affects}{' (rounding)' if d.rounding else ''}" for d in told.differences}
+        console.table(("", told.a, told.b, "affects"), [(d.key, d.a, d.b, affects[d]) for d in told.differences])
+    else:
+        console.say("Nothing that is recorded differs.")
+    console.say(told.verdict)

@@ -8,14 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sitkit import checkpoint
-from sitkit.registry import UserError
 from sitkit.report.page import Page
 from sitkit.report.run import run_page
 from sitkit.report.study import study_page
-from sitkit.results import FILE as RESULTS
+from sitkit.results import find_study
 from sitkit.run import find
 
-REPORT, STUDIES = "report.html", "studies"
+REPORT = "report.html"
 
 
 def report(target: str | Path, root: Path = Path("runs"), path: Path | None = None) -> Path:
@@ -29,18 +28,6 @@ def report(target: str | Path, root: Path = Path("runs"), path: Path | None = No
     path = path or folder / REPORT
     checkpoint.write(path, html(page))
     return path
-
-
-def find_study(target: str | Path, root: Path) -> Path | None:
-    """The folder of a study by folder, by its file, or by name; None where there is none."""
-    name = Path(target)
-    studies = root.parent / STUDIES
-    for folder in (name, studies / name.name, studies / name.stem):
-        if (folder / RESULTS).is_file():
-            return folder
-    if name.suffix in (".yaml", ".yml") and name.is_file():
-        raise UserError(f"{name} has no results in {studies} yet: sitkit ablate {name} makes them.")
-    return None
 
 
 def html(page: Page) -> str:
