@@ -73,7 +73,6 @@ def ablate(
 
     def ended(task: Task) -> None:
         nonlocal written
-        board.shelf.forget(task.place.run)
         if time.monotonic() - written > REFRESH:
             board.write(work.failed)
             written = time.monotonic()

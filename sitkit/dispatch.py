@@ -20,7 +20,8 @@ class Standing:
     """Where a task is: it can begin, waits for its training, has begun, is another process's, or has ended.
 
     event: what it said last, None until it says that it starts, which may be long after a cluster was given it.
-    began, ended: by time.monotonic().  before: the part of it that was there when it began.
+    part: how much of it is there, from 0 to 1; before: how much of that was there when it began.
+    began, ended: by time.monotonic().
     """
 
     task: Task
@@ -28,18 +29,10 @@ class Standing:
     event: Event | None = None
     began: float | None = None
     ended: float | None = None
+    part: float = 0.0
     before: float = 0.0
     deaths: int = 0
     again: float = 0.0
-
-    @property
-    def part(self) -> float:
-        """How much of it is there, from 0 to 1."""
-        told = self.event
-        if self.state == "done":
-            return 1.0
-        # A measurement is the drawing of its samples and little else.
-        return told.done / told.total if told is not None and told.total and told.stage in ("train", "sample") else 0.0
 
     @property
     def seconds(self) -> float:
@@ -70,7 +63,7 @@ class Work:
         try:
             while self._open:
                 while executor.takes() and (standing := self._next()) is not None:
-                    standing.state, standing.event, standing.began = "begun", None, None
+                    standing.state, standing.event, standing.began, standing.part = "begun", None, None, 0.0
                     self._begun += 1
                     executor.submit(standing.task, since)
                 if self._open and not self._begun:
@@ -92,7 +85,8 @@ class Work:
             if rest and not done:
                 return None
             seconds += rest * sum(standing.seconds for standing in known) / done if rest else 0.0
-        return seconds / max(self._begun, 1)
+        going = sum(standing.state == "begun" and standing.began is not None for standing in self.standings.values())
+        return seconds / max(going, 1)
 
     def _next(self) -> Standing | None:
         for key, standing in list(self._open.items()):
@@ -109,9 +103,12 @@ class Work:
         standing.event = event
         if event.stage == "start":
             standing.began = time.monotonic()
-        elif event.message and event.total:
-            # What a training continues from.
-            standing.before = standing.part
+        elif event.total and event.stage in ("train", "sample"):
+            # A measurement is the drawing of its samples and little else.
+            standing.part = event.done / event.total
+            if event.message:
+                # What a training continues from.
+                standing.before = standing.part
         self.progress(event._replace(task=task.name))
 
     def _ends(self, standing: Standing, end: Ended) -> bool:
@@ -128,7 +125,7 @@ class Work:
                 self._say(f"{task.name}: {end.reason}; it is begun again.")
                 return False
         standing.ended = time.monotonic()
-        standing.state = "done" if end.how == "done" else "failed"
+        standing.state, standing.part = ("done", 1.0) if end.how == "done" else ("failed", standing.part)
         del self._open[task.key]
         for other in self._open.values():
             if other.task.after == task.key:
@@ -137,7 +134,9 @@ class Work:
             times = f", {standing.deaths} times" if standing.deaths > RETRIES else ""
             self.failed[task.key] = f"{end.reason.rstrip('.')}{times}." if times else end.reason
             self._say(f"{task.name} failed: {self.failed[task.key]}")
-        self.progress(Event("study", len(self.standings) - len(self._open), len(self.standings)))
+        left = self.left()
+        told = {} if left is None else {"minutes left": left / 60}
+        self.progress(Event("study", len(self.standings) - len(self._open), len(self.standings), told))
         return True
 
     def _say(self, message: str) -> None:

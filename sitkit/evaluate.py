@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ from sitkit.sample import sample, sampling_identity
 from sitkit.tracking import Tracker, run_id
 from sitkit.world import joined
 
+EVALUATIONS = "evaluations"
 # Samples of at most so many bytes together are kept, unless run.keep_samples says otherwise.
 KEPT = 2**30
 # What the metrics draw at random (bootstrap, directions, subsets, halves) comes from this seed.
@@ -51,7 +54,7 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     Raises UserError before any sample is drawn for a metric that cannot be had.
     """
     paths = {
-        metric: run.folder / "evaluations" / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric
+        metric: run.folder / EVALUATIONS / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric
     }
     missing = [metric for metric, path in paths.items() if not path.is_file()]
     if missing:
@@ -128,14 +131,28 @@ def _track(run: Run, drawn: Drawn, done: list[Evaluation], progress: Progress) -
 
 def evaluation_identity(run: Run, metric: Metric) -> str:
     """What determines the number: the sampling, the metric and the reference data."""
-    parts = [sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint]
-    file = getattr(metric, "reference", None)
-    return identity(*parts, *([_digest(file)] if file else []))
+    return number_identity(sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint)
+
+
+def number_identity(samples: str, metric: Mapping[str, Any], data: str) -> str:
+    """The identity of a number by those of its samples and data, and the metric as plain values.
+
+    Raises UserError for a file of reference statistics that is not there.
+    """
+    file = metric.get("reference")
+    return identity(samples, metric, data, *([_digest(file)] if file else []))
 
 
 def _digest(path: str) -> str:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: there is no such file of reference statistics.")
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        raise UserError(f"{path}: there is no such file of reference statistics.") from None
+    return _digest_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_of(path: str, *state: int) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

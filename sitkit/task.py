@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from sitkit import checkpoint
 from sitkit.config import TRAINING, Config, identity, slug, training_identity
+from sitkit.evaluate import EVALUATIONS, number_identity
 from sitkit.registry import UserError, spec
 from sitkit.run import CHECKPOINTS, CONFIG, ENVIRONMENT
 from sitkit.sample import sampling_identity
@@ -149,32 +150,19 @@ def trained(config: Config) -> bool:
 
 
 class Shelf:
-    """The evaluations on disk, found by what they are of."""
+    """The numbers on disk, found by what they are of."""
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
-        self._known: dict[str, dict[tuple[str, str], Path]] = {}
+        self._data: dict[str, str] = {}
 
     def find(self, place: Place) -> tuple[str, dict[str, Any]] | None:
         """The record of a cell's number and its path within the runs, or None; data that have changed do not count."""
-        paths = self._known.get(place.run)
-        if paths is None:
-            paths = self._known[place.run] = self._read(place.run)
-        path = paths.get((place.samples, place.metric))
-        return None if path is None else (path.relative_to(self.runs).as_posix(), checkpoint.read_json(path))
-
-    def forget(self, run: str) -> None:
-        """Look at a run's folder anew."""
-        self._known.pop(run, None)
-
-    def _read(self, run: str) -> dict[tuple[str, str], Path]:
-        folder = self.runs / run
-        if not (folder / ENVIRONMENT).is_file():
-            return {}
-        data = checkpoint.read_json(folder / ENVIRONMENT).get("data")
-        found = {}
-        for path in sorted((folder / "evaluations").glob("*.json")):
-            record = checkpoint.read_json(path)
-            if record.get("data") == data:
-                found[record.get("samples"), json.dumps(record.get("metric"), sort_keys=True)] = path
-        return found
+        folder = self.runs / place.run
+        if place.run not in self._data:
+            if not (folder / ENVIRONMENT).is_file():
+                return None
+            self._data[place.run] = checkpoint.read_json(folder / ENVIRONMENT)["data"]
+        named = number_identity(place.samples, json.loads(place.metric), self._data[place.run])
+        path = folder / EVALUATIONS / f"{named}.json"
+        return (path.relative_to(self.runs).as_posix(), checkpoint.read_json(path)) if path.is_file() else None

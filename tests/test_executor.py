@@ -201,13 +201,14 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_of_what_is_done(tmp_path:
     work = Work(tasks)
     assert work.left() is None
     train, *measurements = (work.standings[task.key] for task in tasks[:3])
-    train.state, train.began, train.ended = "done", 0.0, 10.0
+    train.state, train.began, train.ended, train.part = "done", 0.0, 10.0, 1.0
     assert work.left() is None
-    measurements[0].state, measurements[0].began, measurements[0].ended = "done", 10.0, 14.0
+    sampled = measurements[0]
+    sampled.state, sampled.began, sampled.ended, sampled.part = "done", 10.0, 14.0, 1.0
     # One training of 10 s and three measurements of 4 s are left.
     assert work.left() == pytest.approx(10 + 3 * 4)
     # A training that continues from three quarters and has done an eighth in 5 s goes at 40 s a training.
-    train.state, train.ended, train.before, train.event = "begun", 5.0, 0.75, Event("train", 875, 1000)
+    train.state, train.ended, train.before, train.part = "begun", 5.0, 0.75, 0.875
     assert work.left() == pytest.approx((1 + 0.125) * 40 + 3 * 4)
 
 
@@ -274,13 +275,13 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
     assert "Linear │ waiting │ waiting" in shown() and "GVP │ waiting │ failed" in shown()
     trains[0].state = "begun"
     assert "Linear │ queued │ queued" in shown()
-    trains[0].event, trains[0].began = Event("train", 12, 30, {"loss": 0.5}), time.monotonic()
+    trains[0].event, trains[0].part = Event("train", 12, 30, {"loss": 0.5}), 0.4
     assert "Linear │ training │ training" in shown() and "40% loss 0.5" in shown()
     trains[0].state, measures[0].state, measures[0].event = "done", "begun", Event("sample", 10, 50)
-    measures[1].state, trains[1].state = "planned", "elsewhere"
+    measures[0].part, measures[1].state, trains[1].state = 0.2, "planned", "elsewhere"
     text = shown()
     assert "Linear │ sampling │ planned" in text and "GVP │ elsewhere" in text and "20%" in text
-    assert "trainings 1/2 measurements 0/3" in text
+    assert "cells 0/4 trainings 1/2 1 impossible" in text
 
 
 @pytest.mark.parametrize(

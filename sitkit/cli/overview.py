@@ -80,7 +80,8 @@ class Overview:
         quiet = {"done", "planned"}
         rest = [row for row in rows if any({*seen.get((row, column), ())} - quiet for column in columns)]
         shown = rows if len(rows) <= room else (rest or rows)[:room]
-        table = Table("", *columns, header_style="bold", show_edge=False)
+        title = escape(self.board.plan.study.title)
+        table = Table("", *columns, title=title or None, title_justify="left", header_style="bold", show_edge=False)
         for row in shown:
             table.add_row(escape(row), *(_cell(seen.get((row, column), Counter())) for column in columns))
         if len(shown) < len(rows):
@@ -98,15 +99,17 @@ class Overview:
         return state(standing)
 
     def _sum(self) -> Text:
-        assert self.work is not None
-        told = []
-        for kind, name in (("train", "trainings"), ("measure", "measurements")):
-            of = [standing.state for standing in self.work.standings.values() if standing.task.kind == kind]
-            told.append(f"{name} {of.count('done')}/{len(of)}")
-        failed, left = len(self.work.failed), self.work.left()
-        text = Text("   ".join(told), style="bold")
-        if failed:
-            text.append(f"   {failed} failed", style="red")
+        assert self.board is not None and self.work is not None
+        plan, standings = self.board.plan, self.work.standings
+        measured = [standings.get(place.measurement) for place in self.board.places]
+        done = sum(standing is None or standing.state == "done" for standing in measured)
+        trainings = [standing.state for standing in standings.values() if standing.task.kind == "train"]
+        told = [f"cells {done}/{len(plan.entries)}"]
+        told += [f"trainings {trainings.count('done')}/{len(trainings)}"] if trainings else []
+        text, left = Text("   ".join(told), style="bold"), self.work.left()
+        for count, what in ((len(self.work.failed), "failed"), (len(plan.refused), "impossible")):
+            if count:
+                text.append(f"   {count} {what}", style="red")
         return text.append(f"   {clock(left)} left" if left is not None else "   time left: not known yet", style="dim")
 
 
