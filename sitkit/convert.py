@@ -1,12 +1,16 @@
 """Checkpoints of published code as runs; runs as theirs, as one file, and on the Hugging Face hub.
 
 The official SiT has sitkit's parameter names, shapes, direction of time and signs, so its weights are taken as they are.
-REPA's time runs from data to noise and its velocity is noise - data.  Both differences are absorbed in two layers:
+Elsewhere time runs from data to noise: REPA's is s - t with s = 1, DiT's timestep 999 - 1000 t.  A layer absorbs that:
 
-    features of 1 - t:  cos((1 - t) f) = cos f cos tf + sin f sin tf,   sin((1 - t) f) = sin f cos tf - cos f sin tf,
-    a rotation of the features of t, so  W <- W R  in t_embedder.mlp.0;   final_layer.linear <- -final_layer.linear.
+    cos((s - t) f) = cos sf cos tf + sin sf sin tf,   sin((s - t) f) = sin sf cos tf - cos sf sin tf,
+    a rotation of the features of t, so  W <- W R  in t_embedder.mlp.0.
 
-Sources: Ma et al. 2024 (SiT, arXiv 2401.08740), Yu et al. 2024 (REPA, arXiv 2410.06940), with their code.
+REPA's velocity is noise - data: final_layer.linear changes its sign.  DiT predicts noise on the path of `ddpm`, with a
+backbone of time_scale 1000; what it learnt of the variance is kept and not read.
+
+Sources: Ma et al. 2024 (SiT, arXiv 2401.08740), Yu et al. 2024 (REPA, arXiv 2410.06940), Peebles and Xie 2022 (DiT, arXiv
+2212.09748), Jin and Xie 2024 (fast-DiT), with their code.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ from sitkit.registry import UserError, backbones
 from sitkit.run import CHECKPOINTS, Run, folder_of, write_config
 
 INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
+CODES = {"sit": "SiT", "repa": "REPA", "dit": "DiT"}
+# DiT's timesteps, of which the first is the least noise.
+TIMESTEPS = 1000
 VAE = "stabilityai/sd-vae-ft-"
 VAE_FACTOR = 8
 
@@ -48,9 +55,9 @@ class Imported(NamedTuple):
 def import_checkpoint(
     path: Path, runs: Path, source: str | None = None, heads: int | None = None, vae: str | None = None
 ) -> Imported:
-    """A run of a .pt file of SiT or REPA, under `runs`: it samples, without the data it was trained on.
+    """A run of a .pt file of SiT, REPA, DiT or fast-DiT, under `runs`: it samples, without the data it was trained on.
 
-    source: "sit" or "repa", by default as the file tells.  heads: of attention, by default the preset's of that width and
+    source: "sit", "repa" or "dit", by default as the file tells.  heads: of attention, by default the preset's of that width and
     depth.  vae: folder or hub name of the autoencoder that decodes latents, or "none"; by default the official one for
     four channels.  Raises UserError for a file that is no such checkpoint, holds anything but tensors and settings
     (nothing in it is run), or is of a network that cannot be taken exactly.
@@ -60,7 +67,7 @@ def import_checkpoint(
     states = {k: v for k, v in held.items() if k in ("model", "ema") and isinstance(v, Mapping)} or {"ema": held}
     states = {kind: _tensors(state, path) for kind, state in states.items()}
     source = _source(path, source, args, states)
-    notes = [f"{path.name}: read as a checkpoint of {'REPA' if source == 'repa' else 'SiT'}."]
+    notes = [f"{path.name}: read as a checkpoint of {CODES[source]}."]
     dropped = sorted({name.partition(".")[0] for s in states.values() for name in s if name.startswith("projectors.")})
     if dropped:
         notes.append("REPA's projectors are left out: they serve its training alone.")
@@ -68,9 +75,14 @@ def import_checkpoint(
     newest = states.get("ema", next(iter(states.values())))
     backbone, shape, classes = _architecture(newest, heads, path)
     if source == "repa":
-        states = {kind: _reversed(state) for kind, state in states.items()}
+        states = {kind: _negated(_turned(state, 1)) for kind, state in states.items()}
+    elif source == "dit":
+        states = {kind: _turned(state, TIMESTEPS - 1) for kind, state in states.items()}
+        backbone |= {"time_scale": TIMESTEPS}
     missing = [key for key in ("path_type", "prediction") if key not in args]
-    if missing:
+    if source == "dit":
+        notes.append("noise prediction on DDPM's linear betas, 1,000 levels: interpolant ddpm.")
+    elif missing:
         notes.append(f"the file does not say {' and '.join(missing)}: taken for linear, velocity, as those published.")
     config = _config(path, runs, source, args, backbone, shape, classes, vae)
     if config.autoencoder.name == "identity" and shape[0] == 4:
@@ -133,19 +145,14 @@ def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _source(path: Path, asked: str | None, args: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> str:
-    if asked not in (None, "sit", "repa"):
-        raise UserError(f"--from {asked}: known are sit and repa.")
-    model = str(args.get("model", ""))
-    if asked is None and (model.startswith("DiT") or (not args and path.name.lower().startswith("dit"))):
-        raise UserError(
-            f"{path} is a DiT: it predicts noise on DDPM's 1,000 discrete steps, which no interpolant here has exactly, so "
-            "it is not converted."
-        )
+    if asked not in (None, *CODES):
+        raise UserError(f"--from {asked}: known are {', '.join(CODES)}.")
+    model = str(args.get("model", "")) or path.name
     repa = any(name.startswith("projectors.") for state in states.values() for name in state) or "enc_type" in args
-    told = "repa" if repa else "sit" if model.startswith("SiT") or path.name.lower().startswith("sit") else None
+    told = "repa" if repa else next((code for code in ("sit", "dit") if model.lower().startswith(code)), None)
     if asked is None and told is None:
         raise UserError(
-            f"{path} does not say which code it is of, and DiT has the same names: add --from sit or --from repa."
+            f"{path} does not say which code it is of, and they have the same names: add --from sit, repa or dit."
         )
     return asked or str(told)
 
@@ -202,26 +209,29 @@ def _config(
         "origin": f"{path.name} {digest}",
         "holdout": 0,
     }
+    path_of, target = INTERPOLANTS[kind], "velocity" if prediction == "v" else prediction
+    if source == "dit":
+        path_of, target = "ddpm", "noise"
     values = {
-        "interp": INTERPOLANTS[kind], "target": "velocity" if prediction == "v" else prediction, "backbone": dict(backbone),
+        "interp": path_of, "target": target, "backbone": dict(backbone),
         "autoencoder": autoencoder, "data": data, "run": {"folder": str(runs)},
     }  # fmt: skip
     return assemble([Layer(values)])
 
 
-def _reversed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights for which network(x, t) is -network'(x, 1 - t) of those given."""
-    changed = dict(state)
+def _turned(state: Mapping[str, Tensor], s: float) -> dict[str, Tensor]:
+    """The weights for which network(x, t) is network'(x, s - t) of those given."""
     w = state["t_embedder.mlp.0.weight"].double()
     half = w.shape[1] // 2
-    f = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float64) / half)
+    angle = s * torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float64) / half)
     cos, sin = w[:, :half], w[:, half:]
-    changed["t_embedder.mlp.0.weight"] = torch.cat(
-        [cos * f.cos() + sin * f.sin(), cos * f.sin() - sin * f.cos()], 1
-    ).float()
-    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        changed[name] = -state[name]
-    return changed
+    turned = [cos * angle.cos() + sin * angle.sin(), cos * angle.sin() - sin * angle.cos()]
+    return {**state, "t_embedder.mlp.0.weight": torch.cat(turned, 1).float()}
+
+
+def _negated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the network of opposite sign."""
+    return {**state, **{name: -state[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}}
 
 
 def export(run: Run, path: Path) -> Path:

@@ -102,6 +102,60 @@ class VPSBDM(Interpolant):
         s = 1 - t
         rise = self.beta_max - self.beta_min
         log_alpha = -s.square() * (rise / 4) - s * (self.beta_min / 2)
-        alpha, sigma = log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
-        half_beta = (self.beta_min + s * rise) / 2
-        return Coefficients(alpha, sigma, alpha * half_beta, -alpha.square() * half_beta / sigma.clamp_min(TINY))
+        return _variance_preserving(log_alpha, (self.beta_min + s * rise) / 2)
+
+
+@final
+@interpolants.register("ddpm")
+@dataclass(frozen=True)
+class DDPM(Interpolant):
+    """alpha = sqrt(abar(m)), sigma = sqrt(1 - abar(m)) after m = levels (1 - t) of DDPM's steps; DiT's path.
+
+    At whole m abar is the product of 1 - beta_i over i < m, beta rising linearly from beta_min to beta_max, and between
+    them the gamma function's: abar(m) = delta^m G(c + 1) / G(c + 1 - m), delta = (beta_max - beta_min) / (levels - 1),
+    c = (1 - beta_min) / delta.  What DiT calls timestep n is t = 1 - (n + 1) / levels.  d_sigma at t = 1 as in vp-sbdm.
+    Source: Ho et al. 2020 (DDPM, arXiv 2006.11239), section 4; Peebles and Xie 2022 (DiT, arXiv 2212.09748).
+    """
+
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        # What the series below are good for, to 1e-11 of log abar.
+        if not (0 < self.beta_min < self.beta_max <= 0.1 and self.levels >= 100):
+            raise ValueError(
+                "needs 0 < beta_min < beta_max <= 0.1 and at least 100 levels; "
+                f"got {self.beta_min}, {self.beta_max} and {self.levels}."
+            )
+        # Between levels beta is that of half a step before: below this abar would rise from the data on.
+        if 2 * self.beta_min * (self.levels - 1) <= self.beta_max - self.beta_min:
+            raise ValueError(
+                f"beta_min = {self.beta_min} must be above half a step of beta, "
+                f"{(self.beta_max - self.beta_min) / (self.levels - 1) / 2:.3g}."
+            )
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        m = self.levels * (1 - t)
+        delta = (self.beta_max - self.beta_min) / (self.levels - 1)
+        # Stirling's log G(z) = (z - 1/2) log z - z + log(2 pi) / 2 + 1 / (12 z) at z = c + 1 > 900 and z - m, and its
+        # derivative; every term below has one sign, so that float32 keeps its digits where the logarithms of G would not.
+        z = (1 - self.beta_min) / delta + 1
+        u, log_step = m / z, math.log(delta * z)
+        log_abar = m * log_step + z * _entropy(u) + (-u).log1p() / 2 - u / (12 * z * (1 - u))
+        fall = log_step + (-u).log1p() - 1 / (2 * z * (1 - u)) - 1 / (12 * (z * (1 - u)).square())
+        return _variance_preserving(log_abar / 2, -self.levels / 2 * fall)
+
+
+def _entropy(u: Tensor) -> Tensor:
+    """-u - (1 - u) log(1 - u) = -(u^2 / 2 + u^3 / 6 + u^4 / 12 + ...), for 0 <= u <= 0.1."""
+    total = u.new_zeros(u.shape)
+    for k in range(14, 1, -1):
+        total = u * total + 1 / (k * (k - 1))
+    return -u.square() * total
+
+
+def _variance_preserving(log_alpha: Tensor, half_beta: Tensor) -> Coefficients:
+    """Coefficients with alpha^2 + sigma^2 = 1 and d log alpha / dt = half_beta, at t = 1 too."""
+    alpha, sigma = log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
+    return Coefficients(alpha, sigma, alpha * half_beta, -alpha.square() * half_beta / sigma.clamp_min(TINY))

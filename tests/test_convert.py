@@ -133,6 +133,48 @@ def test_repa_s_time_and_sign_are_turned_round(tmp_path: Path) -> None:
     assert float((run.network(x, t, y).double() - truth).abs().max() / truth.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_dit_gives_the_noise_of_its_timesteps(tmp_path: Path, bare: bool) -> None:
+    state = official()
+    args = argparse.Namespace(model="DiT-XS/2", num_classes=CLASSES, vae="mse", global_batch_size=256)
+    zero = {name: 0 * tensor for name, tensor in state.items()}
+    held = state if bare else {"model": zero, "ema": state, "opt": {}, "args": args}
+    run = load(converted(tmp_path, held, *(("--from", "dit") if bare else ())), device="cpu")
+    assert (run.config.interp.name, run.config.target.name) == ("ddpm", "noise")
+    x, _, y = inputs()
+    n = torch.tensor([0, 1, 500, 999])
+    t = 1 - (n + 1.0) / 1000
+    truth = forward(state, x, n.double(), y)
+    # Angles reach 999 radians, of which float32 keeps 6e-5, here as in the official code: a part of the features is off
+    # by that, and the output by as much of its size.
+    assert float((run.network(x, t, y).double() - truth).abs().max() / truth.abs().max()) < 1e-4
+    # In float64 the time itself is exact to 1e-13, and what is left are the rounded weights of the one turned layer.
+    exact = run.network.double()(x.double(), 1 - (n.double() + 1) / 1000, y)
+    assert float((exact - truth).abs().max() / truth.abs().max()) < 1e-6
+    # And the path is DDPM's: x_t of level n has the product of 1 - beta_i, i <= n, of data.
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    c = run.field.interpolant.coefficients(1 - (n.double() + 1) / 1000)
+    torch.testing.assert_close(c.alpha.square(), kept[n], rtol=1e-11, atol=0)
+    torch.testing.assert_close(c.sigma.square(), 1 - kept[n], rtol=1e-11, atol=0)
+
+
+def test_a_step_of_ddim_by_the_official_formula_is_the_field_s(tmp_path: Path) -> None:
+    """x' = sqrt(abar') data + sqrt(1 - abar') noise from the official prediction (Song et al. 2020, eta = 0)."""
+    state = official()
+    run = load(converted(tmp_path, state, "--from", "dit"), device="cpu")
+    x, _, y = inputs()
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    before, after = kept[799], kept[599]
+    noise = forward(state, x, torch.full((4,), 799.0), y)
+    data = (x.double() - (1 - before).sqrt() * noise) / before.sqrt()
+    expected = after.sqrt() * data + (1 - after).sqrt() * noise
+    read = run.field.read(x, 1 - 800 / 1000, y)
+    c = run.field.interpolant.at(torch.tensor(1 - 600 / 1000, dtype=torch.float64), x)
+    ours = c.alpha * read.data.double() + c.sigma * read.noise.double()
+    # As above: float32 keeps 6e-5 of an angle of 799.
+    assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
 def test_a_converted_run_samples_without_its_data_and_goes_back(tmp_path: Path) -> None:
     state = official()
     run = converted(tmp_path, state, "--from", "sit")
@@ -166,7 +208,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
 @pytest.mark.parametrize(
     ("held", "words", "message"),
     [
-        ({"model": official(), "args": argparse.Namespace(model="DiT-XL/2")}, (), "discrete steps"),
+        (official(), ("--from", "adm"), "known are sit, repa, dit"),
         (official(), (), "add --from sit"),
         (official(), ("--from", "sit"), "add --heads"),
         ({"weights": [1, 2]}, ("--from", "sit"), "is no tensor"),

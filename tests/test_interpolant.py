@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sitkit.interpolant import VPSBDM, Coefficients, Interpolant, Linear
+from sitkit.interpolant import DDPM, VPSBDM, Coefficients, Interpolant, Linear
 from sitkit.registry import UserError, interpolants
 from sitkit.target import Velocity, determinant
 from sitkit.testing import check_interpolant
@@ -26,6 +26,38 @@ def test_laws(name: str) -> None:
 @given(st.floats(0.01, 1.0), st.floats(16.0, 40.0))
 def test_vp_laws_for_any_rates(beta_min: float, beta_max: float) -> None:
     check_interpolant(VPSBDM(beta_min, beta_max))
+
+
+# alpha(0)^2 is the product of 1 - beta: below 0.02^2 where the betas' mean times their number is 8 or more.
+@given(st.floats(6e-5, 1e-3), st.floats(0.02, 0.1), st.integers(1000, 4000))
+def test_ddpm_laws_for_any_betas(beta_min: float, beta_max: float, levels: int) -> None:
+    check_interpolant(DDPM(beta_min, beta_max, levels))
+
+
+@given(st.floats(6e-4, 1e-2), st.floats(0.011, 0.1), st.integers(100, 2000))
+def test_ddpm_has_the_products_of_its_betas_at_every_level(beta_min: float, beta_max: float, levels: int) -> None:
+    betas = torch.linspace(beta_min, beta_max, levels, dtype=torch.float64)
+    m = torch.arange(levels + 1, dtype=torch.float64)
+    c = DDPM(beta_min, beta_max, levels).coefficients(1 - m / levels)
+    log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), (-betas).log1p().cumsum(0)])
+    # 1 - m / levels is rounded by 1e-16 of 1, which is levels * 1e-16 of m = 1; a sum of 2,000 adds as much again.
+    torch.testing.assert_close(2 * c.alpha.log(), log_abar, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(c.sigma.square(), -log_abar.expm1(), rtol=1e-10, atol=1e-15)
+
+
+def test_ddpm_lies_near_the_vp_of_its_limit() -> None:
+    """beta(t) of vp-sbdm is levels * beta: log abar differ by sum beta^2 / 2, 0.066 of -10.1 at the noise."""
+    t = torch.linspace(0, 1, 50, dtype=torch.float64)
+    ours, theirs = DDPM().coefficients(t).alpha.log(), VPSBDM().coefficients(t).alpha.log()
+    assert float((ours - theirs).abs().max()) < 0.04
+
+
+def test_ddpm_keeps_its_digits_in_float32() -> None:
+    t = 1 - torch.arange(1, 1025, dtype=torch.float64) / 1024  # Exact in float32.
+    single, double = (DDPM().coefficients(t.to(dtype)) for dtype in (torch.float32, torch.float64))
+    for ours, truth in zip(single, double, strict=True):
+        # A dozen roundings of 6e-8, and exp multiplies those of log alpha by 5.
+        torch.testing.assert_close(ours.double(), truth, rtol=5e-6, atol=0)
 
 
 @given(st.floats(0.0, 1.0))
@@ -76,6 +108,11 @@ def test_at_puts_times_beside_states() -> None:
 def test_wrong_rates_are_refused() -> None:
     with pytest.raises(UserError, match="beta_min"):
         interpolants.create("vp-sbdm", beta_min=0)
+    for wrong in ({"beta_max": 0.2}, {"levels": 10}, {"beta_min": 0.02}):
+        with pytest.raises(UserError, match="needs 0 < beta_min < beta_max"):
+            interpolants.create("ddpm", **wrong)
+    with pytest.raises(UserError, match="above half a step of beta"):
+        interpolants.create("ddpm", beta_min=5e-6)
     with pytest.raises(UserError, match=r"no field 'beta_mx'.*Did you mean 'beta_max'"):
         interpolants.create("vp-sbdm", beta_mx=1)
 

@@ -23,7 +23,7 @@ def test_an_installed_plugin_is_listed_with_its_package(installed: Path, tmp_pat
     done = run("sitkit", "list", "interpolants", "--json", site=installed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     entries = {entry["name"]: entry for entry in json.loads(done.stdout)["interpolants"]}
-    assert list(entries) == ["linear", "gvp", "vp-sbdm", "poly"]
+    assert list(entries) == ["linear", "gvp", "vp-sbdm", "ddpm", "poly"]
     assert entries["poly"]["from"] == "sitkit_poly" and entries["poly"]["fields"] == "power=2.0"
     assert "alpha = 1 - (1 - t)^power" in entries["poly"]["meaning"]
 
@@ -99,7 +99,7 @@ def test_a_broken_plugin_is_named_on_every_command_and_the_rest_works(plugin: st
         assert "Traceback" not in done.stderr
         if command[0] == "list":
             names = [entry["name"] for entry in json.loads(done.stdout)["interpolants"]]
-            assert names == ["linear", "gvp", "vp-sbdm", "works"], "and what it had registered before is gone"
+            assert names == ["linear", "gvp", "vp-sbdm", "ddpm", "works"], "and what it had registered before is gone"
 
 
 @pytest.mark.parametrize("rivals", [("first", "second"), ("first", "second", "third")])
@@ -110,7 +110,7 @@ def test_none_of_the_plugins_that_collide_wins_and_all_are_named(rivals: tuple[s
     done = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path)
     assert done.returncode == 0
     names = [entry["name"] for entry in json.loads(done.stdout)["interpolants"]]
-    assert names == ["linear", "gvp", "vp-sbdm", "works"], "nothing of a plugin that did not load is left"
+    assert names == ["linear", "gvp", "vp-sbdm", "ddpm", "works"], "nothing of a plugin that did not load is left"
     for plugin in rivals:
         assert f"Plugin '{plugin}' (sitkit_{plugin}) did not load: interpolant 'mine'" in done.stderr
         assert f"Uninstall sitkit-{plugin}" in done.stderr

@@ -57,7 +57,7 @@ EVERY = [(plural, name) for plural, registry in registries.items() for name in r
 
 def test_the_contract_is_registered() -> None:
     contract = {
-        "interpolants": "linear gvp vp-sbdm",
+        "interpolants": "linear gvp vp-sbdm ddpm",
         "targets": "velocity score noise data",
         "losses": "interpolant",
         "weightings": "velocity noise score data likelihood min-snr",

@@ -16,7 +16,7 @@ from sitkit.registry import UserError
 def convert(
     source: Annotated[str, typer.Argument(metavar="FILE.pt|RUN", help="A published checkpoint, or a run to export.")],
     kind: Annotated[
-        str | None, typer.Option("--from", help="sit or repa, where the file does not tell.", metavar="CODE")
+        str | None, typer.Option("--from", help="sit, repa or dit, where the file does not tell.", metavar="CODE")
     ] = None,
     to: Annotated[
         str | None,
