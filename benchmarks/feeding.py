@@ -1,0 +1,143 @@
+"""Whether data come as fast as training takes them: images per second read ahead, beside what a training step needs.
+
+    python benchmarks/feeding.py [--tiny] [--backbone sit-s/2] [--batch 32] > feeding.json
+
+Batches of an archive in memory, of a folder of PNG files that are decoded as they are read and not kept, and of latents
+(mapped shards, a fresh draw of each posterior), with 0, 1 and 2 threads reading ahead.  The baseline decodes the same files one
+after another in a bare loop.  The need is the images per second of sitkit's training step on latents of 4 x 32 x 32 here; the
+processor seconds of a read tell what a core spends on it, for on a CPU the step and the reads share the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from encode import pictures
+from PIL import Image
+from train import latents, network_of, ours, timed
+
+import sitkit
+from sitkit import checkpoint
+from sitkit.data.dataset import Examples
+from sitkit.data.decoding import Pictures
+from sitkit.data.feed import feed
+from sitkit.data.images import centre_square
+from sitkit.data.latents import INDEX, shard_path
+from sitkit.run import examples
+
+
+def written_latents(folder: Path, count: int, per_shard: int = 256) -> Examples:
+    """Made-up latents on disk, in the layout that `sitkit encode` writes."""
+    values = latents(count).read(np.arange(count))
+    rows = [min(per_shard, count - first) for first in range(0, count, per_shard)]
+    for number, size in enumerate(rows):
+        mean = values[number * per_shard :][:size, None].expand(-1, 2, -1, -1, -1)
+        tensors = {"mean": mean, "std": torch.ones_like(mean), "labels": torch.zeros(size, dtype=torch.int64)}
+        checkpoint.save(shard_path(folder, number), tensors, {"number": number})
+    index = {
+        "shape": list(values.shape[1:]), "rows": rows, "class_names": ["0"], "fingerprint": "made-up",
+        "autoencoder": {"fingerprint": "made-up"}, "source": {"data": {"flip": True}},
+    }  # fmt: skip
+    checkpoint.write_json(folder / INDEX, index)
+    return sitkit.datasets.create("latents", path=str(folder)).load()
+
+
+def in_archive(folder: Path, count: int, size: int) -> Examples:
+    """Images in an .npz, kept in memory as they are."""
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images)
+    return sitkit.datasets.create("npz", path=str(folder / "images.npz"), flip=True).load()
+
+
+def in_folder(folder: Path, count: int, size: int) -> Examples:
+    """Images in a folder, of a set too large to be kept when decoded."""
+    pictures(folder / "images", count, 2 * size)
+    data = examples(sitkit.datasets.create("image-folder", path=str(folder / "images"), size=size))
+    reader = data.reader
+    assert isinstance(reader, Pictures)
+    return dataclasses.replace(data, reader=Pictures(reader.source, size, 3, flip=True, kept_bytes=0))
+
+
+def rate(data: Examples, batch: int, batches: int, workers: int) -> dict[str, float]:
+    """Images per second, and milliseconds of the processor for an image."""
+    with feed(data, 0, range(batches + 2), batch, workers=workers) as stream:
+        for _ in range(2):
+            next(stream)
+        began = time.perf_counter(), time.process_time()
+        for _ in range(batches):
+            next(stream)
+        wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+    images = batch * batches
+    return {"images_per_second": images / wall, "processor_ms_per_image": 1000 * cpu / images}
+
+
+def bare(folder: Path, size: int) -> float:
+    """Images per second of a bare loop over the same files."""
+    files = sorted((folder / "images").glob("*/*.png"))
+    began = time.perf_counter()
+    for path in files:
+        with Image.open(path) as image:
+            x = torch.from_numpy(np.asarray(centre_square(image.convert("RGB"), size)).copy())
+        _ = x.permute(2, 0, 1).float() / 127.5 - 1
+    return len(files) / (time.perf_counter() - began)
+
+
+def need(backbone: str, batch: int, device: torch.device) -> float:
+    """Images per second of the training step, eager float32 on a CPU, compiled bfloat16 on CUDA."""
+    cuda = device.type == "cuda"
+    step = ours(network_of(backbone, device), latents(batch), batch, device, cuda, "bf16" if cuda else "fp32")
+    timed(step, device, 2)
+    return batch / min(timed(step, device, 1) for _ in range(3))
+
+
+def main() -> None:
+    """Run everything and print JSON."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for a smoke test")
+    parser.add_argument("--backbone", default="sit-xl/2" if cuda else "sit-s/2")
+    parser.add_argument("--batch", type=int, default=256 if cuda else 32)
+    asked = parser.parse_args()
+    backbone, batch, count, size, batches = asked.backbone, asked.batch, 2048, 64, 40
+    if asked.tiny:
+        backbone, batch, count, size, batches = "sit-xs/4", 4, 32, 16, 2
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sets: dict[str, Callable[[], Examples]] = {
+            "npz": lambda: in_archive(folder, count, size),
+            "image-folder": lambda: in_folder(folder, count, size),
+            "latents": lambda: written_latents(folder / "latents", count),
+        }
+        rates: dict[str, Any] = {}
+        for kind, make in sets.items():
+            data = make()
+            rates[kind] = {workers: rate(data, batch, batches, workers) for workers in (0, 1, 2)}
+        plain = bare(folder, size)
+    wanted = need(backbone, batch if cuda else min(batch, 8), torch.device("cuda" if cuda else "cpu"))
+    for each in rates.values():
+        for row in each.values():
+            row["over_need"] = row["images_per_second"] / wanted
+    machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    report = {
+        "machine": machine,
+        "batch": batch,
+        "size": size,
+        "need": {"backbone": backbone, "images_per_second": wanted},
+        "read_ahead_by_threads": rates,
+        "bare_loop_over_the_folder": {"images_per_second": plain},
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
