@@ -12,6 +12,7 @@ from sitkit.config import Config, Layer, assemble, locate, read_config, read_yam
 from sitkit.cost import Cost, cost, require
 from sitkit.registry import UserError
 from sitkit.run import CHECKPOINTS, CONFIG
+from sitkit.shipped import experiments
 from sitkit.study import Cell, Plan, Refused, Seeds, Study, read_study, refusal, refused_at
 from sitkit.task import Place, trained
 
@@ -69,6 +70,8 @@ def read_plan(
     sample_seeds: Seeds | None = None,
 ) -> Plan:
     """The plan of a study's file; of a configuration (a file, a preset, the folder of a run) that of its only cell."""
+    if path in experiments:
+        path = str(experiments[path])
     if (Path(path) / CONFIG).is_file():
         path = str(Path(path) / CONFIG)
     if Path(path).is_file() and _is_study(read_yaml(path)):

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from sitkit.loss import Loss
 from sitkit.metrics.metric import Metric
 from sitkit.registry import Component, Registry, UserError, registries, spec, suggest
 from sitkit.sampler import Sampler
+from sitkit.shipped import presets
 from sitkit.target import Target
 from sitkit.timestep import Timestep
 from sitkit.weighting import Weighting
@@ -406,21 +406,9 @@ def _no_file(path: Path) -> str:
     return f"There is no file {path}.{near}"
 
 
-def presets() -> dict[str, Path]:
-    """The named settings that come with sitkit."""
-    folder = Path(str(files("sitkit") / "presets"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
 def read_config(name: str | Path) -> Layer:
     """A preset by name, or a file by path.  Raises UserError with the nearest right name."""
-    known = presets()
-    if str(name) in known:
-        return read_yaml(known[str(name)])
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return read_yaml(path)
-    raise UserError(f"No preset or file {str(name)!r}.{suggest(str(name), known)} Presets: {', '.join(known)}.")
+    return read_yaml(presets.find(name))
 
 
 def read_value(text: str) -> Any:

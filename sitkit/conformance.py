@@ -7,11 +7,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from sitkit.loading import Plugin, broken, installed, left_out, load_plugins
 from sitkit.progress import Event, Progress, silent
 from sitkit.registry import Component, Registry, UserError, owned, spec, suggest
+from sitkit.shipped import Shelf, presets, shelves
 
 State = Literal["loaded", "broken", "left out"]
 Outcome = Literal["holds", "broken", "not shown"]
@@ -19,6 +21,7 @@ Outcome = Literal["holds", "broken", "not shown"]
 LOADS = "loads", "Its module is imported and what it registers is taken."
 LIGHT = "light", "Importing it does not import torch, so that `sitkit --help` and `sitkit list` stay quick."
 HEAVY = "it imports torch: do so inside the functions that need it, or under TYPE_CHECKING."
+POSSIBLE = "possible", "What it sets is known, right, and possible: nothing in it would be refused."
 FILLED = "filled", "Without fields, or with those of `test_fields`, it can be made."
 
 
@@ -86,6 +89,9 @@ def examine(plugin: Plugin, progress: Progress = silent) -> Conformance:
     verdicts = [Verdict("package", *LOADS, "holds"), _judge("package", *LIGHT, lambda: _light(plugin))]
     for registry, name in owned(plugin):
         verdicts += _component(registry, name, progress)
+    for shelf in shelves.values():
+        for name in shelf.names_of(plugin):
+            verdicts.append(_judge(f"{shelf.kind} {name}", *POSSIBLE, partial(_settings, shelf, name)))
     return Conformance(plugin, tuple(verdicts))
 
 
@@ -114,6 +120,23 @@ def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterab
             verdicts.append(_judge(who, law.name, law.meaning, law.check))
         progress(Event(who, len(laws), len(laws)))
     return verdicts
+
+
+def _settings(shelf: Shelf, name: str) -> None:
+    """A preset makes a configuration; a study has no cell that cannot be; a search has the form of one."""
+    from sitkit.config import assemble, read_config, read_yaml, validate
+    from sitkit.space import Search
+    from sitkit.study import read_study
+
+    try:
+        if shelf is presets:
+            assemble([read_config(name)])
+        elif "space" in (layer := read_yaml(shelf[name])).values:
+            validate(Search, layer.values, layer.where)
+        else:
+            read_study(name).require()
+    except UserError as error:
+        raise AssertionError(str(error)) from None
 
 
 def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> Verdict:

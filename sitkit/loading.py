@@ -1,9 +1,10 @@
 """Which installed packages extend sitkit, and what became of each when it was loaded.
 
 A plugin is a package with an entry point in the group ``sitkit.plugins`` that names a module; importing that module
-registers its components.  Only installed entry points load, never a path.  SITKIT_PLUGINS unset: all; empty: none;
-"a,b": these.  A plugin that fails is named in `broken`, what it had registered is dropped, and the rest goes on.  Two
-plugins that claim one name are both broken: which of them was meant, nobody can know.
+registers its components, and the settings that lie beside it are taken in (`sitkit.shipped`).  Only installed entry
+points load, never a path.  SITKIT_PLUGINS unset: all; empty: none; "a,b": these.  A plugin that fails is named in
+`broken`, what it had registered is dropped, and the rest goes on.  Two plugins that claim one name are both broken:
+which of them was meant, nobody can know.
 """
 
 from __future__ import annotations
@@ -94,8 +95,11 @@ def load_plugins() -> None:
         if _loading.started:
             return
         _loading.started = True
+        from sitkit.shipped import stock
+
         for module in BUILTINS:
             importlib.import_module(module)
+        stock(importlib.import_module("sitkit"), None)
         only = os.environ.get("SITKIT_PLUGINS")
         allowed = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
         installed.extend(find())
@@ -128,19 +132,20 @@ def owner(module: str) -> Plugin | None:
 
 def _load(plugin: Plugin) -> None:
     from sitkit.registry import Collision, UserError
+    from sitkit.shipped import stock
 
     if any(plugin == other.plugin for other in broken):
         # Another plugin imported its module, and one of its names was contested.
         return
     _loading.current = plugin
     try:
-        importlib.import_module(plugin.module)
+        stock(importlib.import_module(plugin.module), plugin)
     except Collision as error:
         _break(plugin, str(error))
         if error.holder is not None:
-            error.registry.contest(error.name)
+            error.names.contest(error.name)
             loaded.pop(error.holder.name, None)
-            _break(error.holder, f"{error.registry.kind} {error.name!r} is also registered by {plugin.module}.")
+            _break(error.holder, f"{error.names.kind} {error.name!r} is also registered by {plugin.module}.")
     except (Exception, SystemExit) as error:
         _break(plugin, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}.")
     else:
@@ -151,8 +156,9 @@ def _load(plugin: Plugin) -> None:
 
 def _break(plugin: Plugin, reason: str) -> None:
     from sitkit.registry import registries
+    from sitkit.shipped import shelves
 
-    for registry in registries.values():
-        registry.forget(plugin)
+    for names in (*registries.values(), *shelves.values()):
+        names.forget(plugin)
     broken.append(BrokenPlugin(plugin, reason))
     warnings.warn(str(broken[-1]), stacklevel=4)

@@ -37,9 +37,9 @@ class UserError(ValueError):
 class Collision(UserError):
     """A name that is taken.  holder: the plugin that has it, None for sitkit itself or the user's own code."""
 
-    def __init__(self, message: str, registry: Registry[Any], name: str, holder: Plugin | None) -> None:
+    def __init__(self, message: str, names: Names, name: str, holder: Plugin | None) -> None:
         super().__init__(message)
-        self.registry, self.name, self.holder = registry, name, holder
+        self.names, self.name, self.holder = names, name, holder
 
 
 class WorkFailed(RuntimeError):
@@ -89,18 +89,61 @@ def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-class Registry(Mapping[str, type[C]], Generic[C]):
+class Names:
+    """Who has which name of one kind: nobody has two plugins' name, and what a plugin had goes when it fails."""
+
+    def __init__(self, kind: str, plural: str) -> None:
+        self.kind, self.plural = kind, plural
+        self._plugins: dict[str, Plugin | None] = {}
+        self._contested: set[str] = set()
+
+    def origin(self, name: str) -> str:
+        """Where what bears the name comes from."""
+        raise NotImplementedError
+
+    def claim(self, name: str, where: str, plugin: Plugin | None) -> None:
+        """Give a free name to a plugin, or to sitkit.  Raises Collision for a name that is taken or contested."""
+        if name in self._plugins:
+            message = f"{self.kind} {name!r} ({where}) is already registered by {self.origin(name)}."
+            raise Collision(message, self, name, self._plugins[name])
+        if name in self._contested:
+            raise Collision(f"{self.kind} {name!r} ({where}) is claimed by other plugins too.", self, name, None)
+        self._plugins[name] = plugin
+
+    def contest(self, name: str) -> None:
+        """Let nobody have a name that two plugins claim."""
+        self._contested.add(name)
+
+    def forget(self, plugin: Plugin) -> None:
+        """Drop the names of a plugin that failed."""
+        for name in self.names_of(plugin):
+            self.drop(name)
+
+    def drop(self, name: str) -> None:
+        """Free a name."""
+        del self._plugins[name]
+
+    def names_of(self, plugin: Plugin) -> list[str]:
+        """The names that a plugin has."""
+        return [name for name, other in self._plugins.items() if other == plugin]
+
+    def plugin(self, name: str) -> Plugin | None:
+        """The plugin that brought `name`; None for sitkit's own."""
+        load_plugins()
+        return self._plugins[name]
+
+
+class Registry(Names, Mapping[str, type[C]], Generic[C]):
     """Names to component classes of one kind.  Read-only outside `register` and `preset`.
 
     `registry["gvp"]` is the class, `registry.create("gvp")` an instance with checked fields.
     """
 
     def __init__(self, kind: str, plural: str, flag: str, base: str) -> None:
-        self.kind, self.plural, self.flag, self.base = kind, plural, flag, base
+        super().__init__(kind, plural)
+        self.flag, self.base = flag, base
         self._classes: dict[str, type[C]] = {}
         self._presets: dict[str, Preset] = {}
-        self._plugins: dict[str, Plugin | None] = {}
-        self._contested: set[str] = set()
         registries[plural] = self
 
     @property
@@ -126,7 +169,7 @@ class Registry(Mapping[str, type[C]], Generic[C]):
                 raise UserError(f"{self.kind} {name!r} ({where}) is abstract: it lacks {lacks}.")
             if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
                 raise UserError(f"{self.kind} {name!r} ({where}) has fields: decorate it with @dataclass(frozen=True).")
-            self._claim(name, where, cls.__module__)
+            self.claim(name, where, owner(cls.__module__))
             cls.name = name
             self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
@@ -136,32 +179,14 @@ class Registry(Mapping[str, type[C]], Generic[C]):
     def preset(self, name: str, of: str, **fields: Any) -> None:
         """Register `name` as the component `of` with some fields set."""
         origin = sys._getframe(1).f_globals.get("__name__", "?")
-        self._claim(name, f"a preset of {origin}", origin)
+        self.claim(name, f"a preset of {origin}", owner(origin))
         self._presets[name] = Preset(of, fields, origin)
 
-    def _claim(self, name: str, where: str, module: str) -> None:
-        if name in self._classes or name in self._presets:
-            message = f"{self.kind} {name!r} ({where}) is already registered by {self.origin(name)}."
-            raise Collision(message, self, name, self._plugins[name])
-        if name in self._contested:
-            raise Collision(f"{self.kind} {name!r} ({where}) is claimed by other plugins too.", self, name, None)
-        self._plugins[name] = owner(module)
-
-    def contest(self, name: str) -> None:
-        """Let nobody have a name that two plugins claim."""
-        self._contested.add(name)
-
-    def forget(self, plugin: Plugin) -> None:
-        """Drop what a plugin registered before it failed."""
-        for name in [name for name, other in self._plugins.items() if other == plugin]:
-            self._classes.pop(name, None)
-            self._presets.pop(name, None)
-            del self._plugins[name]
-
-    def plugin(self, name: str) -> Plugin | None:
-        """The plugin that registered `name`; None for a built-in."""
-        load_plugins()
-        return self._plugins[name]
+    def drop(self, name: str) -> None:
+        """Free a name and forget what it stood for."""
+        super().drop(name)
+        self._classes.pop(name, None)
+        self._presets.pop(name, None)
 
     def origin(self, name: str) -> str:
         """The module that registered `name`."""
@@ -317,12 +342,8 @@ def origins() -> dict[str, str]:
 
 def owned(plugin: Plugin) -> list[tuple[Registry[Any], str]]:
     """The registry and the name of everything that a plugin registered, presets included."""
-    return [
-        (registry, name)
-        for registry in registries.values()
-        for name in registry.names()
-        if registry.plugin(name) == plugin
-    ]
+    load_plugins()
+    return [(registry, name) for registry in registries.values() for name in registry.names_of(plugin)]
 
 
 def registry_of(word: str) -> Registry[Any]:

@@ -28,6 +28,7 @@ from sitkit.diffusion import Diffusion
 from sitkit.metrics.metric import Metric
 from sitkit.registry import UserError, metrics, suggest
 from sitkit.run import adapted
+from sitkit.shipped import experiments
 
 ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "sample.ema", "nfe")
 
@@ -119,12 +120,12 @@ def shown(value: Any) -> Any:
 
 
 def read_search(path: Path | str, config: Config) -> tuple[Search, list[Axis]]:
-    """The search in a file and its axes, outer settings first.
+    """The search in a file, or an experiment by name, and its axes, outer settings first.
 
     Raises UserError with file and line for a key that is no setting of sampling, one that exists with none of the
     choices, and a choice that no combination takes.
     """
-    layer = read_yaml(path)
+    layer = read_yaml(experiments.find(path))
     search: Search = validate(Search, layer.values, layer.where)
     _metric(search, layer)
     axes = [_axis(key, value, layer) for key, value in search.space.items()]

@@ -49,6 +49,7 @@ from sitkit.config import (
 from sitkit.diffusion import KLEta
 from sitkit.registry import UserError, suggest
 from sitkit.sampler import Plan as Solve
+from sitkit.shipped import experiments
 from sitkit.timestep import Adapted
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
@@ -171,11 +172,14 @@ def read_study(
     seeds: Seeds | None = None,
     sample_seeds: Seeds | None = None,
 ) -> Plan:
-    """The study in a file and its cells, each checked; `base`, `seeds` and `sample_seeds` in place of the file's own.
+    """The study in a file, or an experiment by name, and its cells, each checked.
+
+    base, seeds, sample_seeds: in place of the file's own.
 
     Raises UserError with file, line and reason for what is wrong with the study itself; a cell that cannot be is an entry
     of the plan.
     """
+    path = experiments.find(path)
     layer = read_yaml(path)
     study: Study = validate(Study, layer.values, layer.where)
     where = dict(layer.where)
@@ -187,7 +191,7 @@ def read_study(
     given = {"seeds": seeds, "sample_seeds": sample_seeds}
     study = validate(Study, dict(study) | {k: v for k, v in given.items() if v is not None}, {})
     try:
-        layers = [read_config(_beside(Path(path), name)), Layer(study.set, _within(where, "set"))]
+        layers = [read_config(_beside(path, name)), Layer(study.set, _within(where, "set"))]
     except UserError as error:
         raise UserError(f"{'--base: ' if base else locate(where, ['base'])}{error}") from None
     if study.metric is not None:
@@ -195,7 +199,7 @@ def read_study(
     if over is not None:
         layers.append(over)
     assemble(layers)  # What is wrong below the cells is wrong with all of them.
-    return Plan(study, Path(path), base, list(_Crossing(study, str(path), where, layers)))
+    return Plan(study, path, base, list(_Crossing(study, str(path), where, layers)))
 
 
 class _Crossing:

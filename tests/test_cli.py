@@ -261,7 +261,7 @@ def test_show_and_runs_for_machines(here: Path) -> None:
     (run,) = json.loads(call("runs", "--json").out)
     assert (run["step"], run["of"], run["samplings"], run["evaluations"]) == (40, 40, 0, 0)
     assert trained().name[:20] in call("runs").out
-    assert set(json.loads(call("list", "--json").out)) == set(registries)
+    assert set(json.loads(call("list", "--json").out)) == {*registries, "presets", "experiments"}
 
 
 def test_as_a_module(tmp_path: Path) -> None:

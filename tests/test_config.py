@@ -20,7 +20,6 @@ from sitkit.config import (
     identity,
     label,
     merge,
-    presets,
     read_assignments,
     read_config,
     read_value,
@@ -31,6 +30,7 @@ from sitkit.config import (
 from sitkit.registry import UserError, registries
 from sitkit.run import read_config_of, write_config
 from sitkit.sample import sampling_identity
+from sitkit.shipped import presets
 
 numbers = st.integers(-3, 3)
 
@@ -241,12 +241,12 @@ def test_defaults_that_follow_from_others() -> None:
         assert config.diffusion.name == own.get(name, "sigma" if cls.stochastic else "zero")
 
 
-@pytest.mark.parametrize("name", sorted(presets()))
+@pytest.mark.parametrize("name", sorted(presets))
 def test_every_preset_is_valid(name: str) -> None:
     config = assemble([read_config(name)])
     assert config.train.steps > 0 and slug(config)
     assert set(read_config(name).where.values()) <= {
-        f"{presets()[name]}:{i}" for i in range(1, len(presets()[name].read_text().splitlines()) + 1)
+        f"{presets[name]}:{i}" for i in range(1, len(presets[name].read_text().splitlines()) + 1)
     }
 
 

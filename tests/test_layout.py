@@ -16,7 +16,7 @@ PACKAGE = Path(sitkit.__file__).parent
 
 # From the ground up; a module may import from its own layer and from those before it.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "registry": ("loading", "registry", "progress", "checkpoint"),
+    "registry": ("loading", "registry", "shipped", "progress", "checkpoint"),
     "algebra": (
         "interpolant", "target", "weighting", "timestep", "coupling", "diffusion", "loss", "noise", "mixture", "span",
     ),

@@ -11,6 +11,7 @@ from sitkit.cli import console, options
 from sitkit.cli.certify import certify
 from sitkit.cli.resume import resumable
 from sitkit.registry import UserError, registries, registry_of, spec
+from sitkit.shipped import shelves
 
 if TYPE_CHECKING:
     from sitkit.registry import Component
@@ -44,7 +45,23 @@ def _main(
 @app.command()
 def train(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="A preset or a YAML file.", show_default="digits")
+        str | None,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A preset or a YAML file.",
+            show_default="digits",
+            autocompletion=options.complete_files("presets"),
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="A preset to start from (`sitkit list presets`); CONFIG goes on top of it.",
+            rich_help_panel=options.RUNNING,
+            autocompletion=options.complete_files("presets"),
+        ),
     ] = None,
     interp: options.Interp = None,
     target: options.Target = None,
@@ -76,7 +93,8 @@ def train(
         "guidance": guidance, "metric": metric, "train.steps": steps, "train.seed": seed, "run.folder": str(runs),
         "run.device": device,
     }  # fmt: skip
-    settings = assemble([read_config(config or "digits"), options.layer(flags, sets)])
+    named = [name for name in (preset, config) if name is not None] or ["digits"]
+    settings = assemble([*map(read_config, named), options.layer(flags, sets)])
     with resumable(), console.progress() as progress:
         from sitkit.train import train as verb
 
@@ -239,11 +257,14 @@ app.command()(certify)
 
 @app.command(name="list")
 def list_(
-    registry: Annotated[str | None, typer.Argument(help="interpolants, targets, ... or all.")] = None,
+    registry: Annotated[
+        str | None, typer.Argument(help="interpolants, targets, ..., presets, experiments, or all.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Every component that can be named, plugins included."""
-    chosen = [registry_of(registry)] if registry else list(registries.values())
+    """Every component that can be named, plugins included, and the settings that have names."""
+    files = [shelf for shelf in shelves.values() if registry in (None, shelf.plural, shelf.kind)]
+    chosen = [] if registry and files else [registry_of(registry)] if registry else list(registries.values())
     entries = {
         r.plural: [
             {
@@ -256,6 +277,13 @@ def list_(
         ]
         for r in chosen
     }
+    entries |= {
+        shelf.plural: [
+            {"name": name, "meaning": shelf.meaning(name), "path": str(shelf[name]), "from": shelf.origin(name)}
+            for name in shelf
+        ]
+        for shelf in files
+    }
     if json:
         console.as_json(entries)
         return
@@ -265,6 +293,10 @@ def list_(
             for e in entries[r.plural]
         ]
         console.table((r.plural, "", "fields", "plugin"), rows, f"{r.flag}")
+    for shelf in files:
+        rows = [(e["name"], e["meaning"], "" if e["from"] == "sitkit" else e["from"]) for e in entries[shelf.plural]]
+        if rows or registry:
+            console.table((shelf.plural, "", "plugin"), rows)
 
 
 def _fields(registry: Any, name: str) -> str:

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from sitkit.registry import Registry, registries
+from sitkit.shipped import shelves
 
 MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data and metric", "Running"
 
@@ -39,6 +40,12 @@ def component(plural: str, panel: str, more: str = "") -> Any:
         autocompletion=_choices(registry),
         show_default=False,
     )
+
+
+def complete_files(plural: str) -> Callable[[str], list[tuple[str, str]]]:
+    """Names of the presets, or of the experiments, for the shell."""
+    shelf = shelves[plural]
+    return lambda incomplete: [(name, shelf.meaning(name)) for name in shelf if name.startswith(incomplete)]
 
 
 def complete_runs(incomplete: str) -> list[str]:

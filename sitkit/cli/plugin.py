@@ -14,6 +14,7 @@ from rich.text import Text
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
 from sitkit.registry import owned, registries, registry_of
+from sitkit.shipped import shelves
 
 plugin = typer.Typer(no_args_is_help=True, help="Packages that add components: write one, list them, test them.")
 app.add_typer(plugin, name="plugin")
@@ -75,13 +76,18 @@ def list_(json: options.Json = False) -> None:
             "name": found.name, "package": found.package, "version": found.version, "module": found.module,
             "state": state, "reason": reason, "kinds": list(dict.fromkeys(r.kind for r, _ in brought)),
             "components": [{"kind": r.kind, "name": name, "meaning": r.meaning(name)} for r, name in brought],
+            "settings": [
+                {"kind": shelf.kind, "name": name, "meaning": shelf.meaning(name)}
+                for shelf in shelves.values()
+                for name in shelf.names_of(found)
+            ],
         })  # fmt: skip
     if json:
         console.as_json(entries)
     elif entries:
         rows = [
             (e["name"], e["package"], e["version"], Text(e["state"], style=STYLES.get(e["state"], "")),
-             e["reason"] or ", ".join(f"{c['kind']} {c['name']}" for c in e["components"]))
+             e["reason"] or ", ".join(f"{c['kind']} {c['name']}" for c in (*e["components"], *e["settings"])))
             for e in entries
         ]  # fmt: skip
         console.table(("plugin", "package", "version", "state", "brings"), rows)

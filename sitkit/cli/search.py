@@ -97,7 +97,9 @@ def losscurve(
 @app.command()
 def search(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder, name or identity of a run, or 'latest'.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A search, as experiments/search.yaml.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A search, as experiments/search.yaml, or an experiment's name.")
+    ],
     trials: Annotated[
         int | None, typer.Option("--trials", help="Settings to measure, by all processes together.")
     ] = None,

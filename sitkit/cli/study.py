@@ -37,7 +37,14 @@ def seed_list(text: str | None, flag: str) -> tuple[int, ...] | None:
 
 @app.command()
 def ablate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study, as experiments/table6.yaml.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A study, as experiments/table6.yaml, or an experiment's name (`sitkit list experiments`).",
+            autocompletion=options.complete_files("experiments"),
+        ),
+    ],
     base: Base = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
     keep_going: Annotated[
