@@ -20,7 +20,8 @@ from sitkit.ablate import Board
 from sitkit.cli.overview import Overview
 from sitkit.config import read_assignments
 from sitkit.dispatch import RETRIES, Work
-from sitkit.executor import Ended, Here, Local, Ray, Tell, gpus, perform
+from sitkit.executor import Ended, Here, Local, Ray, Tell, perform
+from sitkit.executor.local import gpus
 from sitkit.progress import Event, silent
 from sitkit.registry import UserError
 from sitkit.share import attempt
