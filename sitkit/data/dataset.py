@@ -49,7 +49,8 @@ class Examples:
     labels: (n,) int64, in [0, num_classes), or all 0 where class_names is empty: the examples are then unlabelled.
     fingerprint: SHA-256 of what the examples are: of values and labels, or, where reading all values would take hours, of
     what the data set's docstring says.  train, heldout: (., ) int64, disjoint, together every index.
-    reader: what `read` calls.  law: the distribution that the examples were drawn from, where it is known.
+    reader: what `read` calls.  order: (seed, epoch) -> `train` in the order of that epoch; None: uniformly at random.
+    law: the distribution that the examples were drawn from, where it is known.
     bin_width: the spacing of the levels that values are rounded to, in units of the values; None: not rounded.
     encoder: the fingerprint of the autoencoder whose latents the examples are; None: the examples are data themselves.
     """
@@ -64,6 +65,7 @@ class Examples:
     law: Any = None
     bin_width: float | None = None
     encoder: str | None = None
+    order: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -91,8 +93,8 @@ def batch(
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
 
-    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples: each
-    epoch has every example once, and the stream is the same for every size.
+    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples, the data
+    set's own where it has an order: each epoch has every example once, and the stream is the same for every size.
     part = (rank, ranks) reads rank's run of neighbouring positions, from rank * size // ranks on: the parts of all ranks,
     one after another, are the batch.
     Raises ValueError for step < 0, size < 1, seed < 0, or a part that is not 0 <= rank < ranks <= size.
@@ -121,15 +123,17 @@ def indices(examples: Examples, seed: int, positions: np.ndarray) -> np.ndarray:
     index = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
         now = epochs == epoch
-        index[now] = examples.train[_permutation(seed, int(epoch), len(examples.train))[places[now]]]
+        index[now] = _order(examples, seed, int(epoch))[places[now]]
     return index
 
 
 @functools.lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+def _order(examples: Examples, seed: int, epoch: int) -> np.ndarray:
     import numpy as np
 
-    order = np.random.default_rng((seed, epoch)).permutation(n)
+    if examples.order is not None:
+        return examples.order(seed, epoch)
+    order = examples.train[np.random.default_rng((seed, epoch)).permutation(len(examples.train))]
     order.setflags(write=False)
     return order
 

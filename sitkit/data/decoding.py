@@ -58,6 +58,8 @@ class Pictures:
             number = int(index[place])
             try:
                 out[place] = decode(self.source.open(number), self.size, self.channels)
+            except WorkFailed:
+                raise
             except Exception as error:  # PIL raises many kinds (SyntaxError, struct.error, ...) for a broken file.
                 reason = error or type(error).__name__
                 raise WorkFailed(f"{self.source.name(number)}: {reason}. Repair or remove it.") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, final
@@ -29,6 +31,11 @@ class Hub(Dataset):
     flip: mirror half of the images drawn, left to right.  channels: 3 (colour) or 1 (grey).
     Examples are read by index from the library's memory-mapped files and decoded as they are read.  The fingerprint is of
     size, channels, labels and the length of every encoded image, not of its contents.
+    streaming: nothing is downloaded or copied first; row groups of parquet files are fetched when their turn comes.  Epochs
+    then go through the row groups in a random order and mix `window` of them at a time, a function of the seed alone, so that
+    a training continues where it was; each process fetches the row groups that its batches need, and keeps 2 * window of them
+    in memory.  Held-out examples are whole row groups where there are 20.  The fingerprint then has the length of every row
+    group's images in place of each image's, and images are checked when they are read.
     """
 
     path: str
@@ -40,13 +47,19 @@ class Hub(Dataset):
     label: str | None = None
     flip: bool = True
     channels: Literal[1, 3] = 3
+    streaming: bool = False
+    window: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
+        for name in ("size", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
 
     def load(self) -> Examples:
+        return self._streamed() if self.streaming else self._mapped()
+
+    def _mapped(self) -> Examples:
         table = self._table()
         image, label = self._columns(table.features)
         labels, class_names = self._labels(table, label)
@@ -54,32 +67,92 @@ class Hub(Dataset):
         digest = hashlib.sha256(f"hub {self.size} {self.channels} {class_names}".encode())
         digest.update(labels.data)
         digest.update(lengths.data)
-        place = f"{self.path} [{self.split}]"
+        source = self._source(images, len(labels))
+        check_headers(source, self._place, digest.hexdigest())
+        return self._examples(source, labels, class_names, digest.hexdigest(), split(len(labels), self.holdout))
+
+    def _streamed(self) -> Examples:
+        import numpy as np
+
+        from sitkit.data.parquet import Files, Rows, nearly_shuffled, split_by_group
+
+        files = Files(self._parquet())
+        labels, class_names = np.zeros(files.count, np.int64), ()
+        with self._library() as library:
+            features = library.Features.from_arrow_schema(files.schema)
+            image, label = self._columns(features)
+            if label:
+                column = library.Dataset(files.column(label)).cast(library.Features({label: features[label]}))
+                labels, class_names = self._labels(column, label)
+        digest = hashlib.sha256(f"hub streaming {self.size} {self.channels} {class_names}".encode())
+        digest.update(labels.data)
+        digest.update(files.starts.data)
+        digest.update(files.lengths(image).data)
+        parts = split_by_group(files.starts, self.holdout) or split(files.count, self.holdout)
+        source = self._source(Rows(files, image, 2 * self.window), files.count)
+        order = nearly_shuffled(parts[0], files.starts, self.window)
+        return self._examples(source, labels, class_names, digest.hexdigest(), parts, order)
+
+    @property
+    def _place(self) -> str:
+        return f"{self.path} [{self.split}]"
+
+    def _source(self, images: Any, count: int) -> Source:
+        """Images from entries {"bytes", "path"} by number."""
 
         def name(number: int) -> str:
             told = images[number]["path"]
-            return f"{place}, example {number}" + (f" ({told})" if told else "")
+            return f"{self._place}, example {number}" + (f" ({told})" if told else "")
 
         def open_image(number: int) -> Path | IO[bytes]:
             entry = images[number]
             return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
 
-        source = Source(len(labels), name, open_image)
-        check_headers(source, place, digest.hexdigest())
-        train, heldout = split(len(labels), self.holdout)
+        return Source(count, name, open_image)
+
+    def _examples(
+        self,
+        source: Source,
+        labels: np.ndarray,
+        class_names: tuple[str, ...],
+        fingerprint: str,
+        parts: tuple[np.ndarray, np.ndarray],
+        order: Callable[[int, int], np.ndarray] | None = None,
+    ) -> Examples:
         return Examples(
             shape=(self.channels, self.size, self.size),
             labels=labels,
             class_names=class_names,
-            fingerprint=digest.hexdigest(),
-            train=train,
-            heldout=heldout,
+            fingerprint=fingerprint,
+            train=parts[0],
+            heldout=parts[1],
             reader=Pictures(source, self.size, self.channels, self.flip),
+            order=order,
             bin_width=1 / 127.5,
         )
 
-    def _table(self) -> Any:
-        """The split, map-style.  Raises UserError where the library is absent or cannot read it."""
+    def _parquet(self) -> list[str]:
+        """The parquet files of the split, local paths or addresses, in their order."""
+        local = Path(self.path).expanduser()
+        with self._library() as library:
+            if local.is_file():
+                return [str(local)]
+            name = str(local) if local.exists() else self.path
+            builder = library.load_dataset_builder(name, self.subset, revision=self.revision)
+            files = builder.config.data_files or {}
+            if self.split not in files:
+                raise ValueError(f"no split {self.split!r}; it has: {', '.join(map(str, files))}")
+            found = [str(path) for path in files[self.split]]
+            if not found or not all(path.endswith(".parquet") for path in found):
+                raise ValueError(
+                    "streaming reads parquet files, and these are others; revision 'refs/convert/parquet' of a set on the hub "
+                    "may have them, else leave data.streaming out"
+                )
+            return found
+
+    @contextlib.contextmanager
+    def _library(self) -> Iterator[Any]:
+        """The library, quiet.  Raises UserError where it is absent, and for whatever goes wrong in it."""
         try:
             import datasets as library
         except ImportError as error:
@@ -90,6 +163,20 @@ class Hub(Dataset):
         shown = library.is_progress_bar_enabled()
         library.disable_progress_bars()
         try:
+            yield library
+        except UserError:
+            raise
+        except Exception as error:  # datasets, huggingface_hub and pyarrow raise many kinds.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.path}: datasets cannot read it: {reason}") from None
+        finally:
+            if shown:
+                library.enable_progress_bars()
+
+    def _table(self) -> Any:
+        """The split, map-style.  Raises UserError where the library is absent or cannot read it."""
+        local = Path(self.path).expanduser()
+        with self._library() as library:
             if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
                 loaded: Any = library.load_from_disk(str(local))
                 if isinstance(loaded, library.DatasetDict):
@@ -103,12 +190,6 @@ class Hub(Dataset):
                 return library.load_dataset(kind, data_files={self.split: str(local)}, split=self.split)
             name = str(local) if local.exists() else self.path
             return library.load_dataset(name, self.subset, split=self.split, revision=self.revision)
-        except Exception as error:  # datasets, huggingface_hub and pyarrow raise many kinds.
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.path}: datasets cannot read it: {reason}") from None
-        finally:
-            if shown:
-                library.enable_progress_bars()
 
     def _columns(self, features: Any) -> tuple[str, str]:
         """The names of the columns of images and of labels; "" for none."""

@@ -1,0 +1,157 @@
+"""Parquet files read a row group at a time, from a disk or over a network: what `hub` streams from.
+
+Of a file only its footer is read at first, and later the one column of the row groups that are asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from sitkit.registry import UserError, WorkFailed
+
+# Footers are small and far away: many are asked for at once.
+FOOTERS = 16
+
+
+class Files:
+    """Parquet files of one schema, in order, opened by fsspec: local paths and hf://, s3://, https:// and others.
+
+    Raises UserError, naming the file, for one that cannot be read.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = list(paths)
+        with ThreadPoolExecutor(FOOTERS, "sitkit-parquet") as pool:
+            self.footers: list[Any] = list(pool.map(self._footer, self.paths))
+        sizes = [
+            (number, group, footer.row_group(group).num_rows)
+            for number, footer in enumerate(self.footers)
+            for group in range(footer.num_row_groups)
+        ]
+        self.place = [(number, group) for number, group, _ in sizes]
+        self.starts = np.cumsum([0, *(rows for _, _, rows in sizes)])
+
+    @property
+    def count(self) -> int:
+        """How many rows all files have."""
+        return int(self.starts[-1])
+
+    @property
+    def schema(self) -> Any:
+        """The Arrow schema of the first file."""
+        return self.footers[0].schema.to_arrow_schema()
+
+    def lengths(self, column: str) -> np.ndarray:
+        """The bytes that a column takes in each row group, (groups,) int64."""
+        found = []
+        for number, group in self.place:
+            parts = self.footers[number].row_group(group)
+            columns = (parts.column(i) for i in range(parts.num_columns))
+            found.append(sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] == column))
+        return np.array(found, np.int64)
+
+    def column(self, name: str) -> Any:
+        """A whole column as an Arrow table, the other columns unread."""
+        import pyarrow
+
+        with ThreadPoolExecutor(FOOTERS, "sitkit-parquet") as pool:
+            return pyarrow.concat_tables(
+                list(pool.map(lambda number: self._read(number, None, name), range(len(self.paths))))
+            )
+
+    def group(self, number: int, column: str) -> Any:
+        """A column of one row group as an Arrow table."""
+        file, group = self.place[number]
+        return self._read(file, group, column)
+
+    def _read(self, number: int, group: int | None, column: str) -> Any:
+        import pyarrow.parquet
+
+        with _opened(self.paths[number]) as handle:
+            file = pyarrow.parquet.ParquetFile(handle, metadata=self.footers[number])
+            return file.read(columns=[column]) if group is None else file.read_row_group(group, columns=[column])
+
+    def _footer(self, path: str) -> Any:
+        import pyarrow.parquet
+
+        try:
+            with _opened(path) as handle:
+                return pyarrow.parquet.read_metadata(handle)
+        except Exception as error:  # pyarrow, fsspec and each of its file systems raise their own kinds.
+            raise UserError(
+                f"{path}: cannot be read as parquet: {str(error).strip() or type(error).__name__}"
+            ) from None
+
+
+def _opened(path: str) -> Any:
+    from fsspec.core import url_to_fs
+
+    system, name = url_to_fs(path)
+    return system.open(name, "rb")
+
+
+class Rows:
+    """Rows of a column by number; the row groups used last stay in memory, `kept` of them, and each is fetched once.
+
+    Raises WorkFailed, naming the file, where a row group cannot be fetched.
+    """
+
+    def __init__(self, files: Files, column: str, kept: int) -> None:
+        self.files, self.column, self.kept = files, column, kept
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[int, Future[Any]] = OrderedDict()
+
+    def __getitem__(self, number: int) -> Any:
+        group = int(np.searchsorted(self.files.starts, number, side="right")) - 1
+        return self._group(group)[number - int(self.files.starts[group])].as_py()
+
+    def _group(self, number: int) -> Any:
+        with self._lock:
+            known = self._groups.get(number)
+            waiting = self._groups.setdefault(number, Future())
+            self._groups.move_to_end(number)
+            while len(self._groups) > self.kept:
+                self._groups.popitem(last=False)
+        if known is None:
+            try:
+                waiting.set_result(self.files.group(number, self.column).column(self.column))
+            except Exception as error:
+                with self._lock:
+                    self._groups.pop(number, None)
+                path = self.files.paths[self.files.place[number][0]]
+                reason = str(error).strip().splitlines()
+                waiting.set_exception(WorkFailed(f"{path}: cannot be read: {reason[0] if reason else error!r}."))
+        return waiting.result()
+
+
+def nearly_shuffled(train: np.ndarray, starts: np.ndarray, window: int) -> Callable[[int, int], np.ndarray]:
+    """(seed, epoch) -> a permutation of `train` that goes through the row groups in a random order, `window` of them mixed.
+
+    Each example has the place of its row group, and a uniform draw from [0, window) is added; sorted by that, no more than
+    about window + 1 row groups are in use at any time, and a new one comes in as an old one ends.
+    """
+    groups = np.searchsorted(starts, train, side="right") - 1
+
+    def order(seed: int, epoch: int) -> np.ndarray:
+        random = np.random.default_rng((seed, epoch))
+        place = random.permutation(len(starts) - 1)
+        return train[np.argsort(place[groups] + window * random.random(len(train)), kind="stable")]
+
+    return order
+
+
+def split_by_group(starts: np.ndarray, holdout: float, least: int = 20) -> tuple[np.ndarray, np.ndarray] | None:
+    """(train, heldout) with whole row groups held out, so that reading those reads no others; None for fewer than `least`."""
+    from sitkit.data.dataset import split
+
+    if len(starts) - 1 < least:
+        return None
+    train, heldout = split(len(starts) - 1, holdout)
+    rows = [np.arange(first, last) for first, last in zip(starts[:-1], starts[1:], strict=True)]
+    return tuple(np.concatenate([np.empty(0, np.int64), *(rows[g] for g in some)]) for some in (train, heldout))  # pyright: ignore[reportReturnType]
