@@ -181,9 +181,9 @@ class Board:
         """Write the results and the tables."""
         results = self.results(failed)
         write_results(self.folder, results)
-        checkpoint.write(self.folder / "table.csv", as_csv(results))
-        checkpoint.write(self.folder / "table.md", as_markdown(results))
-        checkpoint.write(self.folder / "table.tex", as_latex(results))
+        checkpoint.update(self.folder / "table.csv", as_csv(results))
+        checkpoint.update(self.folder / "table.md", as_markdown(results))
+        checkpoint.update(self.folder / "table.tex", as_latex(results))
         return Outcome(self.plan, results, self.folder)
 
 

@@ -160,7 +160,7 @@ def _standing(order: Ranking | None, row: str) -> Literal["best", "close", "lead
 def write_results(folder: Path, results: Results) -> Path:
     """results.json in a study's folder."""
     path = folder / FILE
-    checkpoint.write_json(path, results.model_dump())
+    checkpoint.update(path, checkpoint.to_json(results.model_dump(), indent=2) + "\n")
     return path
 
 

@@ -379,3 +379,13 @@ def test_reading_a_record_imports_no_torch(tmp_path: Path) -> None:
     process = python(code, str(tmp_path / "a.json"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+
+
+def test_an_update_with_the_same_bytes_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    checkpoint.update(path, "one")
+    before = path.stat()
+    checkpoint.update(path, "one")
+    assert path.stat() == before
+    checkpoint.update(path, b"two")
+    assert path.read_text() == "two" and path.stat().st_ino != before.st_ino

@@ -102,7 +102,8 @@ def ablate(
         if not keep_going:
             plan.require()
         board = Board(plan)
-        done = {place.training: trained(cell.config) for cell, place in zip(plan.cells, board.places, strict=True)}
+        trainings = {place.training: cell.config for cell, place in zip(plan.cells, board.places, strict=True)}
+        done = {training: trained(config) for training, config in trainings.items()}
         rows = [
             (i + 1, cell.row, cell.column, cell.seed, cell.sample_seed, place.run,
              "measured" if board.shelf.find(place) else "trained" if done[place.training] else "")
