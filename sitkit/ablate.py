@@ -16,8 +16,9 @@ from typing import Any
 
 from sitkit import checkpoint, world
 from sitkit.config import Layer, label
+from sitkit.cost import require_cells
 from sitkit.dispatch import Work
-from sitkit.executor import Executor, Here
+from sitkit.executor import Executor, Here, Ray
 from sitkit.progress import Progress, silent
 from sitkit.publish import publish
 from sitkit.registry import UserError
@@ -67,7 +68,12 @@ def ablate(
     if not keep_going or not plan.cells:
         plan.require()
     board = Board(plan)
-    work = Work(board.missing(), progress)
+    tasks = board.missing()
+    if not keep_going and not isinstance(executor, Ray):
+        # The data may lie on the cluster alone.
+        wanted = {task.place.measurement for task in tasks}
+        require_cells(cell for cell, place in zip(plan.cells, board.places, strict=True) if place.measurement in wanted)
+    work = Work(tasks, progress)
     watch(board, work)
     written = time.monotonic()
 

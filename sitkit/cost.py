@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from sitkit.metrics.metric import FeatureMetric
 from sitkit.registry import UserError
 from sitkit.run import examples
 from sitkit.sample import block
+from sitkit.study import Cell, refused_at
 
 FLOAT = 4
 
@@ -110,6 +111,20 @@ def require(config: Config) -> None:
                 raise UserError(f"{metric.name} reads {metric.reads}; features {metric.features.name!r} give {gives}.")
     if config.sample.n < 2:
         raise UserError(f"A metric needs at least 2 samples; got {config.sample.n}. Ask for more.")
+
+
+def require_cells(cells: Iterable[Cell]) -> None:
+    """`require` of each cell, what they share asked once.  Raises UserError with file, line and reason."""
+    seen: set[tuple[int, ...]] = set()
+    for cell in cells:
+        config = cell.config
+        parts = tuple(map(id, (config.backbone, config.autoencoder, config.data, config.sample, *config.metric)))
+        if parts not in seen:
+            seen.add(parts)
+            try:
+                require(config)
+            except UserError as error:
+                raise UserError(refused_at(cell.place, cell.row, cell.column, str(error))) from None
 
 
 def _accelerated(config: Config) -> bool:

@@ -140,6 +140,10 @@ def test_cells_that_cannot_be_done_here_are_refused_with_their_line(
     assert left.status == 2 and "Traceback" not in left.err
     (line,) = left.err.splitlines()
     assert f"{study}:6: row 'Linear', 3: " in line and words in line and "The same for 3 more cells." in line
+    # And the study itself refuses before any work.
+    left = call("ablate", study, "--runs", tmp_path / "runs")
+    assert left.status == 2 and f"{study}:6: row 'Linear', 3: " in left.err and words in left.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
 
 
 def test_an_impossible_cell_is_named_and_the_others_are_told(tmp_path: Path) -> None:
