@@ -233,5 +233,5 @@ def _differences(cells: list[Cell]) -> str:
     if not stated:
         return "Another data set, size and metric: only the order can be compared."
     if not differing:
-        return "Measured with the same settings."
+        return "Measured with the same settings, as far as those are stated."
     return f"Ours differ in {'; '.join(differing)}."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sitkit.ablate import notes
 from sitkit.config import assemble, read_config, read_yaml
 from sitkit.study import Cell, read_study, trainings
 
@@ -82,6 +83,20 @@ def test_every_cell_is_possible_and_has_the_paper_s_number(path: Path, base: str
     assert {setting(cell): cell.paper for cell in cells} == PRINTED[path.stem]
     assert len(cells) == seeds * len(PRINTED[path.stem]) and len(trainings(cells)) == seeds * TRAININGS[path.stem]
     assert path.stem[-1] in study.title and "SiT Table " + path.stem[-1] in study.source
+    metrics = {cell.config.metric for cell in cells}
+    features = "inception" if base == "imagenet256" else "run-classifier"
+    assert [(m.name, getattr(m, "features", m).name) for (m,) in metrics] == [("frechet", features)]
+
+
+@pytest.mark.parametrize("path", [*TABLES, FOLDER / "figure5.yaml"], ids=lambda path: path.stem)
+def test_the_footnotes_say_how_our_setting_differs_from_the_paper_s(path: Path) -> None:
+    ours, theirs = notes(read_study(path))
+    assert "frechet on run-classifier of digits, 1000 samples" in ours
+    size = 10_000 if path.stem == "figure5" else 50_000
+    for words in ("data digits (theirs ImageNet 256)", "train.steps 1200 (theirs 400000)", "backbone ", "train.batch 64",
+                  f"sample.n 1000 (theirs {size})", "features run-classifier (theirs inception)"):  # fmt: skip
+        assert words in theirs
+    assert "Ours differ" not in notes(read_study(path, base="imagenet256"))[1]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -138,6 +153,7 @@ def test_the_paper_s_scale_is_the_paper_s() -> None:
     assert (train.steps, train.batch, train.lr, train.weight_decay, train.ema) == (400_000, 256, 1e-4, 0.0, 0.9999)
     assert (train.betas, train.warmup, train.clip, config.sample.n) == ((0.9, 0.999), 0, None, 50_000)
     assert config.backbone == assemble([]).backbone  # sit-b/2
+    assert (config.data.name, config.autoencoder.name, config.sample.labels) == ("latents", "sd-vae", "random")
 
 
 def test_experiments_hold_settings_and_no_code() -> None:
