@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 KEY = "sitkit"
 OPTIMIZER = "optimizer."
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
+# A device's name is one with any ending, too.
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
+
+
+def file_name(text: str, longest: int = 120) -> str:
+    """The text as the name of a file or a folder on every system: itself, wherever it is one.
+
+    Windows takes none of < > : " / \\ | ? * and control characters, no dot or space at the end, and no device's name.
+    """
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "-", text)[:longest].rstrip(". ")
+    return f"_{name}" if not name or _DEVICE.match(name) else name
 
 
 def write(path: str | Path, data: bytes | str) -> None:

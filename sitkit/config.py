@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,9 +242,13 @@ def training_identity(config: Config) -> str:
 
 
 def slug(config: Config) -> str:
-    """A readable name for a run, safe as a folder name on every system."""
-    parts = [label(c) for c in (config.data, config.interp, config.target, config.backbone)]
-    return re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-")
+    """A readable name for a run, safe as a folder name on every system whatever its components are called."""
+    return readable(label(c) for c in (config.data, config.interp, config.target, config.backbone))
+
+
+def readable(words: Iterable[str]) -> str:
+    """Words as lower-case letters and digits of ASCII with single hyphens between them, 80 at most; "run" where none is left."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")[:80].strip("-") or "run"
 
 
 def label(component: Component) -> str:

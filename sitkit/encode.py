@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sitkit import checkpoint
 from sitkit.autoencoder import Autoencoder, Identity
-from sitkit.config import identity
+from sitkit.config import identity, readable
 from sitkit.data.dataset import Dataset, Examples
 from sitkit.data.feed import read_ahead
 from sitkit.data.latents import INDEX, PLAN, shard_path
@@ -75,7 +75,7 @@ def encode(
         "source": {"fingerprint": data.fingerprint, "data": _absolute(spec(dataset))},
     }
     if folder is None:
-        folder = Path("latents") / f"{dataset.name}-{autoencoder.name}-{_identity(plan)}"
+        folder = Path("latents") / f"{readable((dataset.name, autoencoder.name))}-{_identity(plan)}"
     _begin(folder, plan)
     with joined(device) as world:
         if not (folder / INDEX).is_file():

@@ -186,7 +186,7 @@ def find_study(target: str | Path, root: Path) -> Path | None:
     """The folder of a study by folder, by its file, or by name; None where there is none."""
     name = Path(target)
     studies = root.parent / STUDIES
-    for folder in (name, studies / name.name, studies / name.stem):
+    for folder in (name, *(studies / checkpoint.file_name(text) for text in (name.name, name.stem))):
         if (folder / FILE).is_file():
             return folder
     if name.suffix in (".yaml", ".yml") and name.is_file():

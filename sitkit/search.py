@@ -100,7 +100,7 @@ def search(
     Raises UserError before any work for what is wrong in the file, and where every trial is refused.
     """
     quest, axes = read_search(path, run.config)
-    name = Path(path).stem
+    name = checkpoint.file_name(Path(path).stem)
     wanted = quest.trials if trials is None else trials
     if wanted < 1:
         raise UserError(f"trials must be at least 1; got {wanted}.")

@@ -28,6 +28,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from sitkit.checkpoint import file_name
 from sitkit.config import (
     Config,
     Layer,
@@ -145,7 +146,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The file's name, and the base where it is not the study's own."""
-        return "-".join(filter(None, (self.file.stem, Path(self.base).stem if self.base else "")))
+        return file_name("-".join(filter(None, (self.file.stem, Path(self.base).stem if self.base else ""))))
 
     @functools.cached_property
     def cells(self) -> list[Cell]:

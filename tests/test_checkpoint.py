@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -31,6 +31,24 @@ def python(code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
 
 
 # Files
+
+
+DEVICES = st.sampled_from(["con", "NUL", "aux.txt", "Com1", "lpt9.tar.gz", "prn ", "conin$", "com¹"])
+ODD = st.text(alphabet='<>:"/\\|?*. \x00\x1f\x7fabé1-', max_size=12)
+
+
+@given(st.one_of(st.text(max_size=200), ODD, DEVICES, st.tuples(DEVICES, ODD).map("".join)))
+def test_a_file_name_is_one_on_every_system(text: str) -> None:
+    name = checkpoint.file_name(text)
+    assert name and len(name) <= 121 and not set(name) & set('<>:"/\\|?*')
+    assert not any(ord(c) < 32 for c in name) and name[-1] not in ". " and name not in (".", "..")
+    assert not PureWindowsPath(name).is_reserved() and PureWindowsPath(name).name == name
+    assert checkpoint.file_name(name) == name
+
+
+@given(st.from_regex(r"[a-z0-9_ +@=é-]{1,40}[a-z0-9]", fullmatch=True))
+def test_what_is_a_file_name_stays_as_it_is(text: str) -> None:
+    assert checkpoint.file_name(text) == text or PureWindowsPath(text).is_reserved()
 
 
 @pytest.mark.parametrize("data", [b"\x00\xff", "é\n", b""])

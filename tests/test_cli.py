@@ -6,13 +6,20 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trials import call, copied, finish, flags, start, trained
+from typer.main import get_command
 
 from sitkit import checkpoint
+from sitkit.cli.commands import app
 from sitkit.registry import registries
+from sitkit.results import FILE as RESULTS
+from sitkit.results import find_study
+from sitkit.study import read_study
 
 
 @pytest.fixture
@@ -279,3 +286,27 @@ def test_a_preset_of_the_run_says_how_to_sample(here: Path) -> None:
     called = call("sample", run.name, "--preset", "fast", "-n", "10", "--runs", str(here))
     assert called.status == 0 and "3 evaluations" in called.out, called
     assert "'fast'" in run_mistake(here, "sample", run.name, "--preset", "fats")
+
+
+WRITE_ALONE = {"train", "convert"}
+
+
+def test_every_command_that_tells_something_tells_it_to_machines_too() -> None:
+    def leaves(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
+        inner = getattr(command, "commands", {})
+        if not inner:
+            yield name, {flag for parameter in command.params for flag in parameter.opts}
+        for word, sub in inner.items():
+            yield from leaves(sub, f"{name} {word}".strip())
+
+    without = {name for name, flags in leaves(get_command(app), "") if "--json" not in flags}
+    assert without <= WRITE_ALONE, without
+
+
+def test_a_study_with_a_name_that_windows_refuses_has_a_folder_that_it_takes(tmp_path: Path) -> None:
+    file = tmp_path / 'what is "best"?.yaml'
+    file.write_text("base: digits\nrows: [{label: a}]\n")
+    plan = read_study(file, base="points")
+    assert plan.name == "what is -best---points"
+    checkpoint.write(tmp_path / "studies" / "what is -best--" / RESULTS, "{}")
+    assert find_study(file, tmp_path / "runs") == tmp_path / "studies" / "what is -best--"

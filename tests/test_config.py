@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trials import tiny
 
+from sitkit.checkpoint import file_name
 from sitkit.config import (
     Config,
     Layer,
@@ -24,6 +26,7 @@ from sitkit.config import (
     read_config,
     read_value,
     read_yaml,
+    readable,
     slug,
     training_identity,
 )
@@ -342,10 +345,18 @@ def test_labels_name_every_component_that_needs_no_field(registry: str) -> None:
         assert again == component
 
 
-def test_slugs_are_folder_names_everywhere() -> None:
-    for name in registries["backbones"]:
-        text = slug(assemble([Layer({"backbone": name, "interp": "vp-sbdm"})]))
-        assert set(text) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.") and not text.startswith("-")
+NAMED = {key: sorted(registries[plural]) for key, plural in (("interp", "interpolants"), ("target", "targets"))}
+
+
+@given(
+    st.sampled_from(sorted(set(registries["backbones"]) - {"exact"})),
+    st.fixed_dictionaries({key: st.sampled_from(names) for key, names in NAMED.items()}),
+    st.lists(st.text(max_size=60), max_size=5),
+)
+def test_names_of_runs_are_folder_names_everywhere(backbone: str, parts: dict[str, str], words: list[str]) -> None:
+    for text in (slug(assemble([Layer({"backbone": backbone, **parts})])), readable(words)):
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) and len(text) <= 80
+        assert file_name(f"{text}-0123456789ab") == f"{text}-0123456789ab"
 
 
 @pytest.mark.parametrize(

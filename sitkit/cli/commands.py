@@ -144,6 +144,7 @@ def sample(
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
+    json: options.Json = False,
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
@@ -157,6 +158,9 @@ def sample(
         drawn = verb(trained, progress)
         if adm is not None:
             write_adm(drawn, adm)
+    if json:
+        console.as_json(drawn.record | {"path": str(drawn.folder)})
+        return
     console.say(f"samples   {drawn.folder / 'samples.npz'}   {drawn.n} at {drawn.record['nfe']} evaluations each")
     if adm is not None:
         console.say(f"ADM       {adm}")
@@ -333,6 +337,7 @@ def show(
     """One component: its formula, source and fields, and a plot where there is one."""
     from inspect import getdoc
 
+    from sitkit.checkpoint import file_name
     from sitkit.config import read_assignments
 
     chosen = registry_of(registry)
@@ -365,7 +370,7 @@ def show(
     from sitkit.show import draw
 
     if component is not None:
-        path = picture or Path(f"{chosen.kind}-{name.replace('/', '-')}.png")
+        path = picture or Path(file_name(f"{chosen.kind}-{name}.png"))
         if draw(component, path, interps):
             console.say(f"\npicture   {path}")
 

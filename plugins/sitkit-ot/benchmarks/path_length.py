@@ -32,8 +32,7 @@ CASES = {
 }
 COUPLINGS = {
     "independent": ["coupling=independent"],
-    "pot, emd": ["coupling=pot", "coupling.plan=emd"],
-    "pot, sinkhorn": ["coupling=pot", "coupling.plan=sinkhorn", "coupling.reg=0.05"],
+    "pot": ["coupling=pot"],
 }
 
 
