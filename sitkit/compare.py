@@ -71,7 +71,7 @@ def estimate(measured: Sequence[Measured]) -> Estimate:
     they are averaged first.  Raises ValueError for nothing.
     """
     values, of = _units(measured, [m.value for m in measured])
-    mean = math.fsum(values) / len(values)
+    mean = _mean(values)
     if len(values) > 1:
         error = _error_of_mean(values, mean)
         return Estimate(mean, error, *_interval(mean, error, len(values) - 1), len(values), of)
@@ -90,7 +90,7 @@ def paired(a: Sequence[Measured], b: Sequence[Measured]) -> Comparison:
     others = {(m.seed, m.sample_seed): m for m in b}
     both = [(m, others[m.seed, m.sample_seed]) for m in a if (m.seed, m.sample_seed) in others]
     differences, of = _units([m for m, _ in both], [m.value - other.value for m, other in both])
-    mean = math.fsum(differences) / len(differences)
+    mean = _mean(differences)
     if len(differences) > 1:
         error, df = _error_of_mean(differences, mean), len(differences) - 1
         return Comparison(mean, error, *_interval(mean, error, df), _p(mean, error, df), len(differences), of)
@@ -110,11 +110,21 @@ def _units(measured: Sequence[Measured], values: Sequence[float]) -> tuple[list[
         raise ValueError("no measurements to estimate from.")
     if len(by_seed) == 1:
         return list(values), "sampling seeds"
-    return [math.fsum(group) / len(group) for group in by_seed.values()], "training seeds"
+    return [_mean(group) for group in by_seed.values()], "training seeds"
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:
+        return math.fsum(v / len(values) for v in values)
+    except ValueError:  # Infinities of both signs.
+        return math.nan
 
 
 def _error_of_mean(values: Sequence[float], mean: float) -> float:
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    # No square of its own to overflow: a run that diverged is a number like any other.
+    return math.hypot(*(v - mean for v in values)) / math.sqrt((len(values) - 1) * len(values))
 
 
 def _interval(mean: float, error: float, df: int | None) -> tuple[float, float]:
@@ -133,11 +143,14 @@ def _p(mean: float, error: float, df: int | None) -> float:
 def rank(cells: Mapping[str, Sequence[Measured]], lower_is_better: bool) -> Ranking | None:
     """Which of several is best, and whether it is more than luck; None where there is nothing to compare.
 
+    Those whose mean is not finite are left out.
+
     The best by its mean is compared with each of the k - 1 others at LEVEL / (k - 1).  That keeps the chance of calling
     a wrong one the best below LEVEL although the best was picked by its look: to be wrong, it must beat the true best,
     one of k - 1 comparisons (Bonferroni).
     """
     means = {name: estimate(measured).mean for name, measured in cells.items() if measured}
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     if len(means) < 2:
         return None
     best = (min if lower_is_better else max)(means, key=lambda name: means[name])

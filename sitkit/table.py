@@ -131,7 +131,8 @@ def as_markdown(results: Results) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Text that Markdown prints as it stands, within a cell of a table."""
+    return re.sub(r"([\\|*`<\[\]&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
 def _markdown(shown: Shown) -> str:

@@ -1,0 +1,162 @@
+"""A study's table as CSV, Markdown and LaTeX: what is written can be read back, whatever the names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from sitkit.results import ReferenceNumber, Result, Results, with_estimates
+from sitkit.table import CSV_COLUMNS, LATEX, as_csv, as_latex, as_markdown, first_sentence, grid, latex
+
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20).filter(str.strip)
+AWKWARD = 'a|b\\|c \\ *d* _e_ `f` <b>g</b> [h](i) &amp; 50 % $x^2$ {j}~k # "l", ±≈…'
+VALUES = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+def results(rows: list[str], columns: list[str], values: list[float], **more: Any) -> Results:
+    """Numbers of two training seeds for each row and column, as many as there are; the rest is to do."""
+    drawn = iter(values)
+    cells = []
+    for row in rows:
+        for column in columns:
+            for seed in (0, 1):
+                value = next(drawn, None)
+                cells.append(
+                    Result(
+                        row=row, column=column, seed=seed, sample_seed=0, metric="frechet", value=value, stderr=0.5, n=10,
+                        nfe=4, state="todo" if value is None else "done", reference=ReferenceNumber(number=3.25, source="", setting={}),
+                    )
+                )  # fmt: skip
+    told: dict[str, Any] = {
+        "title": "T", "source": "", "file": "s.yaml", "base": None, "runs": "../runs", "rows": tuple(rows),
+        "columns": tuple(columns), "seeds": (0, 1), "sample_seeds": (0,), "lower_is_better": {"frechet": True},
+        "cells": tuple(cells),
+    }  # fmt: skip
+    return with_estimates(Results(**{**told, **more}))
+
+
+NAMES = st.lists(TEXT, min_size=1, max_size=3, unique=True)
+
+
+@given(NAMES, NAMES, st.lists(VALUES, min_size=1, max_size=8))
+@example([AWKWARD], [AWKWARD], [0.1 + 0.2])
+def test_csv_reads_back_to_the_last_digit(rows: list[str], columns: list[str], values: list[float]) -> None:
+    told = results(rows, columns, values)
+    read = list(csv.DictReader(io.StringIO(as_csv(told))))
+    assert tuple(read[0]) == CSV_COLUMNS and len(read) == len(told.cells)
+    for line, cell in zip(read, told.cells, strict=True):
+        assert (line["row"], line["column"]) == (cell.row, cell.column)
+        assert (float(line["value"]) if line["value"] else None) == cell.value
+        assert (line["seed"], line["n"], line["nfe"], line["reference"]) == (str(cell.seed), "10", "4", "3.25")
+
+
+def rendered(markdown: str) -> list[list[str]]:
+    """The cells of a Markdown table as a reader sees them, by another parser."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    lines: list[list[str]] = []
+    for token in tokens:
+        if token.type == "tr_open":
+            lines.append([])
+        elif token.type == "inline" and lines and token.level > 2:
+            plain = "".join(c.content for c in token.children or [] if c.type in ("text", "text_special"))
+            kinds = {c.type for c in token.children or []} - {"text", "text_special", "strong_open", "strong_close"}
+            assert not kinds, f"{token.content!r} is more than text: {kinds}"
+            lines[-1].append(plain)
+    return lines
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+@given(NAMES, NAMES)
+@example([AWKWARD, "| leads", "trails |", "\\"], [AWKWARD])
+@example(["_a_ b_c", "__init__", "**"], ["<x>", "&lt;"])
+def test_markdown_shows_the_names_as_they_are(rows: list[str], columns: list[str]) -> None:
+    told = results(rows, columns, [1.0, 2.0])
+    lines = rendered(as_markdown(told).partition("\n\n")[2])
+    assert lines[0] == ["", *map(squeezed, columns)]
+    assert [line[0] for line in lines[1:]] == [squeezed(row) for row in rows]
+    assert all(len(line) == 1 + len(columns) for line in lines)
+    assert lines[1][1].endswith("[3.25]") and lines[1][1].startswith("1.5 ± 0.5")
+
+
+def unlatex(text: str) -> str:
+    """What LaTeX prints: the inverse of its escapes."""
+    meaning = {written: character for character, written in LATEX.items()}
+    pattern = "|".join(re.escape(written) for written in sorted(meaning, key=len, reverse=True))
+    return re.sub(pattern, lambda match: meaning[match[0]], text)
+
+
+@given(TEXT)
+@example(AWKWARD)
+@example("\\textbackslash{} \\& \\\\")
+def test_latex_prints_the_text_as_it_stands(text: str) -> None:
+    written = latex(text)
+    assert unlatex(written) == text
+    left = written
+    for escape in sorted(LATEX.values(), key=len, reverse=True):
+        left = left.replace(escape, "")
+    assert not set(left) & set("\\&%$#_{}~^"), "nothing is left that LaTeX would act on"
+
+
+@given(NAMES, NAMES, st.lists(VALUES.filter(lambda v: abs(v) < 1e6), min_size=1, max_size=18))
+def test_latex_has_every_row_and_column(rows: list[str], columns: list[str], values: list[float]) -> None:
+    text = as_latex(results(rows, columns, values))
+    assert f"{{l{'r' * len(columns)}}}" in text and text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    body = text.partition("\\midrule\n")[2].partition("    \\bottomrule")[0].splitlines()
+    assert len(body) == len(rows)
+    for row, line in zip(rows, body, strict=True):
+        cells = re.split(r"(?<!\\) & ", line.strip().removesuffix(r" \\"))
+        assert unlatex(cells[0]) == row.strip() or unlatex(cells[0]).strip() == row.strip()
+        assert len(cells) == 1 + len(columns)
+
+
+def test_bold_and_grey_are_what_the_comparison_says() -> None:
+    """Three rows over two seeds: a best that every other is far behind; then one that another is level with."""
+    clear = grid(results(["a", "b", "c"], ["x"], [1.0, 1.1, 50.0, 50.1, 60.0, 60.2]))
+    assert [line[0].mark for _, line in clear.rows] == ["best", "", ""]
+    assert any("Bold: better than every other row" in note for note in clear.notes)
+    level = grid(results(["a", "b", "c"], ["x"], [1.0, 1.1, 1.1, 1.0, 60.0, 60.2]))
+    # a - b is -0.1 and 0.1 over the seeds, so b is close; the means are equal, so the first is the best.
+    assert [line[0].mark for _, line in level.rows] == ["lead", "close", ""]
+    assert "**" not in as_markdown(results(["a", "b", "c"], ["x"], [1.0, 1.1, 1.1, 1.0, 60.0, 60.2]))
+    (note,) = [note for note in level.notes if "Bonferroni" in note]
+    assert "2 comparisons a column, each at 0.05 / 2" in note and "No row is better" in note
+    text = as_markdown(results(["a", "b", "c"], ["x"], [1.0, 1.1, 50.0, 50.1, 60.0, 60.2]))
+    assert "| a | **1.05 ± 0.05** [3.25] |" in text and "≈" not in text.partition("\n\n")[2].partition("\n\n")[0]
+    assert r"\textbf{1.05 $\pm$ 0.05} [3.25]" in as_latex(results(["a", "b"], ["x"], [1.0, 1.1, 50.0, 50.1]))
+
+
+def test_what_is_not_there_is_said() -> None:
+    told = results(["a"], ["x", "y"], [1.0])
+    failed = [cell.model_copy(update={"state": "failed", "failure": "Bad. Very bad."}) if cell.column == "y" else cell
+              for cell in told.cells]  # fmt: skip
+    shown = grid(with_estimates(told.model_copy(update={"cells": tuple(failed)})))
+    assert [cell.text for cell in shown.rows[0][1]] == ["1 ± 0.5", "failed"] and shown.rows[0][1][1].mark == "failed"
+    assert [cell.text for cell in grid(results(["a"], ["x", "y"], [1.0])).rows[0][1]] == ["1 ± 0.5", "…"]
+    read = list(csv.DictReader(io.StringIO(as_csv(told.model_copy(update={"cells": tuple(failed)})))))
+    assert [line["failure"] for line in read] == ["", "", "Bad.", "Bad."]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [("One. Two.", "One."), ("At 0.5 it broke! More", "At 0.5 it broke!"), ("no stop", "no stop"), ("", "")],
+)
+def test_the_first_sentence(text: str, first: str) -> None:
+    assert first_sentence(text) == first
+
+
+def test_settings_and_counts_may_be_shown_in_place_of_columns() -> None:
+    told = results(["a", "b"], ["x"], [1.0, 1.1, 2.0, 2.1], show=("nfe", "x", "train.lr"))
+    cells = tuple(cell.model_copy(update={"shown": {"train.lr": "0.001"}}) for cell in told.cells)
+    shown = grid(told.model_copy(update={"cells": cells}))
+    assert shown.columns == ["nfe", "x", "train.lr"]
+    assert [cell.text for cell in shown.rows[0][1]][::2] == ["4", "0.001"]
