@@ -89,12 +89,9 @@ class Work:
         return seconds / max(going, 1)
 
     def _next(self) -> Standing | None:
-        for key, standing in list(self._open.items()):
-            after = standing.task.after
-            if after in self.failed:
-                standing.state = "failed"
-                del self._open[key]
-            elif standing.state != "begun" and after not in self._open and standing.again <= time.monotonic():
+        for standing in self._open.values():
+            waits = standing.task.after in self._open or standing.again > time.monotonic()
+            if standing.state != "begun" and not waits:
                 return standing
         return None
 
@@ -127,9 +124,10 @@ class Work:
         standing.ended = time.monotonic()
         standing.state, standing.part = ("done", 1.0) if end.how == "done" else ("failed", standing.part)
         del self._open[task.key]
-        for other in self._open.values():
-            if other.task.after == task.key:
-                other.state = "planned"
+        for other in [other for other in self._open.values() if other.task.after == task.key]:
+            other.state = "planned" if standing.state == "done" else "failed"
+            if other.state == "failed":
+                del self._open[other.task.key]
         if standing.state == "failed":
             times = f", {standing.deaths} times" if standing.deaths > RETRIES else ""
             self.failed[task.key] = f"{end.reason.rstrip('.')}{times}." if times else end.reason

@@ -175,7 +175,8 @@ def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path:
     first, second = (task for task in tasks if task.kind == "train")
     died = Ended("died", "its process ended with SIGKILL")
     scripted = Scripted({first.name: [died] * 9, second.name: [died]})
-    work, said = Work(tasks, lambda event: said.append(event.message)), []
+    said: list[Event] = []
+    work = Work(tasks, said.append)
     work.do(scripted)
     assert scripted.closed
     assert scripted.given.count(first.name) == 1 + RETRIES and scripted.given.count(second.name) == 2
@@ -183,6 +184,7 @@ def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path:
     assert set(scripted.given) == {first.name, second.name, *(t.name for t in tasks if t.after == second.key)}
     assert work.failed == {first.key: "its process ended with SIGKILL, 3 times."}
     assert {s.state for s in work.standings.values() if first.key in (s.task.key, s.task.after)} == {"failed"}
+    assert said[-1][:3] == ("study", 6, 6)
     assert first.path.read_text().count("died: its process ended with SIGKILL") == 3
 
 
