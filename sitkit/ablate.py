@@ -21,7 +21,7 @@ from sitkit.dispatch import Work
 from sitkit.executor import Executor, Here, Ray
 from sitkit.progress import Progress, silent
 from sitkit.publish import publish
-from sitkit.registry import UserError
+from sitkit.registry import UserError, WorkFailed
 from sitkit.results import ReferenceNumber, Result, Results, with_estimates, write_results
 from sitkit.study import FACTS, Cell, Plan, Refused, Seeds, describe, read_study
 from sitkit.table import as_csv, as_latex, as_markdown
@@ -57,7 +57,8 @@ def ablate(
     executor: where the work is done, by default in this process.  Other processes and machines may do the same study at
     the same time: each task is one's.  watch: called with the work before it begins, to look at it while it goes on.
     Raises UserError before any work if a cell is impossible; with keep_going that cell is a row with its reason, and the
-    others are done.  A cell that goes wrong does not stop the others.
+    others are done.  A cell that goes wrong does not stop the others.  Raises WorkFailed where an executor says that cells
+    are done that are not in the folder.
     """
     if world.size() > 1:
         raise UserError(
@@ -89,6 +90,12 @@ def ablate(
         board.write(work.failed)
         raise
     outcome = board.write(work.failed)
+    lost = sum(cell.state == "todo" for cell in outcome.results.cells)
+    if lost:
+        raise WorkFailed(
+            f"{lost} cells were done where {board.runs.absolute()} is another folder, and are not in this one: "
+            "every machine must see the same folder under the same name.  The same command does them again."
+        )
     if any(cell.config.run.track for cell in plan.cells):
         publish(outcome.folder, progress)
     return outcome

@@ -16,14 +16,14 @@ from rich.console import Console
 from test_ablate import BASE, STUDY, read_csv, write
 from trials import call, finish, start, tiny, wait
 
-from sitkit.ablate import Board
+from sitkit.ablate import Board, ablate
 from sitkit.cli.overview import Overview
 from sitkit.config import read_assignments
 from sitkit.dispatch import RETRIES, Work
 from sitkit.executor import Ended, Here, Local, Ray, Tell, perform
 from sitkit.executor.local import gpus
 from sitkit.progress import Event, silent
-from sitkit.registry import UserError
+from sitkit.registry import UserError, WorkFailed
 from sitkit.share import attempt
 from sitkit.study import read_study
 from sitkit.task import FAILED, Task, failure, note, now, place_of
@@ -198,6 +198,13 @@ def test_no_measurement_begins_before_its_training_and_what_is_busy_is_come_back
             last = max(i for i, name in enumerate(scripted.given) if name == training.name)
             assert scripted.given.index(task.name) > last
     assert Counter(scripted.given) == Counter([task.name for task in tasks] + [tasks[0].name])
+
+
+def test_what_is_done_in_another_folder_of_that_name_is_said_to_be_lost(tmp_path: Path) -> None:
+    over = read_assignments([f"run.folder={tmp_path / 'runs'}"])
+    with pytest.raises(WorkFailed, match="4 cells were done where .* is another folder"):
+        ablate(write(tmp_path), over, executor=Scripted({}))
+    assert {row["value"] for row in read_csv(tmp_path)} == {""}
 
 
 def test_the_time_left_is_that_of_the_rest_at_the_pace_of_what_is_done(tmp_path: Path) -> None:

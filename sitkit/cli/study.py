@@ -78,7 +78,13 @@ def ablate(
     ] = None,
     gpus: Annotated[
         float | None,
-        typer.Option("--gpus", min=0, help="GPUs of a task on Ray.", show_default="0", rich_help_panel=options.RUNNING),
+        typer.Option(
+            "--gpus",
+            min=0,
+            help="GPUs of a task on Ray.",
+            show_default="1 where it has any",
+            rich_help_panel=options.RUNNING,
+        ),
     ] = None,
     sets: options.Sets = None,
     runs: options.Folder = Path("runs"),
@@ -139,7 +145,7 @@ def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | 
     from sitkit.executor import Here, Local, Ray
 
     if name == "ray" or name.startswith("ray://"):
-        return Ray(None if name == "ray" else name, 1 if cpus is None else cpus, gpus or 0, workers)
+        return Ray(None if name == "ray" else name, 1 if cpus is None else cpus, gpus, workers)
     if name != "local":
         raise UserError(
             f"--executor {name}: no such executor.{suggest(name, ['local', 'ray'])} Known: local, ray, ray://HOST:PORT."

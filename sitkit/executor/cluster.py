@@ -17,13 +17,14 @@ class Ray:
     """A Ray cluster whose machines have sitkit and see the folders of this one under the same names.
 
     address: "ray://host:port" or "host:port", by default RAY_ADDRESS or else the cluster of this machine; where there is
-    none, one is started here for as long as the study takes.  cpus, gpus: of a task, fractions too.  workers: how many
-    tasks at a time; by default as many as there is room for.
+    none, one is started here for as long as the study takes.  cpus, gpus: of a task, fractions too; by default a task has a
+    GPU where the cluster has any and run.device is not the CPU.  workers: how many tasks at a time; by default as many as
+    there is room for.
     Raises UserError where ray is not installed and, before any work, where the cluster cannot be reached.
     """
 
     def __init__(
-        self, address: str | None = None, cpus: float = 1, gpus: float = 0, workers: int | None = None
+        self, address: str | None = None, cpus: float = 1, gpus: float | None = None, workers: int | None = None
     ) -> None:
         try:
             import ray
@@ -35,7 +36,7 @@ class Ray:
         self._perform: Any = None
         self._news: Any = None
 
-    def _connect(self) -> None:
+    def _connect(self, device: str) -> None:
         from ray.util.queue import Queue
 
         ray = self._ray
@@ -55,8 +56,11 @@ class Ray:
                 f"The Ray cluster {where} cannot be reached: {str(error).strip().splitlines()[0]}"
             ) from None
         self._news = Queue(actor_options={"num_cpus": 0})
+        gpus = self._gpus
+        if gpus is None:
+            gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)
         # Deaths are counted where those of other executors are.
-        self._perform = ray.remote(_on_ray).options(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=0)
+        self._perform = ray.remote(_on_ray).options(num_cpus=self._cpus, num_gpus=gpus, max_retries=0)
 
     def takes(self) -> bool:
         """Ray queues what it cannot begin yet, and a cluster that grows by demand grows by what waits."""
@@ -65,7 +69,7 @@ class Ray:
     def submit(self, task: Task, since: str) -> None:
         """Hand the task to the cluster."""
         if self._news is None:
-            self._connect()
+            self._connect(task.config.run.device)
         self._running[self._perform.remote(as_plain(task, since), self._news)] = task
 
     def wait(self, tell: Tell) -> list[tuple[Task, Ended]]:
