@@ -76,7 +76,9 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
     try:
         folder = find(run, root)
     except UserError as error:
-        raise UserError(f"{error} Nor is it a study of {root.parent / STUDIES}, or a number's file.") from None
+        raise UserError(
+            f"{error} Nor is it the name of a study in {root.parent / STUDIES}, or the file of a number."
+        ) from None
     return _of_run(folder, which)
 
 

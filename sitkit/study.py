@@ -83,7 +83,7 @@ class Study(Settings):
     bases: dict[str, dict[str, Any]] = {}
     rows: tuple[dict[str, Any], ...] = Field(({},), min_length=1)
     columns: dict[str, dict[str, Any]] = {}
-    grid: dict[str, tuple[Any, ...]] = {}
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
     exclude: tuple[dict[str, Any], ...] = ()
     seeds: Seeds | None = Field(None, min_length=1)
     sample_seeds: Seeds | None = Field(None, min_length=1)
@@ -200,7 +200,10 @@ def read_study(
     if over is not None:
         layers.append(over)
     assemble(layers)  # What is wrong below the cells is wrong with all of them.
-    return Plan(study, path, base, list(_Crossing(study, str(path), where, layers)))
+    entries = list(_Crossing(study, str(path), where, layers))
+    if not entries:
+        raise UserError(f"{locate(where, ['exclude'])}every cell of the study is excluded.")
+    return Plan(study, path, base, entries)
 
 
 class _Crossing:

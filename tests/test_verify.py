@@ -70,7 +70,7 @@ def test_a_number_is_named_by_file_identity_run_or_study(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("stud", "Nor is it a study"),
+        ("stud", "Nor is it the name of a study"),
         ("study:ODD", "No row of study is called 'ODD'. Did you mean 'ODE'?"),
         ("study:ODE:gpv", "No column of study is called 'gpv'. Did you mean 'gvp'?"),
         ("study:ODE:gvp:7", "study has no seed 7; it has 0, 1."),

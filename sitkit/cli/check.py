@@ -13,8 +13,15 @@ from sitkit.cli.study import Base, SampleSeedList, SeedList, seed_list
 
 if TYPE_CHECKING:
     from sitkit.check import Checked, Outlook
+    from sitkit.cost import Cost
     from sitkit.study import Refused
     from sitkit.verify import Verdict
+
+
+FIGURES = (
+    "weights: parameters; FLOPs: of one evaluation for one sample; training, sampling: memory on one device; "
+    "run, samples: on disk, of a run's checkpoints and of a cell"
+)
 
 
 @app.command()
@@ -55,11 +62,11 @@ def _plain(value: Any) -> Any:
 
 def _print_checked(found: Checked) -> None:
     groups: dict[tuple[Any, ...], list[Outlook]] = {}
-    costs: dict[Any, list[Outlook]] = {}
+    costs: dict[tuple[str, ...], list[Outlook]] = {}
     notes: dict[str, str] = {}
     for cell in found.cells:
         groups.setdefault((cell.row, cell.column, cell.times, cell.nfe), []).append(cell)
-        costs.setdefault(cell.cost, []).append(cell)
+        costs.setdefault(_cost(cell.cost), []).append(cell)
         for why in cell.singular:
             notes.setdefault(why, f"({len(notes) + 1})")
     rows = [
@@ -74,27 +81,13 @@ def _print_checked(found: Checked) -> None:
     for t0, t1 in dict.fromkeys(cell.training for cell in found.cells if cell.training != (0.0, 1.0)):
         console.say(f"trained on t from {t0:.6g} to {t1:.6g}: target or weight is singular beyond")
     console.say("")
-    rows = [
-        (
-            _range(cells),
-            "x".join(map(str, cost.shape)),
-            f"{cost.parameters / 1e6:.4g} M",
-            _or_dash(cost.flops, lambda flops: f"{flops / 1e9:.3g}"),
-            _or_dash(cost.training_memory, size),
-            _or_dash(cost.sampling_memory, size),
-            size(cost.checkpoints),
-            size(cost.samples),
-        )
-        for cost, cells in costs.items()
-    ]
-    names = ("cell", "states", "parameters", "GFLOPs", "to train", "to sample", "checkpoints", "samples")
-    console.table(
-        names, rows, notes=["GFLOPs of one evaluation; memory to train and sample on one device; disk a run, a cell"]
-    )
-    work = "" if found.flops is None else f", {found.flops / 1e15:.3g} PFLOPs"
+    rows = [(_range(cells), *cost) for cost, cells in costs.items()]
+    names = ("cell", "states", "weights", "FLOPs", "training", "sampling", "run", "samples")
+    console.table(names, rows, notes=[FIGURES])
+    work = "" if found.flops is None else f", {scaled(found.flops, 'FLOPs')}"
     console.say(
         f"to do: {found.trainings[1]} of {found.trainings[0]} trainings, {found.measurements[1]} of "
-        f"{found.measurements[0]} measurements{work}, {size(found.disk)} on disk"
+        f"{found.measurements[0]} measurements{work}, {scaled(found.disk, 'B')} on disk"
     )
 
 
@@ -134,16 +127,24 @@ def _states(cells: list[Outlook]) -> str:
     return ", ".join(word if len(cells) == 1 else f"{count} {word}" for word, count in counts.items())
 
 
-def _or_dash(value: Any, shown: Any) -> str:
-    return "-" if value is None else shown(value)
+def _cost(cost: Cost) -> tuple[str, ...]:
+    memory = (cost.training_memory, cost.sampling_memory)
+    return (
+        "x".join(map(str, cost.shape)),
+        scaled(cost.parameters),
+        "-" if cost.flops is None else scaled(cost.flops),
+        *("-" if count is None else scaled(count, "B") for count in memory),
+        scaled(cost.checkpoints, "B"),
+        scaled(cost.samples, "B"),
+    )
 
 
-def size(count: int) -> str:
-    """Bytes as people read them: 1.2 GB."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+def scaled(count: int, unit: str = "") -> str:
+    """A count as people read it: 1.2 GB, 725 k."""
+    for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count} B"
+            return f"{count / scale:.3g} {prefix}{unit}"
+    return f"{count} {unit}".strip()
 
 
 Result = Annotated[
