@@ -1,8 +1,8 @@
 """The training objective: the weighted squared error of the network's prediction along an interpolant, or a plugin's.
 
 A loss sees the network, the path, the pair of data and noise and a key for each example, and gives one number for each
-example; what it trains besides the network it builds itself (`Loss.build`), and what it reads inside the network it
-names (`Loss.hidden`).
+example; what it trains besides the network it builds itself (`Loss.build`), what it reads inside the network it names
+(`Loss.hidden`), and what it needs of the data it is bound to before training (`Loss.bind`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from sitkit.weighting import Weighting
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from sitkit.data.dataset import Examples
 
     Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -53,6 +55,10 @@ class Loss(Component):
     @abstractmethod
     def per_example(self, batch: Batch) -> Tensor:
         """The loss of each example, (b,), in float32 at least whatever the network's precision."""
+
+    def bind(self, data: Examples) -> Loss:
+        """The same loss with what it needs of the run's data; itself where it needs nothing."""
+        return self
 
     def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module | None:
         """What is trained beside the network (a projector, a second head), found again in `Batch.parts`; None: nothing.

@@ -14,6 +14,7 @@ from sitkit.autoencoder import modelled
 from sitkit.config import Config
 from sitkit.data.dataset import Examples
 from sitkit.loss import Batch
+from sitkit.run import examples
 
 
 class Inputs(NamedTuple):
@@ -72,11 +73,11 @@ class Objective(nn.Module):
 
     def __init__(self, config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
-        self.network, self.parts = network, config.loss.build(network, shape, num_classes)
-        self.loss, self.path = config.loss, (config.interp, config.target, config.weight)
+        self.loss, self.path = config.loss.bind(examples(config.data)), (config.interp, config.target, config.weight)
+        self.network, self.parts = network, self.loss.build(network, shape, num_classes)
         self.halved = config.train.precision == "bf16"
         self.hidden: dict[str, Tensor] = {}
-        for name in config.loss.hidden:
+        for name in self.loss.hidden:
             network.get_submodule(name).register_forward_hook(functools.partial(_keep, self.hidden, name))
 
     def forward(self, data: Tensor, noise: Tensor, t: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from sitkit.cli.commands import app
 from sitkit.config import assemble, read_yaml
+from sitkit.registry import registries
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / ".docs"
@@ -114,16 +115,28 @@ def test_the_menu_names_every_page() -> None:
     assert set(re.findall(r"[\w/-]+\.md", menu)) == written | generated
 
 
+def test_the_page_on_plugins_has_every_kind() -> None:
+    table = (DOCS / "pages" / "how-to" / "plugin.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z]+)` \|", table, re.M) == [registry.kind for registry in registries.values()]
+
+
 @pytest.mark.docs
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not b.spared for b in blocks(page))], ids=ids)
 def test_every_block_runs(page: Path, tmp_path: Path) -> None:
     """The blocks of a page, one after the other, in one folder, as a reader would run them."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    # What a page installs goes to a folder of its own, and is seen there.
+    site = tmp_path / "site-packages"
+    path = os.pathsep.join(filter(None, (str(ROOT), str(site), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": path,
+        "PIP_TARGET": str(site),
+        "PIP_NO_DEPS": "1",
+        # pip reads this variable as its opposite: 0 builds with what is installed here.
+        "PIP_NO_BUILD_ISOLATION": "0",
     }
+    environment.pop("SITKIT_PLUGINS", None)
     runs = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     for block in blocks(page):
         if block.saved and block.language not in runs:

@@ -14,7 +14,7 @@ from trials import tiny
 
 from sitkit import checkpoint
 from sitkit.config import Config
-from sitkit.data.dataset import batch
+from sitkit.data.dataset import Examples, batch
 from sitkit.field import Counted, Field
 from sitkit.loss import Batch, InterpolantLoss, Loss, interpolant_loss
 from sitkit.noise import TRAINING, normal
@@ -103,6 +103,31 @@ def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, 
     before = newest.read_bytes()
     newest.unlink()
     assert train(config) == whole and newest.read_bytes() == before
+
+
+def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
+    bound: list[str] = []
+
+    @losses.register("binding")
+    @dataclass(frozen=True)
+    class Binding(Loss):
+        """The interpolant's loss, which is bound to data."""
+
+        def bind(self, data: Examples) -> Loss:
+            bound.append(data.fingerprint)
+            return InterpolantLoss()
+
+        def per_example(self, batch: Batch) -> Tensor:
+            raise AssertionError("the bound loss is the one that is computed")
+
+    try:
+        config = tiny(tmp_path, "loss=binding", base="digits")
+        network, data = build(config), examples(config.data)
+        objective_of(config, network, data.shape, data.num_classes)(*inputs(config, network))
+        assert bound == [data.fingerprint]
+    finally:
+        for table in (losses._classes, losses._plugins):
+            del table["binding"]
 
 
 class TwoTimes(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sitkit.autoencoder import Autoencoder
 from sitkit.backbones.backbone import Backbone
+from sitkit.data.dataset import Examples, in_memory
 from sitkit.loss import Batch, Loss
 from sitkit.noise import sample_keys
 from sitkit.registry import UserError, backbones, interpolants, targets, weightings
@@ -166,8 +167,15 @@ def watched(network: nn.Module, names: tuple[str, ...], loss: str) -> Iterator[d
             hook.remove()
 
 
-def suited(loss: Loss) -> tuple[nn.Module, nn.Module | None, tuple[int, ...]]:
-    """A small network that a loss takes, with the loss's own parts: sit-xs/2, or a backbone of the loss's plugin.
+def examples_like(shape: tuple[int, ...]) -> Examples:
+    """Thirty-two examples of a shape with labels, for what is bound to data."""
+    drawn = torch.randn(32, *shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    labels = torch.arange(32) % CLASSES
+    return in_memory(drawn.numpy(), labels.numpy(), tuple(f"class {k}" for k in range(CLASSES)), holdout=0.25)
+
+
+def suited(loss: Loss) -> tuple[Loss, nn.Module, nn.Module | None, tuple[int, ...]]:
+    """The loss bound to data, a small network that it takes, and its own parts: sit-xs/2, or a plugin's backbone.
 
     NotShown, with the reason, where it takes none.
     """
@@ -177,14 +185,15 @@ def suited(loss: Loss) -> tuple[nn.Module, nn.Module | None, tuple[int, ...]]:
             network, shape = build_network(backbones.create(name))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return stirred(network), loss.build(network, shape, CLASSES), shape
+                bound = loss.bind(examples_like(shape))
+                return bound, stirred(network), bound.build(network, shape, CLASSES), shape
         except (UserError, NotShown) as error:
             reasons.append(str(error))
     raise NotShown(f"{loss.name} takes no network here: {reasons[0]}")
 
 
 def _evaluate(loss: Loss, rows: slice | None = None) -> tuple[Tensor, nn.Module, nn.Module | None]:
-    network, parts, shape = suited(loss)
+    loss, network, parts, shape = suited(loss)
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 6, *shape, generator=generator)
     t, y = torch.rand(6, generator=generator), torch.arange(6) % (CLASSES + 1)

@@ -1,6 +1,6 @@
 """How long the paths of a model are, and what it samples in few steps, with and without an optimal-transport coupling.
 
-    python plugins/sitkit-ot/benchmarks/path_length.py [--steps 2000] [--seeds 3] [--out FILE.json]
+    python plugins/sitkit-ot/benchmarks/path_length.py [--steps 500] [--seeds 3] [--out FILE.json]
 
 Trains the same perceptron on the checkerboard with each coupling, unlabelled (pairs across the whole batch) and labelled (pairs
 within each label), and gives, as mean and standard error over the training seeds: the path length, the mean over 2,000 samples of
@@ -72,7 +72,7 @@ def told(values: list[float]) -> dict[str, Any]:
 def main() -> None:
     """Train every case, and print a table and the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit import UserError, losses
-from sitkit.data.dataset import Dataset
-from sitkit.data.digits import Digits
 from sitkit.loss import Batch, Loss, interpolant_loss
 from sitkit.metrics.classifier import RunClassifier
 from sitkit.metrics.features import Extractor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from sitkit.data.dataset import Examples
 
 
 @final
@@ -25,7 +25,7 @@ class RepresentationAlignment(Loss):
 
     layer: the module whose output (b, tokens, width) is aligned, a block of a SiT by default.  encoder: any feature
     extractor, frozen; its fields say which weights.  "spatial" features are cut into one vector a token, "features" are
-    compared with the mean over tokens.  data: what the encoder is prepared on, the data set of the run; the run's
+    compared with the mean over tokens.  The encoder is prepared on the run's data, to which the loss is bound; the run's
     autoencoder must be `identity`, for the encoder sees images.  The projector has three layers and is trained beside
     the network.
     Source: Yu et al. 2024 (arXiv 2410.06940), Eq. 8; weight 0.5 as theirs.
@@ -36,7 +36,6 @@ class RepresentationAlignment(Loss):
     width: int = 128
     encoder: Extractor = field(default_factory=RunClassifier)
     reads: Literal["spatial", "features"] = "spatial"
-    data: Dataset = field(default_factory=Digits)
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -54,31 +53,50 @@ class RepresentationAlignment(Loss):
     def hidden(self) -> tuple[str, ...]:
         return (self.layer,)
 
+    def bind(self, data: Examples) -> Loss:
+        return BoundAlignment(self, data)
+
+    def per_example(self, batch: Batch) -> Tensor:
+        raise UserError("loss 'repa' needs the run's data: bind it (`loss.bind(examples)`).")
+
+
+@final
+@dataclass(frozen=True)
+class BoundAlignment(Loss):
+    """Representation alignment with the data that its encoder is prepared on."""
+
+    name: ClassVar[str] = RepresentationAlignment.name
+    rule: RepresentationAlignment
+    data: Examples
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        return self.rule.hidden
+
     def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         import torch
 
         from sitkit_repa.projector import Projector, hidden_shape
 
-        if self.layer not in dict(network.named_modules()):
+        if self.rule.layer not in dict(network.named_modules()):
             blocks = [name for name, _ in network.named_modules() if name.count(".") == 1]
             raise UserError(
-                f"loss 'repa': the network has no layer {self.layer!r}; it has {', '.join(blocks) or 'no blocks'}."
+                f"loss 'repa': the network has no layer {self.rule.layer!r}; it has {', '.join(blocks) or 'no blocks'}."
             )
-        examples = self.data.load()
-        if examples.shape != shape:
+        if self.data.shape != shape:
             raise UserError(
-                f"loss 'repa': the encoder sees examples of shape {examples.shape}, the network states of {shape}. "
-                "Set loss.data to the run's data, and use the autoencoder 'identity'."
+                f"loss 'repa': the encoder sees examples of shape {self.data.shape}, the network states of {shape}: "
+                "use the autoencoder 'identity'."
             )
-        tokens, width = hidden_shape(network, self.layer, shape)
+        tokens, width = hidden_shape(network, self.rule.layer, shape)
         device = next(network.parameters()).device
-        encoder = self.encoder.build(examples, device, None)
+        encoder = self.rule.encoder.build(self.data, device, None)
         with torch.no_grad():
-            size = encoder.apply(torch.zeros(1, *shape, device=device))[self.reads].shape[1]
-        tokens = tokens if self.reads == "spatial" else 1
+            size = encoder.apply(torch.zeros(1, *shape, device=device))[self.rule.reads].shape[1]
+        tokens = tokens if self.rule.reads == "spatial" else 1
         if size % tokens:
             raise UserError(f"loss 'repa': {size} spatial features do not fit {tokens} tokens. Use reads 'features'.")
-        return Projector(encoder, self.reads, tokens, width, self.width, size // tokens)
+        return Projector(encoder, self.rule.reads, tokens, width, self.rule.width, size // tokens)
 
     def per_example(self, batch: Batch) -> Tensor:
         from sitkit_repa.projector import Projector
@@ -88,4 +106,4 @@ class RepresentationAlignment(Loss):
         projector = batch.parts
         if not isinstance(projector, Projector):
             raise UserError("loss 'repa' needs what its `build` gives, as Batch.parts.")
-        return loss - self.weight * projector(batch.hidden[self.layer], batch.data)
+        return loss - self.rule.weight * projector(batch.hidden[self.rule.layer], batch.data)
