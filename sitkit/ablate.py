@@ -6,6 +6,7 @@ again, and a changed cell is done alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -20,7 +21,7 @@ from sitkit.cost import require_cells
 from sitkit.dispatch import Work
 from sitkit.executor import Executor, Here, Ray
 from sitkit.progress import Progress, silent
-from sitkit.publish import publish
+from sitkit.publish import publish, published
 from sitkit.registry import UserError, WorkFailed
 from sitkit.results import ReferenceNumber, Result, Results, with_estimates, write_results
 from sitkit.study import FACTS, Cell, Plan, Refused, Seeds, describe, read_study
@@ -84,19 +85,19 @@ def ablate(
             board.write(work.failed)
             written = time.monotonic()
 
-    try:
-        work.do(executor or Here(), ended)
-    except KeyboardInterrupt:
-        board.write(work.failed)
-        raise
-    outcome = board.write(work.failed)
-    lost = sum(cell.state == "todo" for cell in outcome.results.cells)
-    if lost:
-        raise WorkFailed(
-            f"{lost} cells were done where {board.runs.absolute()} is another folder, and are not in this one: "
-            "every machine must see the same folder under the same name.  The same command does them again."
-        )
-    if any(cell.config.run.track for cell in plan.cells):
+    tracked = any(cell.config.run.track for cell in plan.cells)
+    with published(board.folder, board.results({}), progress) if tasks and tracked else contextlib.nullcontext():
+        try:
+            work.do(executor or Here(), ended)
+        finally:
+            outcome = board.write(work.failed)
+        lost = sum(cell.state == "todo" for cell in outcome.results.cells)
+        if lost:
+            raise WorkFailed(
+                f"{lost} cells were done where {board.runs.absolute()} is another folder, and are not in this one: "
+                "every machine must see the same folder under the same name.  The same command does them again."
+            )
+    if tracked and not tasks:
         publish(outcome.folder, progress)
     return outcome
 

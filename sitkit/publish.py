@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ DIGEST = "published.json"
 ARTIFACTS = ("table.*", FILE, REPORT)
 
 
+@contextlib.contextmanager
+def published(folder: Path, results: Results, progress: Progress = silent) -> Iterator[None]:
+    """While a block does a study MLflow shows it, running, above those of its trainings and cells that are there.
+
+    The block leaves its results in the folder; they, the tables and the report are sent as the block ends.
+    """
+    with _tracker(folder, results, progress):
+        yield
+        _write(folder)
+
+
 def publish(folder: Path, progress: Progress = silent) -> None:
     """Write a study's report and tell MLflow of the results in its folder; told already, nothing is done.
 
@@ -25,18 +37,27 @@ def publish(folder: Path, progress: Progress = silent) -> None:
     become its children unless another study has them; all of its runs carry the tag sitkit.study.<name>, and those of
     cells their row, column and seed.  A tracker that is down is a warning, and gets it all by the same command later.
     """
-    results = read_results(folder)
+    if _write(folder) or not is_sent(folder):
+        with _tracker(folder, read_results(folder), progress):
+            pass
+
+
+def _write(folder: Path) -> bool:
+    """The report and the metrics of the results in a folder; whether there were any that had none yet."""
     digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    known = (folder / DIGEST).exists() and checkpoint.read_json(folder / DIGEST) == digest
-    if known and is_sent(folder):
-        return
-    if not known:
-        report(folder)
-        rows = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
-        row = {"step": rows.count("\n"), "time": time.time(), **_numbers(results)}
-        checkpoint.write(folder / METRICS, rows + checkpoint.to_json(row) + "\n")
-        checkpoint.write_json(folder / DIGEST, digest)
-    tracker = Tracker(
+    if (folder / DIGEST).exists() and checkpoint.read_json(folder / DIGEST) == digest:
+        return False
+    report(folder)
+    rows = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
+    row = {"step": rows.count("\n"), "time": time.time(), **_numbers(read_results(folder))}
+    checkpoint.write(folder / METRICS, rows + checkpoint.to_json(row) + "\n")
+    checkpoint.write_json(folder / DIGEST, digest)
+    return True
+
+
+def _tracker(folder: Path, results: Results, progress: Progress) -> Tracker:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Tracker(
         folder,
         name=results.title or folder.name,
         params={
@@ -50,8 +71,6 @@ def publish(folder: Path, progress: Progress = silent) -> None:
         children=_children(folder, results),
         on_warning=lambda text: progress(Event("ablate", message=text)),
     )
-    with tracker:
-        pass
 
 
 def _numbers(results: Results) -> dict[str, float]:

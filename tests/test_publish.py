@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 from trials import call
 
 from sitkit import tracking
+from sitkit.ablate import ablate
+from sitkit.config import read_assignments
+from sitkit.progress import Event
 from sitkit.results import read_results, runs_of
 
+INIT = tracking.Tracker.__init__.__kwdefaults__ or {}
 BASE = """
 data: {name: points, law: checkerboard, size: 400}
 backbone: {name: mlp, hidden_size: 16, depth: 1}
@@ -84,3 +89,33 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
     assert call(*words).status == 0
     assert before == ((folder / "report.html").stat().st_mtime_ns, (folder / "metrics.jsonl").read_bytes())
     assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == 7
+
+
+def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run is RUNNING, above the training that is done, before the others are; FINISHED at the end."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(tracking.Tracker.__init__, "__kwdefaults__", {**INIT, "interval": 0.05})
+    client = tracking._client(f"sqlite:///{tmp_path}/mlflow.db")
+    folder, seen = tmp_path / "studies" / "study", []
+
+    def look(event: Event) -> None:
+        # The first samples: one training is done, and the tracker has all the time it wants.
+        if event.stage != "sample" or seen:
+            return
+        until = time.monotonic() + 60
+        while not seen and time.monotonic() < until:
+            study = tracking.run_id(folder)
+            under = client.search_runs(
+                [e.experiment_id for e in client.search_experiments()], f"tags.`mlflow.parentRunId` = '{study}'"
+            )
+            if study is not None and under:
+                seen.append((client.get_run(study).info.status, len(under)))
+            time.sleep(0.05)
+
+    ablate(tmp_path / "study.yaml", read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
+    assert seen == [("RUNNING", 1)]
+    study = client.get_run(str(tracking.run_id(folder)))
+    assert study.info.status == "FINISHED" and study.data.metrics["cells/done"] == 4
+    assert "report.html" in {a.path for a in client.list_artifacts(study.info.run_id)}
