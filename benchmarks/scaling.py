@@ -1,6 +1,6 @@
 """What sharing a training step costs: two processes under DDP and FSDP2 against one, the global batch the same.
 
-    python benchmarks/scaling.py [--tiny] [--backbone sit-s/2] [--batch 16] [--steps 8] [--ranks 2] > scaling.json
+    python benchmarks/scaling.py [--tiny] [--backbone sit-s/2] [--batch 8] [--steps 4] [--ranks 2] > scaling.json
 
 Each way is a torchrun of its own with one thread a process (gloo on a CPU, nccl between GPUs), several rounds of all of them in
 turn.  The floor of two processes is two that do half the batch each beside one another and share nothing: what the machine's
@@ -78,8 +78,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tiny", action="store_true", help="a small network and few steps, for a smoke test")
     parser.add_argument("--backbone", default="sit-s/2")
-    parser.add_argument("--batch", type=int, default=16, help="of all processes together")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="of all processes together")
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--ranks", type=int, default=max(2, torch.cuda.device_count()))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", help=argparse.SUPPRESS)

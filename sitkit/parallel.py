@@ -36,6 +36,8 @@ class Laid:
             devices = [world.device] if world.device.type == "cuda" else None
             self.module = DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
         if compiled:
+            # The compiler lays the gradient of the patches' convolution out its own way: DDP copies a few KB a step, and warns.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             compile_(self.module)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:

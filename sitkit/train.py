@@ -77,6 +77,12 @@ def train(config: Config, progress: Progress = silent) -> Path:
                 f"train.batch = {config.train.batch} cannot be shared evenly by {here.size} processes that take "
                 f"theirs in {config.train.accumulate} parts (train.accumulate): make it a multiple of {parts}."
             )
+        if here.size > 1 and here.device.type == "cpu" and config.run.parallel == "fsdp" and config.run.compile is True:
+            # Seen with torch 2.13: vectorised kernels of a block compiled by itself; a whole network, or simdlen 1, is right.
+            raise UserError(
+                "run.compile under run.parallel=fsdp compiles each block by itself, and torch's CPU compiler then gives wrong "
+                "gradients (off by 1e-2): leave run.compile out, or set run.parallel=ddp."
+            )
         data, marks, folder = examples(config.data), fingerprints(config), folder_of(config)
         told = progress if here.lead else silent
         with _recorded(config, marks, folder, here, told):
