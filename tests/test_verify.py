@@ -249,3 +249,22 @@ def test_a_cell_without_number_says_how_to_have_it(folder: Path) -> None:
     with pytest.raises(UserError, match=r"has no number yet \(todo\): sitkit ablate .*study\.yaml continues"):
         numbers("study:ODE")
     assert len(chosen(results, "ODE:gvp", "study")) == 2
+
+
+def test_guided_numbers_and_those_of_a_run_in_one_file_come_again_too(folder: Path) -> None:
+    by_seed = {n.record["seeds"]["train"]: n.folder.name for n in numbers("study:ODE:gvp")}
+    guide = ("--guidance", "autoguidance", "--set", f"guidance.run={by_seed[1]}", "--set", "guidance.step=30")
+    few = ("-n", "20", "--metric", "mmd")
+    assert call("evaluate", by_seed[0], *few, *guide).status == 0
+    assert call("convert", by_seed[0], "--to", "one.safetensors").status == 0
+    left = call("evaluate", "one.safetensors", *few, "--json")
+    (record,) = json.loads(left.out)
+    for name in (f"{by_seed[0]}:mmd", record["path"]):
+        (verdict,) = verify(numbers(name))
+        assert verdict.verdict == "same" and verdict.samples is True, verdict.reason
+    told = explain(numbers(record["path"])[0])
+    assert "training" not in told.commands and "one.safetensors" in told.commands["number"]
+    # The other run gone, the guided number cannot be had, and says of which run it is.
+    shutil.rmtree(folder / "runs" / by_seed[1])
+    (verdict,) = verify(numbers(f"{by_seed[0]}:mmd"))
+    assert verdict.verdict == "impossible" and by_seed[1] in verdict.reason
