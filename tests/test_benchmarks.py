@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-LONG = {"encode", "feeding", "gpu", "sampling", "scaling", "train"}
+LONG = {"encode", "feeding", "gpu", "sampling", "scaling", "study", "train"}
 # What each must tell, as a path into its JSON.
 TELLS = {
     "encode": ("encode.images_per_second", "encode.baseline_images_per_second", "encode.processor_ratio"),
@@ -22,6 +22,7 @@ TELLS = {
     "sampling": ("overhead.processor.ratio", "peak_mib_by_steps.8"),
     "scaling": ("ways.ddp.speedup", "ways.fsdp.efficiency", "ways.apart.seconds"),
     "startup": ("seconds.sitkit --help.over_import_torch", "seconds.python -c pass.processor"),
+    "study": ("floor.processor", "ablate, all done.processor", "ablate --dry-run.mb", "check.clock", "cells.planned"),
     "train": ("sizes.0.variants.eager.over_baseline", "sizes.0.variants.eager.mfu", "parts.forward"),
 }  # fmt: skip
 

@@ -310,3 +310,15 @@ def test_a_study_with_a_name_that_windows_refuses_has_a_folder_that_it_takes(tmp
     assert plan.name == "what is -best---points"
     checkpoint.write(tmp_path / "studies" / "what is -best--" / RESULTS, "{}")
     assert find_study(file, tmp_path / "runs") == tmp_path / "studies" / "what is -best--"
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """What looks like a picture or a style to the library that prints is a name to us."""
+    from sitkit.cli import console
+
+    console.say("study:ok:0 [bold]")
+    console.table(("[red]", ":ok:"), [("a:ok:b", "[x]")], title=":ok:", notes=["[dim]:ok:"])
+    console.error("row ':ok:' [bold]")
+    told = capsys.readouterr()
+    assert told.out.count(":ok:") == 5 and "[bold]" in told.out and "[red]" in told.out and "[x]" in told.out
+    assert told.err == "error: row ':ok:' [bold]\n"

@@ -19,9 +19,10 @@ from sitkit.progress import Event, Progress
 
 # Of the processes under torchrun the first speaks for all, but whichever fails says why.
 QUIET = os.environ.get("RANK", "0") != "0"
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), quiet=QUIET)
-err = Console(stderr=True, highlight=False, soft_wrap=True, quiet=QUIET)
-loud = Console(stderr=True, highlight=False, soft_wrap=True)
+# Without emoji: a name like study:ok:0 is no picture.
+out = Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty(), quiet=QUIET)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, quiet=QUIET)
+loud = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def error(message: object) -> None:
@@ -59,7 +60,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str =
     """A table with its footnotes."""
     from rich.table import Table
 
-    drawn = Table(*columns, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
+    drawn = Table(
+        *map(escape, columns), title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False
+    )
     for row in rows:
         drawn.add_row(*(value if isinstance(value, Text) else escape(str(value)) for value in row))
     out.print(drawn)
