@@ -455,6 +455,22 @@ def test_a_folder_is_read_by_name(tmp_path: Path) -> None:
     assert np.array_equal(got, np.stack(truth * 3))
 
 
+def test_a_folder_is_listed_when_it_is_loaded_and_never_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = datasets.create("image-folder", path=str(write_folder(tmp_path)), size=5, holdout=0.0)
+    examples, n = folder.load(), 0
+
+    def list_again(*_: object) -> None:
+        raise AssertionError("the folder is listed")
+
+    for name in ("scandir", "listdir", "walk"):
+        monkeypatch.setattr(f"os.{name}", list_again)
+    for step in range(3 * len(examples)):
+        n += len(batch(examples, 0, step, 3)[0])
+    assert n > 3 * len(examples)
+    with pytest.raises(AssertionError, match="is listed"):
+        folder.load()
+
+
 def test_a_folder_in_grey(tmp_path: Path) -> None:
     folder = tmp_path / "set" / "one"
     folder.mkdir(parents=True)

@@ -72,4 +72,6 @@ def _export(source: str, to: str, private: bool, step: int | None, over: Any, ru
         return
     else:
         console.say(f"written   {export(run, Path(to))}")
+    if weights := getattr(run.config.autoencoder, "path", None):
+        console.err.print(f"Latents are decoded by {weights}, which is named in the file and not in it.", markup=False)
     console.say(f"next      sitkit sample {to}")
