@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
+from sitkit import checkpoint
 from sitkit.registry import Component, UserError, autoencoders, spec
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sitkit.data.dataset import Examples
+
+
+# What the names of its tensors begin with in a file that holds other things too.
+PACKED = "autoencoder/"
 
 
 class Posterior(NamedTuple):
@@ -60,6 +65,10 @@ class Autoencoder(Component):
         """SHA-256 of what determines the maps: the fields, unless there are weights."""
         return hashlib.sha256(json.dumps(spec(self)).encode()).hexdigest()
 
+    def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """(settings, state) of a network that only this machine has, for a file that must do without; None where none is."""
+        return None
+
 
 @final
 @autoencoders.register("identity")
@@ -83,7 +92,8 @@ class Identity(Autoencoder):
 class SDVAE(Autoencoder):
     """Stable Diffusion's autoencoder, diffusers' AutoencoderKL: z = scale * (mean + std * noise), x = decoder(z / scale).
 
-    path: a folder that `save_pretrained` wrote, or a name on the Hugging Face hub; only safetensors are read.
+    path: a folder that `save_pretrained` wrote, a name on the Hugging Face hub, or a run in one file that holds one; only
+    safetensors are read.
     dtype: of the network; what goes in and comes out is float32.  batch: how many examples the network sees at once, the
     last of them repeated where there are fewer; on a CPU it is one, so that an example's latent and picture are the same
     to the bit in any company, and as quick from 64 x 64 pixels on.
@@ -125,6 +135,13 @@ class SDVAE(Autoencoder):
         """SHA-256 of the weights and the scale."""
         return _digest(self.path, self.scale)
 
+    def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if not Path(self.path).expanduser().exists():
+            return None
+        network = _network(self.path, "float32", "cpu")
+        told = json.loads(network.to_json_string())
+        return {key: value for key, value in told.items() if not key.startswith("_")}, network.state_dict()
+
     def _network(self, device: torch.device | str = "cpu") -> Any:
         return _network(self.path, self.dtype, str(device))
 
@@ -154,6 +171,8 @@ def _network(path: str, dtype: str, device: str) -> Any:
     except ImportError as error:
         raise UserError(f"autoencoder 'sd-vae' needs diffusers ({error}): pip install 'sitkit[latents]'") from None
     local = Path(path).expanduser()
+    if local.is_file():
+        return _unpacked(local, AutoencoderKL).to(getattr(torch, dtype)).eval().requires_grad_(False)
     if local.exists() and not (local / "config.json").is_file():
         raise UserError(f"{path}: no autoencoder: AutoencoderKL.save_pretrained leaves config.json in its folder.")
     if not local.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
@@ -175,6 +194,23 @@ def _network(path: str, dtype: str, device: str) -> Any:
     if wrong:
         raise UserError(f"{path}: the weights do not fit config.json: {len(wrong)} names differ, the first {wrong[0]}.")
     return network.to(getattr(torch, dtype)).eval().requires_grad_(False)
+
+
+def _unpacked(path: Path, kind: Any) -> Any:
+    """The network that a run's file holds.  Raises UserError for a file that holds none, or is damaged."""
+    with checkpoint.opened(path) as file:
+        told = checkpoint.described(file, path).get("autoencoder")
+        if told is None:
+            raise UserError(f"{path}: this file holds no autoencoder.")
+        state = {n.removeprefix(PACKED): file.get_tensor(n) for n in file.keys() if n.startswith(PACKED)}  # noqa: SIM118
+    network = kind.from_config(told)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its autoencoder's weights do not fit: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    return network
 
 
 @functools.lru_cache(maxsize=4)

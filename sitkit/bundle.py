@@ -1,6 +1,6 @@
 """A run as one file: the weights of one average, its settings, and fingerprints of all that it depends on.
 
-    tensors    the network's state, by its own names
+    tensors    the network's state, by its own names; autoencoder/..., the state of one that came from a folder
     metadata   sitkit: JSON of the step, which weights they are, the settings but for `run`, what sampling must know of the
                data, fingerprints of training, data, autoencoder and weights, and the packages that the components came from
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sitkit import checkpoint
+from sitkit.autoencoder import PACKED
 from sitkit.config import Config
 from sitkit.data.absent import description
 from sitkit.registry import UserError, origins
@@ -35,9 +36,9 @@ def write(run: Run, path: Path) -> Path:
     if not run.config.backbone.trainable:
         raise UserError(f"backbone {run.config.backbone.name!r} has no weights to export: it is made of the data.")
     state = {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}
-    settings = {key: value for key, value in run.config.plain().items() if key != "run"}
+    config = {key: value for key, value in run.config.plain().items() if key != "run"}
     told = {
-        "format": 1, "kind": KIND, "step": run.step, "weights": run.average, "config": settings,
+        "format": 1, "kind": KIND, "step": run.step, "weights": run.average, "config": config,
         "data": description(run.outline),
         "fingerprints": {
             "training": run.identity, "data": run.outline.fingerprint,
@@ -45,6 +46,10 @@ def write(run: Run, path: Path) -> Path:
         },
         "components": origins(),
     }  # fmt: skip
+    packed = run.config.autoencoder.packed()
+    if packed is not None:
+        told["autoencoder"] = packed[0]
+        state |= {f"{PACKED}{name}": tensor for name, tensor in packed[1].items()}
     checkpoint.save(path, state, told)
     return path
 
@@ -79,6 +84,17 @@ def header(path: Path) -> dict[str, Any]:
     return told
 
 
+def settings(path: Path) -> dict[str, Any]:
+    """The settings in the file; an autoencoder that it holds is found in it, wherever the file now lies."""
+    told = header(path)
+    found = told["config"]
+    return (
+        found | {"autoencoder": found["autoencoder"] | {"path": str(path.resolve())}}
+        if "autoencoder" in told
+        else found
+    )
+
+
 def state(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, Tensor], str]:
     """(step, the network's state, its digest) of a file.
 
@@ -93,6 +109,7 @@ def state(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, 
         raise UserError(f"{path} holds step {told['step']} alone, not step {step}.")
     if config.autoencoder.fingerprint() != marks["autoencoder"]:
         raise UserError(f"{path}: the autoencoder {config.autoencoder} is not the one that it was made with.")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACKED)}
     if digest(tensors) != marks["weights"]:
         raise UserError(f"{path}: the weights are not those that were written there: copy it again.")
     return int(told["step"]), tensors, marks["weights"]

@@ -156,13 +156,13 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises UserError for a file that is missing, cut short, a pickle, or not of sitkit.
     """
     with opened(Path(path)) as file:
-        return _described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def header(path: str | Path) -> dict[str, Any]:
     """The header of a checkpoint, without its tensors.  The file's length is checked; raises as `load` does."""
     with opened(Path(path)) as file:
-        return _described(file, path)
+        return described(file, path)
 
 
 @contextlib.contextmanager
@@ -198,7 +198,8 @@ def _pickled(path: Path) -> bool:
     return magic == b"PK\x03\x04" or (magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
-def _described(file: Any, path: str | Path) -> dict[str, Any]:
+def described(file: Any, path: str | Path) -> dict[str, Any]:
+    """The header of an open checkpoint.  Raises UserError for a file that is not of sitkit."""
     text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise UserError(

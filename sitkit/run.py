@@ -205,7 +205,7 @@ def read_config_of(source: Path) -> Config:
     """
     from sitkit.config import read_yaml
 
-    layer = Layer(bundle.header(source)["config"]) if source.is_file() else read_yaml(source / CONFIG)
+    layer = Layer(bundle.settings(source)) if source.is_file() else read_yaml(source / CONFIG)
     try:
         return validate(Config, layer.values, layer.where)
     except UserError as error:

@@ -19,10 +19,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from trials import Called, call, copied, flags, tiny, trained
+from trials import Called, autoencoder, call, copied, flags, tiny, trained
 
 import sitkit
 from sitkit import checkpoint
+from sitkit.autoencoder import _network as autoencoders
 from sitkit.registry import UserError
 from sitkit.train import train
 
@@ -113,6 +114,25 @@ def test_a_chosen_average_and_no_other(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         refused = call("sample", "0.5.safetensors", *DRAW, *words)
         assert refused.status == 2 and said in refused.err.replace("\n", " ") and "Traceback" not in refused.err
+
+
+def test_an_autoencoder_from_a_folder_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = autoencoder(tmp_path / "vae", channels=1)
+    chosen = f"autoencoder={{name: sd-vae, path: {weights}}}"
+    run = train(tiny(tmp_path / "runs", chosen, "train.steps=2", "run.sample_every=0", base="digits"))
+    expected = drawn(call("sample", run, *DRAW))
+    done = call("convert", run, "--to", "one.safetensors")
+    assert done.status == 0 and not done.err
+    shutil.rmtree(weights)
+    shutil.rmtree(run)
+    (tmp_path / "moved").mkdir()
+    shutil.move("one.safetensors", "moved/one.safetensors")
+    autoencoders.cache_clear()
+    assert alike(drawn(call("sample", "moved/one.safetensors", *DRAW)), expected)
+    assert call("convert", "moved/one.safetensors", "--to", "two.safetensors").status == 0
+    shutil.rmtree("moved")
+    assert alike(drawn(call("sample", "two.safetensors", *DRAW)), expected)
 
 
 def gone(*_: Any) -> None:

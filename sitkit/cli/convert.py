@@ -72,6 +72,8 @@ def _export(source: str, to: str, private: bool, step: int | None, over: Any, ru
         return
     else:
         console.say(f"written   {export(run, Path(to))}")
-    if weights := getattr(run.config.autoencoder, "path", None):
-        console.err.print(f"Latents are decoded by {weights}, which is named in the file and not in it.", markup=False)
+    if run.config.autoencoder.packed() is None and (weights := getattr(run.config.autoencoder, "path", None)):
+        console.err.print(
+            f"Latents are decoded by {weights} of the hub, which is named in the file, not held.", markup=False
+        )
     console.say(f"next      sitkit sample {to}")
