@@ -72,12 +72,8 @@ def import_checkpoint(
     if dropped:
         notes.append("REPA's projectors are left out: they serve its training alone.")
     states = {kind: {n: t for n, t in s.items() if not n.startswith("projectors.")} for kind, s in states.items()}
-    newest = states.get("ema", next(iter(states.values())))
-    backbone, shape, classes = _architecture(newest, heads, path)
-    if source == "repa":
-        states = {kind: _negated(_turned(state, 1)) for kind, state in states.items()}
-    elif source == "dit":
-        states = {kind: _turned(state, TIMESTEPS - 1) for kind, state in states.items()}
+    backbone, shape, classes = _architecture(newest_of(states), heads, path)
+    if source == "dit":
         backbone |= {"time_scale": TIMESTEPS}
     missing = [key for key in ("path_type", "prediction") if key not in args]
     if source == "dit":
@@ -93,6 +89,10 @@ def import_checkpoint(
             network.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{path}: no SiT network: {str(error).splitlines()[-1].strip()}") from None
+    if source == "repa":
+        states = {kind: _negated(_turned(state, 1)) for kind, state in states.items()}
+    elif source == "dit":
+        states = {kind: _turned(state, TIMESTEPS - 1) for kind, state in states.items()}
     folder = folder_of(config)
     step = int(held["steps"]) if isinstance(held.get("steps"), int) else 0
     tensors = {f"ema.{name}": t for name, t in newest_of(states).items()}
@@ -167,6 +167,9 @@ def _architecture(
         fc1 = state["blocks.0.mlp.fc1.weight"]
     except KeyError as error:
         raise UserError(f"{path}: no SiT network: it has no {error.args[0]}.") from None
+    axes = (patches.ndim, positions.ndim, head.ndim, table.ndim, fc1.ndim)
+    if axes != (4, 3, 2, 2, 2):
+        raise UserError(f"{path}: no SiT network: its tensors have {axes} axes where a SiT's have (4, 3, 2, 2, 2).")
     hidden, channels, patch = patches.shape[0], patches.shape[1], patches.shape[2]
     side = math.isqrt(positions.shape[1])
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})

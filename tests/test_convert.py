@@ -194,6 +194,10 @@ class Malicious:
         return os.mkdir, ("ran",)
 
 
+def without(name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in official().items() if key != name}
+
+
 @pytest.mark.parametrize("place", ["model", "args"])
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -213,6 +217,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
         (official(), ("--from", "sit"), "add --heads"),
         ({"weights": [1, 2]}, ("--from", "sit"), "is no tensor"),
         ({"pos_embed": torch.ones(1)}, ("--from", "sit"), "it has no"),
+        (official() | {"pos_embed": torch.ones(1)}, ("--from", "sit"), "axes"),
+        (without("t_embedder.mlp.0.weight"), ("--from", "dit", "--heads", "3"), "t_embedder.mlp.0.weight"),
+        (without("final_layer.linear.bias"), ("--from", "repa", "--heads", "3"), "final_layer.linear.bias"),
         (torch.ones(3), (), "holds a Tensor"),
     ],
 )

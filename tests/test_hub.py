@@ -206,6 +206,22 @@ def test_threads_that_want_one_row_group_fetch_it_once(streamed: Path) -> None:
     assert fetched == [0]
 
 
+def test_a_row_group_whose_fetch_is_interrupted_is_fetched_again(streamed: Path) -> None:
+    files = Files([str(streamed / "train-0.parquet")])
+    honest = files.group
+
+    def interrupted(number: int, column: str) -> Any:
+        files.group = honest
+        raise KeyboardInterrupt
+
+    files.group = interrupted  # pyright: ignore[reportAttributeAccessIssue]
+    rows = Rows(files, "image", 4)
+    with pytest.raises(KeyboardInterrupt):
+        _ = rows[3]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(rows.__getitem__, 3).result(timeout=10)["bytes"]
+
+
 def test_files_elsewhere_are_read_by_fsspec_and_one_that_goes_is_named(streamed: Path) -> None:
     system = fsspec.filesystem("memory")
     for path in sorted(streamed.iterdir()):

@@ -121,12 +121,14 @@ class Rows:
         if known is None:
             try:
                 waiting.set_result(self.files.group(number, self.column).column(self.column))
-            except Exception as error:
+            except BaseException as error:
+                # Whoever waits for it is told, be it of ctrl-C, and the next who asks tries again.
                 with self._lock:
                     self._groups.pop(number, None)
                 path = self.files.paths[self.files.place[number][0]]
                 reason = str(error).strip().splitlines()
-                waiting.set_exception(WorkFailed(f"{path}: cannot be read: {reason[0] if reason else error!r}."))
+                failed = WorkFailed(f"{path}: cannot be read: {reason[0] if reason else error!r}.")
+                waiting.set_exception(failed if isinstance(error, Exception) else error)
         return waiting.result()
 
 
