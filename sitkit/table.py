@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from typing import Any, Literal, NamedTuple
 
@@ -85,8 +86,16 @@ def _number(cells: list[Result], standing: Standing | None) -> Shown:
         words = {"failed": "failed", "refused": "impossible", "todo": "…", "done": ""}
         return Shown(words[cells[0].state], reference, "failed" if failed else "")
     error = "" if standing.stderr is None else f" ± {standing.stderr:.2g}"
+    mean = f"{standing.mean:.{_digits(standing.mean, standing.stderr or 0.0)}g}"
     lost = f" ({failed} of {len(cells)} failed)" if failed else ""
-    return Shown(f"{standing.mean:.3g}{error}{lost}", reference, standing.standing)
+    return Shown(f"{mean}{error}{lost}", reference, standing.standing)
+
+
+def _digits(mean: float, error: float) -> int:
+    """Three, or as many as it takes to show the mean to the first digit of its error; 9 at most."""
+    if not (math.isfinite(mean) and math.isfinite(error) and mean and error):
+        return 3
+    return min(max(3, math.floor(math.log10(abs(mean))) - math.floor(math.log10(abs(error))) + 1), 9)
 
 
 def _fact(cells: list[Result], name: str) -> str:

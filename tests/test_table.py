@@ -160,3 +160,12 @@ def test_settings_and_counts_may_be_shown_in_place_of_columns() -> None:
     shown = grid(told.model_copy(update={"cells": cells}))
     assert shown.columns == ["nfe", "x", "train.lr"]
     assert [cell.text for cell in shown.rows[0][1]][::2] == ["4", "0.001"]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [((33.948, 33.956), "33.952 ± 0.004"), ((29.78, 29.84), "29.81 ± 0.03"), ((66.0, 67.6), "66.8 ± 0.8"), ((0.0, 1e300), "5e+299 ± 5e+299")],
+)  # fmt: skip
+def test_a_mean_is_shown_as_finely_as_its_error(values: tuple[float, float], shown: str) -> None:
+    """34 ± 0.004 would hide, by rounding, twelve times what the error admits."""
+    assert grid(results(["a"], ["x"], list(values))).rows[0][1][0].text.startswith(shown)
