@@ -58,11 +58,11 @@ def as_json(value: Any) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", notes: Sequence[str] = ()) -> None:
     """A table with its footnotes."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    drawn = Table(
-        *map(escape, columns), title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False
-    )
+    # Folded, not cut: a name, a path or a command in a cell is there to be copied.
+    headings = [Column(escape(column), overflow="fold") for column in columns]
+    drawn = Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
     for row in rows:
         drawn.add_row(*(value if isinstance(value, Text) else escape(str(value)) for value in row))
     out.print(drawn)
