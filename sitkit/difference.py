@@ -63,7 +63,9 @@ def differences(a: str, b: str, root: Path = Path("runs")) -> Differences:
     if runs[0] is not None and runs[1] is not None:
         return _of_runs(runs[0], runs[1])
     if runs[0] is not None or runs[1] is not None:
-        raise UserError(f"Give two runs or two numbers; {a if runs[0] else b} is a run and the other is not.")
+        run, other = (a, b) if runs[0] is not None else (b, a)
+        numbers(other, root)  # Raises for a name that means nothing.
+        raise UserError(f"Give two runs or two numbers; {run} is a run and {other} is not.")
     return _of_numbers(_alike(a, root), _alike(b, root), a, b)
 
 

@@ -208,6 +208,8 @@ def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_pat
         (("study", "study"), "means 8 numbers of 4 kinds"),
         (("latest", "study:1"), "Give two runs or two numbers"),
         (("study:1", "nothing"), "No run 'nothing'"),
+        (("latest", "nothing"), "No run 'nothing'"),
+        (("nothing", "latest"), "No run 'nothing'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(folder: Path, words: tuple[str, str], said: str) -> None:
