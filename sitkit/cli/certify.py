@@ -27,7 +27,7 @@ def certify(
 
     axes: dict[str, Any] = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
     chosen = {axis: [name] for axis, name in axes.items() if name is not None}
-    with resumable(), console.progress() as progress:
+    with resumable("nothing is written. Begin again with"), console.progress() as progress:
         done = verb(chosen, quick=quick, folder=folder, progress=progress)
     if json:
         console.as_json(as_plain(done))
