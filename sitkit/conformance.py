@@ -73,7 +73,7 @@ def plugins_named(words: Sequence[str]) -> list[Plugin]:
         named = [plugin for plugin in installed if word in (plugin.package, plugin.name, plugin.module)]
         if not named:
             known = [plugin.package for plugin in installed]
-            has = f"Installed: {', '.join(known)}." if known else "None is installed."
+            has = f"Installed: {', '.join(known)}." if known else "Install it first: pip install -e FOLDER."
             raise UserError(f"No plugin {word!r} is installed.{suggest(word, known)} {has}")
         if any(plugin in left_out for plugin in named):
             raise UserError(f"SITKIT_PLUGINS leaves out {word!r}: unset it, or add {named[0].name!r} to it.")

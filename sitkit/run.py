@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ def find(name: str | Path, root: Path) -> Path:
     if path.is_file():
         bundle.header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
         raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
+    if path.suffix == ".safetensors":
+        raise UserError(f"There is no file {path}.")
     known = {run.name: run for run in runs(root)}
     if str(name) == "latest" and known:
         return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
@@ -314,7 +317,8 @@ def checkpoint_at(folder: Path, step: int | None = None) -> Path:
     for text in damaged:
         warnings.warn(text, stacklevel=2)
     if newest is None:
-        raise UserError(f"{folder} has no checkpoint yet: continue its training with `sitkit train {folder / CONFIG}`.")
+        again = shlex.join(["sitkit", "train", str(folder / CONFIG)])
+        raise UserError(f"{folder} has no checkpoint yet: continue its training with `{again}`.")
     return newest
 
 

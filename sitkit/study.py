@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,11 @@ class Plan:
         """Raises UserError with file, line and reason for the first cell that cannot be."""
         if self.refused:
             others = len(self.refused) - 1
-            more = f" And {others} more cells are impossible: `sitkit check {self.file}` names them." if others else ""
+            more = (
+                f" And {others} more of the cells: `sitkit check {shlex.quote(str(self.file))}` names them."
+                if others
+                else ""
+            )
             raise UserError(f"{self.refused[0].reason}{more}")
 
 

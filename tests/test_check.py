@@ -139,7 +139,7 @@ def test_cells_that_cannot_be_done_here_are_refused_with_their_line(
     left = call("check", study, "--runs", tmp_path / "runs")
     assert left.status == 2 and "Traceback" not in left.err
     (line,) = left.err.splitlines()
-    assert f"{study}:6: row 'Linear', 3: " in line and words in line and "The same for 3 more cells." in line
+    assert f"{study}:6: row 'Linear', 3: " in line and words in line and "The same for 3 more of the cells." in line
     # And the study itself refuses before any work.
     left = call("ablate", study, "--runs", tmp_path / "runs")
     assert left.status == 2 and f"{study}:6: row 'Linear', 3: " in left.err and words in left.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from trials import call, copied, finish, flags, start, trained
 from typer.main import get_command
 
@@ -322,3 +324,27 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     told = capsys.readouterr()
     assert told.out.count(":ok:") == 5 and "[bold]" in told.out and "[red]" in told.out and "[x]" in told.out
     assert told.err == "error: row ':ok:' [bold]\n"
+
+
+def test_a_narrow_table_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in a cell is there to be copied, at 80 columns too."""
+    from sitkit.cli import console
+
+    monkeypatch.setattr(console, "out", Console(width=80, file=sys.stdout))
+    name = "digits-linear-velocity-sit-4727d08723ec"
+    console.table(("run", "command", "why"), [(name, "pip install 'sitkit[inception]'", "word " * 20)])
+    told = capsys.readouterr().out
+    cells = ["".join(line.split("\u2502")[column].strip() for line in told.splitlines()[2:]) for column in (0, 1)]
+    assert "\u2026" not in told and cells[0] == name and cells[1].replace(" ", "") == "pipinstall'sitkit[inception]'"
+
+
+def test_the_command_that_comes_next_can_be_pasted(here: Path) -> None:
+    """A folder with a space in its name is one word of it."""
+    runs = here / "my runs"
+    told = call("train", "points", "--steps", "1", "--runs", str(runs), "--set", "run.track=false").out
+    words = shlex.split(told.partition("next ")[2].partition("|")[0])
+    assert words[:2] == ["sitkit", "sample"] and len(words) == 3 and Path(words[2]).parent == runs
+
+
+def test_a_file_that_is_not_there_is_no_misspelt_run(here: Path) -> None:
+    assert "There is no file my net.safetensors." in run_mistake(here, "sample", "my net.safetensors")

@@ -117,7 +117,7 @@ def _print_refused(refused: list[Refused]) -> None:
         cause = cell.reason.rpartition(which)[2] if which else cell.reason
         causes.setdefault(cause, []).append(cell)
     for cells in causes.values():
-        more = f" The same for {len(cells) - 1} more cells." if len(cells) > 1 else ""
+        more = f" The same for {len(cells) - 1} more of the cells." if len(cells) > 1 else ""
         console.error(f"{cells[0].reason}{more}")
 
 

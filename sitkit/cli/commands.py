@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +104,8 @@ def train(
     previews = sorted((folder / "previews").glob("*.png"))
     if previews:
         console.say(f"pictures  {previews[-1]}")
-    console.say(f"next      sitkit sample {folder}   |   sitkit evaluate {folder}")
+    which = shlex.quote(str(folder))
+    console.say(f"next      sitkit sample {which}   |   sitkit evaluate {which}")
 
 
 def _loaded(

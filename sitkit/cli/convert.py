@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +53,7 @@ def convert(
     for note in done.notes:
         console.err.print(note, markup=False)
     console.say(f"run       {done.folder}")
-    console.say(f"next      sitkit sample {done.folder}")
+    console.say(f"next      sitkit sample {shlex.quote(str(done.folder))}")
 
 
 def _export(source: str, to: str, private: bool, step: int | None, over: Any, runs: Path) -> None:
@@ -76,4 +77,4 @@ def _export(source: str, to: str, private: bool, step: int | None, over: Any, ru
         console.err.print(
             f"Latents are decoded by {weights} of the hub, which is named in the file, not held.", markup=False
         )
-    console.say(f"next      sitkit sample {to}")
+    console.say(f"next      sitkit sample {shlex.quote(to)}")

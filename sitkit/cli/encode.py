@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,8 +62,9 @@ def encode(
     console.say("channels  " + "  ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in statistics))
     told = index["autoencoder"]["component"]
     fields = " ".join(f"--set autoencoder.{key}={value}" for key, value in told.items() if key != "name")
+    where = shlex.quote(str(done.folder))
     console.say(
-        f"next      sitkit train --data latents --set data.path={done.folder} --autoencoder {told['name']} {fields}".rstrip()
+        f"next      sitkit train --data latents --set data.path={where} --autoencoder {told['name']} {fields}".rstrip()
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,7 @@ def new(
         return
     for path in written:
         console.say(f"wrote     {path}")
-    console.say(f"next      pip install -e {folder}   |   sitkit plugin test {folder.name}")
+    console.say(f"next      pip install -e {shlex.quote(str(folder))}   |   sitkit plugin test {folder.name}")
 
 
 @plugin.command(name="list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -146,4 +147,6 @@ def search(
     console.say(found.verdict)
     console.say(f"picture   {found.picture}\ntrials    {found.table}\nrecord    {found.record}")
     if found.preset is not None:
-        console.say(f"next      sitkit sample {trained.folder} --preset {found.preset.stem}")
+        console.say(
+            f"next      sitkit sample {shlex.quote(str(trained.folder))} --preset {shlex.quote(found.preset.stem)}"
+        )
