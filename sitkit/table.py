@@ -85,17 +85,19 @@ def _number(cells: list[Result], standing: Standing | None) -> Shown:
     if standing is None:
         words = {"failed": "failed", "refused": "impossible", "todo": "…", "done": ""}
         return Shown(words[cells[0].state], reference, "failed" if failed else "")
-    error = "" if standing.stderr is None else f" ± {standing.stderr:.2g}"
-    mean = f"{standing.mean:.{_digits(standing.mean, standing.stderr or 0.0)}g}"
     lost = f" ({failed} of {len(cells)} failed)" if failed else ""
-    return Shown(f"{mean}{error}{lost}", reference, standing.standing)
+    return Shown(f"{estimate(standing.mean, standing.stderr)}{lost}", reference, standing.standing)
 
 
-def _digits(mean: float, error: float) -> int:
-    """Three, or as many as it takes to show the mean to the first digit of its error; 9 at most."""
-    if not (math.isfinite(mean) and math.isfinite(error) and mean and error):
-        return 3
-    return min(max(3, math.floor(math.log10(abs(mean))) - math.floor(math.log10(abs(error))) + 1), 9)
+def estimate(mean: float, error: float | None) -> str:
+    """ "1.61 ± 0.12": the mean to three digits, or to the first digit of its error where that is finer, 9 at most."""
+    if error is None:
+        return f"{mean:.3g}"
+    digits = 3
+    if mean and error and math.isfinite(mean) and math.isfinite(error):
+        finer = math.floor(math.log10(abs(mean))) - math.floor(math.log10(error)) + 1
+        digits = min(max(digits, finer), 9)
+    return f"{mean:.{digits}g} ± {error:.2g}"
 
 
 def _fact(cells: list[Result], name: str) -> str:

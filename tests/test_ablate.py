@@ -21,6 +21,7 @@ from sitkit.config import read_assignments
 from sitkit.registry import UserError
 from sitkit.run import runs as run_folders
 from sitkit.study import read_study, trainings
+from sitkit.table import estimate
 from sitkit.task import trained
 
 BASE = """
@@ -90,12 +91,12 @@ def test_one_training_a_model_one_sampling_a_cell(whole: Path) -> None:
 
 def test_the_table_has_the_paper_s_number_beside_ours(whole: Path) -> None:
     text = (whole / "studies/study/table.md").read_text()
-    value = {(row["row"], row["column"]): float(row["value"]) for row in read_csv(whole)}
+    told = {(row["row"], row["column"]): estimate(float(row["value"]), float(row["stderr"])) for row in read_csv(whole)}
     assert "# Two by two" in text and "| | 3 | 6 |" in text
     (linear,) = [line for line in text.splitlines() if line.startswith("| Linear |")]
     (gvp,) = [line for line in text.splitlines() if line.startswith("| GVP |")]
-    assert f"{value['Linear', '3']:.3g} ± " in linear and " [1.5] |" in linear and linear.endswith(" [2] |")
-    assert f"{value['GVP', '3']:.3g} ± " in gvp and f"{value['GVP', '6']:.3g} ± " in gvp and "[" not in gvp
+    assert told["Linear", "3"] in linear and " [1.5] |" in linear and linear.endswith(" [2] |")
+    assert told["GVP", "3"] in gvp and told["GVP", "6"] in gvp and "[" not in gvp
     assert "50 samples; " in text and "30 steps of 16" in text and "Nobody, 1900" in text
 
 
@@ -258,7 +259,7 @@ def test_seeds_give_a_mean_and_its_error(tmp_path: Path) -> None:
     assert [row["seed"] for row in read_csv(tmp_path)] == ["0", "1", "2"] * 2
     assert len(set(values)) == 3
     error = statistics.stdev(values) / math.sqrt(3)
-    assert f"{statistics.fmean(values):.3g} ± {error:.2g} [1.5]" in (table.folder / "table.md").read_text()
+    assert f"{estimate(statistics.fmean(values), error)} [1.5]" in (table.folder / "table.md").read_text()
 
 
 def test_named_columns_cross_with_the_grid(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sitkit.report.page import Page, Section, Table, Value
 from sitkit.report.recipe import evaluate_command
 from sitkit.report.run import _facts, lower_is_better, read_training
 from sitkit.results import read_results, runs_of
+from sitkit.table import estimate as shown
 
 MADE = tempfile.TemporaryDirectory(prefix="sitkit-reports-")
 LARGEST = 5_000_000
@@ -232,7 +233,7 @@ def test_a_study_s_page_is_what_the_study_concluded() -> None:
     for name in ("study", "study.yaml", studied()):
         assert report(name, studied().parent.parent / "runs") == studied() / "report.html"
     for estimate in results.estimates:
-        assert f'data-key="{estimate.mean!r}"' in text and f"{estimate.mean:.3g} \u00b1 {estimate.stderr:.2g}" in text
+        assert f'data-key="{estimate.mean!r}"' in text and shown(estimate.mean, estimate.stderr) in text
     marked = text.count('class="n best"') + text.count('class="n grey"')
     assert marked == sum(estimate.standing in ("best", "close") for estimate in results.estimates)
     assert "published 2.5" in text and "Nobody, 1900" in text and "&lt;b&gt;" in text

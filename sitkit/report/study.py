@@ -27,7 +27,7 @@ from sitkit.report.run import (
 from sitkit.report.samples import MOST_SHEETS, data_sheet, sample_sheet
 from sitkit.results import Result, Results, read_results, runs_of
 from sitkit.run import CONFIG
-from sitkit.table import grid
+from sitkit.table import estimate, grid
 
 MARKS: Mapping[str, Any] = {"best": "best", "close": "grey", "failed": "failed"}
 MOST_CURVES = 8
@@ -82,17 +82,13 @@ def _facts(results: Results, records: Mapping[str, Mapping[str, Any]]) -> dict[s
         if standing.standing in ("best", "lead"):
             words = "best" if standing.standing == "best" else "lowest mean" if _lower(results) else "highest mean"
             facts[f"{standing.column}: {words}" if standing.column else words] = (
-                f"{standing.row}, {_pm(standing.mean, standing.stderr)}"
+                f"{standing.row}, {estimate(standing.mean, standing.stderr)}"
             )
     return facts
 
 
 def _lower(results: Results) -> bool:
     return all(results.lower_is_better.values())
-
-
-def _pm(mean: float, error: float | None) -> str:
-    return f"{mean:.3g}" if error is None else f"{mean:.3g} \u00b1 {error:.2g}"
 
 
 def _alarms(results: Results) -> list[Notes]:
