@@ -111,6 +111,7 @@ class Board:
         self.folder = self.runs.parent / "studies" / plan.name
         self.places = places(cell.config for cell in plan.cells)
         self.shelf = Shelf(self.runs)
+        self._columns = {entry.column for entry in plan.entries}
 
     def missing(self) -> list[Task]:
         """What is to be done, each once: a training, the measurements that it makes possible, the next training."""
@@ -186,10 +187,6 @@ class Board:
             if task.key in failed:
                 return Result(**known, state="failed", failure=failed[task.key], log=task.log)
         return Result(**known, state="todo")
-
-    @property
-    def _columns(self) -> set[str]:
-        return {entry.column for entry in self.plan.entries}
 
     def write(self, failed: Mapping[str, str]) -> Outcome:
         """Write the results and the tables."""

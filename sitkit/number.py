@@ -18,12 +18,11 @@ from typing import Any
 
 from sitkit import checkpoint
 from sitkit.compare import Measured
-from sitkit.evaluate import title
+from sitkit.evaluate import EVALUATIONS, title
 from sitkit.registry import UserError, suggest
 from sitkit.results import FILE, STUDIES, Result, Results, find_study, read_results, runs_of
 from sitkit.run import find
 
-EVALUATIONS = "evaluations"
 RECORDED = {"value", "metric", "sampling", "command", "checkpoint", "seeds", "data", "reference", "environment"}
 
 
@@ -76,6 +75,9 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
     try:
         folder = find(run, root)
     except UserError as error:
+        if short:
+            several = ", ".join(f"{path.parent.parent.name}:{path.stem}" for path in short)
+            raise UserError(f"{target!r} is the start of several numbers: {several}.") from None
         raise UserError(
             f"{error} Nor is it the name of a study in {root.parent / STUDIES}, or the file of a number."
         ) from None
@@ -132,13 +134,15 @@ def chosen(results: Results, which: str, name: str) -> list[Result]:
     Raises UserError for what the study `name` has not, with the nearest that it has.
     """
     possible = [cell for cell in results.cells if cell.state != "refused"]
-    if which.isdigit() and which not in results.rows:
+    if which.isdecimal() and which not in results.rows:
         if not 1 <= int(which) <= len(possible):
             raise UserError(f"{name} has cells 1 to {len(possible)}; got {which}.")
         return [possible[int(which) - 1]]
     row, rest = _begin(which, results.rows, f"row of {name}")
     column, rest = _begin(rest, results.columns, f"column of {name}")
     seeds = [*rest.split(":"), ""][:2]
+    if rest.count(":") > 1:
+        raise UserError(f"{name}:{which}: behind row and column come two seeds, and {rest!r} are more.")
     for seed, known, what in zip(seeds, (results.seeds, results.sample_seeds), ("", "sampling "), strict=True):
         if seed and seed not in map(str, known):
             raise UserError(f"{name} has no {what}seed {seed}; it has {', '.join(map(str, known))}.")

@@ -21,7 +21,7 @@ from sitkit import checkpoint
 from sitkit.config import TRAINING, Config, identity, slug, training_identity
 from sitkit.evaluate import EVALUATIONS, number_identity
 from sitkit.registry import UserError, spec
-from sitkit.run import CHECKPOINTS, CONFIG, ENVIRONMENT
+from sitkit.run import CHECKPOINTS, CONFIG, ENVIRONMENT, folder_of
 from sitkit.sample import sampling_identity
 
 LOGS = "logs"
@@ -139,7 +139,7 @@ def final_step(config: Config) -> int:
 
 def trained(config: Config) -> bool:
     """Whether the training of a configuration is complete on disk."""
-    folder = config.run.folder / f"{slug(config)}-{training_identity(config)}"
+    folder = folder_of(config)
     if not config.backbone.trainable:
         return (folder / CONFIG).is_file()
     found = checkpoint.checkpoints(folder / CHECKPOINTS)

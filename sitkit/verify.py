@@ -55,12 +55,14 @@ def verify(found: Sequence[Number], device: str | None = None, progress: Progres
     """
     verdicts: dict[Path, Verdict] = {}
     threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="sitkit-verify-") as scratch:
-        for i, number in enumerate(found):
-            if number.path not in verdicts:
-                verdicts[number.path] = _verify(number, Path(scratch) / _folder(number), device, progress)
-            progress(Event("verify", i + 1, len(found)))
-    torch.set_num_threads(threads)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sitkit-verify-") as scratch:
+            for i, number in enumerate(found):
+                if number.path not in verdicts:
+                    verdicts[number.path] = _verify(number, Path(scratch) / _folder(number), device, progress)
+                progress(Event("verify", i + 1, len(found)))
+    finally:
+        torch.set_num_threads(threads)
     return [verdicts[number.path]._replace(name=number.name) for number in found]
 
 

@@ -348,3 +348,9 @@ def test_the_command_that_comes_next_can_be_pasted(here: Path) -> None:
 
 def test_a_file_that_is_not_there_is_no_misspelt_run(here: Path) -> None:
     assert "There is no file my net.safetensors." in run_mistake(here, "sample", "my net.safetensors")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(here: Path) -> None:
+    (here / "file").touch()
+    said = call("train", "points", *flags(), "--runs", "file/runs")
+    assert said.status == 1 and said.err.endswith(": Not a directory.\n") and "Traceback" not in said.err

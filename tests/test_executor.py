@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import re
 import signal
 import time
 from collections import Counter
+from multiprocessing import connection
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from filelock import FileLock
@@ -20,7 +23,7 @@ from sitkit.ablate import Board, ablate
 from sitkit.cli.overview import Overview
 from sitkit.config import read_assignments
 from sitkit.dispatch import RETRIES, Work
-from sitkit.executor import Ended, Here, Local, Ray, Tell, perform
+from sitkit.executor import Ended, Here, Local, Ray, Tell, local, perform
 from sitkit.executor.local import gpus
 from sitkit.progress import Event, silent
 from sitkit.registry import UserError, WorkFailed
@@ -251,6 +254,40 @@ def test_what_no_one_foresaw_is_a_failed_task_with_its_traceback_in_the_log(
     assert "Traceback" in text and text.endswith("failed: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB.\n")
 
 
+def test_a_folder_that_cannot_be_written_is_a_failed_task(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    config = tiny(tmp_path / "runs")
+    end = perform(Task("train", config, place_of(config)), now(), silent)
+    assert end.how == "failed" and "cannot be written: Not a directory." in end.reason
+
+
+def talk(pipe: connection.Connection) -> None:
+    """A worker whose tasks print."""
+
+    def perform_aloud(told: dict[str, str], tell: object) -> Ended:
+        print(told["says"])
+        return Ended("done")
+
+    with mock.patch.object(local, "perform_plain", perform_aloud):
+        local._serve(pipe, None, 1)
+
+
+def test_what_a_task_prints_is_in_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=talk, args=(theirs,), daemon=True)
+    worker.start()
+    theirs.close()
+    for name in ("one", "two"):
+        ours.send({"log": str(tmp_path / f"{name}.log"), "says": name})
+        assert ours.recv() == Ended("done")
+        assert (tmp_path / f"{name}.log").read_text() == f"{name}\n"
+    ours.close()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
 def test_the_last_line_of_a_log_is_what_counts(tmp_path: Path) -> None:
     log, before = tmp_path / "logs/train.log", now()
     assert failure(log, before) is None
@@ -293,6 +330,16 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
     text = shown()
     assert "Linear │ sampling │ planned" in text and "GVP │ elsewhere" in text and "20%" in text
     assert "cells 0/4 trainings 1/2 1 impossible" in text
+
+
+def test_the_board_shows_names_as_they_are(tmp_path: Path) -> None:
+    text = "base: base.yaml\nrows: [{label: '[/row]'}]\ncolumns: {'[/column]': {sampler: heun}}\n"
+    seen, drawn = board(write(tmp_path, text)), Overview()
+    drawn.watch(seen, Work(seen.missing()))
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(drawn.draw())
+    shown = console.export_text()
+    assert "[/row]" in shown and "[/column]" in shown
 
 
 @pytest.mark.parametrize(

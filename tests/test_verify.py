@@ -76,6 +76,8 @@ def test_a_number_is_named_by_file_identity_run_or_study(whole: Path) -> None:
         ("study:ODE:gvp:7", "study has no seed 7; it has 0, 1."),
         ("study:ODE:gvp:0:3", "study has no sampling seed 3; it has 0."),
         ("study:9", "study has cells 1 to 8; got 9."),
+        ("study:²", "No row of study is called '²'."),
+        ("study:ODE:gvp:0:0:1", "'0:0:1' are more"),
         ("latest:frechet", "has no number 'frechet'. It has sliced-wasserstein."),
         ("nothing.json", "There is no file"),
         ("base.yaml", "base.yaml"),

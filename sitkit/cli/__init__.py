@@ -21,3 +21,7 @@ def main() -> None:
     except WorkFailed as error:
         console.error(error)
         sys.exit(1)
+    except OSError as error:
+        # A folder that cannot be made or written, a full disk: the system says what and where.
+        console.error(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else error)
+        sys.exit(1)

@@ -28,7 +28,6 @@ COLORS = {
 }  # fmt: skip
 # What a cell of several seeds shows beside their number: the first of these that one of them is in.
 ORDER = ("failed", "training", "sampling", "measuring", "elsewhere", "queued", "waiting", "planned", "done")
-TRAINING = ("start", "train")
 
 
 @contextmanager
@@ -81,7 +80,9 @@ class Overview:
         rest = [row for row in rows if any({*seen.get((row, column), ())} - quiet for column in columns)]
         shown = rows if len(rows) <= room else (rest or rows)[:room]
         title = escape(self.board.plan.study.title)
-        table = Table("", *columns, title=title or None, title_justify="left", header_style="bold", show_edge=False)
+        table = Table(
+            "", *map(escape, columns), title=title or None, title_justify="left", header_style="bold", show_edge=False
+        )
         for row in shown:
             table.add_row(escape(row), *(_cell(seen.get((row, column), Counter())) for column in columns))
         if len(shown) < len(rows):
@@ -130,9 +131,7 @@ def _cell(states: Counter[str]) -> Text:
         return Text("")
     shown = next(name for name in ORDER if states[name])
     count = f"{states['done']}/{total} " if total > 1 else ""
-    return Text(count, style="green" if states["done"] else "dim").append(
-        shown if shown != "done" or total == 1 else "done", style=COLORS[shown]
-    )
+    return Text(count, style="green" if states["done"] else "dim").append(shown, style=COLORS[shown])
 
 
 def _tasks(going: list[Standing], room: int) -> list[Any]:

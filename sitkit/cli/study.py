@@ -97,6 +97,7 @@ def ablate(
     """
     from sitkit.ablate import Board
     from sitkit.ablate import ablate as verb
+    from sitkit.results import runs_of
     from sitkit.study import read_study
     from sitkit.table import grid
     from sitkit.task import trained
@@ -138,7 +139,7 @@ def ablate(
     else:
         print_table(grid(results))
         console.say(f"table     {outcome.folder / 'table.csv'}   table.md   table.tex")
-    print_failures(results)
+    print_failures(results, runs_of(outcome.folder, results))
 
 
 def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:
@@ -173,13 +174,13 @@ def print_table(drawn: Grid) -> None:
     console.table(("", *drawn.columns), rows, drawn.title, drawn.notes)
 
 
-def print_failures(results: Results) -> None:
-    """Each cell that went wrong on standard error; exit status 1 if there is one."""
+def print_failures(results: Results, runs: Path) -> None:
+    """Each cell that went wrong on standard error, with its log in the folder of runs; exit status 1 if there is one."""
     for cell in results.failures:
         if cell.state == "refused":
             console.error(cell.failure)
             continue
         where = ", ".join(filter(None, (cell.row, cell.column)))
-        console.error(f"{where}, seed {cell.seed}: {cell.failure} Log: {Path(results.runs).name}/{cell.log}")
+        console.error(f"{where}, seed {cell.seed}: {cell.failure} Log: {runs / str(cell.log)}")
     if results.failures:
         raise typer.Exit(1)

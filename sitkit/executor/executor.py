@@ -63,8 +63,11 @@ def perform(task: Task, since: str, tell: Progress) -> Ended:
     def over() -> bool:
         return task.done or failure(task.path, since) is not None
 
-    if attempt(task.path.with_suffix(".lock"), over, do):
-        return ended
+    try:
+        if attempt(task.path.with_suffix(".lock"), over, do):
+            return ended
+    except OSError as error:
+        return Ended("failed", f"{task.path.parent} cannot be written: {error.strerror or error}.")
     if task.done:
         return Ended("done")
     reason = failure(task.path, since)

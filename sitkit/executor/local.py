@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -118,6 +119,8 @@ def _serve(pipe: connection.Connection, gpu: str | None, workers: int) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         import torch
 
+        # Or what a task prints would come when the log is another's.
+        sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
         def tell(event: Event) -> None:
