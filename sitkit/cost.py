@@ -22,6 +22,7 @@ from sitkit import posthoc
 from sitkit.autoencoder import modelled_shape
 from sitkit.backbones.backbone import Backbone
 from sitkit.config import Config
+from sitkit.evaluate import keeps
 from sitkit.metrics.metric import FeatureMetric
 from sitkit.registry import UserError
 from sitkit.run import examples
@@ -84,7 +85,7 @@ def cost(config: Config, nfe: int | None) -> Cost:
     at_once = min(sample.n, sample.batch if _accelerated(config) else block(shape))
     pixels = math.prod(examples(config.data.source()).shape)
     kept = sample.n * (pixels if data.is_image else FLOAT * pixels)
-    if config.run.keep_samples is False and all(isinstance(metric, FeatureMetric) for metric in config.metric):
+    if not keeps(config, config.metric):
         kept = 0
     return Cost(
         shape,

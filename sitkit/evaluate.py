@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from sitkit import bundle, checkpoint
-from sitkit.config import flat, identity
+from sitkit.config import Config, flat, identity
 from sitkit.drawn import Drawn
 from sitkit.metrics.features import Extraction, Extractor
 from sitkit.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
@@ -60,7 +60,7 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     if missing:
         with joined(run.config.run.device) as world:
             eyes = _extractions(run, missing)
-            keep = _keep(run, missing)
+            keep = keeps(run.config, missing)
             costly = tuple(eye for extractor, eye in eyes.items() if extractor.learnt or not keep)
             drawn = sample(run, progress, keep=keep, extractions=costly)
             reference = Reference(examples(run.config.data.source()), run.folder.parent / "references")
@@ -90,14 +90,14 @@ def _extractions(run: Run, wanted: list[Metric]) -> dict[Extractor, Extraction]:
     return eyes
 
 
-def _keep(run: Run, wanted: list[Metric]) -> bool:
+def keeps(config: Config, wanted: Sequence[Metric]) -> bool:
     """Whether the samples themselves are stored, and not only their features."""
-    asked = run.config.run.keep_samples
+    asked = config.run.keep_samples
     if asked is not None and (asked or all(isinstance(metric, FeatureMetric) for metric in wanted)):
         return asked
-    data = examples(run.config.data.source())
+    data = examples(config.data.source())
     size = math.prod(data.shape) * (1 if data.is_image else 4)
-    return run.config.sample.n * size <= KEPT or not all(isinstance(metric, FeatureMetric) for metric in wanted)
+    return config.sample.n * size <= KEPT or not all(isinstance(metric, FeatureMetric) for metric in wanted)
 
 
 def title(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from trials import call, tiny, trained
 import sitkit
 from sitkit import checkpoint
 from sitkit.check import check, read_plan
-from sitkit.config import read_assignments
+from sitkit.config import assemble, read_assignments, read_config
 from sitkit.cost import cost, network_cost, peak
 from sitkit.study import read_study
 
@@ -187,3 +187,9 @@ def _places(study: Path):
     from sitkit.task import places
 
     return places(cell.config for cell in read_study(study).cells)
+
+
+@pytest.mark.parametrize(("n", "kept"), [(2**24, 2**30), (2**24 + 1, 0)])
+def test_samples_that_an_evaluation_would_not_keep_take_no_room(n: int, kept: int) -> None:
+    config = assemble([read_config("digits"), read_assignments(["metric=frechet", f"sample.n={n}"])])
+    assert cost(config, 1).samples == kept
