@@ -149,6 +149,7 @@ class Board:
                 source=study.source,
                 file=str(plan.file),
                 base=plan.base,
+                command=plan.command,
                 runs=os.path.relpath(self.runs, self.folder),
                 rows=_in_order(entry.row for entry in plan.entries),
                 columns=_in_order(entry.column for entry in plan.entries),

@@ -86,7 +86,7 @@ def read_plan(
     # What was said last is what was meant to change.
     said = (locate(layer.where, [key]) for layer in reversed(layers) for key in SOLVE)
     place = next(filter(None, said), cell.place)
-    return Plan(Study.model_validate({}), Path(path), None, [Refused("", "", f"{place}{why}") if why else cell])
+    return Plan(Study.model_validate({}), Path(path), None, [Refused("", "", f"{place}{why}") if why else cell], ())
 
 
 def _is_study(layer: Layer) -> bool:

@@ -53,9 +53,7 @@ def explain(number: Number) -> Explanation:
     else:
         commands["number"] = shlex.join(record["command"])
     if number.study is not None:
-        results = read_results(number.study)
-        base = ["--base", results.base] if results.base else []
-        commands["study"] = shlex.join(["sitkit", "ablate", results.file, *base])
+        commands["study"] = shlex.join(read_results(number.study).command)
     return Explanation(
         number.name,
         str(number.path),

@@ -11,6 +11,7 @@ STUDY:CELL                        a cell by its number, as `sitkit check` and `s
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _of_study(study: Path, rest: str) -> list[Number]:
     done = [cell for cell in cells if cell.state == "done" and cell.evaluation]
     if not done:
         states = ", ".join(dict.fromkeys(cell.state for cell in cells))
-        raise UserError(f"{study.name}:{rest} has no number yet ({states}): sitkit ablate {results.file} continues.")
+        raise UserError(f"{study.name}:{rest} has no number yet ({states}): {shlex.join(results.command)} continues.")
     runs = runs_of(study, results)
     return [Number(path, _read(path).record, cell, study) for cell in done if (path := runs / str(cell.evaluation))]
 

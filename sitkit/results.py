@@ -1,6 +1,7 @@
 """What a study leaves on disk: studies/<name>/results.json, and table.csv, .md and .tex made from it.
 
     title, source, file, base          of the study as it was read; base is null for the file's own
+    command                            the words that do it again, where it was started
     runs                               the folder of runs, relative to the folder of results.json
     rows, columns                      their names in the order of the file
     seeds, sample_seeds                every training and sampling seed of the cells
@@ -96,6 +97,7 @@ class Results(Settings):
     source: str
     file: str
     base: str | None
+    command: tuple[str, ...]
     runs: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]

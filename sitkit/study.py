@@ -137,12 +137,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study and its cells in the order of the file, the impossible ones among them."""
+    """A study and its cells in the order of the file, the impossible ones among them; command: what does it again."""
 
     study: Study
     file: Path
     base: str | None
     entries: list[Cell | Refused]
+    command: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -208,7 +209,23 @@ def read_study(
     entries = list(_Crossing(study, str(path), where, layers))
     if not entries:
         raise UserError(f"{locate(where, ['exclude'])}every cell of the study is excluded.")
-    return Plan(study, path, base, entries)
+    return Plan(study, path, base, entries, _command(path, over, base, given))
+
+
+def _command(
+    path: Path, over: Layer | None, base: str | None, given: Mapping[str, Sequence[int] | None]
+) -> tuple[str, ...]:
+    """The words of `sitkit ablate` for a study with what was given in place of the file's own."""
+    words = ["sitkit", "ablate", str(path), *(["--base", base] if base else [])]
+    for name, seeds in given.items():
+        if seeds is not None:
+            words += [f"--{name.replace('_', '-')}", ",".join(map(str, seeds))]
+    for key, value in flat(over.values if over else {}).items():
+        if key != "run.folder":
+            words += ["--set", f"{key}={json.dumps(value)}"]
+        elif Path(value) != RunSettings.model_fields["folder"].default:
+            words += ["--runs", str(value)]
+    return tuple(words)
 
 
 class _Crossing:

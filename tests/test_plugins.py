@@ -6,17 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from trials import ABSTRACT, GOOD, install, put, run
-
-POLY = Path(__file__).parent.parent / "plugins" / "sitkit-poly"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sitkit-poly, built and installed by pip into a folder of its own."""
-    site = tmp_path_factory.mktemp("site")
-    install(site, POLY)
-    return site
+from trials import ABSTRACT, GOOD, POLY, put, run
 
 
 def test_an_installed_plugin_is_listed_with_its_package(installed: Path, tmp_path: Path) -> None:

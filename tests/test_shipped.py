@@ -6,20 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from trials import call, enter, install, run
+from trials import call, enter, run
 
 from sitkit.registry import UserError
 from sitkit.shipped import experiments, presets
-
-POLY = Path(__file__).parent.parent / "plugins" / "sitkit-poly"
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """sitkit-poly, which ships a preset and an experiment, installed by pip."""
-    site = tmp_path_factory.mktemp("site")
-    install(site, POLY)
-    return site
 
 
 def ship(site: Path, plugin: str, **files: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from test_ablate import BASE, STUDY, done, write
+from trials import call
 
-from sitkit.config import identity, slug, training_identity
+from sitkit.config import identity, read_assignments, slug, training_identity
 from sitkit.registry import UserError, spec
 from sitkit.sample import sampling_identity
 from sitkit.study import Plan, read_study, trainings
@@ -160,3 +162,25 @@ def test_a_study_may_measure_in_the_features_of_a_classifier(tmp_path: Path) -> 
     assert {cell.state for cell in outcome.results.cells} == {"done"}
     assert len(list((tmp_path / "runs/extractors").glob("*.safetensors"))) == 1
     assert "frechet on run-classifier of points" in (outcome.folder / "table.md").read_text()
+
+
+def test_the_command_of_a_study_gives_its_cells_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given in place of the file's own is in it: seeds, settings of every type, the folder of runs."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, STUDY)
+    over = read_assignments(
+        ["train.lr=2.5e-4", "sampler={name: heun, steps: 3}", "sample.labels=none", "run.folder=a b"]
+    )
+    plan = read_study("study.yaml", over, seeds=(4, 5), sample_seeds=(7,))
+    assert plan.command[:3] == ("sitkit", "ablate", "study.yaml")
+    again = [
+        call(*plan.command[1:], "--dry-run", "--json").out,
+        call("ablate", "study.yaml", "--dry-run", "--json").out,
+    ]
+    told = [[(c["seed"], c["sample_seed"], c["run"]) for c in json.loads(text)] for text in again]
+    meant = [
+        (cell.seed, cell.sample_seed, place.run)
+        for cell, place in zip(plan.cells, places(c.config for c in plan.cells), strict=True)
+    ]
+    assert told[0] == meant != told[1]
+    assert read_study("study.yaml").command == ("sitkit", "ablate", "study.yaml")

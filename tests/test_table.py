@@ -35,8 +35,8 @@ def results(rows: list[str], columns: list[str], values: list[float], **more: An
                     )
                 )  # fmt: skip
     told: dict[str, Any] = {
-        "title": "T", "source": "", "file": "s.yaml", "base": None, "runs": "../runs", "rows": tuple(rows),
-        "columns": tuple(columns), "seeds": (0, 1), "sample_seeds": (0,), "lower_is_better": {"frechet": True},
+        "title": "T", "source": "", "file": "s.yaml", "base": None, "command": ("sitkit", "ablate", "s.yaml"),
+        "runs": "../runs", "rows": tuple(rows), "columns": tuple(columns), "seeds": (0, 1), "sample_seeds": (0,), "lower_is_better": {"frechet": True},
         "cells": tuple(cells),
     }  # fmt: skip
     return with_estimates(Results(**{**told, **more}))

@@ -250,7 +250,9 @@ def test_a_cell_without_number_says_how_to_have_it(folder: Path) -> None:
     checkpoint.write_json(
         folder / "studies/study/results.json", results.model_copy(update={"cells": cells}).model_dump()
     )
-    with pytest.raises(UserError, match=r"has no number yet \(todo\): sitkit ablate .*study\.yaml continues"):
+    with pytest.raises(
+        UserError, match=r"has no number yet \(todo\): sitkit ablate .*study\.yaml --runs .*runs continues"
+    ):
         numbers("study:ODE")
     assert len(chosen(results, "ODE:gvp", "study")) == 2
 

@@ -31,6 +31,7 @@ SMALL = {
     ),
 }  # fmt: skip
 QUIET = ("run.track=false",)
+POLY = Path(__file__).parent.parent / "plugins" / "sitkit-poly"
 STARTED = tempfile.TemporaryDirectory(prefix="sitkit-tests-")
 
 

@@ -141,7 +141,7 @@ def optimal(mu1: Tensor, s1: Tensor, mu2: Tensor, s2: Tensor) -> Transport:
     product, turned = torch.linalg.eigh(a.T @ s2 @ a)
     # The root of rounding noise, 1e-16, is 1e-8: noise must go before the root is taken.  Its size follows the factors,
     # not the product, which is nothing but noise where the two ranges are orthogonal.
-    noise = rounding(len(s1), values.max() * torch.linalg.matrix_norm(s2, 2))
+    noise = rounding(len(s1), values.max() * torch.linalg.eigvalsh(s2).max())
     roots = torch.where(product > noise, product, 0).sqrt()
     distance = (mu1 - mu2).square().sum() + s1.trace() + s2.trace() - 2 * roots.sum()
     return Transport(max(float(distance), 0.0), vectors[:, kept] / scale, (turned * roots) @ turned.T)

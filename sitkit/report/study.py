@@ -55,7 +55,7 @@ def study_page(folder: Path) -> Page:
         Section("Path", "Time runs from noise, t = 0, to data, t = 1.", _paths(trained, records)),
         Section("Failures", "", _failures(results)),
         Section("Every number", "Each with the command that makes it again.", [_numbers(results, runs, records)]),
-        Section("Again", "", [Code("Run, or continue, the study", _again(results))]),
+        Section("Again", "", [Code("Run, or continue, the study", shlex.join(results.command))]),
         Section("Environment", "", _environment(records)),
     ]  # fmt: skip
     return Page(results.title or folder.name, "Study", lead, sections)
@@ -95,7 +95,7 @@ def _alarms(results: Results) -> list[Notes]:
     count = len(results.failures)
     todo = sum(cell.state == "todo" for cell in results.cells)
     said = [f"{count} of {len(results.cells)} cells have no number: see Failures."] if count else []
-    said += [f"{todo} cells are still to be done: {_again(results)} continues."] if todo else []
+    said += [f"{todo} cells are still to be done: {shlex.join(results.command)} continues."] if todo else []
     return [Notes(said, alarm=True)] if said else []
 
 
@@ -277,10 +277,6 @@ def _numbers(results: Results, runs: Path, records: Mapping[str, Mapping[str, An
     notes = ["error: standard error over the samples of the cell.  halves: the same metric between two random halves of the data.",
              *dict.fromkeys(note for record in records.values() for note in record["notes"])]  # fmt: skip
     return Table(f"All {len(rows)} cells", columns, rows, notes, folded=len(rows) > 24)
-
-
-def _again(results: Results) -> str:
-    return shlex.join(["sitkit", "ablate", results.file, *(["--base", results.base] if results.base else [])])
 
 
 def _environment(records: Mapping[str, Mapping[str, Any]]) -> Sequence[Part]:
