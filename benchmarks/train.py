@@ -4,8 +4,9 @@
 
 The floor of a step is its matrix products at the rate that such products reach here, plus the bytes that optimiser and
 average must move at the rate of a copy.  The baseline trains the same network as published research code does: a float32
-loop (TF32 on CUDA) with torch's AdamW as it comes, an average kept by a loop in Python, no compilation.  All variants
-run in this process, one step of each in turn, and the medians of the ratios of neighbouring steps are reported.
+loop (TF32 on CUDA) with torch's AdamW as it comes, an average kept by a loop in Python, no compilation.  Beside it stand
+this package's steps, eager and compiled, in float32 and in bfloat16 (train.precision: bf16).  All run in this process, one
+step of each in turn, and the medians of the ratios of neighbouring steps are reported.
 """
 
 from __future__ import annotations
@@ -122,11 +123,12 @@ def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device
     """One size: every variant beside the baseline, step by step."""
     data = latents(max(64, batch))
     plain = network_of(size, device)
-    variants = {"eager": (False, "fp32")}
-    if compile_too:
-        variants["compiled"] = (True, "fp32")
-    if device.type == "cuda":
-        variants = {"eager": (False, "bf16"), "compiled": (True, "bf16")}
+    # How each variant computes: compiled or not, and in which precision.  The baseline is float32, TF32 on CUDA.
+    variants = {
+        f"{'compiled' if compiled else 'eager'} {precision}": (compiled, precision)
+        for precision in (("bf16",) if device.type == "cuda" else ("fp32", "bf16"))
+        for compiled in ((False, True) if compile_too else (False,))
+    }
     steps = {"baseline": baseline(plain, data, batch, device)}
     steps |= {name: ours(network_of(size, device), data, batch, device, *how) for name, how in variants.items()}
     memory: dict[str, float] = {}
@@ -142,26 +144,28 @@ def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device
             seconds[name].append(timed(step, device, repeat))
     flops = PASSES * (sitkit.backbones.create(size).flops(SHAPE) or 0) * batch
     numbers = sum(p.numel() for p in plain.parameters())
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    floor = flops / peak(device, dtype) + MOVED * 4 * numbers / bandwidth(device)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    rows = {
-        name: {
+    moved = MOVED * 4 * numbers
+
+    def row(name: str) -> dict[str, float]:
+        median, halved = statistics.median(seconds[name]), name in variants and variants[name][1] == "bf16"
+        rate = peak(device, torch.bfloat16 if halved else torch.float32)
+        floor = flops / rate + moved / bandwidth(device)
+        return {
             "seconds": median,
             "images_per_second": batch / median,
-            "mfu": flops / median / peak(device, dtype),
+            "matmul_flops": rate,
+            "mfu": flops / median / rate,
+            "floor": floor,
             "over_floor": median / floor,
             "over_baseline": statistics.median(a / b for a, b in zip(seconds[name], seconds["baseline"], strict=True)),
-        }
-        | ({"peak_gib": memory[name]} if name in memory else {})
-        for name, median in medians.items()
-    }
+        } | ({"peak_gib": memory[name]} if name in memory else {})
+
     return {
         "size": size,
         "batch": batch,
         "parameters": numbers,
-        "floor": {"flops": flops, "bytes": MOVED * 4 * numbers, "seconds": floor, "matmul_flops": peak(device, dtype)},
-        "variants": rows,
+        "floor": {"flops": flops, "bytes": moved},
+        "variants": {name: row(name) for name in steps},
         "seconds": seconds,
     }
 

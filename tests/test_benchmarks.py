@@ -23,7 +23,7 @@ TELLS = {
     "scaling": ("ways.ddp.speedup", "ways.fsdp.efficiency", "ways.apart.seconds"),
     "startup": ("seconds.sitkit --help.over_import_torch", "seconds.python -c pass.processor"),
     "study": ("floor.processor", "ablate, all done.processor", "ablate --dry-run.mb", "check.clock", "cells.planned"),
-    "train": ("sizes.0.variants.eager.over_baseline", "sizes.0.variants.eager.mfu", "parts.forward"),
+    "train": ("sizes.0.variants.eager fp32.over_baseline", "sizes.0.variants.eager bf16.mfu", "parts.forward"),
 }  # fmt: skip
 
 
