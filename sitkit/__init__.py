@@ -5,27 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sitkit.registry import (
-    Component,
-    Registry,
-    UserError,
-    WorkFailed,
-    autoencoders,
-    backbones,
-    couplings,
-    datasets,
-    diffusions,
-    extractors,
-    guidances,
-    interpolants,
-    losses,
-    metrics,
-    samplers,
-    targets,
-    timesteps,
-    weightings,
-)
-
 if TYPE_CHECKING:
     from sitkit.autoencoder import Autoencoder
     from sitkit.backbones.backbone import Backbone
@@ -39,6 +18,26 @@ if TYPE_CHECKING:
     from sitkit.loss import Batch, Loss, interpolant_loss
     from sitkit.metrics.features import Extractor
     from sitkit.metrics.metric import Metric
+    from sitkit.registry import (
+        Component,
+        Registry,
+        UserError,
+        WorkFailed,
+        autoencoders,
+        backbones,
+        couplings,
+        datasets,
+        diffusions,
+        extractors,
+        guidances,
+        interpolants,
+        losses,
+        metrics,
+        samplers,
+        targets,
+        timesteps,
+        weightings,
+    )
     from sitkit.run import load
     from sitkit.sampler import Sample, Sampler
     from sitkit.target import Target
@@ -47,12 +46,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public names that need torch or numpy are imported when first used, so that `import sitkit` and `sitkit list` are quick.
+# Public names are imported when first used, so that `import sitkit` and `sitkit list` are quick.
 _LAZY = {
     "Autoencoder": "sitkit.autoencoder",
     "Backbone": "sitkit.backbones.backbone",
     "Batch": "sitkit.loss",
     "Coefficients": "sitkit.interpolant",
+    "Component": "sitkit.registry",
     "Coupling": "sitkit.coupling",
     "Dataset": "sitkit.data.dataset",
     "Diffusion": "sitkit.diffusion",
@@ -63,14 +63,31 @@ _LAZY = {
     "Loss": "sitkit.loss",
     "Metric": "sitkit.metrics.metric",
     "Readings": "sitkit.field",
+    "Registry": "sitkit.registry",
     "Sample": "sitkit.sampler",
     "Sampler": "sitkit.sampler",
     "Target": "sitkit.target",
     "Timestep": "sitkit.timestep",
+    "UserError": "sitkit.registry",
     "Weighting": "sitkit.weighting",
+    "WorkFailed": "sitkit.registry",
+    "autoencoders": "sitkit.registry",
+    "backbones": "sitkit.registry",
+    "couplings": "sitkit.registry",
+    "datasets": "sitkit.registry",
+    "diffusions": "sitkit.registry",
+    "extractors": "sitkit.registry",
+    "guidances": "sitkit.registry",
     "interpolant_loss": "sitkit.loss",
+    "interpolants": "sitkit.registry",
     "load": "sitkit.run",
     "log_prob": "sitkit.likelihood",
+    "losses": "sitkit.registry",
+    "metrics": "sitkit.registry",
+    "samplers": "sitkit.registry",
+    "targets": "sitkit.registry",
+    "timesteps": "sitkit.registry",
+    "weightings": "sitkit.registry",
 }
 
 __all__ = [

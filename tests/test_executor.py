@@ -105,7 +105,7 @@ def test_ctrl_c_stops_the_workers_after_a_checkpoint_and_the_command_continues(a
     wait(process, lambda: sum(file.stat().st_size > 0 for file in tmp_path.glob("runs/*/metrics.jsonl")) == 2)
     process.send_signal(signal.SIGINT)
     left = finish(process)
-    assert left.status == 1 and "Continue with: sitkit ablate study.yaml --workers 2" in left.err, left.err
+    assert left.status == 130 and "Continue with: sitkit ablate study.yaml --workers 2" in left.err, left.err
     assert "Traceback" not in left.err + "".join(log.read_text() for log in tmp_path.glob("runs/*/logs/*.log"))
     # Whoever trained has saved the step that it was at and is gone: nobody holds a lock.
     stopped = logged(tmp_path, "stopped")

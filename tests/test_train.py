@@ -191,7 +191,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
         train(tiny(Path("runs"), *LONG))
     process.send_signal(signal.SIGINT)
     left = finish(process)
-    assert left.status == 1 and "Traceback" not in left.err
+    assert left.status == 130 and "Traceback" not in left.err
     (kept,) = checkpoint.checkpoints(run / CHECKPOINTS)
     step = checkpoint.header(kept)["step"]
     assert 5 <= step < STEPS

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def weights(folder: Path) -> bytes:
 
 def call(*words: str | Path) -> Called:
     """`sitkit WORDS` within this process."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err, interrupt = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT)
     with (
         mock.patch.object(sys, "argv", ["sitkit", *map(str, words)]),
         contextlib.redirect_stdout(out),
@@ -103,6 +104,8 @@ def call(*words: str | Path) -> Called:
             status: Any = 0
         except SystemExit as ended:
             status = ended.code or 0
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
     return Called(int(status), out.getvalue(), err.getvalue())
 
 

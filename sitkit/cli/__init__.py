@@ -6,7 +6,10 @@ import sys
 
 
 def main() -> None:
-    """The `sitkit` command.  Exit status 0; 1, the work failed; 2, the request was impossible, found before any work."""
+    """The `sitkit` command.  Exit status 0; 1, the work failed; 2, impossible, found before any work; 130, ctrl-C."""
+    from sitkit.cli.interrupt import stop_at_once
+
+    stop_at_once()
     from sitkit.cli import console
     from sitkit.registry import UserError, WorkFailed
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sitkit.cli import console, options
-from sitkit.cli.resume import resumable
+from sitkit.cli.interrupt import resumable
 
 
 def certify(

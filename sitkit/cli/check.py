@@ -9,6 +9,7 @@ import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
+from sitkit.cli.interrupt import resumable
 from sitkit.cli.study import Base, SampleSeedList, SeedList, seed_list
 
 if TYPE_CHECKING:
@@ -198,12 +199,11 @@ def verify(
 ) -> None:
     """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
     from sitkit.number import numbers
+    from sitkit.verify import gap
+    from sitkit.verify import verify as verb
 
     found = numbers(result, runs)
-    with console.progress() as progress:
-        from sitkit.verify import gap
-        from sitkit.verify import verify as verb
-
+    with resumable("nothing is written. Begin again with"), console.progress() as progress:
         verdicts = verb(found, device, progress)
     if json:
         console.as_json([_plain(verdict) | {"path": str(verdict.path), "gap": gap(verdict)} for verdict in verdicts])

@@ -10,7 +10,7 @@ import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.certify import certify
-from sitkit.cli.resume import resumable
+from sitkit.cli.interrupt import resumable
 from sitkit.registry import UserError, registries, registry_of, spec
 from sitkit.shipped import shelves
 
@@ -87,6 +87,7 @@ def train(
 ) -> None:
     """Train a combination; the same command again continues it."""
     from sitkit.config import assemble, read_config
+    from sitkit.train import train as verb
 
     flags = {
         "interp": interp, "target": target, "weight": weight, "loss": loss, "timestep": timestep, "coupling": coupling,
@@ -97,8 +98,6 @@ def train(
     named = [name for name in (preset, config) if name is not None] or ["digits"]
     settings = assemble([*map(read_config, named), options.layer(flags, sets)])
     with resumable(), console.progress() as progress:
-        from sitkit.train import train as verb
-
         folder = verb(settings, progress)
     console.say(f"run       {folder}")
     previews = sorted((folder / "previews").glob("*.png"))
@@ -149,14 +148,14 @@ def sample(
     json: options.Json = False,
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
+    from sitkit.sample import sample as verb
+    from sitkit.sample import write_adm
+
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     trained = _loaded(run, runs, sets, flags, preset, step)
     if adm is not None and not trained.outline.is_image:
         raise UserError(f"--adm writes images; this run models examples of shape {trained.outline.shape}.")
     with resumable(), console.progress() as progress:
-        from sitkit.sample import sample as verb
-        from sitkit.sample import write_adm
-
         drawn = verb(trained, progress)
         if adm is not None:
             write_adm(drawn, adm)
@@ -204,6 +203,8 @@ def evaluate(
     Without -n as many samples are drawn as there are examples, at most 50,000; they are drawn once for all metrics.  Run
     again, it continues, and `torchrun --nproc-per-node=N -m sitkit evaluate ...` shares the work.
     """
+    from sitkit.evaluate import evaluate as verb
+
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     flags["metric"] = _metrics(metric, features, run, runs)
     trained = _loaded(run, runs, sets, flags, preset, step)
@@ -213,8 +214,6 @@ def evaluate(
         drawn = trained.config.sample.model_copy(update={"n": min(len(trained.examples), 50_000)})
         trained = replace(trained, config=trained.config.model_copy(update={"sample": drawn}))
     with resumable(), console.progress() as progress:
-        from sitkit.evaluate import evaluate as verb
-
         done = verb(trained, progress)
     if json:
         console.as_json([evaluation.record | {"path": str(evaluation.path)} for evaluation in done])

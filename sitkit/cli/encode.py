@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sitkit.cli import console, options
-from sitkit.cli.commands import app, resumable
+from sitkit.cli.commands import app
+from sitkit.cli.interrupt import resumable
 from sitkit.registry import UserError, datasets, suggest
 
 
@@ -33,6 +34,7 @@ def encode(
 ) -> None:
     """Write a data set's latents to train on; run again, or beside itself, it continues."""
     from sitkit.config import Layer, assemble
+    from sitkit.encode import encode as verb
 
     if dtype not in ("float32", "float16"):
         raise UserError(f"--dtype {dtype}: no such type on disk. Known: float32, float16.")
@@ -40,8 +42,6 @@ def encode(
     defaults = Layer({"autoencoder": "sd-vae"})
     config = assemble([defaults, base, options.layer({"autoencoder": autoencoder}, sets)])
     with resumable(), console.progress() as progress:
-        from sitkit.encode import encode as verb
-
         done = verb(
             config.data,
             config.autoencoder,

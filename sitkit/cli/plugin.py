@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
+from sitkit.cli.interrupt import resumable
 from sitkit.registry import owned, registries, registry_of
 from sitkit.shipped import shelves
 
@@ -110,7 +111,7 @@ def test(
     from sitkit.conformance import examine, plugins_named
 
     chosen = plugins_named(packages or [])
-    with console.progress() as progress:
+    with resumable("nothing is written. Begin again with"), console.progress() as progress:
         found = [examine(one, progress) for one in chosen]
     if json:
         console.as_json([

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from sitkit.cli import console, options
-from sitkit.cli.commands import app, resumable
+from sitkit.cli.commands import app
+from sitkit.cli.interrupt import resumable
 from sitkit.registry import UserError
 
 
@@ -114,12 +115,11 @@ def search(
 ) -> None:
     """Search for the best way to sample a run; run again, or beside itself, it continues."""
     from sitkit.run import load
+    from sitkit.search import describe
+    from sitkit.search import search as verb
 
     trained = load(run, over=options.layer({"run.device": device}, sets), root=runs, device=device or "auto")
     with resumable(), console.progress() as progress:
-        from sitkit.search import describe
-        from sitkit.search import search as verb
-
         found = verb(trained, file, trials=trials, storage=storage, progress=progress)
     if json:
         from sitkit.checkpoint import read_json

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sitkit.cli import console, options
-from sitkit.cli.commands import app, resumable
+from sitkit.cli.commands import app
+from sitkit.cli.interrupt import resumable
 from sitkit.registry import UserError, suggest
 
 if TYPE_CHECKING:
