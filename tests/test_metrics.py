@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sitkit.metrics.features import Pixels
-from sitkit.metrics.frechet import SFID, Frechet, frechet, frechet_distance, halves, moments, rank_note
+from sitkit.metrics.frechet import SFID, Frechet, frechet, root
 from sitkit.metrics.kernel import KID, MMD, discrepancy, gaussians, rms_distance
 from sitkit.metrics.metric import Metric, split
 from sitkit.metrics.neighbours import Precision, Recall, radii, share
@@ -45,11 +47,11 @@ def positive(d: int, seed: int) -> Tensor:
 
 
 def with_moments(n: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
-    """n points whose sample mean and unbiased covariance are these to rounding."""
-    x = normal(n, len(mean), seed=seed)
-    x = x - x.mean(0)
-    white = x @ torch.linalg.inv(torch.linalg.cholesky(moments(x)[1])).T
-    return mean + white @ torch.linalg.cholesky(covariance).T
+    """n points whose sample mean and unbiased covariance, of a rank below n, are these to rounding."""
+    rows = root(covariance)
+    x = normal(n, len(rows), seed=seed)
+    white = torch.linalg.qr(x - x.mean(0)).Q * math.sqrt(n - 1)
+    return mean + white @ rows
 
 
 # Laws of every registered metric ------------------------------------------------------------------------------------
@@ -160,12 +162,46 @@ def test_halves_are_disjoint_and_depend_on_the_seed() -> None:
 # Frechet ------------------------------------------------------------------------------------------------------------
 
 
+def by_eigenvalues(mu1: Tensor, s1: Tensor, mu2: Tensor, s2: Tensor, rank: int) -> float:
+    """|mu1 - mu2|^2 + tr(S1 + S2) - 2 sum sqrt(eig(S1 S2)), as it is written: by the product of the covariances (d, d).
+
+    rank: of the product, for the root of an eigenvalue that is nothing but rounding is 1e-8.
+    """
+    eigenvalues = np.sort(np.linalg.eigvals((s1 @ s2).numpy()).real)[len(s1) - rank :]
+    return float((mu1 - mu2).square().sum() + s1.trace() + s2.trace() - 2 * np.sqrt(eigenvalues).sum())
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of points (n, d)."""
+    return x.mean(0), torch.atleast_2d(torch.cov(x.T))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 24), st.integers(2, 24), st.integers(1, 16), st.integers(0, 2**31))
+@example(8, 8, 8, 0)  # n = d and m = d
+@example(9, 9, 8, 0)  # as few as make a covariance regular
+@example(24, 3, 16, 0)
+@example(3, 24, 16, 0)
+def test_frechet_is_the_formula_for_any_numbers_of_points_and_dimensions(n: int, m: int, d: int, seed: int) -> None:
+    x, y = normal(n, d, seed=seed) @ positive(d, 1) + 1, normal(m, d, seed=seed + 1)
+    measured = Frechet(bootstrap=2).compare(x, y)
+    expected = by_eigenvalues(*moments(x), *moments(y), min(n - 1, m - 1, d))
+    scale = float(x.var(0).sum() + y.var(0).sum())
+    # The formula knows an eigenvalue to 1e-16 of the largest, and its root to 1e-16 / (2 root): 1e-11 for a root of 1e-5,
+    # as small as there are.
+    assert measured.value == pytest.approx(expected, abs=1e-10 * scale)
+    assert measured.value == pytest.approx(frechet(y, x), abs=1e-12 * scale)
+    # A resample's products are taken from those of all: the same number as from its points alone.
+    draws = [frechet(x[torch.randint(n, (n,), generator=chance)], y) for chance in [rng(0)] for _ in range(2)]
+    assert measured.stderr == pytest.approx(abs(draws[0] - draws[1]) / math.sqrt(2), abs=1e-12 * scale)
+
+
 def test_frechet_of_gaussians_on_the_line() -> None:
     # (mu1 - mu2)^2 + (sigma1 - sigma2)^2
     one = torch.ones(1, dtype=torch.float64)
     for sigma1, sigma2 in ((1.5, 0.25), (2.0, 0.0), (0.0, 0.0)):
-        value = frechet_distance(3 * one, sigma1**2 * one[None], one, sigma2**2 * one[None])
-        assert value == pytest.approx(4 + (sigma1 - sigma2) ** 2, rel=1e-14)
+        x, y = (with_moments(3, mu * one, sigma**2 * one[None], 0) for mu, sigma in ((3, sigma1), (1, sigma2)))
+        assert frechet(x, y) == pytest.approx(4 + (sigma1 - sigma2) ** 2, rel=1e-14)
 
 
 def known_pair(d: int, rank: int) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], float]:
@@ -181,13 +217,15 @@ def known_pair(d: int, rank: int) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor]
     return (mu1, s, mu2, a @ s @ a), float(truth)
 
 
+@pytest.mark.parametrize(("n", "m"), [(40, 30), (16, 17), (5, 40), (40, 5), (4, 4)])
 @pytest.mark.parametrize("rank", [16, 15, 3, 1, 0])
-def test_frechet_of_full_covariances_of_any_rank(rank: int) -> None:
-    pair, truth = known_pair(16, rank)
+def test_frechet_of_covariances_of_any_rank(rank: int, n: int, m: int) -> None:
+    """Whether the points are more or fewer than the 16 dimensions, as long as they have the rank."""
+    (mu1, s1, mu2, s2), truth = known_pair(16, rank)
+    x, y = with_moments(max(n, rank + 1), mu1, s1, 5), with_moments(max(m, rank + 1), mu2, s2, 6)
     # Condition 25 * 100 at eps 2e-16: some 1e-12.  Roots of rounding noise, if kept, would cost 13 * 1e-8.
-    assert frechet_distance(*pair) == pytest.approx(truth, rel=1e-12)
-    mu1, s1, mu2, s2 = pair
-    assert frechet_distance(mu2, s2, mu1, s1) == pytest.approx(truth, rel=1e-12)
+    assert frechet(x, y) == pytest.approx(truth, rel=1e-12)
+    assert frechet(y, x) == pytest.approx(truth, rel=1e-12)
 
 
 def test_frechet_of_covariances_with_no_common_direction() -> None:
@@ -195,7 +233,9 @@ def test_frechet_of_covariances_with_no_common_direction() -> None:
     q = orthogonal(12, 0)
     s1, s2 = q[:, :5] @ q[:, :5].T * 2, q[:, 5:] @ q[:, 5:].T * 3
     zero = torch.zeros(12, dtype=torch.float64)
-    assert frechet_distance(zero, s1, zero, s2) == pytest.approx(5 * 2 + 7 * 3, rel=1e-12)
+    assert frechet(with_moments(20, zero, s1, 1), with_moments(30, zero, s2, 2)) == pytest.approx(
+        5 * 2 + 7 * 3, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -227,20 +267,22 @@ def test_frechet_invariances() -> None:
 
 def test_frechet_says_when_a_covariance_is_singular() -> None:
     x = normal(5, 8, seed=0)
-    note = "the covariance of the samples has rank 4 of 8: 5 points in 8 dimensions, 9 are needed"
+    note = "the covariance of the samples has rank at most 4 of 8: 5 points in 8 dimensions, 9 are needed"
     assert Frechet().measure(x, normal(60, 8, seed=1)).notes == (note,)
-    flat = normal(60, 8, seed=1)
+    full, flat = normal(60, 8, seed=1), normal(60, 8, seed=2)
     flat[:, 2] = -1
-    assert Frechet().measure(flat, flat).notes[1] == "the covariance of the reference has rank 7 of 8"
-    assert rank_note("samples", 60, positive(8, 0)) == ""
+    note = "the covariances of samples and reference have rank 7 of 8 together"
+    for pair in ((flat, flat), (flat, full), (full, flat)):
+        assert Frechet().measure(*pair).notes == (note,)
+    assert Frechet().measure(full, full + 1).notes == ()
 
 
 def test_frechet_halves_agree_with_the_metric() -> None:
     x = normal(100, 5, seed=0)
     # Equal laws: E = tr(S) (1/50 + 1/50) from the means and about as much again from the covariances.
-    assert 0 < halves(x, 1) < 1
-    assert Frechet().halves(x, seed=1).value == halves(x, 1)
-    assert halves(x, 1) != halves(x, 2)
+    assert 0 < frechet(*split(x, 1)) < 1
+    assert Frechet().halves(x, seed=1).value == pytest.approx(frechet(*split(x, 1)), rel=1e-12)
+    assert Frechet().halves(x, seed=1) != Frechet().halves(x, seed=2)
 
 
 def test_frechet_bootstrap_matches_the_spread_of_repeated_draws() -> None:
@@ -400,7 +442,7 @@ def test_the_influence_of_a_point_is_the_derivative_by_its_weight() -> None:
     def distance(weights: Tensor) -> float:
         mean = weights @ x
         centred = x - mean
-        return frechet_distance(mean, centred.T @ (weights[:, None] * centred), *target)
+        return by_eigenvalues(mean, centred.T @ (weights[:, None] * centred), *target, rank=3)
 
     even, step = torch.full((30,), 1 / 30, dtype=torch.float64), 1e-6
     slopes = []
@@ -453,7 +495,10 @@ def test_statistics_in_a_file_take_the_place_of_the_reference(tmp_path: Path) ->
     mean, covariance = (m.numpy() for m in moments(y))
     np.savez(tmp_path / "adm.npz", mu=mean, sigma=covariance, mu_s=mean, sigma_s=covariance)
     metric = Frechet(reference=str(tmp_path / "adm.npz"))
-    assert metric.compare(x, x) == Frechet().compare(x, y) and not metric.has_halves
+    by_file, by_points = metric.compare(x, x), Frechet().compare(x, y)
+    # The root of the file's covariance is another than the points: equal to rounding.
+    assert by_file[:2] == pytest.approx(by_points[:2], rel=1e-12) and by_file.notes == by_points.notes == ()
+    assert not metric.has_halves
     np.savez(tmp_path / "part.npz", mu=mean)
     np.savez(tmp_path / "wrong.npz", mu=mean, sigma=covariance[:2])
     np.savez(tmp_path / "objects.npz", mu=np.array([{}]), sigma=covariance)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 from sitkit.metrics.features import Extractor
-from sitkit.metrics.metric import FeatureMetric, Measurement, bootstrap_error, generator, require_resamples, split
+from sitkit.metrics.metric import FeatureMetric, Measurement, bootstrap_error, generator, require_resamples
 from sitkit.metrics.networks import Inception
 from sitkit.registry import UserError, metrics
 
@@ -39,28 +40,33 @@ class GaussianDistance(FeatureMetric):
         return self.reference is None
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        fit = moments(samples)
-        target = moments(reference) if self.reference is None else self._read(samples.shape[1])
-        transport = optimal(*fit, *target)
-        notes = [rank_note("samples", len(samples), fit[1]), rank_note("reference", len(reference), target[1])]
-        if self.bootstrap:
-            error = bootstrap_error(lambda x: frechet_distance(*moments(x), *target), samples, self.bootstrap, seed)
-        else:
-            error = delta_error(samples, *fit, target[0], transport)
-        value = transport.distance
-        if self.extrapolate:
-            notes.append(f"extrapolated to infinitely many samples; at {len(samples)} it is {value:.6g}")
-            value = extrapolated(samples, target, value, seed)
-        return Measurement(value, error, tuple(filter(None, notes)))
+        import torch
 
-    def _read(self, dimension: int) -> tuple[Tensor, Tensor]:
+        n, d = samples.shape
+        target = fitted(reference) if self.reference is None else self._read(d)
+        seen = Seen.by(samples, target)
+        _, roots, axes = torch.linalg.svd(seen.cross(), full_matrices=False)
+        kept = roots > rounding(d, (seen.spread() * seen.trace).sqrt())
+        value = seen.distance(roots)
+        if self.bootstrap:
+            error = bootstrap_error(lambda rows: seen.take(rows).distance(), torch.arange(n), self.bootstrap, seed)
+        else:
+            error = delta_error(seen, roots[kept], axes[kept])
+        sizes = {"samples": n} | ({"reference": len(reference)} if self.reference is None else {})
+        notes = rank_notes(sizes, d, int(kept.sum()))
+        if self.extrapolate:
+            notes.append(f"extrapolated to infinitely many samples; at {n} it is {value:.6g}")
+            value = extrapolated(seen, value, seed)
+        return Measurement(value, error, tuple(notes))
+
+    def _read(self, dimension: int) -> Gaussian:
         mean, covariance = read_statistics(Path(self.reference or ""), self.reads)
         if len(mean) != dimension:
             raise UserError(
                 f"{self.reference} has statistics of {len(mean)} {self.reads} and {self.features.name} gives {dimension}: "
                 "they are of another extractor."
             )
-        return mean, covariance
+        return Gaussian(mean, root(covariance))
 
 
 @final
@@ -93,90 +99,118 @@ class SFID(GaussianDistance):
 
 def frechet(samples: Tensor, reference: Tensor) -> float:
     """The Frechet distance between sets of features (n, d) and (m, d), in float64."""
-    return frechet_distance(*moments(samples), *moments(reference))
+    return Seen.by(samples, fitted(reference)).distance()
 
 
-def halves(reference: Tensor, seed: int) -> float:
-    """`frechet` between two random halves of the features (m, d)."""
-    return frechet(*split(reference, seed))
+class Gaussian(NamedTuple):
+    """A mean (d,), and rows (k, d) of any number whose rows^T rows is the covariance."""
+
+    mean: Tensor
+    rows: Tensor
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of x (n, d), in float64."""
+def fitted(x: Tensor) -> Gaussian:
+    """The Gaussian with the mean and the unbiased covariance of x (n, d), in float64."""
     x = x.double()
     mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+    return Gaussian(mean, (x - mean).div_(math.sqrt(len(x) - 1)))
 
 
-def frechet_distance(mu1: Tensor, s1: Tensor, mu2: Tensor, s2: Tensor) -> float:
-    """|mu1 - mu2|^2 + tr(S1) + tr(S2) - 2 sum sqrt(eig(S1^{1/2} S2 S1^{1/2})).  mu (d,), S (d, d), rank as it may be."""
-    return optimal(mu1, s1, mu2, s2).distance
+def root(covariance: Tensor) -> Tensor:
+    """Rows (rank, d) whose rows^T rows is the covariance (d, d), of any rank.
 
-
-class Transport(NamedTuple):
-    """The distance, and the optimal map from the first Gaussian to the second in the first's white coordinates.
-
-    white: (d, r), z = white^T (x - mu1) has unit covariance.  root: (r, r), (A^T S2 A)^{1/2} with S1 = A A^T.
-    """
-
-    distance: float
-    white: Tensor
-    root: Tensor
-
-
-def optimal(mu1: Tensor, s1: Tensor, mu2: Tensor, s2: Tensor) -> Transport:
-    """The optimal transport between N(mu1, S1) and N(mu2, S2).
-
-    With S1 = A A^T the product's non-zero eigenvalues are those of A^T S2 A, which has only rank(S1) rows and stays
-    symmetric: no complex root, no eps added to a singular covariance.
+    The root of rounding noise, 1e-16, is 1e-8: noise must go before the root is taken.
     """
     import torch
 
-    mu1, s1, mu2, s2 = (m.double() for m in (mu1, s1, mu2, s2))
-    values, vectors = torch.linalg.eigh(s1)
-    kept = values > rounding(len(s1), values.max())
-    scale = values[kept].sqrt()
-    a = vectors[:, kept] * scale
-    product, turned = torch.linalg.eigh(a.T @ s2 @ a)
-    # The root of rounding noise, 1e-16, is 1e-8: noise must go before the root is taken.  Its size follows the factors,
-    # not the product, which is nothing but noise where the two ranges are orthogonal.
-    noise = rounding(len(s1), values.max() * torch.linalg.eigvalsh(s2).max())
-    roots = torch.where(product > noise, product, 0).sqrt()
-    distance = (mu1 - mu2).square().sum() + s1.trace() + s2.trace() - 2 * roots.sum()
-    return Transport(max(float(distance), 0.0), vectors[:, kept] / scale, (turned * roots) @ turned.T)
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > rounding(len(values), values.max())
+    return (vectors[:, kept] * values[kept].sqrt()).T
 
 
-def delta_error(x: Tensor, mean: Tensor, covariance: Tensor, target: Tensor, transport: Transport) -> float:
-    """Standard error of the distance over the samples x (n, d), from each point's influence on mean and covariance.
+def fewer(rows: Tensor) -> Tensor:
+    """As few rows as there are columns, with the same rows^T rows."""
+    import torch
 
-    influence(x) = 2 (mu1 - mu2).c + |c|^2 - z^T R z - tr(S1) + tr(R), c = x - mu1, z = white^T c, R = root: the
-    derivative by mu1 is 2 (mu1 - mu2) and by S1 it is I - T, with T the optimal map between the covariances.
+    return rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R
+
+
+class Seen(NamedTuple):
+    """Samples and all that their distance to one Gaussian, or any subset's, takes of it; S1, S2 are the covariances.
+
+    tr (S1 S2)^{1/2} is the sum of the singular values of F1 F2^T, S = F^T F.  F1 may be the samples less their mean and
+    F2 the reference's, so that what is decomposed has as many rows and columns as there are points, where these are
+    fewer than dimensions, and neither covariance is made.  Nothing is squared whose root is taken: no rounding to cut.
+
+    x: (n, d).  products: (n, k), k <= n, d, with products products^T = x S2 x^T, x less a constant.
+    mean, trace: mean (d,) and trace of the covariance of the Gaussian.
+    """
+
+    x: Tensor
+    products: Tensor
+    mean: Tensor
+    trace: Tensor
+
+    @classmethod
+    def by(cls, x: Tensor, target: Gaussian) -> Seen:
+        """Samples x (n, d) beside the Gaussian, in float64."""
+        x = x.double()
+        # m rows cost m d^2 to make fewer and save n d (m - d) of the product: worth it from n = d.
+        rows = target.rows if len(x) < x.shape[1] else fewer(target.rows)
+        return cls(x, fewer(rows @ (x - x.mean(0)).T).T, target.mean, target.rows.norm() ** 2)
+
+    def take(self, rows: Tensor) -> Seen:
+        """The samples of these indices (any number, repeated or not)."""
+        return self._replace(x=self.x[rows], products=self.products[rows])
+
+    def spread(self) -> Tensor:
+        """tr S1, unbiased."""
+        return self.x.var(0).sum()
+
+    def cross(self) -> Tensor:
+        """(min(n, k), k), with the singular values of F1 F2^T."""
+        return fewer((self.products - self.products.mean(0)) / math.sqrt(len(self.x) - 1))
+
+    def distance(self, roots: Tensor | None = None) -> float:
+        """|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^{1/2}.  roots: the singular values of `cross`, where they are known."""
+        import torch
+
+        roots = torch.linalg.svdvals(self.cross()) if roots is None else roots
+        gap = (self.x.mean(0) - self.mean).square().sum()
+        return max(float(gap + self.spread() + self.trace - 2 * roots.sum()), 0.0)
+
+
+def delta_error(seen: Seen, roots: Tensor, axes: Tensor) -> float:
+    """Standard error of the distance over the samples, from each one's influence on their mean and covariance.
+
+    influence = 2 (mu1 - mu2).c + |c|^2 - c^T T c - tr S1 + tr (S1 S2)^{1/2}, c = x - mu1: the derivative by mu1 is
+    2 (mu1 - mu2) and by S1 it is I - T, with T the optimal map between the covariances.
+    roots (r,), axes (r, k): the singular values of `cross` that are not rounding, and the right vectors to them, with
+    which c^T T c = sum_k (p.axis_k)^2 / root_k, p the product that belongs to c.
     The bootstrap's limit for many resamples, to first order in 1/sqrt(n); it knows nothing of the bias.
     """
-    total = x.new_zeros((), dtype=mean.dtype)
-    slope, level = 2 * (mean - target), covariance.trace() - transport.root.trace()
-    for part in x.split(ROWS):
-        c = part.double() - mean
-        z = c @ transport.white
-        total += (c @ slope + c.square().sum(1) - ((z @ transport.root) * z).sum(1) - level).square().sum()
-    return math.sqrt(float(total) / (len(x) * (len(x) - 1)))
+    n, mean, middle = len(seen.x), seen.x.mean(0), seen.products.mean(0)
+    slope, level = 2 * (mean - seen.mean), seen.spread() - roots.sum()
+    scaled = (axes / roots.sqrt()[:, None]).T
+    total = 0.0
+    for x, products in zip(seen.x.split(ROWS), seen.products.split(ROWS), strict=True):
+        c = x - mean
+        influence = c @ slope + c.square().sum(1) - ((products - middle) @ scaled).square().sum(1) - level
+        total += float(influence.square().sum())
+    return math.sqrt(total / (n * (n - 1)))
 
 
-def extrapolated(samples: Tensor, target: tuple[Tensor, Tensor], whole: float, seed: int) -> float:
+def extrapolated(seen: Seen, whole: float, seed: int) -> float:
     """The distance at infinitely many samples: the bias is of order 1/n, so a line against 1/n shows its limit at 0.
 
-    samples (n, d); the distance of random subsets of SIZES sizes from n / 10 to n, least squares.  whole: that of all.
+    The distance of random subsets of SIZES sizes from n / 10 to n, least squares.  whole: that of all.
     """
     import torch
 
-    n = len(samples)
+    n = len(seen.x)
     rng = generator(seed)
     sizes = torch.linspace(max(2, n // 10), n, SIZES, dtype=torch.float64).round().long().tolist()
-    values = []
-    for size in sizes[:-1]:
-        subset = samples[torch.randperm(n, generator=rng)[:size]]
-        values.append(frechet_distance(*moments(subset), *target))
+    values = [seen.take(torch.randperm(n, generator=rng)[:size]).distance() for size in sizes[:-1]]
     inverse = 1 / torch.tensor(sizes, dtype=torch.float64)
     y = torch.tensor([*values, whole], dtype=torch.float64)
     centred = inverse - inverse.mean()
@@ -214,20 +248,19 @@ def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
 
 
 def rounding(d: int, norm: Tensor) -> Tensor:
-    """The size below which an eigenvalue of a (d, d) matrix of this norm is rounding: d * eps * norm."""
+    """The size below which an eigen- or singular value of products over d terms of this norm is rounding: d * eps * norm."""
     import torch
 
     return d * torch.finfo(norm.dtype).eps * norm
 
 
-def rank_note(what: str, n: int, covariance: Tensor) -> str:
-    """A caveat where the covariance (d, d) of n points is singular, else nothing."""
-    import torch
-
-    d = len(covariance)
-    values = torch.linalg.eigvalsh(covariance)
-    rank = int((values > rounding(d, values.max())).sum())
-    if rank == d:
-        return ""
-    cause = f": {n} points in {d} dimensions, {d + 1} are needed" if n < d + 1 else ""
-    return f"the covariance of the {what} has rank {rank} of {d}{cause}"
+def rank_notes(sizes: Mapping[str, int], d: int, rank: int) -> list[str]:
+    """Caveats where a covariance is singular: of sets of these sizes in d dimensions, whose product has this rank."""
+    few = [
+        f"the covariance of the {what} has rank at most {n - 1} of {d}: {n} points in {d} dimensions, {d + 1} are needed"
+        for what, n in sizes.items()
+        if n <= d
+    ]
+    if few or rank == d:
+        return few
+    return [f"the covariances of samples and reference have rank {rank} of {d} together"]
