@@ -18,6 +18,7 @@ LONG = {"encode", "feeding", "gpu", "sampling", "scaling", "study", "train"}
 TELLS = {
     "encode": ("encode.images_per_second", "encode.baseline_images_per_second", "encode.processor_ratio"),
     "feeding": ("need.images_per_second", "read_ahead_by_threads.latents.2.over_need", "bare_loop_over_the_folder.images_per_second"),
+    "frechet": ("cases.0.processor", "cases.0.floor_seconds", "cases.0.peak_mib"),
     "gpu": ("training.eager.mfu", "training.eager.over_baseline", "sampling.heun.images_per_second", "sampling.euler-maruyama.images_per_second"),
     "sampling": ("overhead.processor.ratio", "peak_mib_by_steps.8"),
     "scaling": ("ways.ddp.speedup", "ways.fsdp.efficiency", "ways.apart.seconds"),
