@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -101,13 +101,17 @@ def again(number: Number, root: Path, device: str | None = None) -> Run:
     # On an accelerator a sample's last digits depend on how many there are at once.
     recipe["sample"] = {"batch": record["sampling"]["at_once"], **recipe["sample"]}
     over = {**recipe, "metric": [record["metric"]], "run": {"track": False, "keep_samples": record["sampling"]["kept"]}}
-    chosen = device or ("cpu" if environment["device"] == "cpu" else "cuda")
     source = _given(number, root)
-    run = load(source, step=step, device=chosen, over=Layer(over), root=root)
+    run = load(source, step=step, device=device or device_of(environment), over=Layer(over), root=root)
     torch.set_num_threads(environment["threads"])
     if run.examples.fingerprint != record["data"]:
         raise UserError(f"The data of {number.folder} changed since the number was measured.")
     return run
+
+
+def device_of(environment: Mapping[str, Any]) -> str:
+    """The device of a record by the name that torch has for it: of a GPU with CUDA the record has the maker's."""
+    return "cuda" if "cuda" in environment else str(environment["device"])
 
 
 def _given(number: Number, root: Path) -> Path:

@@ -18,10 +18,11 @@ from sitkit.compare import paired
 from sitkit.difference import differences, environment_differences
 from sitkit.explain import explain
 from sitkit.number import chosen, numbers
+from sitkit.provenance import environment
 from sitkit.registry import UserError
 from sitkit.results import read_results
 from sitkit.run import ENVIRONMENT
-from sitkit.verify import gap, verify
+from sitkit.verify import device_of, gap, verify
 
 STUDY = """title: "Two ways"
 base: base.yaml
@@ -171,6 +172,13 @@ def test_what_cannot_be_computed_says_why_and_the_rest_goes_on(folder: Path) -> 
     assert left.status == 1 and [v["verdict"] for v in verdicts] == ["impossible", "impossible", "same", "same"]
     assert "checkpoint" in verdicts[0]["reason"] and "changed since the number was measured" in verdicts[1]["reason"]
     assert f"{first.name}: " in left.err
+
+
+def test_a_device_is_called_as_torch_calls_it() -> None:
+    here = environment(torch.device("cpu"))
+    assert device_of(here) == "cpu"
+    assert device_of(here | {"device": "mps"}) == "mps"
+    assert device_of(here | {"device": "NVIDIA H100 80GB HBM3", "cuda": {"runtime": "12.8", "cudnn": 9}}) == "cuda"
 
 
 def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
