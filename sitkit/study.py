@@ -59,6 +59,8 @@ Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 ROW_KEYS = ("label", "paper", "columns")
 # What `show` may name beside columns and settings.
 FACTS = ("n", "nfe")
+# What a file must have something of to be a study.
+NEEDED = ("rows", "columns", "grid", "seeds", "sample_seeds", "set", "base", "bases", "metric")
 # What is measured on a trained run, before there is one.
 ANY = ((0.0, 1.0), (1.0, 1.0))
 
@@ -189,6 +191,11 @@ def read_study(
     path = experiments.find(path)
     layer = read_yaml(path)
     study: Study = validate(Study, layer.values, layer.where)
+    if not study.model_fields_set.intersection(NEEDED):
+        raise UserError(
+            f"{path}: there is nothing to compare: a study has rows, columns, a grid or seeds, "
+            "as in `rows: [{interp: linear}, {interp: gvp}]`."
+        )
     where = dict(layer.where)
     name = base or study.base
     if name in study.bases:

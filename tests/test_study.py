@@ -147,6 +147,15 @@ def test_what_is_wrong_with_a_study_is_said(study: dict[str, Any], words: str) -
         read(study)
 
 
+@pytest.mark.parametrize("text", ["", "# Nothing.\n", "title: Nothing\nshow: [nfe]\n"])
+def test_a_file_with_nothing_to_compare_is_no_study(text: str, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"study\.yaml: there is nothing to compare: a study has rows"):
+        read_study(tmp_path / "study.yaml")
+    (tmp_path / "study.yaml").write_text(f"{text}base: points\n")
+    assert len(read_study(tmp_path / "study.yaml").cells) == 1
+
+
 def test_an_impossible_cell_leaves_the_others_possible() -> None:
     plan = read({"rows": [{"label": "ok"}, {"label": "bad", "diffusion": "kl"}], "seeds": [0, 1]})
     assert [cell.row for cell in plan.cells] == ["ok", "ok"] and [cell.row for cell in plan.refused] == ["bad"]
