@@ -80,6 +80,8 @@ class TrainSettings(Settings):
     def _fit(self) -> TrainSettings:
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate must divide batch; got {self.accumulate} and {self.batch}.")
+        if self.posthoc and not self.steps:
+            raise ValueError("posthoc averages what a training makes, and steps is 0: leave posthoc out.")
         if self.schedule == "constant" and (self.decay, self.lr_end) != (1.0, 0.0):
             raise ValueError("decay and lr_end belong to schedule 'linear' or 'cosine'; it is 'constant'.")
         return self
@@ -316,7 +318,12 @@ def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, st
             known = _fields(model, path[:-1])
             message = f"unknown key {key!r}.{suggest(path[-1], known)} Known here: {', '.join(known)}."
         else:
-            message = f"{key}: " * bool(key) + first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            # A flag that bears the key's name has named it.
+            named = re.sub(r"\.\d+$", "", key)
+            named = place == f"--{named}: " or place.startswith(f"--set {named}=")
+            message = f"{key}: " * bool(key and not named) + first["msg"].removeprefix("Value error, ").removeprefix(
+                "Input "
+            )
             if first["type"] not in ("value_error", "missing"):
                 message += f"; got {first['input']!r}."
         raise UserError(f"{place}{message}") from None

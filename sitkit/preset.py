@@ -7,6 +7,7 @@ from pathlib import Path
 from sitkit import checkpoint
 from sitkit.config import Config, Layer, read_yaml, to_yaml
 from sitkit.registry import UserError, suggest
+from sitkit.shipped import presets
 
 FOLDER = "presets"
 KEYS = ("sampler", "diffusion", "guidance", "sample")
@@ -29,7 +30,8 @@ def read_preset(run_folder: Path, name: str) -> Layer:
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
         has = f"It has: {', '.join(known)}." if known else "It has none; `sitkit search` makes one."
-        raise UserError(f"{run_folder} has no preset {name!r}.{suggest(name, known)} {has}")
+        trains = f" ({name!r} is a preset of `sitkit train`.)" if name in presets else ""
+        raise UserError(f"{run_folder} has no way of sampling {name!r}.{suggest(name, known)} {has}{trains}")
     layer = read_yaml(folder / f"{name}.yaml")
     for key in layer.values:
         if key not in KEYS:

@@ -16,7 +16,7 @@ import sys
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -85,8 +85,13 @@ class Preset:
 
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
     """The sentence " Did you mean 'x'?" for the nearest known word, or nothing."""
-    near = get_close_matches(word, list(known), 1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+
+    def nearness(other: str) -> tuple[float, bool, int]:
+        # Of two that share as much, rather the one that begins alike, or is as long.
+        return SequenceMatcher(None, other, word).ratio(), other[:1] == word[:1], -abs(len(other) - len(word))
+
+    near = max(known, key=nearness, default="")
+    return f" Did you mean {near!r}?" if near and nearness(near)[0] >= 0.5 else ""
 
 
 class Names:

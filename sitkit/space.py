@@ -23,13 +23,14 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from sitkit.config import Config, Layer, Settings, locate, merge, read_yaml, validate
+from sitkit.config import Config, Layer, Settings, flat, locate, merge, read_yaml, validate
 from sitkit.diffusion import Diffusion
 from sitkit.metrics.metric import Metric
 from sitkit.registry import UserError, metrics, suggest
 from sitkit.run import adapted
 from sitkit.shipped import experiments
 
+PARTS = ("sampler.", "diffusion.", "guidance.")
 ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "sample.ema", "nfe")
 
 
@@ -179,16 +180,21 @@ def _check(axis: Axis, axes: Sequence[Axis], config: Config) -> None:
     """Every choice must be right in some combination of the settings that it stands in; impossible pairs are for later."""
     around = [a for a in axes if a is not axis and (axis.key.startswith(f"{a.key}.") or a.key == "sampler")]
     bases: list[dict[str, Any]] = []
+    known: set[str] = set()
     for values in itertools.product(*([value for value, _ in a.written()] for a in around)):
         chosen = dict(zip((a.key for a in around), values, strict=True))
         try:
-            if in_force(adapted(config, layer_of(chosen)), axis.key):
+            possible = adapted(config, layer_of(chosen))
+            fields = (key for key in flat(possible.plain()) if key.startswith(PARTS) and not key.endswith(".name"))
+            known.update(key for key in fields if in_force(possible, key))
+            if in_force(possible, axis.key):
                 bases.append(chosen)
         except UserError:
             continue
     if not bases:
         raise UserError(
-            f"{axis.place}{axis.key} is a setting of none of the choices here: remove it, or add one that has it."
+            f"{axis.place}{axis.key} is a setting of none of the choices here.{suggest(axis.key, sorted(known))} "
+            "Remove it, or add a choice that has it."
         )
     if axis.key == "nfe":
         return

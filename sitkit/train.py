@@ -152,6 +152,9 @@ def _loop(config: Config, data: Examples, folder: Path, here: World, progress: P
     step = saved = state.resume(folder)
     if step:
         progress(Event("train", step, settings.steps, message=f"continuing {folder} at step {step}."))
+    if not settings.steps:
+        # What is sampled, measured and compared like any other: the network as it was drawn.
+        state.save(folder, config, 0)
     drawing = Drawing(config, network, data, here.device, here.rank, here.size)
     speed = Throughput(config.backbone.flops(shape), here, torch.bfloat16 if objective.halved else torch.float32)
     window = Window(config, data, drawing, folder, here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shlex
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 from trials import call, copied, finish, flags, start, trained
 from typer.main import get_command
 
 from sitkit import checkpoint
+from sitkit.cli import console
 from sitkit.cli.commands import app
 from sitkit.registry import registries
 from sitkit.results import FILE as RESULTS
@@ -129,6 +132,55 @@ def test_a_setting_that_the_training_fixed(here: Path) -> None:
         told = run_mistake(here, command, run.name, "--set", "target=score")
         assert "--set target=score: target was fixed when" in told
     assert not (run / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--metric", "frechett"), "error: --metric: No metric named 'frechett'. Did you mean 'frechet'?"),
+        (("--metric", "frechet,prec"), "error: --metric: No metric named 'prec'. Did you mean 'precision'?"),
+        (("--features", "incept"), "error: --features: No extractor named 'incept'. Did you mean 'inception'?"),
+        (("--sampler", "hoin"), "error: --sampler: No sampler named 'hoin'. Did you mean 'heun'?"),
+        (("--set", "guidance=cgf"), "error: --set guidance=cgf: No guidance named 'cgf'. Did you mean 'cfg'?"),
+        (("--set", "sample.n=0"), "error: --set sample.n=0: should be greater than or equal to 1; got 0."),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_said_once_with_its_flag(words: tuple[str, ...], told: str) -> None:
+    called = call("evaluate", trained(), *words)
+    assert called.status == 2 and told in called.err and called.err.count("error:") == 1
+
+
+def test_no_experiments_are_a_line_and_not_an_empty_table() -> None:
+    called = call("list", "experiments")
+    assert called.status == 0 and called.out.startswith("no experiments: ") and called.out.count("\n") == 1
+    assert json.loads(call("list", "experiments", "--json").out) == {"experiments": []}
+
+
+def test_no_step_leaves_a_network_that_can_be_sampled(here: Path) -> None:
+    words = flags("train.steps=0")
+    assert call("train", "points", *words).status == 0
+    assert call("train", "points", *words).status == 0
+    drawn = call("sample", "-n", "5", "--steps", "2")
+    assert drawn.status == 0 and "5 at 4 evaluations" in drawn.out
+    refused = call("train", "points", *words, "--set", "train.posthoc=[0.05]")
+    assert refused.status == 2 and "posthoc averages what a training makes, and steps is 0" in refused.err
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_a_run_is_a_line_at_any_width(width: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied(trained(), here / "runs")
+    assert call("evaluate", "-n", "20", "--steps", "2").status == 0
+    # Where nobody looks nothing is cut.
+    whole = call("runs").out.splitlines()
+    assert len(whole) == 3 and whole[2].split(" │ ")[2].strip().endswith(
+        " sliced-wasserstein; 1 samplings; 1 evaluations"
+    )
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=screen, width=width, force_terminal=True, no_color=True))
+    call("runs")
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 3 and all(len(Text.from_ansi(line)) <= width for line in lines)
+    assert f" {run.name} " in lines[2] and " 40/40 " in lines[2]
 
 
 def test_a_mistake_in_a_file_names_its_line(here: Path) -> None:

@@ -222,6 +222,12 @@ def test_suggestions_come_from_what_is_known(known: list[str], data: st.DataObje
     assert not said or any(f"{name!r}" in said for name in known)
 
 
+def test_of_two_names_that_share_as_much_the_likelier_is_suggested() -> None:
+    known = ["euler", "midpoint", "heun", "rk4", "stochastic-heun"]
+    for order in (known, known[::-1]):
+        assert suggest("hoin", order) == " Did you mean 'heun'?"
+
+
 def test_unknown_words_that_resemble_nothing_get_no_suggestion() -> None:
     assert suggest("zzzzzz", ["linear", "gvp"]) == ""
 

@@ -340,6 +340,20 @@ def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
     assert len(list(run.folder.glob("samples/*"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("space", "near"),
+    [
+        ("{guidance: [cfg], guidance.scal: [1.0, 2.0]}", "Did you mean 'guidance.scale'"),
+        ("{sampler: [euler-maruyama], sampler.lst_step: [mean]}", "Did you mean 'sampler.last_step'"),
+        ("{guidance.scal: [1.0, 2.0]}", "none of the choices here. Remove it"),
+    ],
+)
+def test_a_misspelt_field_is_told_what_the_choices_have(run: Run, tmp_path: Path, space: str, near: str) -> None:
+    (tmp_path / "quest.yaml").write_text(f"space: {space}\n")
+    with pytest.raises(UserError, match=f"quest.yaml:1: .* is a setting of .*{near}"):
+        read_search(tmp_path / "quest.yaml", run.config)
+
+
 def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:
     config = adapted(
         run.config, layer_of({"sampler": "euler-maruyama", "sampler.last_step": "tweedie", "diffusion": "kl"})
@@ -351,6 +365,9 @@ def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> 
         read_preset(run.folder, "mien")
     with pytest.raises(UserError, match="sitkit search"):
         read_preset(tmp_path, "mine")
+    # One of the same name that says how to train is another thing.
+    with pytest.raises(UserError, match=r"no way of sampling 'digits'.*'digits' is a preset of `sitkit train`"):
+        read_preset(run.folder, "digits")
     (run.folder / "presets" / "odd.yaml").write_text("sampler: heun\ntrain: {lr: 1}\n")
     with pytest.raises(UserError, match=r"odd\.yaml:2: .*'train'"):
         read_preset(run.folder, "odd")

@@ -11,7 +11,7 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.certify import certify
 from sitkit.cli.interrupt import resumable
-from sitkit.registry import UserError, registries, registry_of, spec
+from sitkit.registry import UserError, extractors, registries, registry_of, spec
 from sitkit.shipped import shelves
 
 if TYPE_CHECKING:
@@ -253,6 +253,10 @@ def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Pat
         return names[0] if len(names) == 1 else names or None
     if not names:
         names = [chosen.name for chosen in read_config_of(located(run, runs)).metric]
+    try:
+        extractors.parse(features)
+    except UserError as error:
+        raise UserError(f"--features: {error}") from None
     each: list[Any] = [{"name": name, "features": features} for name in names]
     return each[0] if len(each) == 1 else each
 
@@ -300,8 +304,13 @@ def list_(
         console.table((r.plural, "", "fields", "plugin"), rows, f"{r.flag}")
     for shelf in files:
         rows = [(e["name"], e["meaning"], "" if e["from"] == "sitkit" else e["from"]) for e in entries[shelf.plural]]
-        if rows or registry:
+        if rows:
             console.table((shelf.plural, "", "plugin"), rows)
+        elif registry:
+            console.say(
+                f"no {shelf.plural}: plugins bring them.  Commands take a file in place of a name, as in "
+                "`sitkit ablate experiments/table6.yaml`."
+            )
 
 
 def _fields(registry: Any, name: str) -> str:
@@ -398,13 +407,26 @@ def runs(
         step = int(found[-1].stem.rpartition("-")[2]) if found else 0
         total = read_config_of(folder).train.steps
         evaluations = [checkpoint.read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-        best = ", ".join(f"{e['metric']['name']} {e['value']:.4g}" for e in evaluations[:3])
+        best = ", ".join(f"{e['value']:.4g} {e['metric']['name']}" for e in evaluations[:3])
         rows.append({"run": str(folder), "step": step, "of": total, "samplings": len(list(folder.glob("samples/*/record.json"))),
                      "evaluations": len(evaluations), "first": best})  # fmt: skip
     if json:
         console.as_json(rows)
     elif rows:
-        console.table(("run", "step", "of", "samplings", "evaluations", ""), [list(row.values()) for row in rows])
+        shown = [
+            (
+                Path(row["run"]).name if runs == Path("runs") else row["run"],
+                f"{row['step']}/{row['of']}",
+                "; ".join(
+                    [
+                        *filter(None, [row["first"]]),
+                        *(f"{row[what]} {what}" for what in ("samplings", "evaluations") if row[what]),
+                    ]
+                ),
+            )
+            for row in rows
+        ]
+        console.table(("run", "step", ""), shown, cut=True)
     else:
         console.say(f"no runs in {runs}: make one with `sitkit train`.")
 

@@ -56,15 +56,25 @@ def as_json(value: Any) -> None:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "", notes: Sequence[str] = ()) -> None:
-    """A table with its footnotes."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    title: str = "",
+    notes: Sequence[str] = (),
+    cut: bool = False,
+) -> None:
+    """A table with its footnotes.  cut: where there is no room, the last column is cut and the others are whole."""
     from rich.table import Column, Table
 
     # Folded, not cut: a name, a path or a command in a cell is there to be copied.
-    headings = [Column(escape(column), overflow="fold") for column in columns]
+    headings = [Column(escape(column), overflow="fold", no_wrap=cut and column != columns[-1]) for column in columns]
     drawn = Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
     for row in rows:
+        row = [*row[:-1], Text(str(row[-1]), overflow="ellipsis", no_wrap=True)] if cut else row
         drawn.add_row(*(value if isinstance(value, Text) else escape(str(value)) for value in row))
+    if cut and not out.is_terminal:
+        # Where nobody looks, nothing is cut.
+        drawn.width = out.measure(drawn, options=out.options.update(width=10_000)).maximum
     out.print(drawn)
     for note in notes:
         out.print(f"[dim]{escape(note)}[/]")

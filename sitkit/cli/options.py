@@ -86,7 +86,12 @@ Step = Annotated[
     int | None, typer.Option("--step", help="Step of the checkpoint, by default the newest.", rich_help_panel=SAMPLING)
 ]
 PresetName = Annotated[
-    str | None, typer.Option("--preset", help="A preset of the run, as a search saves.", rich_help_panel=SAMPLING)
+    str | None,
+    typer.Option(
+        "--preset",
+        help="A way of sampling that a search saved in the run.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
