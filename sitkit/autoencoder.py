@@ -65,6 +65,10 @@ class Autoencoder(Component):
         """SHA-256 of what determines the maps: the fields, unless there are weights."""
         return hashlib.sha256(json.dumps(spec(self)).encode()).hexdigest()
 
+    def caveat(self) -> str:
+        """What a person should know before encoding with it; nothing in most cases."""
+        return ""
+
     def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """(settings, state) of a network that only this machine has, for a file that must do without; None where none is."""
         return None
@@ -134,6 +138,17 @@ class SDVAE(Autoencoder):
     def fingerprint(self) -> str:
         """SHA-256 of the weights and the scale."""
         return _digest(self.path, self.scale)
+
+    def caveat(self) -> str:
+        """Where the scale is not the one that the autoencoder was published with."""
+        published = self._network().config.scaling_factor
+        if math.isclose(self.scale, published, rel_tol=1e-2):
+            return ""
+        return (
+            f"{self.path} was saved with scaling_factor {published:.5g}, which brings its latents to a standard deviation of "
+            f"about 1; with autoencoder.scale {self.scale:.5g} it is {self.scale / published:.2g}. To take its own: "
+            f"--set autoencoder.scale={published:.5g}"
+        )
 
     def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         if not Path(self.path).expanduser().exists():

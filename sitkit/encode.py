@@ -79,6 +79,8 @@ def encode(
     _begin(folder, plan)
     with joined(device) as world:
         if not (folder / INDEX).is_file():
+            if world.lead and (caveat := autoencoder.caveat()):
+                progress(Event("encode", message=caveat))
             work = _Work(folder, data, autoencoder, plan, world, progress if world.lead else silent)
             work.all_shards()
             _finish(folder, plan)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,15 @@ def test_encoding_again_does_nothing(made: Path) -> None:
     said = call(*words(made, made / "whole"), "--json")
     assert said.status == 0 and json.loads(said.out)["rows"] == [8] * 12 + [4]
     assert {path: path.stat().st_mtime_ns for path in (made / "whole").iterdir()} == before
+
+
+@pytest.mark.parametrize(("scale", "said"), [(0.18215, False), (0.5, True)])
+def test_a_scale_that_is_not_the_autoencoders_own_is_told(made: Path, tmp_path: Path, scale: float, said: bool) -> None:
+    """save_pretrained wrote scaling_factor 0.18215, by which diffusers multiplies."""
+    told = []
+    data, vae = parts(made)
+    encode(data, replace(vae, scale=scale), tmp_path / "out", progress=lambda event: told.append(event.message))
+    assert any("--set autoencoder.scale=0.18215" in text and "it is 2.7" in text for text in told) is said
 
 
 def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
