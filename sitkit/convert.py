@@ -21,6 +21,7 @@ import math
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +35,16 @@ from sitkit.backbones.backbone import SiTBackbone
 from sitkit.backbones.sit import MAX_PERIOD
 from sitkit.config import Config, Layer, assemble, label
 from sitkit.curvature import fitted
-from sitkit.registry import UserError, backbones
+from sitkit.registry import UserError, backbones, targets
 from sitkit.run import CHECKPOINTS, Run, folder_of, write_config
 
 INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
 CODES = {"sit": "SiT", "repa": "REPA", "dit": "DiT"}
+# The tensors that tell the architecture.
+TELLING = (
+    "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight", "y_embedder.embedding_table.weight",
+    "blocks.0.mlp.fc1.weight",
+)  # fmt: skip
 # DiT's timesteps, of which the first is the least noise.
 TIMESTEPS = 1000
 VAE = "stabilityai/sd-vae-ft-"
@@ -66,6 +72,9 @@ def import_checkpoint(
     args = vars(held["args"]) if isinstance(held.get("args"), argparse.Namespace) else {}
     states = {k: v for k, v in held.items() if k in ("model", "ema") and isinstance(v, Mapping)} or {"ema": held}
     states = {kind: _tensors(state, path) for kind, state in states.items()}
+    for name in TELLING:
+        if name not in newest_of(states):
+            raise UserError(f"{path}: no SiT network: it has no {name}.")
     source = _source(path, source, args, states)
     notes = [f"{path.name}: read as a checkpoint of {CODES[source]}."]
     dropped = sorted({name.partition(".")[0] for s in states.values() for name in s if name.startswith("projectors.")})
@@ -86,7 +95,7 @@ def import_checkpoint(
     network = build_shape(config)
     for state in states.values():
         try:
-            network.load_state_dict(state)
+            network.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise UserError(f"{path}: no SiT network: {str(error).splitlines()[-1].strip()}") from None
     if source == "repa":
@@ -120,18 +129,28 @@ def build_shape(config: Config) -> torch.nn.Module:
 def read_pickle(path: Path) -> dict[str, Any]:
     """What torch.save wrote: tensors, plain values and argparse.Namespace; anything else is refused, unrun."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            held = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            begins = file.read(40)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if begins[:4] != b"PK\x03\x04" and begins[:1] != b"\x80":
+        # A page of HTML in the file's place, a pointer of Git LFS, nothing at all.
+        raise UserError(f"{path} is no file of torch.save: it begins with {begins!r}. Was it downloaded whole?")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) ([\w.]+)", str(error))
         raise UserError(
             f"{path} is refused: its pickle asks for {asked[1] if asked else 'code'}, and only tensors, plain values and "
             "argparse.Namespace are read. Nothing in it was run."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no file of torch.save, or is cut short: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        # Of torch's words the first sentence: the rest guesses.
+        told = str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
+        raise UserError(f"{path} is no file of torch.save, or is cut short: {told}.") from None
     if not isinstance(held, Mapping):
         raise UserError(f"{path} holds a {type(held).__name__}, not a checkpoint or the state of a network.")
     return dict(held)
@@ -161,18 +180,14 @@ def _architecture(
     state: Mapping[str, Tensor], heads: int | None, path: Path
 ) -> tuple[dict[str, Any], tuple[int, ...], int]:
     """(fields of the backbone, shape of the states, number of classes), read off the shapes of the tensors."""
-    try:
-        patches, positions = state["x_embedder.proj.weight"], state["pos_embed"]
-        head, table = state["final_layer.linear.weight"], state["y_embedder.embedding_table.weight"]
-        fc1 = state["blocks.0.mlp.fc1.weight"]
-    except KeyError as error:
-        raise UserError(f"{path}: no SiT network: it has no {error.args[0]}.") from None
+    patches, positions, head, table, fc1 = (state[name] for name in TELLING)
     axes = (patches.ndim, positions.ndim, head.ndim, table.ndim, fc1.ndim)
     if axes != (4, 3, 2, 2, 2):
         raise UserError(f"{path}: no SiT network: its tensors have {axes} axes where a SiT's have (4, 3, 2, 2, 2).")
     hidden, channels, patch = patches.shape[0], patches.shape[1], patches.shape[2]
     side = math.isqrt(positions.shape[1])
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    # Of a block that is missing the depth tells, and the check of all names then says which.
+    depth = 1 + max(int(block[1]) for name in state if (block := re.match(r"blocks\.(\d+)\.", name)))
     if any(".q_norm." in name for name in state):
         raise UserError(f"{path}: its queries and keys are normalised by LayerNorm, and sitkit's qk_norm is RMSNorm.")
     for name in backbones.presets():
@@ -213,6 +228,8 @@ def _config(
         "holdout": 0,
     }
     path_of, target = INTERPOLANTS[kind], "velocity" if prediction == "v" else prediction
+    if target not in targets:
+        raise UserError(f"{path}: its prediction {prediction!r} is unknown here; known: v, {', '.join(targets)}.")
     if source == "dit":
         path_of, target = "ddpm", "noise"
     values = {

@@ -113,6 +113,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path: Path, kind: st
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no permissions of a group")
+def test_whoever_may_read_the_folder_may_read_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path / "text", "x")
+    checkpoint.save(tmp_path / "step-00000001.safetensors", {"w": torch.ones(3)}, {})
+    plain, saved = ((tmp_path / name).stat().st_mode for name in ("text", "step-00000001.safetensors"))
+    assert saved == plain
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkFailed, match=r"file/below could not be written"):

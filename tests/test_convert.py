@@ -108,6 +108,7 @@ def converted(tmp_path: Path, held: Any, *words: str) -> Path:
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
 @pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.filterwarnings("error")
 def test_a_sit_gives_what_its_weights_give(tmp_path: Path, learn_sigma: bool, bare: bool) -> None:
     state = official(learn_sigma=learn_sigma)
     args = argparse.Namespace(model="SiT-XS/2", path_type="GVP", prediction="score", num_classes=CLASSES)
@@ -217,6 +218,12 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
         (official(), ("--from", "sit"), "add --heads"),
         ({"weights": [1, 2]}, ("--from", "sit"), "is no tensor"),
         ({"pos_embed": torch.ones(1)}, ("--from", "sit"), "it has no"),
+        ({"conv1.weight": torch.ones(3, 3)}, (), "no SiT network: it has no x_embedder.proj.weight"),
+        (
+            {"ema": official(), "args": argparse.Namespace(model="SiT-S/2", prediction="flow")},
+            ("--heads", "3"),
+            "'flow'",
+        ),
         (official() | {"pos_embed": torch.ones(1)}, ("--from", "sit"), "axes"),
         (without("t_embedder.mlp.0.weight"), ("--from", "dit", "--heads", "3"), "t_embedder.mlp.0.weight"),
         (without("final_layer.linear.bias"), ("--from", "repa", "--heads", "3"), "final_layer.linear.bias"),
@@ -235,3 +242,24 @@ def test_a_file_that_is_cut_short_or_absent_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:2000])
     assert "cut short" in call("convert", tmp_path / "cut.pt").err
     assert "There is no file" in call("convert", tmp_path / "none.pt").err
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80", b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com"]
+)
+def test_what_was_downloaded_in_a_checkpoint_s_place_is_told_in_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "page.pt"
+    path.write_bytes(data)
+    done = call("convert", path)
+    assert done.status == 2 and f"{path} is no file of torch.save" in done.err and done.err.count("\n") == 1
+
+
+def test_a_block_that_is_missing_is_named(tmp_path: Path) -> None:
+    state = {name: t for name, t in official().items() if not name.startswith("blocks.0.attn")}
+    torch.save({"ema": state}, tmp_path / "sit.pt")
+    done = call("convert", tmp_path / "sit.pt", "--heads", "3")
+    assert done.status == 2 and "blocks.0.attn.qkv.weight" in done.err
+    state = {name.replace("blocks.1.", "blocks.2."): t for name, t in official().items()}
+    torch.save({"ema": state}, tmp_path / "sit.pt")
+    done = call("convert", tmp_path / "sit.pt", "--heads", "3")
+    assert done.status == 2 and "blocks.1.attn.qkv.weight" in done.err
