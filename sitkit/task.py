@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from sitkit.sample import sampling_identity
 
 LOGS = "logs"
 FAILED = "failed:"
+NOTED = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\S+) \S+ \d+ (?P<what>.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,12 @@ def note(log: Path, text: str) -> None:
     """A line of a task's log: when, where, what."""
     log.parent.mkdir(parents=True, exist_ok=True)
     line = f"{now()} {node()} {os.getpid()} {' '.join(text.split())}\n"
-    with log.open("a", encoding="utf-8") as file:
-        file.write(line)
+    with log.open("a+b") as file:
+        # What a task printed last, or a process that was killed, may have left a line unfinished.
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(line.encode())
 
 
 def now() -> str:
@@ -95,10 +101,12 @@ def now() -> str:
 
 
 def failure(log: Path, since: str) -> str | None:
-    """Why a task failed, if that is the last thing that its log says and it happened since then."""
+    """Why a task failed, if that is the last that became of it and it happened since then; what was printed is passed over."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    said = lines[-1].split(" ", 4) if lines else []
-    return said[4] if len(said) == 5 and said[3] == FAILED and said[0] >= since else None
+    last = next((found for line in reversed(lines) if (found := NOTED.match(line))), None)
+    if last is None or last["time"] < since or not last["what"].startswith(f"{FAILED} "):
+        return None
+    return last["what"].removeprefix(f"{FAILED} ")
 
 
 def place_of(config: Config) -> Place:
