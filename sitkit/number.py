@@ -24,7 +24,12 @@ from sitkit.registry import UserError, suggest
 from sitkit.results import FILE, STUDIES, Result, Results, find_study, read_results, runs_of
 from sitkit.run import find
 
-RECORDED = {"value", "metric", "sampling", "command", "checkpoint", "seeds", "data", "reference", "environment"}
+# What a record has, and within it that of its samples.
+RECORDED = {
+    "value", "stderr", "halves", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
+    "sampling", "checkpoint", "seeds", "environment", "command",
+}  # fmt: skip
+SAMPLED = {"recipe", "nfe", "at_once", "kept"}
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,13 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
     """What a name means: one number or several.  Raises UserError for a name that means none, with the nearest one."""
     path = Path(target)
     if path.suffix == ".json" and path.name != FILE:
-        return [_read(path)]
+        return [read(path)]
     study, rest = _study(target, root)
     if study is not None:
         return _of_study(study, rest)
     short = sorted(root.glob(f"*/{EVALUATIONS}/{target}*.json")) if re.fullmatch("[0-9a-f]{4,12}", target) else []
     if len(short) == 1:
-        return [_read(short[0])]
+        return [read(short[0])]
     run, _, which = target.partition(":")
     try:
         folder = find(run, root)
@@ -85,10 +90,20 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
     return _of_run(folder, which)
 
 
-def _read(path: Path) -> Number:
+def read(path: Path) -> Number:
+    """The number in a file.  Raises UserError that says what the file lacks, and how to have the number again."""
     record = checkpoint.read_json(path)
-    if not isinstance(record, dict) or not record.keys() >= RECORDED or "at_once" not in record["sampling"]:
+    lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
+    if len(lacks) > len(RECORDED) // 2:
         raise UserError(f"{path} is not the record of a number: give a file of a run's folder {EVALUATIONS}.")
+    if not lacks:
+        lacks = [f"sampling.{key}" for key in sorted(SAMPLED - dict(record["sampling"]).keys())]
+    if lacks:
+        again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
+        raise UserError(
+            f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and what it says is "
+            f"measured again by `{again}` with its settings."
+        )
     return Number(path, record)
 
 
@@ -104,7 +119,7 @@ def _study(target: str, root: Path) -> tuple[Path | None, str]:
 
 
 def _of_run(folder: Path, which: str) -> list[Number]:
-    found = [_read(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
+    found = [read(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     if not found:
         raise UserError(f"{folder} has no numbers yet: sitkit evaluate {folder} makes one.")
     chosen = [
@@ -126,7 +141,7 @@ def _of_study(study: Path, rest: str) -> list[Number]:
         states = ", ".join(dict.fromkeys(cell.state for cell in cells))
         raise UserError(f"{study.name}:{rest} has no number yet ({states}): {shlex.join(results.command)} continues.")
     runs = runs_of(study, results)
-    return [Number(path, _read(path).record, cell, study) for cell in done if (path := runs / str(cell.evaluation))]
+    return [Number(path, read(path).record, cell, study) for cell in done if (path := runs / str(cell.evaluation))]
 
 
 def chosen(results: Results, which: str, name: str) -> list[Result]:

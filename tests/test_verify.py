@@ -97,6 +97,23 @@ def test_what_is_no_record_is_not_taken_for_one(folder: Path) -> None:
         assert left.status == 2 and words in left.err
 
 
+@pytest.mark.parametrize("lost", ["command", "seeds", "sampling.at_once", "sampling.recipe"])
+def test_a_record_that_lacks_something_is_named_with_what_to_do(lost: str, folder: Path) -> None:
+    path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
+    record = checkpoint.read_json(path)
+    part, _, key = lost.rpartition(".")
+    del (record[part] if part else record)[key]
+    checkpoint.write_json(path, record)
+    run = path.parent.parent
+    for words in (("explain", run), ("verify", run), ("report", run), ("report", "study"), ("explain", "study")):
+        left = call(*words)
+        assert left.status == 2 and left.err.count("error:") == 1, (words, left.err)
+        name = path.relative_to(folder).as_posix()
+        assert f"{name} lacks {lost}: it is of an older sitkit, or damaged." in left.err, (words, left.err)
+    path.unlink()
+    assert call("report", run).status == 0
+
+
 def test_an_explanation_ends_in_commands_that_make_the_number(folder: Path) -> None:
     (number,) = numbers("study:SDE: eta:linear:1", Path("runs"))
     told = explain(number)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from sitkit import chart, checkpoint
 from sitkit.config import Config, label, to_yaml
+from sitkit.evaluate import EVALUATIONS
+from sitkit.number import read
 from sitkit.picture import Curve
 from sitkit.registry import metrics
 from sitkit.report.page import Chart, Charts, Code, Facts, Notes, Page, Section, Sheets, Table, Value, described, number
@@ -61,7 +63,7 @@ def run_page(folder: Path) -> Page:
     """The page of the run in a folder.  Raises UserError where its configuration cannot be read."""
     trained = read_training(folder)
     config = trained.config
-    records = [checkpoint.read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
+    records = [read(path).record for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     records.sort(key=lambda r: (r["metric"]["name"], r["sampling"]["nfe"], r["value"]))
     whole = trained.step >= config.train.steps or not config.backbone.trainable
     lead = (

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sitkit import chart, checkpoint
+from sitkit import chart
 from sitkit.chart import Interval
 from sitkit.config import label
+from sitkit.number import read
 from sitkit.picture import Curve
 from sitkit.report.page import Chart, Charts, Code, Facts, Notes, Page, Part, Section, Sheets, Table, Value, number
 from sitkit.report.recipe import evaluate_command
@@ -37,9 +38,7 @@ def study_page(folder: Path) -> Page:
     """The page of the study whose results.json lies in a folder.  Raises UserError where it cannot be read."""
     results = read_results(folder)
     runs = runs_of(folder, results)
-    records = {
-        cell.evaluation: checkpoint.read_json(runs / cell.evaluation) for cell in results.cells if cell.evaluation
-    }
+    records = {cell.evaluation: read(runs / cell.evaluation).record for cell in results.cells if cell.evaluation}
     trained = {name: read_training(runs / name) for name in _runs(results) if (runs / name / CONFIG).is_file()}
     columns = f" and {len(results.columns)} columns" if len(results.columns) > 1 else ""
     lead = (
