@@ -52,7 +52,7 @@ class Drawn:
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of samples.npz."""
-        with np.load(self.folder / ARRAYS, allow_pickle=False) as arrays:
+        with npz.opened(self.folder / ARRAYS) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
     @property
@@ -197,7 +197,7 @@ class Shards:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, data: Examples) -> np.ndarray:
-    with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+    with npz.opened(folder / ARRAYS) as arrays:
         return arrays["images" if data.is_image else "points"]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
 from sitkit import checkpoint
+from sitkit.registry import UserError
 
 
 @contextlib.contextmanager
@@ -36,6 +39,18 @@ def add(archive: zipfile.ZipFile, name: str, n: int, parts: Iterable[np.ndarray]
             rows += len(part)
     if rows != n:
         raise ValueError(f"{name} needs {n} rows; got {rows}.")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """An archive of samples to read whole arrays from.  Raises UserError for one that is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): remove the folder {path.parent}, and the same command draws the samples again."
+        ) from None
 
 
 def rows(path: Path, name: str, size: int) -> Iterator[np.ndarray]:

@@ -124,6 +124,28 @@ def test_the_page_says_what_the_folder_says() -> None:
     assert environment["packages"]["torch"] in text
 
 
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("checkpoints/*.safetensors", "is damaged or cut short"),
+        ("samples/*/samples.npz", "is damaged"),
+        ("samples/*/record.json", "lacks its recipe"),
+        ("evaluations/*.json", "is not the record of a number"),
+        ("environment.json", None),
+    ],
+)
+def test_what_is_damaged_is_named(pattern: str, told: str | None, tmp_path: Path) -> None:
+    folder = copied(measured("digits"), tmp_path)
+    path = sorted(folder.glob(pattern))[0]
+    path.write_text("{}")
+    left = call("report", folder)
+    if told is None:
+        assert left.status == 0
+    else:
+        assert left.status == 2 and str(path) in left.err and told in left.err and left.err.count("error:") == 1
+    assert call("runs", "--runs", tmp_path).status == 0
+
+
 def test_the_command_beside_a_number_makes_it_again(tmp_path: Path) -> None:
     for path in (measured("digits") / "evaluations").iterdir():
         record = checkpoint.read_json(path)

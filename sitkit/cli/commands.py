@@ -407,7 +407,8 @@ def runs(
         step = int(found[-1].stem.rpartition("-")[2]) if found else 0
         total = read_config_of(folder).train.steps
         evaluations = [checkpoint.read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-        best = ", ".join(f"{e['value']:.4g} {e['metric']['name']}" for e in evaluations[:3])
+        told = [e for e in evaluations if {"value", "metric"} <= e.keys()]
+        best = ", ".join(f"{float(e['value']):.4g} {e['metric']['name']}" for e in told[:3])
         rows.append({"run": str(folder), "step": step, "of": total, "samplings": len(list(folder.glob("samples/*/record.json"))),
                      "evaluations": len(evaluations), "first": best})  # fmt: skip
     if json:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from sitkit import chart, checkpoint
 from sitkit.config import Config, label, to_yaml
+from sitkit.drawn import RECORD
 from sitkit.evaluate import EVALUATIONS
 from sitkit.number import read
 from sitkit.picture import Curve
-from sitkit.registry import metrics
+from sitkit.registry import UserError, metrics
 from sitkit.report.page import Chart, Charts, Code, Facts, Notes, Page, Section, Sheets, Table, Value, described, number
 from sitkit.report.recipe import evaluate_command, train_command
 from sitkit.report.samples import MOST_SHEETS, data_sheet, sample_sheet
@@ -128,12 +129,10 @@ def duration(seconds: float) -> str:
 
 def parameters(folder: Path) -> str:
     """How many weights the newest checkpoint's network has, in words; nothing where there is no checkpoint."""
-    from safetensors import safe_open
-
     found = checkpoint.checkpoints(folder / CHECKPOINTS)
     if not found:
         return ""
-    with safe_open(found[-1], framework="np") as file:
+    with checkpoint.opened(found[-1]) as file:
         count = sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys() if k.startswith("model."))  # noqa: SIM118
     return f", {count / 1e6:.3g} M parameters"
 
@@ -268,7 +267,11 @@ def _samples(trained: Trained) -> list[Sheets | Notes]:
         return [Notes([f"Nothing was drawn yet: sitkit sample {trained.folder}."])]
     sheets = [sheet for sheet in [data_sheet(trained.config)] if sheet]
     for folder in folders[:MOST_SHEETS]:
-        record = checkpoint.read_json(folder / "record.json")
+        record = checkpoint.read_json(folder / RECORD)
+        if not {"recipe", "nfe"} <= record.keys():
+            raise UserError(
+                f"{folder / RECORD} lacks its recipe, as it is of an older sitkit or damaged: remove {folder}."
+            )
         recipe = record["recipe"]
         caption = f"{record['nfe']} evaluations, seed {recipe['sample']['seed']}"
         sheet = sample_sheet(folder, sampling_name(recipe), caption)

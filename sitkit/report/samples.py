@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sitkit import picture
+from sitkit import npz, picture
 from sitkit.config import Config, label
 from sitkit.drawn import ARRAYS, PICTURE
 from sitkit.registry import UserError, WorkFailed
@@ -20,7 +20,7 @@ CELL, COLUMNS, SMALL, LARGE = 28, 10, 60, 20
 
 def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:
     """The first samples of a folder, in order of their index; None where they cannot be seen (points in space)."""
-    with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+    with npz.opened(folder / ARRAYS) as arrays:
         images = arrays.get("images")
         n = len(arrays["labels"])
     if images is None:
