@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -85,8 +86,9 @@ def _code(folder: Path) -> dict[str, Any] | None:
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout that tracks a folder, whether what is in the folder differs from it, and that difference's SHA-256.
 
-    The hash is of the difference to the commit and of the contents of files that git does not track.  None where the folder
-    is not tracked, as an installed package in a virtual environment within somebody's repository is not.
+    The hash is of the names and contents of files that are not as committed, or that git does not track: how git would show
+    a difference is up to each user's settings.  None where the folder is not tracked, as an installed package in a virtual
+    environment within somebody's repository is not.
     """
 
     def git(*words: str) -> bytes:
@@ -96,15 +98,17 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         if not git("ls-files", "--", "."):
             return None
         commit = git("rev-parse", "HEAD").decode().strip()
-        changes = git("diff", "HEAD", "--", ".")
-        new = sorted(git("ls-files", "-z", "--others", "--exclude-standard", "--", ".").split(b"\0"))
-        digest = hashlib.sha256(changes)
-        for name in filter(None, new):
-            digest.update(name + b"\0" + (folder / name.decode()).read_bytes())
+        changed = git("diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--relative", "HEAD", "--", ".")
+        new = git("ls-files", "-z", "--others", "--exclude-standard", "--", ".")
+        names = sorted({*changed.split(b"\0"), *new.split(b"\0")} - {b""})
+        digest = hashlib.sha256()
+        for name in names:
+            path = folder / os.fsdecode(name)
+            content = path.read_bytes() if path.is_file() else None
+            digest.update(name + (b"\0" if content is None else b"\0%d\0%s" % (len(content), content)))
     except (OSError, subprocess.CalledProcessError):
         return None
-    dirty = bool(changes or any(new))
-    return {"commit": commit, "dirty": dirty, "diff": digest.hexdigest() if dirty else None}
+    return {"commit": commit, "dirty": bool(names), "diff": digest.hexdigest() if names else None}
 
 
 def _installed(package: str) -> dict[str, Any] | None:

@@ -68,6 +68,31 @@ def test_uncommitted_code_is_known_by_a_hash_of_what_it_is(checkout: Path) -> No
     assert git_state(checkout) == clean
 
 
+def test_the_hash_does_not_depend_on_how_a_user_has_git_show_differences(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "old.py").write_text("a = 1\nb = 2\nc = 3\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "two")
+    (checkout / "old.py").rename(checkout / "renamed.py")
+    git(checkout, "add", ".")
+    (checkout / "code.py").write_text("one = 2\n")
+    (checkout / "new.py").write_text("a = 1\n")
+    plain = git_state(checkout)
+    assert plain is not None and plain["dirty"]
+    (checkout / "old.py").write_text("")
+    assert git_state(checkout) != plain, "what is deleted is not what is empty"
+    (checkout / "old.py").unlink()
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        "[diff]\nexternal = true\nnoprefix = true\nmnemonicPrefix = true\nrenames = copies\nrelative = false\n"
+        "context = 0\nalgorithm = patience\norderFile = /dev/null\n[color]\nui = always\n[core]\nquotePath = false\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    monkeypatch.setenv("GIT_EXTERNAL_DIFF", "true")
+    assert git_state(checkout) == plain
+
+
 def test_what_lies_beside_the_code_does_not_make_it_dirty(checkout: Path) -> None:
     (checkout.parent / "notes.txt").write_text("not of the package")
     state = git_state(checkout)
