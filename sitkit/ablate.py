@@ -26,7 +26,7 @@ from sitkit.registry import UserError, WorkFailed
 from sitkit.results import ReferenceNumber, Result, Results, with_estimates, write_results
 from sitkit.study import FACTS, Cell, Plan, Refused, Seeds, describe, read_study
 from sitkit.table import as_csv, as_latex, as_markdown
-from sitkit.task import Place, Shelf, Task, places
+from sitkit.task import Measurements, Place, Task, places
 
 # Seconds after which the tables are written anew while work goes on.
 REFRESH = 60.0
@@ -110,14 +110,14 @@ class Board:
         self.runs = plan.cells[0].config.run.folder if plan.cells else Path("runs")
         self.folder = self.runs.parent / "studies" / plan.name
         self.places = places(cell.config for cell in plan.cells)
-        self.shelf = Shelf(self.runs)
+        self.measurements = Measurements(self.runs)
         self._columns = {entry.column for entry in plan.entries}
 
     def missing(self) -> list[Task]:
         """What is to be done, each once: a training, the measurements that it makes possible, the next training."""
         tasks: dict[str, Task] = {}
         for cell, place in zip(self.plan.cells, self.places, strict=True):
-            if place.measurement in tasks or self.shelf.find(place) is not None:
+            if place.measurement in tasks or self.measurements.find(place) is not None:
                 continue
             for task in (Task("train", cell.config, place), Task("measure", cell.config, place)):
                 tasks.setdefault(task.key, task)
@@ -179,7 +179,7 @@ class Board:
                 if key not in FACTS and key not in self._columns
             },
         }
-        found = self.shelf.find(place)
+        found = self.measurements.find(place)
         if found is not None:
             path, record = found
             known |= {key: record.get(key) for key in ("value", "stderr", "halves", "n")}

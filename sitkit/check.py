@@ -157,7 +157,7 @@ class _Outlooks:
             step = int(newest[0].stem.rpartition("-")[2]) if newest else 0
             self._steps[place.training] = trained(config), step
         done, step = self._steps[place.training]
-        if self.board.shelf.find(place) is not None:
+        if self.board.measurements.find(place) is not None:
             return "measured", step
         return "trained" if done else "begun" if step else "todo", step
 

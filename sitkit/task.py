@@ -80,7 +80,7 @@ class Task:
         """Whether what it makes is on disk."""
         if self.kind == "train":
             return trained(self.config)
-        return Shelf(self.config.run.folder).find(self.place) is not None
+        return Measurements(self.config.run.folder).find(self.place) is not None
 
 
 def note(log: Path, text: str) -> None:
@@ -157,7 +157,7 @@ def trained(config: Config) -> bool:
         return False
 
 
-class Shelf:
+class Measurements:
     """The numbers on disk, found by what they are of."""
 
     def __init__(self, runs: Path) -> None:

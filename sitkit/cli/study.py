@@ -114,7 +114,7 @@ def ablate(
         done = {training: trained(config) for training, config in trainings.items()}
         rows = [
             (i + 1, cell.row, cell.column, cell.seed, cell.sample_seed, place.run,
-             "measured" if board.shelf.find(place) else "trained" if done[place.training] else "")
+             "measured" if board.measurements.find(place) else "trained" if done[place.training] else "")
             for i, (cell, place) in enumerate(zip(plan.cells, board.places, strict=True))
         ]  # fmt: skip
         names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
