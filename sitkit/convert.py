@@ -92,7 +92,7 @@ def import_checkpoint(
     config = _config(path, runs, source, args, backbone, shape, classes, vae)
     if config.autoencoder.name == "identity" and shape[0] == 4:
         notes.append("without an autoencoder the samples are latents.")
-    network = build_shape(config)
+    network = blank_network(config)
     for state in states.values():
         try:
             network.load_state_dict(state, assign=True)
@@ -117,7 +117,7 @@ def newest_of(states: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     return states["ema"] if "ema" in states else states["model"]
 
 
-def build_shape(config: Config) -> torch.nn.Module:
+def blank_network(config: Config) -> torch.nn.Module:
     """The network of a configuration, on no device: to check names and shapes against."""
     with torch.device("meta"):
         data: Any = config.data

@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any
 
-from sitkit.executor.executor import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
+from sitkit.executor.perform import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
 from sitkit.progress import Event
 from sitkit.registry import UserError
 from sitkit.task import Task
