@@ -374,6 +374,29 @@ def test_a_ray_cluster_that_is_not_there_is_named_before_any_work(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_connected_process_is_told_so_and_news_that_are_gone_stop_nothing(tmp_path: Path) -> None:
+    import ray
+
+    tasks = board(write(tmp_path)).missing()
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(UserError, match=r"connected to a Ray cluster already: call ray\.shutdown\(\)"):
+            Work(tasks).do(Ray())
+    finally:
+        ray.shutdown()
+    executor = Ray(workers=1)
+    executor.submit(tasks[0], now())
+    try:
+        ray.kill(executor._news.actor)
+        ended: list[tuple[Task, Ended]] = []
+        while not ended:
+            ended = executor.wait(lambda task, event: None)
+        assert ended == [(tasks[0], Ended("done"))] and tasks[0].done
+    finally:
+        executor.close()
+
+
+@pytest.mark.slow
 def test_on_ray_with_a_worker_killed_the_table_is_that_of_one_process(alone: Path, tmp_path: Path) -> None:
     study = write(tmp_path, base=LONG)
     process = start("ablate", study.name, "--executor", "ray", "--workers", "2", cwd=tmp_path)

@@ -6,7 +6,7 @@ must be on a file system whose locks hold across its machines (NFS 4, Lustre and
 """
 
 from sitkit.executor.cluster import Ray
+from sitkit.executor.here import PATIENCE, Ended, Executor, Here, Tell, perform
 from sitkit.executor.local import Local
-from sitkit.executor.perform import PATIENCE, Ended, Executor, Here, Tell, perform
 
 __all__ = ["PATIENCE", "Ended", "Executor", "Here", "Local", "Ray", "Tell", "perform"]

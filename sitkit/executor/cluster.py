@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any
 
-from sitkit.executor.perform import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
+from sitkit.executor.here import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
 from sitkit.progress import Event
 from sitkit.registry import UserError
 from sitkit.task import Task
@@ -20,7 +20,8 @@ class Ray:
     none, one is started here for as long as the study takes.  cpus, gpus: of a task, fractions too; by default a task has a
     GPU where the cluster has any and run.device is not the CPU.  workers: how many tasks at a time; by default as many as
     there is room for.
-    Raises UserError where ray is not installed and, before any work, where the cluster cannot be reached.
+    Raises UserError where ray is not installed and, before any work, where the cluster cannot be reached or the process is
+    connected to one.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Ray:
         from ray.util.queue import Queue
 
         ray = self._ray
+        if ray.is_initialized():
+            raise UserError("This process is connected to a Ray cluster already: call ray.shutdown() before the study.")
         told = {key: value for key, value in os.environ.items() if key.startswith(("SITKIT_", "MLFLOW_"))}
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": told}}
         try:
@@ -51,10 +54,9 @@ class Ray:
                 room = None if self._workers is None else max(1, math.ceil(self._workers * self._cpus))
                 ray.init("local", num_cpus=room, include_dashboard=False, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            where = self._address or os.environ.get("RAY_ADDRESS")
-            raise UserError(
-                f"The Ray cluster {where} cannot be reached: {str(error).strip().splitlines()[0]}"
-            ) from None
+            named = self._address or os.environ.get("RAY_ADDRESS")
+            where = f"The Ray cluster {named}" if named else "A Ray cluster of this machine"
+            raise UserError(f"{where} cannot be reached: {str(error).strip().splitlines()[0]}") from None
         self._news = Queue(actor_options={"num_cpus": 0})
         gpus = self._gpus
         if gpus is None:
@@ -80,9 +82,11 @@ class Ray:
         ready, rest = ray.wait(list(self._running), num_returns=1, timeout=PATIENCE)
         ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0] if rest else []
         by_log = {str(task.path.absolute()): task for task in self._running.values()}
-        for log, event in self._news.get_nowait_batch(self._news.qsize()):
-            if log in by_log:
-                tell(by_log[log], event)
+        # Whoever carries the news may be gone, as when the cluster ends: how the tasks end is told apart from it.
+        with contextlib.suppress(ray.exceptions.RayError):
+            for log, event in self._news.get_nowait_batch(self._news.qsize()):
+                if log in by_log:
+                    tell(by_log[log], event)
         for reference in ready:
             task = self._running.pop(reference)
             try:

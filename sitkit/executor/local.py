@@ -13,7 +13,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from sitkit.executor.perform import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
+from sitkit.executor.here import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
 from sitkit.progress import Event
 from sitkit.task import Task
 
