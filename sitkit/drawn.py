@@ -184,7 +184,9 @@ class Shards:
                     parts = (checkpoint.load(self.shard(i))[1][key].numpy() for i in range(self.count))
                     npz.add(archive, name, self.n, parts)
         # A picture of points shows them all, one of images those of the first shard.
-        shown = [checkpoint.load(self.shard(i))[1] for i in range(self.count if kept and not self.data.is_image else 1)]
+        shown = [
+            checkpoint.load(self.shard(i))[1] for i in range(self.count if kept and self.data.shape == (2,) else 1)
+        ]
         x, y = (torch.cat([part[key] for part in shown]) for key in ("x", "y"))
         show(seen(x), y, self.data, self.folder / PICTURE, shown[0].get("paths"))
         spent = {

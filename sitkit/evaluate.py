@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock
 
@@ -85,6 +86,9 @@ def _extractions(run: Run, wanted: list[Metric]) -> dict[Extractor, Extraction]:
             if metric.features not in eyes:
                 eyes[metric.features] = metric.features.build(seen, device, run.folder.parent / "extractors")
             metric.require(eyes[metric.features])
+    if any(metric.reads_data for metric in wanted) and not len(seen):
+        # Data that are not here say so when they are read.
+        seen.read(np.arange(0))
     if run.config.sample.n < 2:
         raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
     return eyes
@@ -186,7 +190,8 @@ def _measure(
     if isinstance(metric, FeatureMetric):
         eye, learnt = eyes[metric.features], metric.features.learnt
         samples = drawn.features(eye)[metric.reads].double()
-        target = reference.features(eye, learnt, progress)[metric.reads].double()
+        # Where the data are not read, nor perhaps here, the samples stand in their place.
+        target = reference.features(eye, learnt, progress)[metric.reads].double() if metric.reads_data else samples
         require_comparable(samples, target)
         measured = metric.compare(samples, target, seed=SEED)
         features = {"fingerprint": eye.fingerprint, **eye.record}

@@ -66,8 +66,8 @@ class Reference:
         return _features(self, extraction, progress) if learnt else extraction(self.x())
 
     def halves(self, metric: Metric, extraction: Extraction | None, learnt: bool) -> float | None:
-        """The metric between two random halves of the reference, None where there is no such thing."""
-        if not metric.has_halves:
+        """The metric between two random halves of the reference, None where there is no such thing or they are not here."""
+        if not metric.has_halves or not self.n:
             return None
         seen = extraction.fingerprint if extraction else ""
         path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, seen, self.n)}.json"

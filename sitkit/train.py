@@ -207,7 +207,12 @@ def shown(rates: dict[str, float]) -> dict[str, float]:
 
 
 def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, step: int, here: World) -> None:
-    """A picture of what the network draws: one row a class, or points in the plane.  Every process draws, the lead saves."""
+    """A picture of what the network draws: one row a class, or points in the plane, and nothing of what has no picture.
+
+    Every process draws, the lead saves.
+    """
+    if not data.is_image and data.shape != (2,):
+        return
     network.eval()
     field = Field(network, config.interp, config.target, data.num_classes)
     rows = min(max(data.num_classes, 1), 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from pathlib import Path
@@ -188,6 +189,36 @@ def test_a_converted_run_samples_without_its_data_and_goes_back(tmp_path: Path) 
     assert call("convert", run, "--to", tmp_path / "back.pt").status == 0
     back = torch.load(tmp_path / "back.pt", weights_only=True)["ema"]
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_a_converted_run_is_measured_against_statistics_in_a_file(tmp_path: Path) -> None:
+    """|mu|^2 + tr S + d - 2 tr S^(1/2) against N(0, 1), by numpy from the samples."""
+    run, file, d = converted(tmp_path, official(), "--from", "sit"), tmp_path / "reference.npz", CHANNELS * SIDE**2
+    np.savez(file, mu=np.zeros(d), sigma=np.eye(d))
+    metric = f"metric={{name: frechet, reference: {file}}}"
+    done = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false", "--json")
+    assert done.status == 0, done.err
+    (record,) = json.loads(done.out)
+    with np.load(run / "samples" / record["samples"] / "samples.npz") as arrays:
+        x = (arrays["images"] / 127.5 - 1).transpose(0, 3, 1, 2).reshape(6, d)
+    spread = np.linalg.svd((x - x.mean(0)) / 5**0.5, compute_uv=False)
+    truth = (x.mean(0) ** 2).sum() + (spread**2).sum() + d - 2 * spread.sum()
+    # Images are divided in float32.
+    assert abs(record["value"] / truth - 1) < 1e-6 and record["halves"] is None and record["reference"]["n"] == 0
+
+
+def test_latents_are_kept_as_they_are_and_have_no_picture(tmp_path: Path) -> None:
+    out = 2 * 4 * PATCH**2
+    state = official() | {
+        "x_embedder.proj.weight": torch.randn(WIDTH, 4, PATCH, PATCH),
+        "final_layer.linear.weight": torch.randn(out, WIDTH), "final_layer.linear.bias": torch.randn(out),
+    }  # fmt: skip
+    run = converted(tmp_path, state, "--from", "sit", "--vae", "none")
+    done = call("sample", run, "-n", "6", "--steps", "2")
+    assert done.status == 0 and "picture" not in done.out, done.err
+    with np.load(Path(done.out.split()[1])) as arrays:
+        x = arrays["points"]
+    assert x.shape == (6, 4, SIDE, SIDE) and x.dtype == np.float32 and np.abs(x).max() > 1
 
 
 class Malicious:

@@ -165,7 +165,8 @@ def sample(
     console.say(f"samples   {drawn.folder / 'samples.npz'}   {drawn.n} at {drawn.record['nfe']} evaluations each")
     if adm is not None:
         console.say(f"ADM       {adm}")
-    console.say(f"picture   {drawn.folder / 'grid.png'}")
+    if (drawn.folder / "grid.png").is_file():
+        console.say(f"picture   {drawn.folder / 'grid.png'}")
     console.say(f"recipe    {drawn.folder / 'record.json'}")
 
 
@@ -211,7 +212,7 @@ def evaluate(
     if n is None and not any(text.startswith("sample.n=") for text in sets or []):
         from dataclasses import replace
 
-        drawn = trained.config.sample.model_copy(update={"n": min(len(trained.examples), 50_000)})
+        drawn = trained.config.sample.model_copy(update={"n": min(len(trained.examples) or 50_000, 50_000)})
         trained = replace(trained, config=trained.config.model_copy(update={"sample": drawn}))
     with resumable(), console.progress() as progress:
         done = verb(trained, progress)

@@ -56,7 +56,8 @@ def described(told: Mapping[str, Any], origin: str) -> Examples:
     def refuse(index: np.ndarray, keys: np.ndarray | None) -> NoReturn:
         raise UserError(
             f"The data that this network was trained on ({origin or 'unknown'}) are not here, so nothing can be "
-            "measured against them or trained on them. Sampling works."
+            "measured against them or trained on them. Sampling works, and so does a metric against statistics in a file: "
+            "--set 'metric={name: frechet, reference: FILE.npz}'."
         )
 
     none = np.zeros(0, np.int64)

@@ -39,6 +39,11 @@ class GaussianDistance(FeatureMetric):
         """A file of statistics cannot be halved."""
         return self.reference is None
 
+    @property
+    def reads_data(self) -> bool:
+        """A file of statistics stands in for them."""
+        return self.reference is None
+
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         import torch
 

@@ -36,6 +36,11 @@ class Metric(Component):
         """Whether the metric between two halves of the reference can be had."""
         return True
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether the data are read for the value: not for one of the samples alone, or against a file."""
+        return True
+
     @abstractmethod
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         """samples (n, *shape) against reference (m, *shape); images in [-1, 1], NCHW.

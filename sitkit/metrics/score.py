@@ -36,6 +36,11 @@ class InceptionScore(FeatureMetric):
         if self.split < 2:
             raise ValueError(f"split must be at least 2; got {self.split}.")
 
+    @property
+    def reads_data(self) -> bool:
+        """The samples alone are looked at."""
+        return False
+
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         parts = [inception_score(part) for part in samples.split(self.split)]
         value = sum(score for score, _ in parts) / len(parts)
