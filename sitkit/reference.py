@@ -74,7 +74,7 @@ class Reference:
         if not path.is_file():
             if isinstance(metric, FeatureMetric) and extraction is not None:
                 rows = self.features(extraction, learnt)[metric.reads].double()
-                value = metric.compare(*split(rows, 0)).value
+                value = metric.value(*split(rows, 0))
             else:
                 value = metric.halves(self.x()).value
             told = {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n}

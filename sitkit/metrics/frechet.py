@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
@@ -48,8 +48,7 @@ class GaussianDistance(FeatureMetric):
         import torch
 
         n, d = samples.shape
-        target = fitted(reference) if self.reference is None else self._read(d)
-        seen = Seen.by(samples, target)
+        seen = Seen.by(samples, fitted(reference) if self.reference is None else self._read(d))
         _, roots, axes = torch.linalg.svd(seen.cross(), full_matrices=False)
         kept = roots > rounding(d, (seen.spread() * seen.trace).sqrt())
         value = seen.distance(roots)
@@ -63,6 +62,10 @@ class GaussianDistance(FeatureMetric):
             notes.append(f"extrapolated to infinitely many samples; at {n} it is {value:.6g}")
             value = extrapolated(seen, value, seed)
         return Measurement(value, error, tuple(notes))
+
+    def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
+        """Without the resamples."""
+        return replace(self, bootstrap=0).compare(samples, reference, seed=seed).value
 
     def _read(self, dimension: int) -> Gaussian:
         mean, covariance = read_statistics(Path(self.reference or ""), self.reads)

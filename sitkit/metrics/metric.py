@@ -85,6 +85,10 @@ class FeatureMetric(Metric):
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         """The metric from features: samples (n, d) and reference (m, d), float64 on the CPU."""
 
+    def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
+        """The value of `compare` alone."""
+        return self.compare(samples, reference, seed=seed).value
+
 
 def generator(seed: int) -> Generator:
     """A CPU generator of its own."""
