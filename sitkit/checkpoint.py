@@ -59,7 +59,11 @@ def replacing(path: Path) -> Iterator[Path]:
     fresh = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.touch()
+        mode = fresh.stat().st_mode
         yield fresh
+        # safetensors puts a file of its own there, which nobody else may read whatever the umask says.
+        fresh.chmod(mode)
         _flush(fresh)
         os.replace(fresh, path)
         # Without this a power cut may undo the renaming, though not tear the file.

@@ -85,6 +85,18 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     assert seen <= {"a", "b"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the bits of a file's mode are POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_every_kind_of_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        checkpoint.write(tmp_path / "text", "text")
+        checkpoint.save(tmp_path / "tensors.safetensors", {"x": torch.zeros(2)}, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
+
+
 @pytest.mark.parametrize("kind", ["write", "save"])
 def test_a_full_disk_leaves_the_old_file_and_no_rubbish(tmp_path: Path, kind: str) -> None:
     """A limit on file size makes the operating system refuse the write half-way, as a full disk does."""
