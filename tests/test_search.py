@@ -25,7 +25,10 @@ from sitkit.preset import read_preset, write_preset
 from sitkit.progress import silent
 from sitkit.registry import UserError
 from sitkit.run import Run, adapted, load
-from sitkit.search import Bench, ByNumber, Objective, Surplus, distinct, front, open_study, quiet, search
+from sitkit.search import search
+from sitkit.search.bench import Bench
+from sitkit.search.trials import ByNumber, Objective, Surplus, distinct, open_study, quiet
+from sitkit.search.verdict import front
 from sitkit.space import in_force, layer_of, read_search, within
 from sitkit.train import train
 
@@ -236,7 +239,7 @@ def _value(run: Run, n: int, seed: int) -> float:
 
 
 def test_one_objective_spends_its_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sitkit.search.BARREN", 25)
+    monkeypatch.setattr("sitkit.search.trials.BARREN", 25)
     text = """
 objective: {metric: sliced-wasserstein, nfe: 16}
 space: {sampler: [euler, heun, dopri5], sampler.grid: [uniform, cosine]}
@@ -254,7 +257,7 @@ confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
 
 
 def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sitkit.search.BARREN", 5)
+    monkeypatch.setattr("sitkit.search.trials.BARREN", 5)
     text = "objective: {nfe: 3}\nspace: {sampler: [rk4]}\nscreen: {n: 20}"
     with pytest.raises(UserError, match=r"none of .* settings .*fewest steps"):
         search(run, written(tmp_path, text))
