@@ -26,7 +26,8 @@ from sitkit.reference import Reference
 from sitkit.registry import UserError, spec
 from sitkit.run import ENVIRONMENT, METRICS, Run, examples, read_config_of
 from sitkit.sample import sample, sampling_identity
-from sitkit.tracking import Tracker, run_id
+from sitkit.tracker import Tracker
+from sitkit.tracking import run_id
 from sitkit.world import joined
 
 EVALUATIONS = "evaluations"

@@ -13,7 +13,8 @@ from sitkit import checkpoint
 from sitkit.progress import Event, Progress, silent
 from sitkit.report import REPORT, report
 from sitkit.results import FILE, Results, read_results, runs_of
-from sitkit.tracking import METRICS, Tracker, is_sent
+from sitkit.tracker import Tracker
+from sitkit.tracking import METRICS, is_sent
 
 DIGEST = "published.json"
 ARTIFACTS = ("table.*", FILE, REPORT)

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 import warnings
@@ -21,8 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -97,12 +95,12 @@ def reach(patience: float) -> tuple[str, str]:
     if database is not None:
         return uri, _unusable(database)
     if not uri.startswith(("http://", "https://")):
-        return _public(uri), ""
+        return public(uri), ""
     try:
         with urlopen(f"{uri.rstrip('/')}/health", timeout=patience):
-            return _public(uri), ""
+            return public(uri), ""
     except (OSError, ValueError) as error:
-        return _public(uri), f"does not answer: {getattr(error, 'reason', error)}"
+        return public(uri), f"does not answer: {getattr(error, 'reason', error)}"
 
 
 def _unusable(database: Path) -> str:
@@ -182,7 +180,7 @@ def catch_up(
     if not (folder / TOLD).exists() or is_sent(folder, uri=uri):
         return False
     told = read_json(folder / TOLD)
-    files = _matching(folder, told.pop("patterns"))
+    files = matching(folder, told.pop("patterns"))
     sync(folder, artifacts=files, uri=uri, on_warning=on_warning, **told)
     return True
 
@@ -193,17 +191,18 @@ def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
     if not (folder / TOLD).exists():
         return False
     cursor, metrics = _cursor(folder), folder / METRICS
-    files = _matching(folder, read_json(folder / TOLD)["patterns"])
+    files = matching(folder, read_json(folder / TOLD)["patterns"])
     return (
         bool(cursor.run)
-        and cursor.uri == _public(uri or tracking_uri())
+        and cursor.uri == public(uri or tracking_uri())
         and not cursor.doubt
         and cursor.offset == (metrics.stat().st_size if metrics.exists() else 0)
         and all(cursor.artifacts.get(path.relative_to(folder).as_posix()) == _stamp(path) for path in files)
     )
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of a folder that some pattern means, each once and in order."""
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
@@ -226,7 +225,7 @@ def _database(uri: str) -> Path | None:
     return Path(path) if path else None
 
 
-def _public(uri: str) -> str:
+def public(uri: str) -> str:
     """The address without user and password: it goes to the screen and to disk."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
@@ -258,7 +257,7 @@ def _run(
     client: MlflowClient, folder: Path, cursor: Cursor, uri: str, experiment: str, name: str
 ) -> tuple[Run, Cursor]:
     """The run in the store: the one known, else the one that carries our token, else a new one."""
-    if cursor.run and cursor.uri == _public(uri):
+    if cursor.run and cursor.uri == public(uri):
         known = _known_run(client, cursor.run)
         if known is not None:
             return known, cursor
@@ -267,7 +266,7 @@ def _run(
     first = next((row for row in map(_row, _lines(folder / METRICS, 0)) if row), None)
     started = float(first["time"]) if first else time.time()
     run = marked[0] if marked else client.create_run(number, int(started * 1000), {TOKEN: cursor.token}, name)
-    fresh = Cursor(cursor.token, _public(uri), run.info.run_id, doubt=True)
+    fresh = Cursor(cursor.token, public(uri), run.info.run_id, doubt=True)
     return run, _move(folder, fresh)
 
 
@@ -489,100 +488,3 @@ def _conclude(client: MlflowClient, folder: Path, run: Run, status: Status) -> N
     path = folder / METRICS
     ended = path.stat().st_mtime if path.exists() else time.time()
     client.set_terminated(run.info.run_id, status, int(ended * 1000))
-
-
-class Tracker:
-    """Keeps a run folder in sync from a daemon thread while a block runs, and once more at its end.
-
-    The end is FINISHED, KILLED after ctrl-C, and FAILED after any other exception.  Leaving waits at most `patience`
-    seconds.  Nothing is raised: an outage is one call of `on_warning` (from the thread), and what was missed is sent
-    by a later `sync`.  Not enabled, it does nothing and imports nothing.
-
-    artifacts: patterns of files in the folder, looked up at every sync.  children, model: as for `sync`; children that
-    were not sent whole, because the tracker was down, are sent first.  What it was told stays in tracked.json, for
-    `catch_up`.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        name: str,
-        experiment: str = "sitkit",
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, Any] | None = None,
-        artifacts: Sequence[str] = ARTIFACTS,
-        parent: str | None = None,
-        children: Mapping[Path, Mapping[str, Any]] | None = None,
-        model: Sequence[int] | None = None,
-        enabled: bool = True,
-        interval: float = 30.0,
-        patience: float = PATIENCE,
-        on_warning: Callable[[str], object] = warnings.warn,
-    ) -> None:
-        self.folder, self.artifacts, self.enabled = Path(folder).resolve(), tuple(artifacts), enabled
-        self.interval, self.patience, self.on_warning = interval, patience, on_warning
-        # Settled here: the block may change the directory or the environment.
-        self.uri = tracking_uri()
-        self.children = dict(children or {})
-        self._told: dict[str, Any] = {
-            "name": name,
-            "experiment": experiment,
-            "params": params,
-            "tags": tags,
-            "parent": parent,
-            "model": model,
-        }
-        self._leaving = threading.Event()
-        self._status: Status = "RUNNING"
-        self._down = False
-        self._thread = threading.Thread(target=self._work, name="sitkit-tracking", daemon=True)
-
-    def __enter__(self) -> Self:
-        if self.enabled:
-            self._remember()
-            self._thread.start()
-        return self
-
-    def _remember(self) -> None:
-        write_json(self.folder / TOLD, {**self._told, "patterns": self.artifacts, "status": self._status})
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self.enabled:
-            return
-        self._status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-        self._remember()
-        self._leaving.set()
-        self._thread.join(self.patience)
-        if self._thread.is_alive():
-            self._warn(f"no answer within {self.patience:g} s")
-
-    def _work(self) -> None:
-        while not self._leaving.is_set():
-            self._send("RUNNING")
-            self._leaving.wait(self.interval)
-        self._send(self._status)
-
-    def _send(self, status: Status) -> None:
-        try:
-            for child in self.children:
-                catch_up(child, uri=self.uri, on_warning=self.on_warning)
-            sync(
-                self.folder, artifacts=_matching(self.folder, self.artifacts), status=status, children=self.children,
-                uri=self.uri, on_warning=self.on_warning, **self._told,
-            )  # fmt: skip
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self._warn(lines[0].replace(self.uri.rstrip("/"), _public(self.uri).rstrip("/"))[:200])
-        else:
-            self._down = False
-
-    def _warn(self, reason: str) -> None:
-        if not self._down:
-            self._down = True
-            self.on_warning(
-                f"MLflow at {_public(self.uri)} did not take the run: {reason.rstrip('.')}. The work goes on, "
-                f"{METRICS} has everything, and MLflow gets the rest later, at the latest by the same command again."
-            )

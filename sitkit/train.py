@@ -50,7 +50,7 @@ from sitkit.run import (
 from sitkit.sampler import Heun
 from sitkit.state import State
 from sitkit.throughput import Throughput
-from sitkit.tracking import Tracker
+from sitkit.tracker import Tracker
 from sitkit.world import World, joined
 
 PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8

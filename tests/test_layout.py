@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fields": ("field", "guidance", "sampler", "stepindex", "multistep", "likelihood"),
     "choices": ("metrics", "config", "picture", "chart", "show", "testing"),
     "runs": (
-        "provenance", "posthoc", "tracking", "world", "share", "npz", "drawn", "reference", "bundle", "hub", "run", "preset", "space", "compare", "study",
+        "provenance", "posthoc", "tracking", "tracker", "world", "share", "npz", "drawn", "reference", "bundle", "hub", "run", "preset", "space", "compare", "study",
     ),
     "training": ("objective", "parallel", "learning", "ema", "throughput", "guard", "state"),
     "verbs": (

@@ -15,8 +15,9 @@ from sitkit.ablate import ablate
 from sitkit.config import read_assignments
 from sitkit.progress import Event
 from sitkit.results import read_results, runs_of
+from sitkit.tracker import Tracker
 
-INIT = tracking.Tracker.__init__.__kwdefaults__ or {}
+INIT = Tracker.__init__.__kwdefaults__ or {}
 BASE = """
 data: {name: points, law: checkerboard, size: 400}
 backbone: {name: mlp, hidden_size: 16, depth: 1}
@@ -96,7 +97,7 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "study.yaml").write_text(STUDY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr(tracking.Tracker.__init__, "__kwdefaults__", {**INIT, "interval": 0.05})
+    monkeypatch.setattr(Tracker.__init__, "__kwdefaults__", {**INIT, "interval": 0.05})
     client = tracking._client(f"sqlite:///{tmp_path}/mlflow.db")
     folder, seen = tmp_path / "studies" / "study", []
 

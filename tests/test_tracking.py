@@ -22,7 +22,8 @@ import pytest
 
 from sitkit import tracking
 from sitkit.checkpoint import read_json, write_json
-from sitkit.tracking import Tracker, run_id, sync
+from sitkit.tracker import Tracker
+from sitkit.tracking import run_id, sync
 
 if sys.platform == "win32":
     pytest.skip("forks", allow_module_level=True)
@@ -555,7 +556,7 @@ def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: py
 def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
     code = """if True:
         import sys
-        from sitkit.tracking import Tracker
+        from sitkit.tracker import Tracker
         with Tracker(sys.argv[1], name="n", enabled=False):
             pass
         assert not {"mlflow", "filelock", "torch"} & set(sys.modules), sorted(sys.modules)
