@@ -195,6 +195,8 @@ def _measure(
         target = reference.features(eye, learnt, progress)[metric.reads].double() if metric.reads_data else samples
         require_comparable(samples, target)
         measured = metric.compare(samples, target, seed=SEED)
+        # Gigabytes, of pixels: the halves need as many.
+        del samples, target
         features = {"fingerprint": eye.fingerprint, **eye.record}
     else:
         eye, learnt, features = None, False, None

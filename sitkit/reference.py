@@ -73,8 +73,8 @@ class Reference:
         path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, seen, self.n)}.json"
         if not path.is_file():
             if isinstance(metric, FeatureMetric) and extraction is not None:
-                rows = self.features(extraction, learnt)[metric.reads].double()
-                value = metric.value(*split(rows, 0))
+                parts = split(self.features(extraction, learnt)[metric.reads], 0)
+                value = metric.value(*(part.double() for part in parts))
             else:
                 value = metric.halves(self.x()).value
             told = {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n}
