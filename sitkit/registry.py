@@ -14,7 +14,7 @@ import importlib
 import inspect
 import sys
 from abc import ABC
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from types import ModuleType
@@ -351,12 +351,16 @@ def owned(plugin: Plugin) -> list[tuple[Registry[Any], str]]:
     return [(registry, name) for registry in registries.values() for name in registry.names_of(plugin)]
 
 
-def registry_of(word: str) -> Registry[Any]:
-    """The registry by its plural, its kind or its flag.  Raises UserError with the nearest right name."""
+def registry_of(word: str, others: Iterable[str] = ()) -> Registry[Any]:
+    """The registry by its plural, its kind or its flag.  Raises UserError with the nearest right name.
+
+    others: what else could have been meant where the word stands.
+    """
     for registry in registries.values():
         if word in (registry.plural, registry.kind, registry.flag, registry.flag.removeprefix("--")):
             return registry
-    raise UserError(f"No registry {word!r}.{suggest(word, list(registries))} Known: {', '.join(registries)}.")
+    known = [*registries, *others]
+    raise UserError(f"No registry {word!r}.{suggest(word, known)} Known: {', '.join(known)}.")
 
 
 registries: dict[str, Registry[Any]] = {}

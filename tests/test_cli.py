@@ -154,6 +154,8 @@ def test_no_experiments_are_a_line_and_not_an_empty_table() -> None:
     called = call("list", "experiments")
     assert called.status == 0 and called.out.startswith("no experiments: ") and called.out.count("\n") == 1
     assert json.loads(call("list", "experiments", "--json").out) == {"experiments": []}
+    refused = call("list", "experimentz")
+    assert refused.status == 2 and "No registry 'experimentz'. Did you mean 'experiments'?" in refused.err
 
 
 def test_no_step_leaves_a_network_that_can_be_sampled(here: Path) -> None:

@@ -274,7 +274,7 @@ def list_(
 ) -> None:
     """Every component that can be named, plugins included, and the settings that have names."""
     files = [shelf for shelf in shelves.values() if registry in (None, shelf.plural, shelf.kind)]
-    chosen = [] if registry and files else [registry_of(registry)] if registry else list(registries.values())
+    chosen = [] if registry and files else [registry_of(registry, shelves)] if registry else list(registries.values())
     entries = {
         r.plural: [
             {
