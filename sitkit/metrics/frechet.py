@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
@@ -48,7 +48,7 @@ class GaussianDistance(FeatureMetric):
         import torch
 
         n, d = samples.shape
-        seen = Seen.by(samples, fitted(reference) if self.reference is None else self._read(d))
+        seen = self._seen(samples, reference)
         _, roots, axes = torch.linalg.svd(seen.cross(), full_matrices=False)
         kept = roots > rounding(d, (seen.spread() * seen.trace).sqrt())
         value = seen.distance(roots)
@@ -64,8 +64,12 @@ class GaussianDistance(FeatureMetric):
         return Measurement(value, error, tuple(notes))
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
-        """Without the resamples."""
-        return replace(self, bootstrap=0).compare(samples, reference, seed=seed).value
+        seen = self._seen(samples, reference)
+        value = seen.distance()
+        return extrapolated(seen, value, seed) if self.extrapolate else value
+
+    def _seen(self, samples: Tensor, reference: Tensor) -> Seen:
+        return Seen.by(samples, fitted(reference) if self.reference is None else self._read(samples.shape[1]))
 
     def _read(self, dimension: int) -> Gaussian:
         mean, covariance = read_statistics(Path(self.reference or ""), self.reads)

@@ -67,13 +67,18 @@ class FeatureMetric(Metric):
     features: Extractor = field(default_factory=Pixels)
 
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
+        return self.compare(*self._extracted(samples, reference), seed=seed)
+
+    def halves(self, reference: Tensor, *, seed: int = 0) -> Measurement:
+        return Measurement(self.value(*self._extracted(*split(reference, seed)), seed=seed))
+
+    def _extracted(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         import torch
 
         require_comparable(samples, reference)
         extraction = self.features.build(None, torch.device("cpu"), None)
         self.require(extraction)
-        features, target = (extraction(x)[self.reads].double() for x in (samples, reference))
-        return self.compare(features, target, seed=seed)
+        return extraction(samples)[self.reads].double(), extraction(reference)[self.reads].double()
 
     def require(self, extraction: Extraction) -> None:
         """Refuse an extractor that does not give what the metric reads."""
@@ -86,7 +91,7 @@ class FeatureMetric(Metric):
         """The metric from features: samples (n, d) and reference (m, d), float64 on the CPU."""
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
-        """The value of `compare` alone."""
+        """The value of `compare` alone, equal to rounding: all that `halves` needs."""
         return self.compare(samples, reference, seed=seed).value
 
 
