@@ -186,13 +186,13 @@ def _network(path: str, dtype: str, device: str) -> Any:
     except ImportError as error:
         raise UserError(f"autoencoder 'sd-vae' needs diffusers ({error}): pip install 'sitkit[latents]'") from None
     local = Path(path).expanduser()
+    logging.set_verbosity_error()
     if local.is_file():
         return _unpacked(local, AutoencoderKL).to(getattr(torch, dtype)).eval().requires_grad_(False)
     if local.exists() and not (local / "config.json").is_file():
         raise UserError(f"{path}: no autoencoder: AutoencoderKL.save_pretrained leaves config.json in its folder.")
     if not local.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"{path}: there is no such folder, and a name on the Hugging Face hub is owner/name.")
-    logging.set_verbosity_error()
     try:
         loaded: Any = AutoencoderKL.from_pretrained(
             str(local) if local.exists() else path,

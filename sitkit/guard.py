@@ -66,9 +66,10 @@ class Window:
             self.here.barrier()
         what = f"loss became {loss}" if not torch.tensor(loss).isfinite() else f"gradient's norm became {norm}"
         kept = checkpoint.latest(self.folder / CHECKPOINTS)
+        last = f"The last good checkpoint is {kept} (step {saved})." if kept else "There is no checkpoint before it."
         raise WorkFailed(
-            f"The {what} at step {step}. The last good checkpoint is {kept or 'none'} (step {saved}). The examples of "
-            f"that step are in {path}. Try a lower train.lr, train.clip=1.0, or another weight."
+            f"The {what} at step {step}. {last} The examples of that step are in {path}. "
+            "Try a lower train.lr, train.clip=1.0, or another weight."
         )
 
     def _dump(self, step: int, loss: float, norm: float, losses: Tensor) -> dict[str, Any]:

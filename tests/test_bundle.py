@@ -131,6 +131,9 @@ def test_an_autoencoder_from_a_folder_is_in_the_file(tmp_path: Path, monkeypatch
     autoencoders.cache_clear()
     assert alike(drawn(call("sample", "moved/one.safetensors", *DRAW)), expected)
     assert call("convert", "moved/one.safetensors", "--to", "two.safetensors").status == 0
+    read = "import sys; from sitkit.autoencoder import SDVAE; SDVAE(path=sys.argv[1]).latent_shape((1, 8, 8))"
+    said = subprocess.run([sys.executable, "-c", read, "moved/one.safetensors"], capture_output=True, check=True)
+    assert not said.stderr
     shutil.rmtree("moved")
     assert alike(drawn(call("sample", "two.safetensors", *DRAW)), expected)
 

@@ -392,6 +392,31 @@ def test_a_narrow_table_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeyp
     assert "\u2026" not in told and cells[0] == name and cells[1].replace(" ", "") == "pipinstall'sitkit[inception]'"
 
 
+def test_a_path_is_one_line_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sitkit.cli import console
+
+    monkeypatch.setattr(console, "out", Console(width=30, file=sys.stdout))
+    line = f"pictures  runs/{'digits-linear-velocity-sit-4727d08723ec/' * 2}previews/step-00000800.png"
+    console.say(line)
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_a_bar_at_80_columns_cuts_no_count_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sitkit.cli import console
+    from sitkit.progress import Event
+
+    file = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(width=80, file=file, force_terminal=True, color_system=None))
+    with console._bars() as report:
+        report(Event("train", 0, 400_000))
+        values = {"loss": 0.4332, "images/s": 328.6, "mfu": 0.1714, "GiB": 71.2}
+        report(Event("train", 123_456, 400_000, values))
+    last = file.getvalue().rpartition("train")[2]
+    assert "\u2026" not in last and "123456/400000" in last and "0:00:00 left -:--:--" in last and "71.2" in last
+
+
 def test_the_command_that_comes_next_can_be_pasted(here: Path) -> None:
     """A folder with a space in its name is one word of it."""
     runs = here / "my runs"

@@ -96,6 +96,11 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
     assert curves[0] != curves[1]
 
 
+def test_a_bad_step_before_any_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(WorkFailed, match=r"at step 2\. There is no checkpoint before it\. The examples"):
+        train(tiny(tmp_path, "train.lr=1e30", base="digits"))
+
+
 def test_a_bad_step_leaves_a_dump_of_its_examples(tmp_path: Path) -> None:
     config = tiny(tmp_path, "train.lr=1e30", "run.checkpoint_every=1", base="digits")
     with pytest.raises(

@@ -36,8 +36,8 @@ def warn(message: object) -> None:
 
 
 def say(message: str) -> None:
-    """A line of output."""
-    out.print(escape(message))
+    """A line of output.  A terminal folds it, not we: a path or a command in it is there to be copied."""
+    out.print(escape(message), soft_wrap=True)
 
 
 def show_warnings() -> None:
@@ -91,12 +91,15 @@ def progress() -> Iterator[Progress]:
 def _bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
+    # Where the terminal is narrow the bar gives way, then the numbers go on below; counts and times are never cut.
+    folded = Column(overflow="fold")
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(max(4, min(40, err.width - 80))),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", table_column=folded),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
