@@ -74,8 +74,8 @@ class Examples:
 
     @property
     def is_image(self) -> bool:
-        """Whether the shape is (channels, height, width) with the channels of a picture: latents mostly have others."""
-        return len(self.shape) == 3 and self.shape[0] in (1, 3)
+        """Whether the shape is (channels, height, width) with the channels of a picture, or samples are decoded to one."""
+        return len(self.shape) == 3 and (self.shape[0] in (1, 3) or self.encoder is not None)
 
     def __len__(self) -> int:
         return len(self.labels)
