@@ -199,6 +199,8 @@ def test_a_converted_run_is_measured_against_statistics_in_a_file(tmp_path: Path
     done = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false", "--json")
     assert done.status == 0, done.err
     (record,) = json.loads(done.out)
+    told = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false").out
+    assert "against the statistics in" in told and "halves:" not in told
     with np.load(run / "samples" / record["samples"] / "samples.npz") as arrays:
         x = (arrays["images"] / 127.5 - 1).transpose(0, 3, 1, 2).reshape(6, d)
     spread = np.linalg.svd((x - x.mean(0)) / 5**0.5, compute_uv=False)

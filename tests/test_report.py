@@ -26,7 +26,7 @@ from sitkit.registry import UserError
 from sitkit.report import report
 from sitkit.report.page import Page, Section, Table, Value
 from sitkit.report.recipe import evaluate_command
-from sitkit.report.run import _facts, lower_is_better, read_training
+from sitkit.report.run import _facts, lower_is_better, metric_name, read_training, sampling_name
 from sitkit.results import read_results, runs_of
 from sitkit.table import estimate as shown
 
@@ -185,6 +185,20 @@ def test_the_command_line_writes_it(tmp_path: Path) -> None:
     }
     left = call("report", "latset", "--runs", folder.parent)
     assert left.status == 2 and "No run" in left.err
+
+
+def test_numbers_that_were_made_in_other_ways_have_other_names() -> None:
+    """Of a file of statistics, random labels and another average the page must not show two rows alike."""
+    recipe = {
+        "sampler": {"name": "heun"}, "diffusion": {"name": "zero"}, "guidance": {"name": "none"},
+        "sample": {"weights": "ema", "ema": None, "labels": "balanced"},
+    }  # fmt: skip
+    others = [{"ema": 0.05}, {"labels": "random"}, {"labels": [1, 2]}, {"weights": "raw"}]
+    ways = [sampling_name({**recipe, "sample": recipe["sample"] | other}) for other in ({}, *others)]
+    assert ways == ["heun", "heun, ema 0.05", "heun, labels random", "heun, labels 1 2", "heun, raw"]
+    metric = {"name": "frechet", "features": {"name": "inception"}}
+    assert metric_name({"metric": metric | {"reference": None}}) == "frechet on inception"
+    assert metric_name({"metric": metric | {"reference": "a/b.npz"}}) == "frechet on inception against b.npz"
 
 
 def test_a_run_without_numbers_has_a_page_that_says_how_to_get_some(tmp_path: Path) -> None:

@@ -232,7 +232,11 @@ def evaluate(
         for evaluation in done
     ]
     notes = [note for evaluation in done for note in evaluation.record["notes"]]
-    notes.append("halves: the same metric between two random halves of the data.")
+    for record in (evaluation.record for evaluation in done):
+        if record["reference"]["file"]:
+            notes.append(f"{record['metric']['name']}: against the statistics in {record['reference']['file']}.")
+    if any(evaluation.record["halves"] is not None for evaluation in done):
+        notes.append("halves: the same metric between two random halves of the data.")
     seen = {e.record["metric"]["features"]["name"]: e.record["features"] for e in done if e.record["features"]}
     for name, told in seen.items():
         if "accuracy" in told:

@@ -153,10 +153,11 @@ def _alarms(trained: Trained, whole: bool) -> list[Notes]:
 
 
 def metric_name(record: Mapping[str, Any]) -> str:
-    """A metric with the features it is measured in."""
+    """A metric with the features it is measured in, and with the file where that stands in for the data."""
     metric = record["metric"]
-    features = metric.get("features", {}).get("name")
-    return f"{metric['name']} on {features}" if features else metric["name"]
+    features, file = metric.get("features", {}).get("name"), metric.get("reference")
+    name = f"{metric['name']} on {features}" if features else metric["name"]
+    return f"{name} against {Path(file).name}" if file else name
 
 
 def lower_is_better(record: Mapping[str, Any]) -> bool:
@@ -172,8 +173,14 @@ def sampling_name(recipe: Mapping[str, Any]) -> str:
         parts.append(recipe["diffusion"]["name"])
     if recipe["guidance"]["name"] != "none":
         parts.append(described(recipe["guidance"]))
-    if recipe["sample"]["weights"] != "ema":
-        parts.append(recipe["sample"]["weights"])
+    sample = recipe["sample"]
+    if sample["weights"] != "ema":
+        parts.append(sample["weights"])
+    if sample.get("ema") is not None:
+        parts.append(f"ema {sample['ema']:g}")
+    if sample.get("labels", "balanced") != "balanced":
+        labels = sample["labels"]
+        parts.append(f"labels {labels if isinstance(labels, str) else ' '.join(map(str, labels))}")
     return ", ".join(parts)
 
 
