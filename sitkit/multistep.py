@@ -18,6 +18,7 @@ Sources: Lu et al. 2022 (arXiv 2211.01095), Zhao et al. 2023 (arXiv 2302.04867);
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,7 @@ def mean_weights(
         return [1.0]
     (alpha_0, sigma_0), (alpha_1, sigma_1) = values(interpolant, nodes[0]), values(interpolant, t1)
     k, power = alpha_0 * sigma_1 / (sigma_0 * alpha_1), 1 + tau
-    points, shares = np.polynomial.legendre.leggauss(QUADRATURE)
-    u, shares = (points + 1) / 2, shares / 2
+    u, shares = quadrature()
     if variable == "t":
         length = t1 - nodes[0]
         c = interpolant.coefficients(torch.from_numpy(nodes[0] + length * u))
@@ -115,6 +115,15 @@ def mean_weights(
     else:
         found = iter(_fit(places, np.exp(power * length * (u - 1)), u, shares, k**power))
     return [next(found) if math.isfinite(each) else 0.0 for each in lambdas]
+
+
+@functools.cache
+def quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights of the Gauss-Legendre rule on [0, 1]: no step needs another."""
+    import numpy as np
+
+    points, shares = np.polynomial.legendre.leggauss(QUADRATURE)
+    return (points + 1) / 2, shares / 2
 
 
 def _lambda(interpolant: Interpolant, t: float) -> float:

@@ -22,25 +22,26 @@ KEY, INITIAL, BROWNIAN, LABEL, TIME, TRAINING, DROPOUT, PROBE, DATA, POSTERIOR =
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Four words in [0, 2^32) from a 128-bit counter and a 64-bit key, all int64 tensors that broadcast."""
+    """Four words in [0, 2^32) from a 128-bit counter and a 64-bit key, all int64 tensors that broadcast, read modulo 2^32.
+
+    A product wraps modulo 2^64 as int64; its halves are exact in the low 32 bits of itself and of its shift.  What lies above
+    those 32 bits is masked away only where it would matter: before the next product, and at the end.
+    """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        # The product wraps modulo 2^64 as int64; shifting and masking recovers both halves exactly.
-        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    rounds = torch.arange(10, device=key[0].device).view(-1, *[1] * key[0].ndim)
+    for k0, k1 in zip(key[0] + rounds * _WEYL[0], key[1] + rounds * _WEYL[1], strict=True):
+        p0, p1 = (c0 & _MASK) * _MULTIPLIERS[0], (c2 & _MASK) * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1, (p0 >> 32) ^ c3 ^ k1, p0
+    return c0 & _MASK, c1 & _MASK, c2 & _MASK, c3 & _MASK
 
 
 def words(keys: Tensor, nodes: Tensor, count: int, purpose: int) -> Tensor:
     """Words in [0, 2^32): keys (b,), nodes (k,), int64 -> (b, k, count) int64."""
     groups = torch.arange((count + 3) // 4, device=keys.device)
-    zero = groups.new_zeros(())
-    counter = (groups, nodes.to(keys.device)[:, None], zero + purpose, zero)
-    key = (keys[:, None, None] >> 32) & _MASK, keys[:, None, None] & _MASK
-    four = torch.broadcast_tensors(*philox(counter, key))
-    return torch.stack(four, -1).flatten(2)[..., :count]
+    nodes = nodes.to(keys.device)[:, None]
+    counter = (groups, nodes, groups.new_full((), purpose), nodes >> 32)
+    four = philox(counter, (keys[:, None, None] >> 32, keys[:, None, None]))
+    return torch.stack(torch.broadcast_tensors(*four)[:count], -1).flatten(2)[..., :count]
 
 
 def sample_keys(seed: int, index: Tensor) -> Tensor:
@@ -107,17 +108,15 @@ class BrownianPath:
         inside = not self._ends(level, index, t)
         if inside:
             nodes.append((1 << level) + index)
-        draws = self._draw(nodes) if nodes else None
-        for place in range(len(nodes) - inside):
-            assert draws is not None
-            self._halve(draws[:, place], t)
+        draws = list(self._draw(nodes).unbind(1)) if nodes else []
+        for draw in draws[: len(nodes) - inside]:
+            self._halve(draw, t)
         level, index, left, right = self._stack[-1]
         share = t * 2**level - index
         # lerp is exact at both ends: a node is the same to the bit from either side.
         value = torch.lerp(left, right, share)
         if inside:
-            assert draws is not None
-            value = value + math.sqrt(share * (1 - share) / 2**level) * draws[:, -1]
+            value = value + math.sqrt(share * (1 - share) / 2**level) * draws[-1]
         return value
 
     def _halve(self, draw: Tensor, t: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -63,6 +65,38 @@ def test_words_depend_on_nothing_but_key_node_and_element(key: int, purpose: int
     assert many.shape == (3, len(nodes), count)
     assert int(many.min()) >= 0 and int(many.max()) < 2**32
     assert torch.equal(noise.words(torch.tensor([key]), where[-1:], count + 3, purpose)[0, 0, :count], many[1, -1])
+
+
+@pytest.mark.parametrize(
+    ("index", "nodes", "count", "purpose", "expected"),
+    [
+        (range(5), range(3), 9, noise.BROWNIAN, "5a7946a5d6070a72"),
+        (range(500), range(77, 88), 2, noise.BROWNIAN, "4726dd68d5b2d58c"),
+        (range(7), [2**16 - 3, 2**31, 2**32 - 1], 4096, noise.TRAINING, "a7cb11549fe54970"),
+        ([2**32 - 1, 2**31, 0], [0], 1, noise.LABEL, "87083d222304cb33"),
+    ],
+)
+def test_the_same_words_as_ever(
+    index: Sequence[int], nodes: Sequence[int], count: int, purpose: int, expected: str
+) -> None:
+    """What was drawn yesterday is drawn tomorrow: samples, runs and their records depend on it."""
+    drawn = noise.words(sample_keys(-3, torch.tensor(list(index))), torch.tensor(list(nodes)), count, purpose)
+    assert hashlib.sha256(drawn.numpy().astype("<i8").tobytes()).hexdigest()[:16] == expected
+
+
+def test_nodes_above_32_bits_have_words_of_their_own() -> None:
+    """A path of depth 40 has such nodes."""
+    drawn = noise.words(keys(1), torch.tensor([5, 5 + 2**32, 5 + 2**40]), 4, noise.BROWNIAN)
+    assert len(drawn.unique()) == 12
+
+
+def test_normal_draws_are_box_and_mullers() -> None:
+    u = (noise.words(keys(50), torch.arange(3), 5 + 1, noise.DATA).numpy() + 0.5) / 2**32
+    radius, angle = np.sqrt(-2 * np.log(u[..., 0::2])), 2 * np.pi * u[..., 1::2]
+    expected = np.stack((radius * np.cos(angle), radius * np.sin(angle)), -1).reshape(50, 3, 6)[..., :5]
+    drawn = noise.normals(keys(50), torch.arange(3), 5, noise.DATA, torch.float64)
+    # Each function is right to a few units in the last place of numbers below 7, and so is its argument.
+    assert np.abs(drawn.numpy() - expected).max() < 1e-14
 
 
 def test_normal_draws_are_normal_and_independent() -> None:
