@@ -285,7 +285,7 @@ def start_from(network: nn.Module, name: str, root: Path) -> None:
     config = read_config_of(folder)
     sample = config.sample.model_copy(update={"weights": "ema", "ema": None})
     _, state, source = state_of(folder, config.model_copy(update={"sample": sample}), None)
-    _fill(network, state, source)
+    _fill(network, state, source, "that train.init is to start")
 
 
 def adapted(config: Config, over: Layer) -> Config:
@@ -344,8 +344,8 @@ def state_of(folder: Path, config: Config, step: int | None = None) -> tuple[int
     return int(header["step"]), state, path
 
 
-def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path, which: str = "of its run") -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit the network of its run: {str(error).splitlines()[-1].strip()}") from None
+        raise UserError(f"{path} does not fit the network {which}: {str(error).splitlines()[-1].strip()}") from None

@@ -85,9 +85,12 @@ def train(config: Config, progress: Progress = silent) -> Path:
             )
         data, marks, folder = examples(config.data), fingerprints(config), folder_of(config)
         told = progress if here.lead else silent
+        network = build(config)
+        if config.train.init is not None:
+            start_from(network, config.train.init, config.run.folder)
         with _recorded(config, marks, folder, here, told):
             here.barrier()
-            _loop(config, data, folder, here, told)
+            _loop(config, network.to(here.device), data, folder, here, told)
     return folder
 
 
@@ -132,12 +135,8 @@ def _describe(config: Config, folder: Path, now: dict[str, Any]) -> None:
         checkpoint.write_json(path, continued(before, now, step) if before else now)
 
 
-def _loop(config: Config, data: Examples, folder: Path, here: World, progress: Progress) -> None:
+def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here: World, progress: Progress) -> None:
     settings, every = config.train, config.run.log_every
-    network = build(config)
-    if settings.init is not None:
-        start_from(network, settings.init, config.run.folder)
-    network = network.to(here.device)
     if not config.backbone.trainable or not any(p.requires_grad for p in network.parameters()):
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return

@@ -212,10 +212,12 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_checkpoint(tmp_path:
     assert left.status == 1 and "Traceback" not in left.err and left.err.count("error:") == 1
     (run,) = (tmp_path / "runs").iterdir()
     told = re.search(
-        r"loss became (inf|nan) at step (\d+)\. The last good checkpoint is (\S+) \(step (\d+)\)", left.err
+        r"loss became (inf|nan) at step (\d+)\. "
+        r"(There is no checkpoint before it|The last good checkpoint is (\S+) \(step (\d+)\))\.",
+        left.err,
     )
     assert told, left.err
-    _, first, kept, step = told.groups()
+    _, first, said, kept, step = told.groups()
     # The step is where the loss first was not finite, however late that is noticed.
     assert int(first) == 2
     found = checkpoint.checkpoints(run / CHECKPOINTS)
@@ -224,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_checkpoint(tmp_path:
         assert checkpoint.header(kept)["step"] == 1
         assert losses(run)[-1][0] == 1
     else:
-        assert (found, kept, step) == ([], "none", "0")
+        assert not found and said == "There is no checkpoint before it"
 
 
 def test_another_process_s_run_is_refused_before_work(tmp_path: Path) -> None:
@@ -374,5 +376,9 @@ def test_training_starts_from_another_run(tmp_path: Path) -> None:
     assert names and all(torch.equal(given[name], taken[name]) for name in names)
     with pytest.raises(UserError, match="must name the run in full"):
         train(tiny(root, f"train.init={whole.name.rpartition('-')[2]}", "train.steps=1"))
-    with pytest.raises(UserError, match="does not fit the network"):
+    before = sorted(root.iterdir())
+    with pytest.raises(UserError, match="does not fit the network that train.init"):
         train(tiny(root, f"train.init={whole.name}", "train.steps=1", "backbone.hidden_size=24"))
+    with pytest.raises(UserError, match="No run 'nowhere'"):
+        train(tiny(root, "train.init=nowhere", "train.steps=1"))
+    assert sorted(root.iterdir()) == before
