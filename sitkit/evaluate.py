@@ -61,7 +61,7 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     missing = [metric for metric, path in paths.items() if not path.is_file()]
     if missing:
         with joined(run.config.run.device) as world:
-            eyes = _extractions(run, missing)
+            eyes = _extractions(run, missing, progress)
             keep = keeps(run.config, missing)
             costly = tuple(eye for extractor, eye in eyes.items() if extractor.learnt or not keep)
             drawn = sample(run, progress, keep=keep, extractions=costly)
@@ -77,7 +77,7 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     return [Evaluation(path, checkpoint.read_json(path)) for path in paths.values()]
 
 
-def _extractions(run: Run, wanted: list[Metric]) -> dict[Extractor, Extraction]:
+def _extractions(run: Run, wanted: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
     """The extractors of the metrics, ready for work."""
     device = next(iter(run.network.parameters()), torch.empty(0)).device
     seen = examples(run.config.data.source())
@@ -85,7 +85,7 @@ def _extractions(run: Run, wanted: list[Metric]) -> dict[Extractor, Extraction]:
     for metric in wanted:
         if isinstance(metric, FeatureMetric):
             if metric.features not in eyes:
-                eyes[metric.features] = metric.features.build(seen, device, run.folder.parent / "extractors")
+                eyes[metric.features] = metric.features.build(seen, device, run.folder.parent / "extractors", progress)
             metric.require(eyes[metric.features])
     if any(metric.reads_data for metric in wanted) and not len(seen):
         # Data that are not here say so when they are read.

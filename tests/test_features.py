@@ -14,6 +14,7 @@ from sitkit.data.dataset import Examples, in_memory
 from sitkit.metrics.classifier import RunClassifier
 from sitkit.metrics.features import ROWS, Extraction
 from sitkit.metrics.networks import Dinov2, Inception
+from sitkit.progress import Event
 from sitkit.registry import UserError, extractors
 
 CPU = torch.device("cpu")
@@ -71,12 +72,14 @@ def test_the_classifier_knows_the_digits_and_is_the_same_again(digits: Examples,
     assert first(x)["features"].shape == (90, 32) and first(x)["spatial"].shape == (90, 7 * 4 * 4)
 
 
-def test_the_classifier_is_trained_once_for_a_folder(digits: Examples, tmp_path: Path) -> None:
-    extractor = RunClassifier(steps=3, width=8)
-    first = extractor.build(digits, CPU, tmp_path)
+def test_the_classifier_is_trained_once_for_a_folder_and_says_how_far_it_is(digits: Examples, tmp_path: Path) -> None:
+    extractor, told = RunClassifier(steps=3, width=8), list[Event]()
+    first = extractor.build(digits, CPU, tmp_path, told.append)
+    assert told == [Event("run-classifier", step, 3) for step in (1, 2, 3)]
     (path,) = tmp_path.glob("*.safetensors")
     before = path.stat().st_mtime_ns
-    again = extractor.build(digits, CPU, tmp_path)
+    again = extractor.build(digits, CPU, tmp_path, told.append)
+    assert len(told) == 3
     assert again.fingerprint == first.fingerprint and path.stat().st_mtime_ns == before
     assert again.record == first.record == {k: checkpoint.header(path)[k] for k in ("accuracy", "heldout", "steps")}
     RunClassifier(steps=4, width=8).build(digits, CPU, tmp_path)

@@ -281,7 +281,7 @@ class Inverted(Metric):
 class Contrast(Extractor):
     """Features that depend on the other images."""
 
-    def build(self, data: Examples | None, device: torch.device, cache: Any) -> Extraction:
+    def build(self, data: Examples | None, device: torch.device, cache: Any, progress: Any = None) -> Extraction:
         return Extraction("contrast", ("features",), lambda x: {"features": x.flatten(1) - x.flatten(1).mean(0)})
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from sitkit import checkpoint
 from sitkit.data.dataset import batch
 from sitkit.metrics.features import Extraction, Extractor, fingerprint
+from sitkit.progress import Event, Progress, silent
 from sitkit.registry import UserError, extractors, spec
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ class RunClassifier(Extractor):
             what = "a data set to learn from" if data is None else "labels, and the data have none"
             raise UserError(f"features 'run-classifier' needs {what}. Use other features.")
 
-    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+    def build(
+        self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
+    ) -> Extraction:
         self.require(data)
         assert data is not None
-        network, record = self._load(data, device, cache) if cache else self._train(data, device)
+        network, record = self._load(data, device, cache, progress) if cache else self._train(data, device, progress)
         maps, pool, head = (part for _, part in network.to(device).eval().requires_grad_(False).named_children())
 
         def apply(x: Tensor) -> dict[str, Tensor]:
@@ -70,7 +73,9 @@ class RunClassifier(Extractor):
         outputs = self.outputs if data.is_image else ("features", "logits")
         return Extraction(fingerprint(network), outputs, apply, record)
 
-    def _load(self, data: Examples, device: device, cache: Path) -> tuple[nn.Module, dict[str, Any]]:
+    def _load(
+        self, data: Examples, device: device, cache: Path, progress: Progress
+    ) -> tuple[nn.Module, dict[str, Any]]:
         """The network kept in the folder, trained first if it is not there; two processes train one."""
         from filelock import FileLock
 
@@ -78,7 +83,7 @@ class RunClassifier(Extractor):
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
-                trained, record = self._train(data, device)
+                trained, record = self._train(data, device, progress)
                 checkpoint.save(path, trained.state_dict(), {"spec": spec(self), "data": data.fingerprint, **record})
         header, tensors = checkpoint.load(path)
         network = network_for(data.shape, data.num_classes, self.width)
@@ -88,7 +93,7 @@ class RunClassifier(Extractor):
     def _identity(self, data: Examples) -> str:
         return hashlib.sha256(json.dumps([spec(self), data.fingerprint]).encode()).hexdigest()[:12]
 
-    def _train(self, data: Examples, device: device) -> tuple[nn.Module, dict[str, Any]]:
+    def _train(self, data: Examples, device: device, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
         import torch
 
         with torch.random.fork_rng(devices=[]):
@@ -103,6 +108,7 @@ class RunClassifier(Extractor):
             loss.backward()
             optimizer.step()
             schedule.step()
+            progress(Event(self.name, step + 1, self.steps))
         return network, {"accuracy": accuracy(network, data), "heldout": len(data.heldout), "steps": self.steps}
 
 

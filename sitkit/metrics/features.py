@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from sitkit.progress import Progress, silent
 from sitkit.registry import Component, UserError, extractors
 
 if TYPE_CHECKING:
@@ -63,8 +64,12 @@ class Extractor(Component):
         """Raise UserError, before any work, for data that it cannot see and for a package that is not there."""
 
     @abstractmethod
-    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+    def build(
+        self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
+    ) -> Extraction:
         """Ready it for images or points like those of `data`; what it learns is kept in the folder `cache`.
+
+        progress: told how far it is, where that takes long.
 
         Raises UserError for data that it cannot see, for weights that are not there, and for a package that is not.
         """
@@ -78,7 +83,9 @@ class Pixels(Extractor):
 
     learnt: ClassVar[bool] = False
 
-    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+    def build(
+        self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
+    ) -> Extraction:
         return Extraction("pixels", self.outputs, lambda x: {"features": x.flatten(1)})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.metrics.features import Extraction, Extractor, colours, fingerprint
+from sitkit.progress import Progress, silent
 from sitkit.registry import UserError, extractors
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class Inception(Extractor):
         if self.weights is not None and not Path(self.weights).is_file():
             raise UserError(f"features 'inception': there is no file {self.weights}.")
 
-    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+    def build(
+        self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
+    ) -> Extraction:
         network = self._network().to(device)
         kept: dict[str, Tensor] = {}
 
@@ -113,7 +116,9 @@ class Dinov2(Extractor):
         if find_spec("transformers") is None:
             raise UserError("features 'dinov2' needs transformers: pip install 'sitkit[dinov2]'.")
 
-    def build(self, data: Examples | None, device: device, cache: Path | None) -> Extraction:
+    def build(
+        self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
+    ) -> Extraction:
         import torch
 
         network = self._network().to(device).eval().requires_grad_(False)
