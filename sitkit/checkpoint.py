@@ -135,14 +135,10 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
 
     metadata = {KEY: to_json(header)}
     with replacing(Path(path)) as fresh:
-        fresh.touch()
-        mode = fresh.stat().st_mode
         try:
             save_file(_separate(tensors), fresh, metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        # safetensors writes a file that its owner alone may read; others share the folder.
-        fresh.chmod(mode & 0o777)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

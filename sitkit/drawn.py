@@ -184,9 +184,7 @@ class Shards:
                     parts = (checkpoint.load(self.shard(i))[1][key].numpy() for i in range(self.count))
                     npz.add(archive, name, self.n, parts)
         # A picture of points shows them all, one of images those of the first shard.
-        shown = [
-            checkpoint.load(self.shard(i))[1] for i in range(self.count if kept and self.data.shape == (2,) else 1)
-        ]
+        shown = [checkpoint.load(self.shard(i))[1] for i in range(self.count if kept and self.data.is_plane else 1)]
         x, y = (torch.cat([part[key] for part in shown]) for key in ("x", "y"))
         show(seen(x), y, self.data, self.folder / PICTURE, shown[0].get("paths"))
         spent = {
@@ -206,7 +204,7 @@ def _loaded(folder: Path, data: Examples) -> np.ndarray:
 def show(x: Tensor, y: Tensor | None, data: Examples, path: Path, paths: Tensor | None = None) -> None:
     """A picture of samples: images in a grid, one class a row where there are labels; points over the data."""
     if not data.is_image:
-        if data.shape == (2,):
+        if data.is_plane:
             reference = data.read(np.arange(min(len(data), 2000))) if len(data) else None
             picture.scatter(x.cpu(), reference, path, paths)
         return

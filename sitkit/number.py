@@ -97,7 +97,8 @@ def read(path: Path) -> Number:
     if len(lacks) > len(RECORDED) // 2:
         raise UserError(f"{path} is not the record of a number: give a file of a run's folder {EVALUATIONS}.")
     if not lacks:
-        lacks = [f"sampling.{key}" for key in sorted(SAMPLED - dict(record["sampling"]).keys())]
+        sampled = record["sampling"] if isinstance(record["sampling"], dict) else {}
+        lacks = [f"sampling.{key}" for key in sorted(SAMPLED - sampled.keys())]
     if lacks:
         again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
         raise UserError(

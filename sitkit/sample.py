@@ -161,7 +161,7 @@ class Drawing:
                 diffusion=self.diffusion,
                 guidance=self.guidance,
                 seeds=keys,
-                trajectory=run.outline.shape == (2,) and start == 0,
+                trajectory=run.outline.is_plane and start == 0,
             )
             if drawn.trajectory is not None:
                 paths = drawn.trajectory[:, : min(100, wanted)].cpu()

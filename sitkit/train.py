@@ -210,7 +210,7 @@ def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, s
 
     Every process draws, the lead saves.
     """
-    if not data.is_image and data.shape != (2,):
+    if not (data.is_image or data.is_plane):
         return
     network.eval()
     field = Field(network, config.interp, config.target, data.num_classes)

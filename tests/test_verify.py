@@ -114,6 +114,14 @@ def test_a_record_that_lacks_something_is_named_with_what_to_do(lost: str, folde
     assert call("report", run).status == 0
 
 
+def test_a_record_whose_part_is_something_else_is_named(folder: Path) -> None:
+    path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
+    checkpoint.write_json(path, checkpoint.read_json(path) | {"sampling": "gone"})
+    left = call("explain", path)
+    assert left.status == 2 and left.err.count("error:") == 1
+    assert "lacks sampling.at_once, sampling.kept, sampling.nfe, sampling.recipe" in left.err
+
+
 def test_an_explanation_ends_in_commands_that_make_the_number(folder: Path) -> None:
     (number,) = numbers("study:SDE: eta:linear:1", Path("runs"))
     told = explain(number)

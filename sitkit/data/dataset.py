@@ -77,6 +77,11 @@ class Examples:
         """Whether the shape is (channels, height, width) with the channels of a picture, or samples are decoded to one."""
         return len(self.shape) == 3 and (self.shape[0] in (1, 3) or self.encoder is not None)
 
+    @property
+    def is_plane(self) -> bool:
+        """Whether examples are points of the plane, which a picture shows as they are."""
+        return self.shape == (2,)
+
     def __len__(self) -> int:
         return len(self.labels)
 
