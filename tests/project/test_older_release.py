@@ -1,0 +1,214 @@
+"""Files that sitkit 0.1 made: the code of today continues, samples, measures, verifies and reports them.
+
+The files, and how they were made, are in release-0.1/README.md.  Beside them expected*.json keep what 0.1 itself gives for
+them; `SITKIT_GOLDEN=write pytest tests/project/test_older_release.py` writes those anew, and is for the code of 0.1 alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sameness import (
+    LEVELS,
+    LOSS,
+    VALUE,
+    answer,
+    call,
+    digest,
+    done,
+    golden,
+    machine,
+    plain,
+    read_lines,
+    same,
+    samples,
+    tensors,
+)
+
+RELEASE = Path(__file__).parent / "release-0.1"
+# The second way in which the finished run was sampled.
+SDE = ("--sampler", "euler-maruyama", "--steps", "6", "--seed", "1")
+
+
+@pytest.fixture
+def older(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a folder, or a file, of the older release, go where the copy is, and return where that is."""
+    source = RELEASE / request.param
+    if source.is_dir():
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    else:
+        shutil.copy(source, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_of(root: Path) -> Path:
+    """Return the folder of the only run."""
+    (config,) = root.glob("runs/*/config.yaml")
+    return config.parent
+
+
+def times(root: Path) -> dict[str, int]:
+    """Return when each file under a folder was last written; locks hold nothing."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock")
+    return {path.relative_to(root).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def drawn(*words: str | Path) -> dict[str, Any]:
+    """Draw samples; return where they are, their hash, and the levels of the first image."""
+    record = answer("sample", *words)
+    arrays = samples(Path(record["path"]))
+    return {
+        "path": record["path"], "nfe": record["nfe"], "labels": arrays["labels"].tolist(),
+        "sha256": digest(arrays.items()), "first image": arrays["images"][0].ravel().tolist(),
+    }  # fmt: skip
+
+
+def same_samples(now: dict[str, Any], kept: dict[str, Any], recorded: dict[str, str]) -> None:
+    """Compare samples: to the last bit on the same machine, within a few levels of 255 elsewhere."""
+    for key in ("path", "nfe", "labels"):
+        assert now[key] == kept[key]
+    same(now["first image"], kept["first image"], recorded, 0, abs=LEVELS)
+    if machine() == recorded:
+        assert now["sha256"] == kept["sha256"]
+
+
+def measured(*words: str | Path) -> dict[str, Any]:
+    """Measure; return the values of each metric, and where each is."""
+    found = answer("evaluate", *words)
+    return {
+        "paths": [e["path"] for e in found],
+        "values": {f"{e['metric']['name']} {key}": e[key] for e in found for key in ("value", "stderr", "halves")},
+    }
+
+
+def verified(name: str | Path) -> list[dict[str, Any]]:
+    """Verify numbers; return the names, what was, what is, and the verdicts."""
+    left = call("verify", name, "--json")
+    assert left.status in (0, 1), left
+    parts = ("name", "path", "was", "now", "verdict", "samples", "reason")
+    return [{key: number[key] for key in parts} for number in json.loads(left.out)]
+
+
+def same_verdicts(now: list[dict[str, Any]], kept: list[dict[str, Any]], recorded: dict[str, str]) -> None:
+    """Compare what `verify` says; on another machine a number may differ in its last digits, and the verdict with it."""
+    for number, old in zip(now, kept, strict=True):
+        assert [number[key] for key in ("name", "path", "was")] == [old[key] for key in ("name", "path", "was")]
+        same(number["now"], old["now"], recorded, VALUE, abs=1 / 32)
+        if machine() == recorded:
+            assert number == old and number["verdict"] == "same"
+
+
+def reported(name: str | Path, path: Path) -> None:
+    """Report, and require an HTML file that is whole."""
+    done("report", name)
+    page = path.read_text(encoding="utf-8")
+    assert "<html" in page and page.rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize("older", ["stopped"], indirect=True)
+def test_a_stopped_training_goes_on(older: Path) -> None:
+    run = run_of(older)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000010.safetensors"]
+    done("train", "base.yaml")
+    lines = read_lines(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 21)) and run_of(older) == run
+    state, _ = tensors(run / "checkpoints/step-00000020.safetensors")
+    now = {
+        "machine": machine(),
+        "run": run.name,
+        "losses": [line["loss"] for line in lines[10:]],
+        "checkpoint": digest(state.items()),
+        "samples": drawn("latest"),
+    }
+    kept = golden("expected-stopped", now, RELEASE)
+    assert now["run"] == kept["run"]
+    same(now["losses"], kept["losses"], kept["machine"], LOSS)
+    same_samples(now["samples"], kept["samples"], kept["machine"])
+    if machine() == kept["machine"]:
+        assert now["checkpoint"] == kept["checkpoint"]
+        # The training that was never stopped ends with the same bits.
+        whole, _ = tensors(run_of(RELEASE / "finished") / "checkpoints/step-00000020.safetensors")
+        assert digest(whole.items()) == now["checkpoint"]
+
+
+@pytest.mark.parametrize("older", ["finished"], indirect=True)
+def test_a_finished_run_is_sampled_measured_verified_and_reported(older: Path) -> None:
+    run, before = run_of(older), times(older)
+    again = {"ode": drawn("latest"), "sde": drawn("latest", *SDE)}
+    numbers = measured("latest", "-n", "32", "--metric", "frechet,precision")
+    done("train", "base.yaml")
+    # What was done is found, and not done anew.
+    after = times(older)
+    rewritten = {(run / name).relative_to(older).as_posix() for name in ("config.yaml", "data.json")}
+    assert {name for name in before if after[name] != before[name]} <= rewritten
+    assert all((older / name).read_bytes() == (RELEASE / "finished" / name).read_bytes() for name in rewritten)
+    assert {name for name in after if "/samples/" in name or "/evaluations/" in name} <= set(before)
+    verdicts = verified(run.name)
+    reported("latest", run / "report.html")
+    for part in ("samples", "evaluations"):
+        shutil.rmtree(run / part)
+    now = {
+        "machine": machine(),
+        "found": {"samples": again, "numbers": numbers},
+        "samples": {
+            "ode": drawn("latest"),
+            "sde": drawn("latest", *SDE),
+            "guided": drawn("latest", "-n", "16", "--guidance", "cfg", "--steps", "3"),
+        },
+        "numbers": measured("latest", "-n", "32", "--metric", "frechet,precision"),
+        "verified": verdicts,
+    }
+    kept = golden("expected-finished", now, RELEASE)
+    assert plain(now["found"]) == kept["found"]
+    for name, found in now["samples"].items():
+        same_samples(found, kept["samples"][name], kept["machine"])
+    assert now["numbers"]["paths"] == kept["numbers"]["paths"]
+    same(now["numbers"]["values"], kept["numbers"]["values"], kept["machine"], VALUE, abs=1 / 32)
+    same_verdicts(now["verified"], kept["verified"], kept["machine"])
+
+
+@pytest.mark.parametrize("older", ["study"], indirect=True)
+def test_a_finished_study_is_found_whole_verified_and_reported(older: Path) -> None:
+    before = times(older / "runs")
+    dry = answer("ablate", "two-paths.yaml", "--dry-run")
+    assert [cell["state"] for cell in dry] == ["measured"] * 4
+    results = answer("ablate", "two-paths.yaml")
+    assert times(older / "runs") == before
+    now = {
+        "machine": machine(),
+        "dry run": dry,
+        "results": results,
+        "tables": {
+            p.name: p.read_text(encoding="utf-8") for p in sorted((older / "studies/two-paths").glob("table.*"))
+        },
+        "verified": verified("two-paths"),
+    }
+    reported("two-paths", older / "studies/two-paths/report.html")
+    kept = golden("expected-study", now, RELEASE)
+    for key in ("dry run", "tables"):
+        assert plain(now[key]) == kept[key]
+    # The numbers are read, not computed; their statistics are computed.
+    same(plain(now["results"]), kept["results"], kept["machine"], 1e-9)
+    same_verdicts(now["verified"], kept["verified"], kept["machine"])
+
+
+@pytest.mark.parametrize("older", ["exported.safetensors"], indirect=True)
+def test_an_exported_file_is_sampled_and_measured(older: Path) -> None:
+    now = {
+        "machine": machine(),
+        "samples": {
+            "ode": drawn("exported.safetensors", "-n", "16"),
+            "sde": drawn("exported.safetensors", "-n", "16", *SDE),
+        },
+        "numbers": measured("exported.safetensors", "-n", "32", "--metric", "frechet"),
+    }
+    kept = golden("expected-exported", now, RELEASE)
+    for name, found in now["samples"].items():
+        same_samples(found, kept["samples"][name], kept["machine"])
+    assert now["numbers"]["paths"] == kept["numbers"]["paths"]
+    same(now["numbers"]["values"], kept["numbers"]["values"], kept["machine"], VALUE, abs=1 / 32)
