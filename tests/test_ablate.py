@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from trials import call, finish, start, wait
 
-from sitkit import checkpoint
+from sitkit import bundle, checkpoint
 from sitkit.ablate import Outcome, ablate
 from sitkit.config import read_assignments
 from sitkit.registry import UserError
+from sitkit.run import load
 from sitkit.run import runs as run_folders
 from sitkit.study import read_study, trainings
 from sitkit.table import estimate
@@ -338,3 +339,22 @@ def test_a_training_that_is_not_finished_is_not_trained(tmp_path: Path) -> None:
         patch.chdir(tmp_path)
         done(study)
     assert trained(config) and newest.read_bytes() == kept
+
+
+def test_each_cell_is_measured_with_the_average_of_the_weights_that_it_names(tmp_path: Path) -> None:
+    study = write(
+        tmp_path,
+        """title: averages
+base: base.yaml
+set: {train: {ema: [0.5, 0.999]}}
+rows: [{label: one, interp: linear}]
+columns: {fast: {sample: {ema: 0.5}}, slow: {sample: {ema: 0.999}}}
+""",
+    )
+    cells = done(study).results.cells
+    for cell, ema in zip(cells, (0.5, 0.999), strict=True):
+        record = checkpoint.read_json(tmp_path / "runs" / str(cell.evaluation))
+        run = load(str(cell.run), over=read_assignments([f"sample.ema={ema}"]), root=tmp_path / "runs")
+        weights = record["checkpoint"]
+        assert (weights["weights"], weights["fingerprint"]) == (run.average, bundle.digest(run.network.state_dict()))
+    assert cells[0].value != cells[1].value

@@ -86,7 +86,9 @@ def _do(task: Task, tell: Progress) -> Ended:
         if task.kind == "train":
             train(config, tell)
         else:
-            run = load(config.run.folder / task.place.run, weights=config.sample.weights, device=config.run.device)
+            # The cell's own settings choose the weights: its average need not be the run's first.
+            sampling = Layer({"sample": config.sample.model_dump(mode="json")})
+            run = load(config.run.folder / task.place.run, over=sampling, device=config.run.device)
             evaluate(dataclasses.replace(run, config=config), tell)
     except Busy:
         note(task.path, "left to the process that is training it")
