@@ -161,7 +161,7 @@ def reference_index(modules: dict[str, Path]) -> str:
 
 def pictures(folder: Path) -> dict[tuple[str, str], Path]:
     """(registry, name) to the picture of `sitkit show`, drawn now, for every component that has one."""
-    from sitkit.show import draw
+    from sitkit.evaluation.component_plots import draw
 
     drawn = {}
     for plural in GALLERY:

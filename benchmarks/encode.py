@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 import sitkit
-from sitkit.encode import encode
-from sitkit.run import examples
+from sitkit.models.encode import encode
+from sitkit.runs.run import examples
 
 
 def autoencoder(folder: Path, widths: tuple[int, ...]) -> None:

@@ -30,13 +30,13 @@ from PIL import Image
 from train import latents, network_of, ours, timed
 
 import sitkit
-from sitkit import checkpoint
 from sitkit.data.dataset import Examples
 from sitkit.data.decoding import Pictures
-from sitkit.data.feed import feed
-from sitkit.data.images import centre_square
 from sitkit.data.latents import INDEX, shard_path
-from sitkit.run import examples
+from sitkit.data.npz import centre_square
+from sitkit.data.stream import feed
+from sitkit.runs import checkpoint
+from sitkit.runs.run import examples
 
 
 def written_latents(folder: Path, count: int, per_shard: int = 256) -> Examples:

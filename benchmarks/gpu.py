@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from train import CLASSES, SHAPE, baseline, latents, network_of, ours, timed
 
 import sitkit
-from sitkit import checkpoint
-from sitkit.config import assemble, read_assignments, read_config
-from sitkit.parallel import tf32
-from sitkit.run import CHECKPOINTS
-from sitkit.throughput import PASSES, peak
-from sitkit.train import train
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import assemble, read_assignments, read_config
+from sitkit.runs.run import CHECKPOINTS
+from sitkit.training.parallel import tf32
+from sitkit.training.throughput import PASSES, peak
+from sitkit.training.train import train
 
 # Wanted of sit-xl/2 on one H100 or H200.
 WANTED = {"mfu": 0.55, "over_baseline": 3.0}

@@ -21,20 +21,20 @@ from typing import Any
 
 import torch
 
-from sitkit.world import World
+from sitkit.runtime.distributed import World
 
 
 def work(how: str, backbone: str, batch: int, steps: int) -> None:
     """A process's part: prints the seconds of a step, by the lead."""
     from train import latents, network_of
 
-    from sitkit.config import Layer, assemble
     from sitkit.data.dataset import batch as read
-    from sitkit.ema import EMA
-    from sitkit.learning import Learner
-    from sitkit.objective import Drawing, objective_of
-    from sitkit.parallel import Laid
-    from sitkit.world import joined
+    from sitkit.runs.config.schema import Layer, assemble
+    from sitkit.runtime.distributed import joined
+    from sitkit.training.ema import EMA
+    from sitkit.training.objective import Drawing, objective_of
+    from sitkit.training.optimizer import Learner
+    from sitkit.training.parallel import Laid
 
     with joined() as here:
         shared = how in ("ddp", "fsdp")

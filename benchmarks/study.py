@@ -37,7 +37,7 @@ seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_
 told = {"status": status, "clock": seconds, "processor": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss * 1024 / 1e6}
 print(json.dumps(told))
 """
-FLOOR = ("-c", "import torch, pydantic, sitkit.config")
+FLOOR = ("-c", "import torch, pydantic, sitkit.runs.config.schema")
 
 
 def study(rows: int, columns: int, seeds: int) -> str:

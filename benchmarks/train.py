@@ -25,14 +25,14 @@ import torch
 from torch import nn
 
 import sitkit
-from sitkit.config import Layer, assemble
 from sitkit.data.dataset import Examples, in_memory
-from sitkit.ema import EMA
-from sitkit.learning import Learner
-from sitkit.objective import Drawing, objective_of
-from sitkit.parallel import Laid, tf32
-from sitkit.throughput import PASSES, peak
-from sitkit.world import World
+from sitkit.runs.config.schema import Layer, assemble
+from sitkit.runtime.distributed import World
+from sitkit.training.ema import EMA
+from sitkit.training.objective import Drawing, objective_of
+from sitkit.training.optimizer import Learner
+from sitkit.training.parallel import Laid, tf32
+from sitkit.training.throughput import PASSES, peak
 
 SHAPE, CLASSES, LR, DECAY = (4, 32, 32), 1000, 1e-4, 0.9999
 # float32 numbers moved for each parameter: AdamW reads four and writes three, the average reads two and writes one.

@@ -6,23 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sitkit.autoencoder import Autoencoder
-    from sitkit.backbones.backbone import Backbone
-    from sitkit.coupling import Coupling
     from sitkit.data.dataset import Dataset
-    from sitkit.diffusion import Diffusion
-    from sitkit.field import Field, Readings
-    from sitkit.guidance import Guidance
-    from sitkit.interpolant import Coefficients, Interpolant
-    from sitkit.likelihood import log_prob
-    from sitkit.loss import Batch, Loss, interpolant_loss
-    from sitkit.metrics.features import Extractor
-    from sitkit.metrics.metric import Metric
+    from sitkit.evaluation.extractors.extractor import Extractor
+    from sitkit.evaluation.metrics.metric import Metric
+    from sitkit.models.autoencoder import Autoencoder
+    from sitkit.models.backbone import Backbone
+    from sitkit.models.loss import Batch, Loss, interpolant_loss
     from sitkit.registry import (
         Component,
         Registry,
-        UserError,
-        WorkFailed,
         autoencoders,
         backbones,
         couplings,
@@ -38,39 +30,46 @@ if TYPE_CHECKING:
         timesteps,
         weightings,
     )
-    from sitkit.run import load
-    from sitkit.sampler import Sample, Sampler
-    from sitkit.target import Target
-    from sitkit.timestep import Timestep
-    from sitkit.weighting import Weighting
+    from sitkit.runs.run import load
+    from sitkit.runtime.errors import UserError, WorkFailed
+    from sitkit.solvers.guidance import Guidance
+    from sitkit.solvers.log_density import log_prob
+    from sitkit.solvers.sampler import Sample, Sampler
+    from sitkit.transport.coupling import Coupling
+    from sitkit.transport.diffusion import Diffusion
+    from sitkit.transport.field import Field, Readings
+    from sitkit.transport.interpolant import Coefficients, Interpolant
+    from sitkit.transport.target import Target
+    from sitkit.transport.timestep import Timestep
+    from sitkit.transport.weighting import Weighting
 
 __version__ = "0.1.0"
 
 # Public names are imported when first used, so that `import sitkit` and `sitkit list` are quick.
 _LAZY = {
-    "Autoencoder": "sitkit.autoencoder",
-    "Backbone": "sitkit.backbones.backbone",
-    "Batch": "sitkit.loss",
-    "Coefficients": "sitkit.interpolant",
+    "Autoencoder": "sitkit.models.autoencoder",
+    "Backbone": "sitkit.models.backbone",
+    "Batch": "sitkit.models.loss",
+    "Coefficients": "sitkit.transport.interpolant",
     "Component": "sitkit.registry",
-    "Coupling": "sitkit.coupling",
+    "Coupling": "sitkit.transport.coupling",
     "Dataset": "sitkit.data.dataset",
-    "Diffusion": "sitkit.diffusion",
-    "Extractor": "sitkit.metrics.features",
-    "Field": "sitkit.field",
-    "Guidance": "sitkit.guidance",
-    "Interpolant": "sitkit.interpolant",
-    "Loss": "sitkit.loss",
-    "Metric": "sitkit.metrics.metric",
-    "Readings": "sitkit.field",
+    "Diffusion": "sitkit.transport.diffusion",
+    "Extractor": "sitkit.evaluation.extractors.extractor",
+    "Field": "sitkit.transport.field",
+    "Guidance": "sitkit.solvers.guidance",
+    "Interpolant": "sitkit.transport.interpolant",
+    "Loss": "sitkit.models.loss",
+    "Metric": "sitkit.evaluation.metrics.metric",
+    "Readings": "sitkit.transport.field",
     "Registry": "sitkit.registry",
-    "Sample": "sitkit.sampler",
-    "Sampler": "sitkit.sampler",
-    "Target": "sitkit.target",
-    "Timestep": "sitkit.timestep",
-    "UserError": "sitkit.registry",
-    "Weighting": "sitkit.weighting",
-    "WorkFailed": "sitkit.registry",
+    "Sample": "sitkit.solvers.sampler",
+    "Sampler": "sitkit.solvers.sampler",
+    "Target": "sitkit.transport.target",
+    "Timestep": "sitkit.transport.timestep",
+    "UserError": "sitkit.runtime.errors",
+    "Weighting": "sitkit.transport.weighting",
+    "WorkFailed": "sitkit.runtime.errors",
     "autoencoders": "sitkit.registry",
     "backbones": "sitkit.registry",
     "couplings": "sitkit.registry",
@@ -78,10 +77,10 @@ _LAZY = {
     "diffusions": "sitkit.registry",
     "extractors": "sitkit.registry",
     "guidances": "sitkit.registry",
-    "interpolant_loss": "sitkit.loss",
+    "interpolant_loss": "sitkit.models.loss",
     "interpolants": "sitkit.registry",
-    "load": "sitkit.run",
-    "log_prob": "sitkit.likelihood",
+    "load": "sitkit.runs.run",
+    "log_prob": "sitkit.solvers.log_density",
     "losses": "sitkit.registry",
     "metrics": "sitkit.registry",
     "samplers": "sitkit.registry",

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from trials import call, finish, start, wait
 
-from sitkit import bundle, checkpoint
-from sitkit.ablate import Outcome, ablate
-from sitkit.config import read_assignments
-from sitkit.registry import UserError
-from sitkit.run import load
-from sitkit.run import runs as run_folders
-from sitkit.study import read_study, trainings
-from sitkit.table import estimate
-from sitkit.task import trained
+from sitkit.results.table import estimate
+from sitkit.runs import checkpoint, one_file
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runs.run import load
+from sitkit.runs.run import runs as run_folders
+from sitkit.runtime.errors import UserError
+from sitkit.studies.ablate import Outcome, ablate
+from sitkit.studies.study import read_study, trainings
+from sitkit.studies.tasks import trained
 
 BASE = """
 data: {name: points, law: moons, size: 400}
@@ -356,5 +356,5 @@ columns: {fast: {sample: {ema: 0.5}}, slow: {sample: {ema: 0.999}}}
         record = checkpoint.read_json(tmp_path / "runs" / str(cell.evaluation))
         run = load(str(cell.run), over=read_assignments([f"sample.ema={ema}"]), root=tmp_path / "runs")
         weights = record["checkpoint"]
-        assert (weights["weights"], weights["fingerprint"]) == (run.average, bundle.digest(run.network.state_dict()))
+        assert (weights["weights"], weights["fingerprint"]) == (run.average, one_file.digest(run.network.state_dict()))
     assert cells[0].value != cells[1].value

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from trials import autoencoder, tiny
 
-from sitkit import checkpoint, noise
-from sitkit.autoencoder import Autoencoder, modelled, modelled_shape
 from sitkit.data.dataset import in_memory
-from sitkit.registry import UserError, autoencoders
-from sitkit.run import ENVIRONMENT, load
-from sitkit.train import train
+from sitkit.models.autoencoder import Autoencoder, modelled, modelled_shape
+from sitkit.registry import autoencoders
+from sitkit.runs import checkpoint
+from sitkit.runs.run import ENVIRONMENT, load
+from sitkit.runtime import rng
+from sitkit.runtime.errors import UserError
+from sitkit.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def images(n: int, side: int = 8) -> torch.Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-KEYS = noise.sample_keys(0, torch.arange(7))
+KEYS = rng.sample_keys(0, torch.arange(7))
 
 
 def test_it_is_diffusers_own_network(folder: Path, vae: Autoencoder) -> None:
@@ -66,7 +68,7 @@ def test_a_draw_is_of_the_posterior_and_belongs_to_its_key(vae: Autoencoder) -> 
     drawn = vae.encode(x, KEYS)
     assert torch.equal(drawn[[5]], vae.encode(x[:1], KEYS[[5]]))
     many = vae.posterior(x[:1])
-    keys = noise.sample_keys(1, torch.arange(4000))
+    keys = rng.sample_keys(1, torch.arange(4000))
     z = (torch.cat([many.draw(key[None]) for key in keys]) - mean[0]) / std[0]
     # 128,000 standard normal draws: four standard errors of the mean and of the variance.
     assert abs(z.mean()) < 4 / z.numel() ** 0.5 and abs(z.var() - 1) < 4 * (2 / z.numel()) ** 0.5

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sitkit.backbones.backbone import Backbone
-from sitkit.backbones.sit import positions, time_features
-from sitkit.registry import UserError, backbones, interpolants, targets
+from sitkit.models.backbone import Backbone
+from sitkit.models.sit import positions, time_features
+from sitkit.registry import backbones, interpolants, targets
+from sitkit.runtime.errors import UserError
 
 # Layers, hidden size, heads: Ma et al. 2024, Table 9.
 TABLE_9 = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from trials import Called, autoencoder, call, copied, flags, tiny, trained
 
 import sitkit
-from sitkit import checkpoint
-from sitkit.autoencoder import _network as autoencoders
-from sitkit.registry import UserError
-from sitkit.train import train
+from sitkit.models.autoencoder import _network as autoencoders
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError
+from sitkit.training.train import train
 
 DRAW = ("-n", "12", "--steps", "3")
 
@@ -131,7 +131,7 @@ def test_an_autoencoder_from_a_folder_is_in_the_file(tmp_path: Path, monkeypatch
     autoencoders.cache_clear()
     assert alike(drawn(call("sample", "moved/one.safetensors", *DRAW)), expected)
     assert call("convert", "moved/one.safetensors", "--to", "two.safetensors").status == 0
-    read = "import sys; from sitkit.autoencoder import SDVAE; SDVAE(path=sys.argv[1]).latent_shape((1, 8, 8))"
+    read = "import sys; from sitkit.models.autoencoder import SDVAE; SDVAE(path=sys.argv[1]).latent_shape((1, 8, 8))"
     said = subprocess.run([sys.executable, "-c", read, "moved/one.safetensors"], capture_output=True, check=True)
     assert not said.stderr
     shutil.rmtree("moved")
@@ -151,7 +151,7 @@ def test_a_run_samples_when_its_data_are_gone(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sitkit.data.dataset.Dataset.load", gone)
     for kind in ("digits.Digits", "points.Points"):
         monkeypatch.setattr(f"sitkit.data.{kind}.load", gone)
-    sitkit.run.examples.cache_clear()
+    sitkit.runs.run.examples.cache_clear()
     assert alike(drawn(call("sample", run, *DRAW)), expected)
     assert next(run.glob("samples/*/grid.png")).stat().st_size > 1000
     assert call("convert", run, "--to", "one.safetensors").status == 0
@@ -167,7 +167,7 @@ def test_other_data_in_their_place_are_noticed(tmp_path: Path, monkeypatch: pyte
     words = flags("data={name: npz, path: mine.npz}", "train.steps=2", base="digits")
     assert call("train", "digits", *words).status == 0
     np.savez("mine.npz", images=255 - images)
-    sitkit.run.examples.cache_clear()
+    sitkit.runs.run.examples.cache_clear()
     refused = call("evaluate", "latest", *DRAW)
     assert refused.status == 2 and "changed since it was trained" in refused.err.replace("\n", " ")
     assert call("sample", "latest", *DRAW).status == 0

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from trials import call
 
-from sitkit import stepindex
-from sitkit.certify import Cell, Examiner, cells, certify
-from sitkit.diffusion import Diffusion
-from sitkit.interpolant import Coefficients
+from sitkit.solvers import torchsde_grid
+from sitkit.testing.certify import Cell, Examiner, cells, certify
+from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.interpolant import Coefficients
 
 
 # ddpm lies within 0.033 of vp-sbdm's log alpha everywhere, so its cells wait for the longer tests.
@@ -42,13 +42,13 @@ def test_every_axis_is_crossed() -> None:
 
 def test_a_factor_of_two_in_the_w_of_the_noise_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Noise of 2 w with the drift of w widens the samples: every cell of torchsde's sampler is named, and no other's."""
-    honest = stepindex.StepIndexSDE.f_and_g
+    honest = torchsde_grid.StepIndexSDE.f_and_g
 
-    def doubled(self: stepindex.StepIndexSDE, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def doubled(self: torchsde_grid.StepIndexSDE, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         drift, diffusion = honest(self, s, x)
         return drift, 2**0.5 * diffusion
 
-    monkeypatch.setattr(stepindex.StepIndexSDE, "f_and_g", doubled)
+    monkeypatch.setattr(torchsde_grid.StepIndexSDE, "f_and_g", doubled)
     words = [
         "certify",
         "--quick",

@@ -11,11 +11,11 @@ from test_ablate import BASE, STUDY, done, write
 from trials import call, tiny, trained
 
 import sitkit
-from sitkit import checkpoint
-from sitkit.check import check, read_plan
-from sitkit.config import assemble, read_assignments, read_config
-from sitkit.cost import cost, network_cost, peak
-from sitkit.study import read_study
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import assemble, read_assignments, read_config
+from sitkit.studies.check import check, read_plan
+from sitkit.studies.cost import cost, network_cost, peak
+from sitkit.studies.study import read_study
 
 SHAPE = (1, 8, 8)
 
@@ -184,7 +184,7 @@ def test_checking_is_what_the_study_does(tmp_path: Path) -> None:
 
 
 def _places(study: Path):
-    from sitkit.task import places
+    from sitkit.studies.tasks import places
 
     return places(cell.config for cell in read_study(study).cells)
 

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sitkit import checkpoint
-from sitkit.registry import UserError, WorkFailed
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError, WorkFailed
 
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
@@ -64,7 +64,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     writer = """if True:
         import sys
-        from sitkit.checkpoint import write
+        from sitkit.runs.checkpoint import write
         while True:
             for letter in "ab":
                 write(sys.argv[1], letter * 3_000_000)
@@ -411,9 +411,7 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
 
 def test_reading_a_record_imports_no_torch(tmp_path: Path) -> None:
     checkpoint.write_json(tmp_path / "a.json", {})
-    code = (
-        "import sys; from sitkit.checkpoint import read_json; read_json(sys.argv[1]); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from sitkit.runs.checkpoint import read_json; read_json(sys.argv[1]); assert 'torch' not in sys.modules"
     process = python(code, str(tmp_path / "a.json"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -18,13 +18,13 @@ from rich.text import Text
 from trials import call, copied, finish, flags, start, trained
 from typer.main import get_command
 
-from sitkit import checkpoint
 from sitkit.cli import console
 from sitkit.cli.commands import app
 from sitkit.registry import registries
-from sitkit.results import FILE as RESULTS
-from sitkit.results import find_study
-from sitkit.study import read_study
+from sitkit.results.study_results import FILE as RESULTS
+from sitkit.results.study_results import find_study
+from sitkit.runs import checkpoint
+from sitkit.studies.study import read_study
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ def test_a_path_is_one_line_on_a_narrow_terminal(
 
 def test_a_bar_at_80_columns_cuts_no_count_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from sitkit.cli import console
-    from sitkit.progress import Event
+    from sitkit.runtime.progress import Event
 
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(width=80, file=file, force_terminal=True, color_system=None))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
-from sitkit.compare import LEVEL, Measured, estimate, paired, rank
+from sitkit.results.statistics import LEVEL, Measured, estimate, paired, rank
 
 TRIALS = 3000
 

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trials import tiny
 
-from sitkit.checkpoint import file_name
-from sitkit.config import (
+from sitkit.registry import registries
+from sitkit.registry.settings_files import presets
+from sitkit.runs.checkpoint import file_name
+from sitkit.runs.config.schema import (
     Config,
     Layer,
     assemble,
@@ -30,10 +32,9 @@ from sitkit.config import (
     slug,
     training_identity,
 )
-from sitkit.registry import UserError, registries
-from sitkit.run import read_config_of, write_config
-from sitkit.sample import sampling_identity
-from sitkit.shipped import presets
+from sitkit.runs.run import read_config_of, write_config
+from sitkit.runs.sample import sampling_identity
+from sitkit.runtime.errors import UserError
 
 numbers = st.integers(-3, 3)
 

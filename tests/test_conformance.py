@@ -13,7 +13,7 @@ PLUGINS = Path(__file__).parent.parent / "plugins"
 
 LIAR = """
 from typing import ClassVar
-from sitkit.sampler import FixedStepODE
+from sitkit.solvers.sampler import FixedStepODE
 
 @sitkit.samplers.register("liar")
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ BAD = {
     "vague": (ABSTRACT, "package, loads: interpolant 'vague' (sitkit_vague.Vague) is abstract: it lacks coefficients."),
     "clash": (
         GOOD.format(name="linear"),
-        "package, loads: interpolant 'linear' (sitkit_clash.Good) is already registered by sitkit.interpolant.",
+        "package, loads: interpolant 'linear' (sitkit_clash.Good) is already registered by sitkit.transport.interpolant.",
     ),
     "liar": (LIAR, "sampler liar, order: liar: declares order 2, shows 1.0"),
     "crashes": (CRASHES, "interpolant crashes, ends: AttributeError: 'Tensor' object has no attribute 'no_such_thing'"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from trials import call
 
-from sitkit.run import load
+from sitkit.runs.run import load
 
 SIDE, PATCH, WIDTH, HEADS, DEPTH, CLASSES, CHANNELS = 8, 2, 24, 3, 2, 5, 3
 

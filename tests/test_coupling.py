@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sitkit.coupling import MinibatchOT
 from sitkit.registry import couplings
 from sitkit.testing import check_coupling
+from sitkit.transport.coupling import MinibatchOT
 
 
 @pytest.mark.parametrize("name", couplings.names())

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitkit.curvature import INTERVALS, measure
 from sitkit.registry import interpolants, samplers, targets
+from sitkit.runs.curvature import INTERVALS, measure
 from sitkit.testing import MEAN, STD, gaussian_field, gaussian_moments
-from sitkit.timestep import Adapted, Timestep, Uniform
+from sitkit.transport.timestep import Adapted, Timestep, Uniform
 
 LINEAR = interpolants.create("linear")
 

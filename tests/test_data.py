@@ -18,8 +18,9 @@ from PIL import Image
 
 from sitkit.data.dataset import Dataset, Examples, batch, in_memory, split
 from sitkit.data.decoding import Pictures, Source
-from sitkit.data.images import centre_square
-from sitkit.registry import UserError, WorkFailed, datasets, spec
+from sitkit.data.npz import centre_square
+from sitkit.registry import datasets, spec
+from sitkit.runtime.errors import UserError, WorkFailed
 
 LAWS = ("checkerboard", "moons", "eight-gaussians", "two-spirals")
 

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from sitkit import noise
-from sitkit.backbones.exact import Exact
-from sitkit.config import Config, Layer, assemble, identity
 from sitkit.data.dataset import Dataset, Examples, in_memory
-from sitkit.data.mixture import GaussianMixture
-from sitkit.density import density, dequantised, standard_errors
-from sitkit.field import Field
-from sitkit.likelihood import likelihood, log_prior
-from sitkit.mixture import Mixture, log_density, sample
-from sitkit.registry import UserError, datasets, interpolants, samplers, targets
-from sitkit.run import Run, build
-from sitkit.run import examples as examples_of
-from sitkit.sampler import Dopri5, Heun
+from sitkit.data.toy import GaussianMixture
+from sitkit.models.exact import Exact
+from sitkit.registry import datasets, interpolants, samplers, targets
+from sitkit.runs.config.schema import Config, Layer, assemble, identity
+from sitkit.runs.likelihood import density, dequantised, standard_errors
+from sitkit.runs.run import Run, build
+from sitkit.runs.run import examples as examples_of
+from sitkit.runtime import rng
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.log_density import likelihood, log_prior
+from sitkit.solvers.sampler import Dopri5, Heun
+from sitkit.transport.closed_form import Mixture, log_density, sample
+from sitkit.transport.field import Field
 
 
 @functools.cache
@@ -61,8 +62,8 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
         data = log_density(law(dim), field.interpolant.at(torch.ones_like(t1), x), x, y)
         assert float((found.log_prob - data).abs().max()) < 2e-3
     # Counted at the network, and no more than three times what drawing as many samples costs.
-    keys = noise.sample_keys(0, torch.arange(len(x)))
-    drawn = solver.sample(field, noise.normal(keys, (dim,), noise.INITIAL, torch.float64), y, seeds=keys)
+    keys = rng.sample_keys(0, torch.arange(len(x)))
+    drawn = solver.sample(field, rng.normal(keys, (dim,), rng.INITIAL, torch.float64), y, seeds=keys)
     assert found.nfe <= 3 * drawn.nfe
 
 
@@ -106,7 +107,7 @@ def test_standard_errors_tell_data_from_probes() -> None:
 
 
 def test_dequantisation_fills_the_bin_and_belongs_to_the_example() -> None:
-    keys = noise.sample_keys(7, torch.arange(500))
+    keys = rng.sample_keys(7, torch.arange(500))
     x = torch.zeros(500, 1, 4, 5, dtype=torch.float64)
     filled = dequantised(x, 0.125, keys)
     assert float(filled.abs().max()) <= 0.0625

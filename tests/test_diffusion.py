@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sitkit.diffusion import KLEta, w_kl
-from sitkit.registry import UserError, diffusions, interpolants
+from sitkit.registry import diffusions, interpolants
+from sitkit.runtime.errors import UserError
 from sitkit.testing import check_diffusion, inner_times
+from sitkit.transport.diffusion import KLEta, w_kl
 
 LOSSES = ((0.0, 4.0), (0.5, 1.0), (1.0, 2.0))
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from trials import autoencoder, flags, tiny, wait
 
-from sitkit import checkpoint, posthoc
-from sitkit.run import CHECKPOINTS, METRICS
-from sitkit.train import train
+from sitkit.runs import averages, checkpoint
+from sitkit.runs.run import CHECKPOINTS, METRICS
+from sitkit.training.train import train
 
 STEPS = 50
 WORDS = (f"train.steps={STEPS}", "run.log_every=1", "run.checkpoint_every=10", "run.sample_every=0", "train.clip=1",
@@ -115,7 +115,7 @@ def test_blocks_that_the_cpu_s_compiler_gets_wrong_are_refused(tmp_path: Path) -
 SPOILT = """
 import os
 from sitkit.cli import main
-from sitkit.objective import Objective
+from sitkit.training.objective import Objective
 
 honest, calls = Objective.forward, 0
 
@@ -173,9 +173,9 @@ def test_snapshots_of_sharded_averages_are_those_of_one_process(tmp_path: Path) 
     one = train(tiny(tmp_path / "one", *WORDS, *words, base="digits"))
     (two,) = (tmp_path / "two").glob("digits-*")
     for width in (0.05, 0.07, 0.1):
-        step, ours = posthoc.rebuild(two, width)
+        step, ours = averages.rebuild(two, width)
         assert step == 12
-        for name, tensor in posthoc.rebuild(one, width)[1].items():
+        for name, tensor in averages.rebuild(one, width)[1].items():
             # Weights move by about lr = 2e-3 a step, and their sums are in another order: roundings of 6e-8.
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-5)
 

@@ -16,8 +16,8 @@ import pytest
 from typer.main import get_command
 
 from sitkit.cli.commands import app
-from sitkit.config import assemble, read_yaml
 from sitkit.registry import registries
+from sitkit.runs.config.schema import assemble, read_yaml
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / ".docs"

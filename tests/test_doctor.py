@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 from trials import call
 
-from sitkit import tracking
-from sitkit.doctor import EXTRAS, Finding, examine
+from sitkit.runs.tracking import sync
+from sitkit.testing.doctor import EXTRAS, Finding, examine
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
@@ -61,7 +61,7 @@ def test_a_store_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     try:
-        assert tracking.reach(5) == (f"http://127.0.0.1:{server.server_port}", "")
+        assert sync.reach(5) == (f"http://127.0.0.1:{server.server_port}", "")
     finally:
         server.shutdown()
         server.server_close()

@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from trials import call, finish, flags, start, tiny, wait, weights
 
-from sitkit import checkpoint, posthoc
-from sitkit.config import Layer
-from sitkit.ema import EMA
-from sitkit.posthoc import SNAPSHOTS, combination, gamma, rebuild
-from sitkit.registry import UserError
-from sitkit.run import load
-from sitkit.train import train
-from sitkit.world import World
+from sitkit.runs import averages as weight_averages
+from sitkit.runs import checkpoint
+from sitkit.runs.averages import SNAPSHOTS, combination, gamma, rebuild
+from sitkit.runs.config.schema import Layer
+from sitkit.runs.run import load
+from sitkit.runtime.distributed import World
+from sitkit.runtime.errors import UserError
+from sitkit.training.ema import EMA
+from sitkit.training.train import train
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -230,7 +231,7 @@ def test_the_disk_that_snapshots_take_is_known_before_and_kept_to(run: Path) -> 
 
 def test_a_disk_too_small_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(posthoc.shutil, "disk_usage", lambda path: real._replace(free=1000))
+    monkeypatch.setattr(weight_averages.shutil, "disk_usage", lambda path: real._replace(free=1000))
     with pytest.raises(UserError, match=r"train.posthoc keeps 32 snapshots of 0.0 MB, .* raise train.posthoc_every"):
         train(tiny(tmp_path, *POSTHOC))
 

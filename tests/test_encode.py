@@ -14,9 +14,10 @@ import pytest
 import torch
 from trials import autoencoder, call, finish, start
 
-from sitkit import checkpoint
-from sitkit.encode import encode
-from sitkit.registry import UserError, autoencoders, datasets
+from sitkit.models.encode import encode
+from sitkit.registry import autoencoders, datasets
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import pytest
 from sklearn.datasets import load_digits
 from trials import call, copied, finish, start, trained, wait
 
-from sitkit import checkpoint
-from sitkit.config import read_assignments
-from sitkit.evaluate import evaluate, evaluation_identity
-from sitkit.registry import UserError, metrics
-from sitkit.run import Run, load
+from sitkit.registry import metrics
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runs.evaluate import evaluate, evaluation_identity
+from sitkit.runs.run import Run, load
+from sitkit.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

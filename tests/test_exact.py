@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-import sitkit.backbones.exact as exact
-from sitkit.backbones.exact import Empirical, Exact
-from sitkit.field import Field
-from sitkit.interpolant import Coefficients, Interpolant
-from sitkit.mixture import Mixture, class_posterior, log_density, moments, readings, sample
-from sitkit.registry import UserError, backbones, datasets, interpolants, targets
-from sitkit.target import determinant, solve
+import sitkit.models.exact as exact
+from sitkit.models.exact import Empirical, Exact
+from sitkit.registry import backbones, datasets, interpolants, targets
+from sitkit.runtime.errors import UserError
+from sitkit.transport.closed_form import Mixture, class_posterior, log_density, moments, readings, sample
+from sitkit.transport.field import Field
+from sitkit.transport.interpolant import Coefficients, Interpolant
+from sitkit.transport.target import determinant, solve
 
 INTERPOLANTS = interpolants.names()
 TARGETS = targets.names()

@@ -19,17 +19,17 @@ from rich.console import Console
 from test_ablate import BASE, STUDY, read_csv, write
 from trials import call, finish, start, tiny, wait
 
-from sitkit.ablate import Board, ablate
-from sitkit.cli.overview import Overview
-from sitkit.config import read_assignments
-from sitkit.dispatch import RETRIES, Work
-from sitkit.executor import Ended, Here, Local, Ray, Tell, local, perform
-from sitkit.executor.local import gpus
-from sitkit.progress import Event, silent
-from sitkit.registry import UserError, WorkFailed
-from sitkit.share import attempt
-from sitkit.study import read_study
-from sitkit.task import FAILED, Task, failure, note, now, place_of
+from sitkit.cli.live import Overview
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.locks import attempt
+from sitkit.runtime.progress import Event, silent
+from sitkit.studies.ablate import Board, ablate
+from sitkit.studies.executors import Ended, Here, Local, Ray, Tell, local, perform
+from sitkit.studies.executors.local import gpus
+from sitkit.studies.scheduler import RETRIES, Work
+from sitkit.studies.study import read_study
+from sitkit.studies.tasks import FAILED, Task, failure, note, now, place_of
 
 # Long enough to be killed in: about a second of training at a checkpoint every few steps.
 LONG = BASE.replace("steps: 30", "steps: 300").replace("checkpoint_every: 5", "checkpoint_every: 25")
@@ -247,7 +247,7 @@ def test_what_no_one_foresaw_is_a_failed_task_with_its_traceback_in_the_log(
     def exhausted(*words: object) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
-    monkeypatch.setattr("sitkit.train._loop", exhausted)
+    monkeypatch.setattr("sitkit.training.train._loop", exhausted)
     end = perform(task, now(), silent)
     assert end == Ended("failed", "RuntimeError: CUDA out of memory.\nTried to allocate 2 GiB.")
     text = task.path.read_text()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sitkit.ablate import notes
-from sitkit.config import assemble, read_config, read_yaml
-from sitkit.study import Cell, read_study, trainings
+from sitkit.runs.config.schema import assemble, read_config, read_yaml
+from sitkit.studies.ablate import notes
+from sitkit.studies.study import Cell, read_study, trainings
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 TABLES = sorted(FOLDER.glob("table*.yaml"))

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import sitkit
-from sitkit import checkpoint
 from sitkit.data.dataset import Examples, in_memory
-from sitkit.metrics.classifier import RunClassifier
-from sitkit.metrics.features import ROWS, Extraction
-from sitkit.metrics.networks import Dinov2, Inception
-from sitkit.progress import Event
-from sitkit.registry import UserError, extractors
+from sitkit.evaluation.extractors.classifier import RunClassifier
+from sitkit.evaluation.extractors.extractor import ROWS, Extraction
+from sitkit.evaluation.extractors.pretrained import Dinov2, Inception
+from sitkit.registry import extractors
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.progress import Event
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sitkit.data.dataset import Examples, batch, in_memory
-from sitkit.data.feed import feed
-from sitkit.registry import WorkFailed
+from sitkit.data.stream import feed
+from sitkit.runtime.errors import WorkFailed
 
 
 def examples(n: int = 50, pause: float = 0.0) -> Examples:
@@ -116,7 +116,7 @@ def test_negative_workers_are_refused() -> None:
 def test_ctrl_c_ends_the_process_at_once() -> None:
     code = """if True:
         import itertools, signal, threading
-        from sitkit.data.feed import feed
+        from sitkit.data.stream import feed
         from sitkit.registry import datasets
         # Python leaves ctrl-C ignored where its parent does, as a shell's background job.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import sitkit
-from sitkit.field import Counted, Field
-from sitkit.interpolant import Interpolant
-from sitkit.registry import UserError, interpolants, targets
-from sitkit.target import determinant
+from sitkit.registry import interpolants, targets
+from sitkit.runtime.errors import UserError
 from sitkit.testing import MEAN, STD, Calls, gaussian_field, gaussian_network
+from sitkit.transport.field import Counted, Field
+from sitkit.transport.interpolant import Interpolant
+from sitkit.transport.target import determinant
 
 INTERPOLANTS, TARGETS = interpolants.names(), targets.names()
 

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sitkit.backbones.exact import Exact
-from sitkit.field import Field
-from sitkit.guidance import ClassifierFree, Guidance, Unguided
-from sitkit.mixture import Mixture
-from sitkit.registry import UserError, guidances, interpolants, targets
+from sitkit.models.exact import Exact
+from sitkit.registry import guidances, interpolants, targets
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.guidance import ClassifierFree, Guidance, Unguided
 from sitkit.testing import Calls, check_guidance
+from sitkit.transport.closed_form import Mixture
+from sitkit.transport.field import Field
 
 
 def usable() -> list[Guidance]:

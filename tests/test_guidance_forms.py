@@ -13,18 +13,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trials import tiny
 
-from sitkit import mixture
-from sitkit.backbones.exact import Exact
-from sitkit.checkpoint import checkpoints
-from sitkit.config import read_assignments
-from sitkit.field import Counted, Field
-from sitkit.guidance import Autoguidance, ClassifierFree, ClassifierFreeZero, Guidance, Unguided, velocity_gains
-from sitkit.registry import UserError, guidances, interpolants, samplers, targets
-from sitkit.run import CHECKPOINTS, load
-from sitkit.sample import sample, sampling_identity
-from sitkit.sampler import AdaptiveODE
+from sitkit.models.exact import Exact
+from sitkit.registry import guidances, interpolants, samplers, targets
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runs.run import CHECKPOINTS, load
+from sitkit.runs.sample import sample, sampling_identity
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.guidance import (
+    Autoguidance,
+    ClassifierFree,
+    ClassifierFreeZero,
+    Guidance,
+    Unguided,
+    velocity_gains,
+)
+from sitkit.solvers.sampler import AdaptiveODE
 from sitkit.testing import Calls, check_guidance
-from sitkit.train import train
+from sitkit.training.train import train
+from sitkit.transport import closed_form
+from sitkit.transport.field import Counted, Field
 
 PATHS, PREDICTIONS = interpolants.names(), targets.names()
 # A pair of two-class laws in four dimensions: the second is what a weaker network would have learned.
@@ -32,9 +40,9 @@ MEANS = torch.tensor([[0.9, -0.4, 0.3, 0.1], [-0.7, 0.6, -0.2, 0.5]], dtype=torc
 SPREADS = torch.tensor([0.05, 0.2, 0.1, 0.3], dtype=torch.float64)
 
 
-def law(scale: float = 1.0) -> mixture.Mixture:
+def law(scale: float = 1.0) -> closed_form.Mixture:
     covariances = torch.diag(SPREADS * scale).expand(2, 4, 4)
-    return mixture.Mixture(torch.tensor([0.6, 0.4]), MEANS, covariances, torch.tensor([0, 1]))
+    return closed_form.Mixture(torch.tensor([0.6, 0.4]), MEANS, covariances, torch.tensor([0, 1]))
 
 
 def field(path: str = "linear", target: str = "velocity", scale: float = 1.0) -> Field:

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from trials import tiny
 
-from sitkit import checkpoint
 from sitkit.data.dataset import Examples, batch, indices
 from sitkit.data.parquet import Files, Rows, nearly_shuffled
-from sitkit.registry import UserError, WorkFailed, datasets
-from sitkit.train import train
+from sitkit.registry import datasets
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.training.train import train
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (12, 9, 9, 3), dtype=np.uint8)
 LABELS = [k % 3 for k in range(12)]

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sitkit.interpolant import DDPM, VPSBDM, Coefficients, Interpolant, Linear
-from sitkit.registry import UserError, interpolants
-from sitkit.target import Velocity, determinant
+from sitkit.registry import interpolants
+from sitkit.runtime.errors import UserError
 from sitkit.testing import check_interpolant
+from sitkit.transport.interpolant import DDPM, VPSBDM, Coefficients, Interpolant, Linear
+from sitkit.transport.target import Velocity, determinant
 
 
 @pytest.mark.parametrize("name", interpolants.names())
@@ -152,7 +153,7 @@ class _Broken(Interpolant):
 )
 def test_the_laws_catch_a_break(change: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The laws of components in general would refuse this unregistered class first.
-    monkeypatch.setattr("sitkit.testing.algebra.check_component", lambda component: None)
+    monkeypatch.setattr("sitkit.testing.transport.check_component", lambda component: None)
     with pytest.raises(AssertionError, match=law):
         check_interpolant(_Broken(change))
 

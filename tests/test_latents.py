@@ -14,10 +14,11 @@ import torch
 from trials import autoencoder, call, tiny
 
 from sitkit.data.dataset import batch
-from sitkit.encode import encode
-from sitkit.registry import UserError, autoencoders, datasets, spec
-from sitkit.run import examples, load
-from sitkit.train import train
+from sitkit.models.encode import encode
+from sitkit.registry import autoencoders, datasets, spec
+from sitkit.runs.run import examples, load
+from sitkit.runtime.errors import UserError
+from sitkit.training.train import train
 
 
 @pytest.fixture(scope="module")

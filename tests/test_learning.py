@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from trials import tiny
 
-from sitkit import checkpoint
-from sitkit.config import TrainSettings
-from sitkit.learning import Learner
-from sitkit.registry import UserError, WorkFailed
-from sitkit.run import CHECKPOINTS, METRICS, examples
-from sitkit.throughput import PASSES, Throughput, peak
-from sitkit.train import train
-from sitkit.world import World
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import TrainSettings
+from sitkit.runs.run import CHECKPOINTS, METRICS, examples
+from sitkit.runtime.distributed import World
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.training.optimizer import Learner
+from sitkit.training.throughput import PASSES, Throughput, peak
+from sitkit.training.train import train
 
 
 def settings(**values: object) -> TrainSettings:

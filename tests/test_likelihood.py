@@ -11,16 +11,11 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import sitkit
-from sitkit.field import Field
-from sitkit.likelihood import (
-    estimated_divergences,
-    exact_divergence,
-    likelihood,
-    log_prior,
-    probe,
-)
-from sitkit.registry import UserError, interpolants, samplers, targets
+from sitkit.registry import interpolants, samplers, targets
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.log_density import estimated_divergences, exact_divergence, likelihood, log_prior, probe
 from sitkit.testing import MEAN, STD, Calls, gaussian_field, gaussian_moments, gaussian_network
+from sitkit.transport.field import Field
 
 
 def draw(rows: int, *shape: int) -> Tensor:

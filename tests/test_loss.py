@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitkit.loss import interpolant_loss
+from sitkit.models.loss import interpolant_loss
 from sitkit.registry import interpolants, targets, weightings
-from sitkit.target import determinant
 from sitkit.testing import MEAN, STD, Calls, gaussian_network
+from sitkit.transport.target import determinant
 
 
 def constant(value: float):

@@ -12,13 +12,14 @@ import pytest
 import torch
 from trials import call, copied, tiny, trained
 
-from sitkit import checkpoint, losscurve
-from sitkit.config import read_assignments
-from sitkit.field import Field
-from sitkit.losscurve import BATCH, DRAWS, MOST, TIMES, labels, measure, smooth, velocity_losses
-from sitkit.registry import UserError, interpolants, targets
-from sitkit.run import build, examples, load
-from sitkit.train import train
+from sitkit.registry import interpolants, targets
+from sitkit.runs import checkpoint, diagnostics
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runs.diagnostics import BATCH, DRAWS, MOST, TIMES, labels, measure, smooth, velocity_losses
+from sitkit.runs.run import build, examples, load
+from sitkit.runtime.errors import UserError
+from sitkit.training.train import train
+from sitkit.transport.field import Field
 
 DEVIATION, DIM = 0.5, 3
 LAW = (
@@ -67,7 +68,7 @@ def test_the_loss_does_not_depend_on_how_it_is_batched(tmp_path: Path, monkeypat
     data = examples(config.data)
     field = Field(build(config), config.interp, config.target, data.num_classes)
     _, whole = measure(field, data, data.heldout[:300])
-    monkeypatch.setattr(losscurve, "BATCH", 77)
+    monkeypatch.setattr(diagnostics, "BATCH", 77)
     _, parts = measure(field, data, data.heldout[:300])
     # Only the order of 1,200 float64 sums of values of size 1 differs, and float32 rounding inside a kernel.
     np.testing.assert_allclose(parts, whole, rtol=1e-6)

@@ -15,14 +15,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sitkit.metrics.features import Pixels
-from sitkit.metrics.frechet import SFID, Frechet, frechet, root
-from sitkit.metrics.kernel import KID, MMD, discrepancy, gaussians, rms_distance
-from sitkit.metrics.metric import Metric, split
-from sitkit.metrics.neighbours import Precision, Recall, radii, share
-from sitkit.metrics.score import InceptionScore, inception_score
-from sitkit.metrics.wasserstein import SlicedWasserstein, directions, potential, sliced_wasserstein, squared_distance
-from sitkit.registry import UserError, WorkFailed, metrics, spec
+from sitkit.evaluation.extractors.extractor import Pixels
+from sitkit.evaluation.metrics.frechet import SFID, Frechet, frechet, root
+from sitkit.evaluation.metrics.inception_score import InceptionScore, inception_score
+from sitkit.evaluation.metrics.kernel import KID, MMD, discrepancy, gaussians, rms_distance
+from sitkit.evaluation.metrics.metric import Metric, split
+from sitkit.evaluation.metrics.precision_recall import Precision, Recall, radii, share
+from sitkit.evaluation.metrics.sliced_wasserstein import (
+    SlicedWasserstein,
+    directions,
+    potential,
+    sliced_wasserstein,
+    squared_distance,
+)
+from sitkit.registry import metrics, spec
+from sitkit.runtime.errors import UserError, WorkFailed
 
 # What the laws can be tried on: metrics of features of any kind.  Those of spatial features and of logits are tried below.
 NAMES = [name for name in metrics.names() if getattr(metrics[name], "reads", "features") == "features"]
@@ -144,7 +151,7 @@ def test_a_wrong_field_is_named(name: str, fields: dict[str, object], message: s
 
 
 def test_the_modules_import_no_heavy_library() -> None:
-    code = "import sys, sitkit.metrics, sitkit.picture; print([m for m in HEAVY if m in sys.modules])"
+    code = "import sys, sitkit.metrics, sitkit.evaluation.plots; print([m for m in HEAVY if m in sys.modules])"
     heavy = ("torch", "numpy", "scipy", "sklearn", "PIL", "matplotlib", "pydantic")
     code = code.replace("HEAVY", repr(heavy))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitkit import mixture
-from sitkit.backbones.exact import Exact
-from sitkit.diffusion import KL, Sigma, Zero
-from sitkit.field import Field
-from sitkit.guidance import ClassifierFree
-from sitkit.multistep import DPMSolver2M, DPMSolver2MSDE, Multistep, UniPC, mean_weights, transition, values
-from sitkit.noise import INITIAL, normal, path_on, sample_keys
-from sitkit.registry import UserError, interpolants, samplers, targets
-from sitkit.sampler import Dopri8
+from sitkit.models.exact import Exact
+from sitkit.registry import interpolants, samplers, targets
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.rng import INITIAL, normal, path_on, sample_keys
+from sitkit.solvers.guidance import ClassifierFree
+from sitkit.solvers.multistep import DPMSolver2M, DPMSolver2MSDE, Multistep, UniPC, mean_weights, transition, values
+from sitkit.solvers.sampler import Dopri8
 from sitkit.testing import Calls, gaussian_field, weak_error
-from sitkit.timestep import Cosine, Explicit, Uniform
+from sitkit.transport import closed_form
+from sitkit.transport.diffusion import KL, Sigma, Zero
+from sitkit.transport.field import Field
+from sitkit.transport.timestep import Cosine, Explicit, Uniform
 
 NAMES = ("dpm++-2m", "dpm++-2m-sde", "unipc")
 PATHS, PREDICTIONS = interpolants.names(), targets.names()
@@ -31,7 +32,7 @@ ODES: tuple[Multistep, ...] = (DPMSolver2M(), UniPC())
 def ideal(path: str, target: str = "velocity") -> Field:
     """The exact field of three Gaussians in the plane."""
     interpolant, predicted = interpolants.create(path), targets.create(target)
-    return Field(Exact(mixture.three_gaussians(), interpolant, predicted), interpolant, predicted)
+    return Field(Exact(closed_form.three_gaussians(), interpolant, predicted), interpolant, predicted)
 
 
 def start(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ def test_weak_order_of_the_sde(path: str, target: str, variable: str) -> None:
 def test_samples_have_the_law_of_the_data(name: str, path: str) -> None:
     noise, keys = start(2000)
     x = samplers.create(name).sample(ideal(path), noise, seeds=keys).x
-    mean, covariance = mixture.moments(mixture.three_gaussians())
+    mean, covariance = closed_form.moments(closed_form.three_gaussians())
     # Largest variance 0.4: four standard errors are 4 sqrt(0.4 / 2000) = 0.057 of a mean and 4 sqrt(2 / 2000) 0.4 = 0.05.
     assert (x.mean(0) - mean).abs().max() < 0.057
     assert (x.T.cov() - covariance).abs().max() < 0.05

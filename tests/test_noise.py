@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sitkit import noise
-from sitkit.noise import BrownianPath, philox, sample_keys
+from sitkit.runtime import rng
+from sitkit.runtime.rng import BrownianPath, philox, sample_keys
 
 
 def block(counter: list[int], key: list[int]) -> str:
@@ -61,60 +61,60 @@ def test_keys_are_distinct_and_belong_to_seed_and_index() -> None:
 )
 def test_words_depend_on_nothing_but_key_node_and_element(key: int, purpose: int, count: int, nodes: list[int]) -> None:
     where = torch.tensor(nodes)
-    many = noise.words(torch.tensor([1, key, 2]), where, count, purpose)
+    many = rng.words(torch.tensor([1, key, 2]), where, count, purpose)
     assert many.shape == (3, len(nodes), count)
     assert int(many.min()) >= 0 and int(many.max()) < 2**32
-    assert torch.equal(noise.words(torch.tensor([key]), where[-1:], count + 3, purpose)[0, 0, :count], many[1, -1])
+    assert torch.equal(rng.words(torch.tensor([key]), where[-1:], count + 3, purpose)[0, 0, :count], many[1, -1])
 
 
 @pytest.mark.parametrize(
     ("index", "nodes", "count", "purpose", "expected"),
     [
-        (range(5), range(3), 9, noise.BROWNIAN, "5a7946a5d6070a72"),
-        (range(500), range(77, 88), 2, noise.BROWNIAN, "4726dd68d5b2d58c"),
-        (range(7), [2**16 - 3, 2**31, 2**32 - 1], 4096, noise.TRAINING, "a7cb11549fe54970"),
-        ([2**32 - 1, 2**31, 0], [0], 1, noise.LABEL, "87083d222304cb33"),
+        (range(5), range(3), 9, rng.BROWNIAN, "5a7946a5d6070a72"),
+        (range(500), range(77, 88), 2, rng.BROWNIAN, "4726dd68d5b2d58c"),
+        (range(7), [2**16 - 3, 2**31, 2**32 - 1], 4096, rng.TRAINING, "a7cb11549fe54970"),
+        ([2**32 - 1, 2**31, 0], [0], 1, rng.LABEL, "87083d222304cb33"),
     ],
 )
 def test_the_same_words_as_ever(
     index: Sequence[int], nodes: Sequence[int], count: int, purpose: int, expected: str
 ) -> None:
     """What was drawn yesterday is drawn tomorrow: samples, runs and their records depend on it."""
-    drawn = noise.words(sample_keys(-3, torch.tensor(list(index))), torch.tensor(list(nodes)), count, purpose)
+    drawn = rng.words(sample_keys(-3, torch.tensor(list(index))), torch.tensor(list(nodes)), count, purpose)
     assert hashlib.sha256(drawn.numpy().astype("<i8").tobytes()).hexdigest()[:16] == expected
 
 
 def test_nodes_above_32_bits_have_words_of_their_own() -> None:
     """A path of depth 40 has such nodes."""
-    drawn = noise.words(keys(1), torch.tensor([5, 5 + 2**32, 5 + 2**40]), 4, noise.BROWNIAN)
+    drawn = rng.words(keys(1), torch.tensor([5, 5 + 2**32, 5 + 2**40]), 4, rng.BROWNIAN)
     assert len(drawn.unique()) == 12
 
 
 def test_normal_draws_are_box_and_mullers() -> None:
-    u = (noise.words(keys(50), torch.arange(3), 5 + 1, noise.DATA).numpy() + 0.5) / 2**32
+    u = (rng.words(keys(50), torch.arange(3), 5 + 1, rng.DATA).numpy() + 0.5) / 2**32
     radius, angle = np.sqrt(-2 * np.log(u[..., 0::2])), 2 * np.pi * u[..., 1::2]
     expected = np.stack((radius * np.cos(angle), radius * np.sin(angle)), -1).reshape(50, 3, 6)[..., :5]
-    drawn = noise.normals(keys(50), torch.arange(3), 5, noise.DATA, torch.float64)
+    drawn = rng.normals(keys(50), torch.arange(3), 5, rng.DATA, torch.float64)
     # Each function is right to a few units in the last place of numbers below 7, and so is its argument.
     assert np.abs(drawn.numpy() - expected).max() < 1e-14
 
 
 def test_normal_draws_are_normal_and_independent() -> None:
-    one = noise.normal(keys(2_000), (5,), noise.INITIAL, torch.float64)
+    one = rng.normal(keys(2_000), (5,), rng.INITIAL, torch.float64)
     # Kolmogorov and Smirnov's p-value is uniform under the law: below 1e-3 once in a thousand seeds; this seed is fixed.
     assert stats.kstest(one.flatten().numpy(), "norm").pvalue > 1e-3
-    other = noise.normal(keys(2_000), (5,), noise.TRAINING, torch.float64)
+    other = rng.normal(keys(2_000), (5,), rng.TRAINING, torch.float64)
     together = np.corrcoef(torch.cat((one, other), 1).numpy().T)
     # 45 correlations of 2,000 pairs, each of standard deviation 1 / sqrt(2,000) = 0.022: the largest is near 2.9 of them.
     assert np.abs(together - np.eye(10)).max() < 0.1
-    assert torch.equal(noise.normal(keys(7), (5,), noise.INITIAL), one[:7].float())
+    assert torch.equal(rng.normal(keys(7), (5,), rng.INITIAL), one[:7].float())
 
 
 def test_uniform_and_labels() -> None:
-    u = noise.uniform(keys(10_000), noise.TIME)
+    u = rng.uniform(keys(10_000), rng.TIME)
     assert u.dtype == torch.float64 and float(u.min()) > 0 and float(u.max()) < 1
     assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-3
-    counts = noise.labels(keys(10_000), 10).bincount(minlength=10)
+    counts = rng.labels(keys(10_000), 10).bincount(minlength=10)
     assert len(counts) == 10 and stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
@@ -176,6 +176,6 @@ def test_memory_is_the_depth_however_many_times_are_asked_for() -> None:
 
 def test_a_path_is_deep_enough_for_its_grid() -> None:
     x = torch.zeros(2, 3)
-    assert noise.path_on(keys(2), x, torch.linspace(0, 1, 251)).depth == 16
+    assert rng.path_on(keys(2), x, torch.linspace(0, 1, 251)).depth == 16
     shortest = torch.tensor([0.0, 2.0**-20, 0.5, 1.0], dtype=torch.float64)
-    assert noise.path_on(keys(2), x, shortest).depth == math.ceil(20)
+    assert rng.path_on(keys(2), x, shortest).depth == math.ceil(20)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from trials import tiny
 
-from sitkit import checkpoint
-from sitkit.config import Config
 from sitkit.data.dataset import Examples, batch
-from sitkit.field import Counted, Field
-from sitkit.loss import Batch, InterpolantLoss, Loss, interpolant_loss
-from sitkit.noise import TRAINING, normal
-from sitkit.objective import Drawing, Inputs, objective_of
+from sitkit.models.loss import Batch, InterpolantLoss, Loss, interpolant_loss
 from sitkit.registry import couplings, guidances, interpolants, losses, targets, weightings
-from sitkit.run import CHECKPOINTS, build, examples, load
-from sitkit.train import train
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import CHECKPOINTS, build, examples, load
+from sitkit.runtime.rng import TRAINING, normal
+from sitkit.training.objective import Drawing, Inputs, objective_of
+from sitkit.training.train import train
+from sitkit.transport.field import Counted, Field
 
 CPU = torch.device("cpu")
 

@@ -69,7 +69,7 @@ BROKEN = {
     "vague": (ABSTRACT, "interpolant 'vague' (sitkit_vague.Vague) is abstract: it lacks coefficients"),
     "clash": (
         GOOD.format(name="linear"),
-        "interpolant 'linear' (sitkit_clash.Good) is already registered by sitkit.interpolant",
+        "interpolant 'linear' (sitkit_clash.Good) is already registered by sitkit.transport.interpolant",
     ),
 }
 

@@ -14,11 +14,11 @@ import torch
 from trials import copied, tiny, trained
 
 import sitkit
-from sitkit import bundle, checkpoint
-from sitkit.evaluate import evaluate
-from sitkit.provenance import code_version, continued, environment, git_state
-from sitkit.run import ENVIRONMENT, load
-from sitkit.train import train
+from sitkit.runs import checkpoint, one_file
+from sitkit.runs.environment import code_version, continued, environment, git_state
+from sitkit.runs.evaluate import evaluate
+from sitkit.runs.run import ENVIRONMENT, load
+from sitkit.training.train import train
 
 
 def git(folder: Path, *words: str) -> str:
@@ -162,6 +162,6 @@ def test_a_number_s_record_says_all_that_it_depends_on(tmp_path: Path) -> None:
     assert record["data"] == record["reference"]["fingerprint"] == run.examples.fingerprint
     assert record["seeds"] == {"train": 0, "sample": 3, "metric": 0}
     assert record["nfe"] == record["sampling"]["nfe"] > 0 and record["rounding"] == "none"
-    weights = bundle.digest(run.network.state_dict())
+    weights = one_file.digest(run.network.state_dict())
     assert record["checkpoint"] == {"step": 40, "weights": "ema", "fingerprint": weights} and record["n"] == 20
     assert record["environment"]["device"] == "cpu" and record["environment"]["threads"] >= 1

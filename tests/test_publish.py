@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from trials import call
 
-from sitkit import tracking
-from sitkit.ablate import ablate
-from sitkit.config import read_assignments
-from sitkit.progress import Event
-from sitkit.results import read_results, runs_of
-from sitkit.tracker import Tracker
+from sitkit.results.study_results import read_results, runs_of
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runs.tracking import sync
+from sitkit.runs.tracking.tracker import Tracker
+from sitkit.runtime.progress import Event
+from sitkit.studies.ablate import ablate
 
 INIT = Tracker.__init__.__kwdefaults__ or {}
 BASE = """
@@ -47,19 +47,19 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
     left = call(*words)
     assert left.status == 0, left.err
     assert f"MLflow at {address} did not take the run" in left.err
-    assert (folder / "report.html").is_file() and tracking.run_id(folder) is None
+    assert (folder / "report.html").is_file() and sync.run_id(folder) is None
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     left = call(*words)
     # MLflow says by itself that it makes a database, where this is the first one of the process.
     assert left.status == 0 and "did not take the run" not in left.err, left.err
-    client = tracking._client(uri)
+    client = sync._client(uri)
     runs: dict[str, Any] = {
         r.info.run_id: r for r in client.search_runs([e.experiment_id for e in client.search_experiments()])
     }
     assert len(runs) == 1 + 2 + 4
-    study = tracking.run_id(folder)
+    study = sync.run_id(folder)
     assert study is not None
     by_parent: dict[str, set[str]] = {}
     for run in runs.values():
@@ -68,11 +68,11 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
     results = read_results(folder)
     place = runs_of(folder, results)
     assert by_parent[""] == {study}
-    assert by_parent[study] == {tracking.run_id(place / str(cell.run)) for cell in results.cells}
+    assert by_parent[study] == {sync.run_id(place / str(cell.run)) for cell in results.cells}
     for cell in results.cells:
         sampling = place / str(cell.run) / "samples" / str(cell.samples)
-        run = runs[str(tracking.run_id(sampling))]
-        assert run.info.run_id in by_parent[str(tracking.run_id(place / str(cell.run)))]
+        run = runs[str(sync.run_id(sampling))]
+        assert run.info.run_id in by_parent[str(sync.run_id(place / str(cell.run)))]
         assert (run.data.tags["sitkit.row"], run.data.tags["sitkit.column"]) == (cell.row, cell.column)
         assert run.data.tags["sitkit.identity"] == cell.samples
         assert runs[study].data.metrics[f"sliced-wasserstein/{cell.row}/{cell.column}"] == pytest.approx(cell.value)
@@ -98,7 +98,7 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
     (tmp_path / "study.yaml").write_text(STUDY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(Tracker.__init__, "__kwdefaults__", {**INIT, "interval": 0.05})
-    client = tracking._client(f"sqlite:///{tmp_path}/mlflow.db")
+    client = sync._client(f"sqlite:///{tmp_path}/mlflow.db")
     folder, seen = tmp_path / "studies" / "study", []
 
     def look(event: Event) -> None:
@@ -107,7 +107,7 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
             return
         until = time.monotonic() + 60
         while not seen and time.monotonic() < until:
-            study = tracking.run_id(folder)
+            study = sync.run_id(folder)
             under = client.search_runs(
                 [e.experiment_id for e in client.search_experiments()], f"tags.`mlflow.parentRunId` = '{study}'"
             )
@@ -117,6 +117,6 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
 
     ablate(tmp_path / "study.yaml", read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
     assert seen == [("RUNNING", 1)]
-    study = client.get_run(str(tracking.run_id(folder)))
+    study = client.get_run(str(sync.run_id(folder)))
     assert study.info.status == "FINISHED" and study.data.metrics["cells/done"] == 4
     assert "report.html" in {a.path for a in client.list_artifacts(study.info.run_id)}

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sitkit
-from sitkit.registry import Component, Registry, UserError, build, registries, spec, suggest
+from sitkit.registry import Component, Registry, build, registries, spec
+from sitkit.runtime.errors import UserError, suggest
 from sitkit.testing import check_component
 
 

@@ -19,16 +19,17 @@ from typing import Any
 import pytest
 from trials import call, copied, trained
 
-from sitkit import checkpoint, picture
-from sitkit.chart import Interval, intervals, lines, thinned
-from sitkit.picture import Curve
-from sitkit.registry import UserError
-from sitkit.report import report
-from sitkit.report.page import Page, Section, Table, Value
-from sitkit.report.recipe import evaluate_command
-from sitkit.report.run import _facts, lower_is_better, metric_name, read_training, sampling_name
-from sitkit.results import read_results, runs_of
-from sitkit.table import estimate as shown
+from sitkit.evaluation import plots
+from sitkit.evaluation.plots import Curve
+from sitkit.results.report import report
+from sitkit.results.report.charts import Interval, intervals, lines, thinned
+from sitkit.results.report.page import Page, Section, Table, Value
+from sitkit.results.report.run import _facts, lower_is_better, metric_name, read_training, sampling_name
+from sitkit.results.reproduce import evaluate_command
+from sitkit.results.study_results import read_results, runs_of
+from sitkit.results.table import estimate as shown
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError
 
 MADE = tempfile.TemporaryDirectory(prefix="sitkit-reports-")
 LARGEST = 5_000_000
@@ -343,9 +344,9 @@ def test_a_sheet_is_small(side: int, channels: int, kind: bytes) -> None:
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 255, (20, side, side, channels), dtype=np.uint8)
-    data = picture.sheet(images, 5)
+    data = plots.sheet(images, 5)
     assert data.startswith(kind)
-    width, height = picture.size_of(data)
+    width, height = plots.size_of(data)
     assert width <= 5 * (96 + 6) and height <= 4 * (96 + 6) and width >= 5 * min(side, 96)
 
 

@@ -12,12 +12,12 @@ import torch
 from trials import copied, tiny, trained
 
 import sitkit
-from sitkit import checkpoint
-from sitkit.backbones.backbone import Backbone
-from sitkit.config import read_assignments, training_identity
-from sitkit.registry import UserError
-from sitkit.run import CHECKPOINTS, build, find, folder_of, load, runs
-from sitkit.train import train
+from sitkit.models.backbone import Backbone
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import read_assignments, training_identity
+from sitkit.runs.run import CHECKPOINTS, build, find, folder_of, load, runs
+from sitkit.runtime.errors import UserError
+from sitkit.training.train import train
 
 
 @pytest.fixture

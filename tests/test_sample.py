@@ -14,13 +14,14 @@ from PIL import Image
 from trials import copied, trained
 
 import sitkit
-from sitkit import checkpoint
-from sitkit.config import read_assignments
-from sitkit.drawn import ARRAYS, PICTURE, RECORD, Drawn
-from sitkit.progress import Event
-from sitkit.registry import UserError, WorkFailed, registries
-from sitkit.run import Run, load
-from sitkit.sample import sample, write_adm
+from sitkit.registry import registries
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import read_assignments
+from sitkit.runs.run import Run, load
+from sitkit.runs.sample import sample, write_adm
+from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, Drawn
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.progress import Event
 
 # 70 samples of a small state are two blocks of 64.
 DRAWN = 128

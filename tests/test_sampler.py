@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sitkit import noise as draws
-from sitkit.diffusion import Diffusion
-from sitkit.field import Field
-from sitkit.guidance import ClassifierFree
-from sitkit.noise import BrownianPath, sample_keys
-from sitkit.registry import UserError, diffusions, guidances, interpolants, samplers, targets
-from sitkit.sampler import Sampler
+from sitkit.registry import diffusions, guidances, interpolants, samplers, targets
+from sitkit.runtime import rng as draws
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.rng import BrownianPath, sample_keys
+from sitkit.solvers.guidance import ClassifierFree
+from sitkit.solvers.sampler import Sampler
 from sitkit.testing import (
     MEAN,
     STD,
@@ -30,6 +29,8 @@ from sitkit.testing import (
     gaussian_moments,
     gaussian_network,
 )
+from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.field import Field
 
 SAMPLERS = samplers.names()
 ODES = [name for name in SAMPLERS if not samplers[name].stochastic]

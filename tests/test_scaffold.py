@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trials import call, enter, install, run
 
-from sitkit.conformance import LIGHT, LOADS
-from sitkit.registry import UserError, registries
-from sitkit.scaffold import LONGEST, NAME, class_name, new_plugin
+from sitkit.registry import registries
+from sitkit.registry.scaffold import LONGEST, NAME, class_name, new_plugin
+from sitkit.runtime.errors import UserError
+from sitkit.testing.plugins import LIGHT, LOADS
 
 KINDS = [registry.kind for registry in registries.values()]
 
@@ -116,7 +117,7 @@ def test_a_new_plugin_installs_by_pip_and_is_there(tmp_path: Path) -> None:
         ("a--b", "interpolant", "Did you mean 'a-b'?"),
         ("x" * (LONGEST + 1), "interpolant", f"{LONGEST} characters at most"),
         ("../elsewhere", "interpolant", "Did you mean 'elsewhere'?"),
-        ("linear", "interpolant", "interpolant 'linear' is already registered by sitkit.interpolant"),
+        ("linear", "interpolant", "interpolant 'linear' is already registered by sitkit.transport.interpolant"),
         ("interpolant", "interpolant", "the class Interpolant, which is sitkit's own"),
         ("feature", "metric", "the class FeatureMetric, which is sitkit's own"),
         ("mine", "interpolants-of-mine", "No registry 'interpolants-of-mine'. Did you mean 'interpolants'?"),

@@ -18,19 +18,19 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from sitkit import checkpoint
-from sitkit.config import Layer, assemble
-from sitkit.evaluate import evaluate
-from sitkit.preset import read_preset, write_preset
-from sitkit.progress import silent
-from sitkit.registry import UserError
-from sitkit.run import Run, adapted, load
-from sitkit.search import search
-from sitkit.search.bench import Bench
-from sitkit.search.trials import ByNumber, Objective, Surplus, distinct, open_study, quiet
-from sitkit.search.verdict import front
-from sitkit.space import in_force, layer_of, read_search, within
-from sitkit.train import train
+from sitkit.runs import checkpoint
+from sitkit.runs.config.sampling_presets import read_preset, write_preset
+from sitkit.runs.config.schema import Layer, assemble
+from sitkit.runs.evaluate import evaluate
+from sitkit.runs.run import Run, adapted, load
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.progress import silent
+from sitkit.studies.search import search
+from sitkit.studies.search.confirm import front
+from sitkit.studies.search.evaluator import Bench
+from sitkit.studies.search.space import in_force, layer_of, read_search, within
+from sitkit.studies.search.trials import ByNumber, Objective, Surplus, distinct, open_study, quiet
+from sitkit.training.train import train
 
 SPACE = """
 objective: {metric: frechet, against: nfe, nfe: 24}
@@ -239,7 +239,7 @@ def _value(run: Run, n: int, seed: int) -> float:
 
 
 def test_one_objective_spends_its_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sitkit.search.trials.BARREN", 25)
+    monkeypatch.setattr("sitkit.studies.search.trials.BARREN", 25)
     text = """
 objective: {metric: sliced-wasserstein, nfe: 16}
 space: {sampler: [euler, heun, dopri5], sampler.grid: [uniform, cosine]}
@@ -257,7 +257,7 @@ confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
 
 
 def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sitkit.search.trials.BARREN", 5)
+    monkeypatch.setattr("sitkit.studies.search.trials.BARREN", 5)
     text = "objective: {nfe: 3}\nspace: {sampler: [rk4]}\nscreen: {n: 20}"
     with pytest.raises(UserError, match=r"none of .* settings .*fewest steps"):
         search(run, written(tmp_path, text))

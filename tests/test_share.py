@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sitkit.share import share
+from sitkit.runtime.locks import share
 
 
 def test_every_part_is_made_once_by_whoever_is_free(tmp_path: Path) -> None:

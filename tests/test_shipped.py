@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from trials import call, enter, run
 
-from sitkit.registry import UserError
-from sitkit.shipped import experiments, presets
+from sitkit.registry.settings_files import experiments, presets
+from sitkit.runtime.errors import UserError
 
 
 def ship(site: Path, plugin: str, **files: str) -> None:

@@ -15,11 +15,12 @@ from ruamel.yaml import YAML
 from test_ablate import BASE, STUDY, done, write
 from trials import call
 
-from sitkit.config import identity, read_assignments, slug, training_identity
-from sitkit.registry import UserError, spec
-from sitkit.sample import sampling_identity
-from sitkit.study import Plan, read_study, trainings
-from sitkit.task import final_step, places
+from sitkit.registry import spec
+from sitkit.runs.config.schema import identity, read_assignments, slug, training_identity
+from sitkit.runs.sample import sampling_identity
+from sitkit.runtime.errors import UserError
+from sitkit.studies.study import Plan, read_study, trainings
+from sitkit.studies.tasks import final_step, places
 
 HERE = tempfile.TemporaryDirectory(prefix="sitkit-studies-")
 

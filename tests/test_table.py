@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sitkit.results import ReferenceNumber, Result, Results, with_estimates
-from sitkit.table import CSV_COLUMNS, LATEX, as_csv, as_latex, as_markdown, first_sentence, grid, latex
+from sitkit.results.study_results import ReferenceNumber, Result, Results, with_estimates
+from sitkit.results.table import CSV_COLUMNS, LATEX, as_csv, as_latex, as_markdown, first_sentence, grid, latex
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20).filter(str.strip)
 AWKWARD = 'a|b\\|c \\ *d* _e_ `f` <b>g</b> [h](i) &amp; 50 % $x^2$ {j}~k # "l", ±≈…'

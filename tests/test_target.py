@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sitkit.interpolant import Coefficients
 from sitkit.registry import interpolants, targets
-from sitkit.target import determinant, solve
 from sitkit.testing import check_target, inner_times
+from sitkit.transport.interpolant import Coefficients
+from sitkit.transport.target import determinant, solve
 
 
 @pytest.mark.parametrize("name", targets.names())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sitkit.task import FAILED, failure, note
+from sitkit.studies.tasks import FAILED, failure, note
 
 EARLY, LATE = "2000-01-01T00:00:00.000+00:00", "2999-01-01T00:00:00.000+00:00"
 

@@ -13,20 +13,21 @@ import torch
 from torch import Tensor, nn
 
 import sitkit
-from sitkit.backbones.backbone import Backbone
-from sitkit.coupling import Coupling
 from sitkit.data.dataset import Dataset, Examples, in_memory
-from sitkit.diffusion import Diffusion
-from sitkit.interpolant import Coefficients, Interpolant, Linear
-from sitkit.loss import Batch, Loss
-from sitkit.metrics.features import Extraction, Extractor
-from sitkit.metrics.metric import Measurement, Metric
-from sitkit.registry import Component, Registry, UserError, registries
-from sitkit.sampler import FixedStepODE, Problem
-from sitkit.target import Target
+from sitkit.evaluation.extractors.extractor import Extraction, Extractor
+from sitkit.evaluation.metrics.metric import Measurement, Metric
+from sitkit.models.backbone import Backbone
+from sitkit.models.loss import Batch, Loss
+from sitkit.registry import Component, Registry, registries
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.sampler import FixedStepODE, Problem
 from sitkit.testing import Law, NotShown, laws_of, obey, parametrize_with_laws
-from sitkit.timestep import Timestep
-from sitkit.weighting import Weighting
+from sitkit.transport.coupling import Coupling
+from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.interpolant import Coefficients, Interpolant, Linear
+from sitkit.transport.target import Target
+from sitkit.transport.timestep import Timestep
+from sitkit.transport.weighting import Weighting
 
 # What takes a connection, a minute, files of one's own or a trained run.
 LEFT_OUT = {"run-classifier", "inception", "dinov2", "sit", "sd-vae", "adapted"}

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sitkit.registry import UserError, timesteps
+from sitkit.registry import timesteps
+from sitkit.runtime.errors import UserError
 from sitkit.testing import check_timestep
 
 CURVATURE = ((0.1, 1.0), (0.4, 9.0), (0.9, 4.0))

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from sitkit import tracking
-from sitkit.checkpoint import read_json, write_json
-from sitkit.tracker import Tracker
-from sitkit.tracking import run_id, sync
+from sitkit.runs.checkpoint import read_json, write_json
+from sitkit.runs.tracking import sync as tracking
+from sitkit.runs.tracking.sync import run_id, sync
+from sitkit.runs.tracking.tracker import Tracker
 
 if sys.platform == "win32":
     pytest.skip("forks", allow_module_level=True)
@@ -287,7 +287,7 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     from trials import copied, trained
 
     import sitkit
-    from sitkit.sample import sample
+    from sitkit.runs.sample import sample
 
     run = copied(trained("points"), tmp_path / "runs")
     for status in ("RUNNING", "FINISHED", "FINISHED"):

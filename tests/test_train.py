@@ -21,14 +21,15 @@ import torch
 from torch import nn
 from trials import call, copied, finish, flags, start, tiny, trained, wait, weights
 
-from sitkit import checkpoint
-from sitkit.config import Config
 from sitkit.data.dataset import batch
-from sitkit.objective import Drawing, objective_of
-from sitkit.progress import Event
-from sitkit.registry import UserError, WorkFailed, interpolants, targets, weightings
-from sitkit.run import CHECKPOINTS, METRICS, build, examples, folder_of, load
-from sitkit.train import metrics_from, train
+from sitkit.registry import interpolants, targets, weightings
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import CHECKPOINTS, METRICS, build, examples, folder_of, load
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.progress import Event
+from sitkit.training.objective import Drawing, objective_of
+from sitkit.training.train import metrics_from, train
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

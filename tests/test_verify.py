@@ -13,16 +13,16 @@ import torch
 from test_ablate import done, write
 from trials import call, copied
 
-from sitkit import checkpoint
-from sitkit.compare import paired
-from sitkit.difference import differences, environment_differences
-from sitkit.explain import explain
-from sitkit.number import chosen, numbers
-from sitkit.provenance import environment
-from sitkit.registry import UserError
-from sitkit.results import read_results
-from sitkit.run import ENVIRONMENT
-from sitkit.verify import device_of, gap, verify
+from sitkit.results.diff import differences, environment_differences
+from sitkit.results.explain import explain
+from sitkit.results.lookup import chosen, numbers
+from sitkit.results.statistics import paired
+from sitkit.results.study_results import read_results
+from sitkit.results.verify import device_of, gap, verify
+from sitkit.runs import checkpoint
+from sitkit.runs.environment import environment
+from sitkit.runs.run import ENVIRONMENT
+from sitkit.runtime.errors import UserError
 
 STUDY = """title: "Two ways"
 base: base.yaml

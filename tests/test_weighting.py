@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sitkit.registry import UserError, interpolants, targets, weightings
+from sitkit.registry import interpolants, targets, weightings
+from sitkit.runtime.errors import UserError
 from sitkit.testing import check_weighting, inner_times
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sitkit import world
-from sitkit.registry import UserError
+from sitkit.runtime import distributed
+from sitkit.runtime.errors import UserError
 
 # What each of two processes does; what it finds goes to standard output as "rank: value".
 TOGETHER = """
@@ -46,7 +46,7 @@ def torchrun(code: str, cwd: Path, processes: int = 2) -> subprocess.CompletedPr
 
 
 def test_one_process_is_its_own_world() -> None:
-    with world.joined("cpu") as here:
+    with distributed.joined("cpu") as here:
         assert (here.rank, here.size, here.lead, here.device) == (0, 1, True, torch.device("cpu"))
         assert here.gather(3) == [3] and here.broadcast("x") == "x"
         assert list(here.share(4)) == [0, 1, 2, 3]
@@ -57,14 +57,14 @@ def test_one_process_is_its_own_world() -> None:
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta2"])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"device '{name}' is not usable here"), world.joined(name):
+    with pytest.raises(UserError, match=f"device '{name}' is not usable here"), distributed.joined(name):
         pass
 
 
 def test_shares_are_all_of_it_once_and_even() -> None:
     for total in (0, 1, 7, 64, 101):
         for size in (1, 2, 3, 8):
-            shares = [world.World(rank, size, torch.device("cpu")).share(total) for rank in range(size)]
+            shares = [distributed.World(rank, size, torch.device("cpu")).share(total) for rank in range(size)]
             assert [i for share in shares for i in share] == list(range(total))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from sitkit import checkpoint, cli
-from sitkit.config import Config, assemble, read_assignments, read_config
-from sitkit.run import CHECKPOINTS
-from sitkit.train import train
+from sitkit import cli
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config, assemble, read_assignments, read_config
+from sitkit.runs.run import CHECKPOINTS
+from sitkit.training.train import train
 
 # Settings of the smallest networks that still have every part.
 SMALL = {
@@ -157,7 +158,7 @@ def install(site: Path, *packages: Path) -> None:
 HEADER = """
 from dataclasses import dataclass
 import sitkit
-from sitkit.interpolant import Interpolant, Linear
+from sitkit.transport.interpolant import Interpolant, Linear
 """
 GOOD = """
 @sitkit.interpolants.register({name!r})

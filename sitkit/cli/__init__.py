@@ -11,7 +11,7 @@ def main() -> None:
 
     stop_at_once()
     from sitkit.cli import console
-    from sitkit.registry import UserError, WorkFailed
+    from sitkit.runtime.errors import UserError, WorkFailed
 
     console.show_warnings()
     try:

@@ -22,8 +22,8 @@ def certify(
     json: options.Json = False,
 ) -> None:
     """Check every combination, plugins included, against closed-form truth; exit 1 if one is wrong."""
-    from sitkit.certify import as_plain
-    from sitkit.certify import certify as verb
+    from sitkit.testing.certify import as_plain
+    from sitkit.testing.certify import certify as verb
 
     axes: dict[str, Any] = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
     chosen = {axis: [name] for axis, name in axes.items() if name is not None}

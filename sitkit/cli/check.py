@@ -13,10 +13,10 @@ from sitkit.cli.interrupt import resumable
 from sitkit.cli.study import Base, SampleSeedList, SeedList, seed_list
 
 if TYPE_CHECKING:
-    from sitkit.check import Checked, Outlook
-    from sitkit.cost import Cost
-    from sitkit.study import Refused
-    from sitkit.verify import Verdict
+    from sitkit.results.verify import Verdict
+    from sitkit.studies.check import Checked, Outlook
+    from sitkit.studies.cost import Cost
+    from sitkit.studies.study import Refused
 
 
 FIGURES = (
@@ -37,8 +37,8 @@ def check(
     json: options.Json = False,
 ) -> None:
     """What each cell will do and cost, and what is done already; exit 2 where one cannot be.  Nothing is computed."""
-    from sitkit.check import check as verb
-    from sitkit.check import read_plan
+    from sitkit.studies.check import check as verb
+    from sitkit.studies.check import read_plan
 
     over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
     chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
@@ -110,7 +110,7 @@ def _span(cell: Outlook, notes: dict[str, str]) -> str:
 
 def _print_refused(refused: list[Refused]) -> None:
     """Each reason once, with how many cells it stops."""
-    from sitkit.study import refused_at
+    from sitkit.studies.study import refused_at
 
     causes: dict[str, list[Refused]] = {}
     for cell in refused:
@@ -160,10 +160,10 @@ Result = Annotated[
 @app.command()
 def explain(result: Result, runs: options.Folder = Path("runs"), json: options.Json = False) -> None:
     """The command that makes a number again, and what made it: code, data, seeds, settings, machine."""
-    from sitkit.difference import in_words
-    from sitkit.explain import code
-    from sitkit.explain import explain as verb
-    from sitkit.number import numbers
+    from sitkit.results.diff import in_words
+    from sitkit.results.explain import code
+    from sitkit.results.explain import explain as verb
+    from sitkit.results.lookup import numbers
 
     told = [verb(number) for number in numbers(result, runs)]
     if json:
@@ -198,9 +198,9 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
-    from sitkit.number import numbers
-    from sitkit.verify import gap
-    from sitkit.verify import verify as verb
+    from sitkit.results.lookup import numbers
+    from sitkit.results.verify import gap
+    from sitkit.results.verify import verify as verb
 
     found = numbers(result, runs)
     with resumable("nothing is written. Begin again with"), console.progress() as progress:
@@ -241,7 +241,7 @@ def diff(
     json: options.Json = False,
 ) -> None:
     """What differs between two runs or numbers, which stage each difference enters, and whether it can explain the results."""
-    from sitkit.difference import differences
+    from sitkit.results.diff import differences
 
     told = differences(a, b, runs)
     if json:

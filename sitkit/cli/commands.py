@@ -11,8 +11,9 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.certify import certify
 from sitkit.cli.interrupt import resumable
-from sitkit.registry import UserError, extractors, registries, registry_of, spec
-from sitkit.shipped import shelves
+from sitkit.registry import extractors, registries, registry_of, spec
+from sitkit.registry.settings_files import shelves
+from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sitkit.registry import Component
@@ -86,8 +87,8 @@ def train(
     device: options.Device = None,
 ) -> None:
     """Train a combination; the same command again continues it."""
-    from sitkit.config import assemble, read_config
-    from sitkit.train import train as verb
+    from sitkit.runs.config.schema import assemble, read_config
+    from sitkit.training.train import train as verb
 
     flags = {
         "interp": interp, "target": target, "weight": weight, "loss": loss, "timestep": timestep, "coupling": coupling,
@@ -115,9 +116,9 @@ def _loaded(
     preset: str | None = None,
     step: int | None = None,
 ) -> Any:
-    from sitkit.config import Layer, merge
-    from sitkit.preset import read_preset
-    from sitkit.run import find, load
+    from sitkit.runs.config.sampling_presets import read_preset
+    from sitkit.runs.config.schema import Layer, merge
+    from sitkit.runs.run import find, load
 
     over = options.layer(flags, sets)
     if preset is not None:
@@ -148,8 +149,8 @@ def sample(
     json: options.Json = False,
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
-    from sitkit.sample import sample as verb
-    from sitkit.sample import write_adm
+    from sitkit.runs.sample import sample as verb
+    from sitkit.runs.sample import write_adm
 
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     trained = _loaded(run, runs, sets, flags, preset, step)
@@ -204,7 +205,7 @@ def evaluate(
     Without -n as many samples are drawn as there are examples, at most 50,000; they are drawn once for all metrics.  Run
     again, it continues, and `torchrun --nproc-per-node=N -m sitkit evaluate ...` shares the work.
     """
-    from sitkit.evaluate import evaluate as verb
+    from sitkit.runs.evaluate import evaluate as verb
 
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     flags["metric"] = _metrics(metric, features, run, runs)
@@ -251,7 +252,7 @@ def evaluate(
 
 def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Path) -> Any:
     """The metrics that were named, one or more, with the features that were; None if neither was."""
-    from sitkit.run import located, read_config_of
+    from sitkit.runs.run import located, read_config_of
 
     names = [name.strip() for text in metric or [] for name in text.split(",")]
     if features is None:
@@ -352,8 +353,8 @@ def show(
     """One component: its formula, source and fields, and a plot where there is one."""
     from inspect import getdoc
 
-    from sitkit.checkpoint import file_name
-    from sitkit.config import read_assignments
+    from sitkit.runs.checkpoint import file_name
+    from sitkit.runs.config.schema import read_assignments
 
     chosen = registry_of(registry)
     if name not in chosen:
@@ -368,8 +369,8 @@ def show(
             raise
     interps: list[str] = []
     if run is not None and component is not None:
-        from sitkit.curvature import fitted
-        from sitkit.run import load
+        from sitkit.runs.curvature import fitted
+        from sitkit.runs.run import load
 
         trained = load(run, root=runs)
         component, interps = fitted(component, trained), [trained.config.interp.name]
@@ -382,7 +383,7 @@ def show(
     values = {k: v for k, v in (spec(component) if component else {}).items() if k != "name"}
     if values:
         console.table(("field", "value"), [(k, _in_short(v)) for k, v in values.items()])
-    from sitkit.show import draw
+    from sitkit.evaluation.component_plots import draw
 
     if component is not None:
         path = picture or Path(file_name(f"{chosen.kind}-{name}.png"))
@@ -402,9 +403,9 @@ def runs(
     json: options.Json = False,
 ) -> None:
     """The runs on disk and how far they are."""
-    from sitkit import checkpoint
-    from sitkit.run import read_config_of
-    from sitkit.run import runs as folders
+    from sitkit.runs import checkpoint
+    from sitkit.runs.run import read_config_of
+    from sitkit.runs.run import runs as folders
 
     rows = []
     for folder in folders(runs):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from sitkit.progress import Event, Progress
+from sitkit.runtime.progress import Event, Progress
 
 # Of the processes under torchrun the first speaks for all, but whichever fails says why.
 QUIET = os.environ.get("RANK", "0") != "0"

@@ -10,7 +10,7 @@ import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
-from sitkit.registry import UserError
+from sitkit.runtime.errors import UserError
 
 
 @app.command()
@@ -47,7 +47,7 @@ def convert(
         return
     if private or sets or ema is not None or step is not None:
         raise UserError("--private, --ema, --step and --set belong to an export: add --to.")
-    from sitkit.convert import import_checkpoint
+    from sitkit.runs.exchange.convert import import_checkpoint
 
     done = import_checkpoint(Path(source), runs, kind, heads, vae)
     for note in done.notes:
@@ -62,8 +62,8 @@ def _export(source: str, to: str, private: bool, step: int | None, over: Any, ru
         raise UserError("--private belongs to an upload: --to hf://OWNER/NAME.")
     if not remote and Path(to).suffix not in (".safetensors", ".pt"):
         raise UserError(f"--to {to}: give a .safetensors, a .pt for the official code, or hf://OWNER/NAME.")
-    from sitkit.convert import export, export_official, push
-    from sitkit.run import load
+    from sitkit.runs.exchange.convert import export, export_official, push
+    from sitkit.runs.run import load
 
     run = load(source, root=runs, device="cpu", step=step, over=over)
     if remote:

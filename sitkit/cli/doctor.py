@@ -13,7 +13,7 @@ from sitkit.cli.commands import app
 @app.command()
 def doctor(json: options.Json = False) -> None:
     """Versions, devices, plugins, the tracking store, and the line that brings what is missing; exit 1 if something is broken."""
-    from sitkit.doctor import examine
+    from sitkit.testing.doctor import examine
 
     found = examine()
     if json:

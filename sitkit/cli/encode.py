@@ -11,7 +11,8 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
 from sitkit.cli.interrupt import resumable
-from sitkit.registry import UserError, datasets, suggest
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError, suggest
 
 
 @app.command()
@@ -33,8 +34,8 @@ def encode(
     json: options.Json = False,
 ) -> None:
     """Write a data set's latents to train on; run again, or beside itself, it continues."""
-    from sitkit.config import Layer, assemble
-    from sitkit.encode import encode as verb
+    from sitkit.models.encode import encode as verb
+    from sitkit.runs.config.schema import Layer, assemble
 
     if dtype not in ("float32", "float16"):
         raise UserError(f"--dtype {dtype}: no such type on disk. Known: float32, float16.")
@@ -70,7 +71,7 @@ def encode(
 
 def _settings(data: str) -> Any:
     """What DATA means, as settings."""
-    from sitkit.config import Layer, read_config
+    from sitkit.runs.config.schema import Layer, read_config
 
     path = Path(data).expanduser()
     if path.suffix in (".yaml", ".yml"):

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sitkit.registry import Registry, registries
-from sitkit.shipped import shelves
+from sitkit.registry.settings_files import shelves
 
 MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data and metric", "Running"
 
@@ -113,7 +113,7 @@ RunName = Annotated[
 
 def layer(flags: Mapping[str, Any], sets: list[str] | None) -> Any:
     """Settings from the flags that were given ("train.steps": 2), then from --set."""
-    from sitkit.config import Layer, merge, read_assignments
+    from sitkit.runs.config.schema import Layer, merge, read_assignments
 
     values: Any = {}
     where: dict[str, str] = {}

@@ -16,7 +16,7 @@ from sitkit.cli import console, options
 from sitkit.cli.commands import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import owned, registries, registry_of
-from sitkit.shipped import shelves
+from sitkit.registry.settings_files import shelves
 
 plugin = typer.Typer(no_args_is_help=True, help="Packages that add components: write one, list them, test them.")
 app.add_typer(plugin, name="plugin")
@@ -29,7 +29,7 @@ def _kinds(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _packages(incomplete: str) -> list[str]:
-    from sitkit.loading import find
+    from sitkit.registry.loading import find
 
     return [found.package for found in find() if found.package.startswith(incomplete)]
 
@@ -51,7 +51,7 @@ def new(
     json: options.Json = False,
 ) -> None:
     """Write a package that installs, registers a component of a kind, and tests it by the laws of that kind."""
-    from sitkit.scaffold import new_plugin
+    from sitkit.registry.scaffold import new_plugin
 
     written = new_plugin(name, registry_of(kind), into)
     folder = written[0].parent
@@ -66,8 +66,9 @@ def new(
 @plugin.command(name="list")
 def list_(json: options.Json = False) -> None:
     """The plugins that are installed, what they bring, and what became of each when it was loaded."""
-    from sitkit.conformance import state_of
-    from sitkit.loading import installed, load_plugins
+    from sitkit.registry.loading import load_plugins
+    from sitkit.registry.plugin import installed
+    from sitkit.testing.plugins import state_of
 
     load_plugins()
     entries: list[dict[str, Any]] = []
@@ -108,7 +109,7 @@ def test(
     json: options.Json = False,
 ) -> None:
     """Try the laws on installed plugins, by closed-form truth where there is one; exit 1 if a law is broken."""
-    from sitkit.conformance import examine, plugins_named
+    from sitkit.testing.plugins import examine, plugins_named
 
     chosen = plugins_named(packages or [])
     with resumable("nothing is written. Begin again with"), console.progress() as progress:

@@ -24,7 +24,7 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Write one HTML file about a run or a study: it opens from disk, needs no network, and can be sent to anyone."""
-    from sitkit.report import report as verb
+    from sitkit.results.report import report as verb
 
     path = verb(target, runs, to)
     if json:

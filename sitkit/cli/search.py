@@ -11,7 +11,7 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
 from sitkit.cli.interrupt import resumable
-from sitkit.registry import UserError
+from sitkit.runtime.errors import UserError
 
 
 @app.command()
@@ -34,8 +34,8 @@ def likelihood(
     json: options.Json = False,
 ) -> None:
     """Bits per dimension of held-out data under the probability-flow ODE, with its standard error."""
-    from sitkit.density import density as verb
-    from sitkit.run import load
+    from sitkit.runs.likelihood import density as verb
+    from sitkit.runs.run import load
 
     kinds = ("auto", "exact", "rademacher", "gaussian")
     if divergence not in kinds:
@@ -74,8 +74,8 @@ def losscurve(
     json: options.Json = False,
 ) -> None:
     """The velocity loss of runs against time, whatever their targets: where each errs."""
-    from sitkit.losscurve import draw
-    from sitkit.run import load
+    from sitkit.runs.diagnostics import draw
+    from sitkit.runs.run import load
 
     trained = [load(name, root=runs, device=device or "auto") for name in names or ["latest"]]
     curves = draw(trained, picture)
@@ -114,15 +114,15 @@ def search(
     json: options.Json = False,
 ) -> None:
     """Search for the best way to sample a run; run again, or beside itself, it continues."""
-    from sitkit.run import load
-    from sitkit.search import describe
-    from sitkit.search import search as verb
+    from sitkit.runs.run import load
+    from sitkit.studies.search import describe
+    from sitkit.studies.search import search as verb
 
     trained = load(run, over=options.layer({"run.device": device}, sets), root=runs, device=device or "auto")
     with resumable(), console.progress() as progress:
         found = verb(trained, file, trials=trials, storage=storage, progress=progress)
     if json:
-        from sitkit.checkpoint import read_json
+        from sitkit.runs.checkpoint import read_json
 
         console.as_json(read_json(found.record) | {"path": str(found.record)})
         return

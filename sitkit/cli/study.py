@@ -10,12 +10,12 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.commands import app
 from sitkit.cli.interrupt import resumable
-from sitkit.registry import UserError, suggest
+from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from sitkit.executor import Executor
-    from sitkit.results import Results
-    from sitkit.table import Grid
+    from sitkit.results.study_results import Results
+    from sitkit.results.table import Grid
+    from sitkit.studies.executors import Executor
 
 SeedList = Annotated[
     str | None, typer.Option("--seeds", metavar="0,1,2", help="Training seeds in place of the study's own.")
@@ -96,12 +96,12 @@ def ablate(
 
     Run in several places at once on one folder, they share the work.
     """
-    from sitkit.ablate import Board
-    from sitkit.ablate import ablate as verb
-    from sitkit.results import runs_of
-    from sitkit.study import read_study
-    from sitkit.table import grid
-    from sitkit.task import trained
+    from sitkit.results.study_results import runs_of
+    from sitkit.results.table import grid
+    from sitkit.studies.ablate import Board
+    from sitkit.studies.ablate import ablate as verb
+    from sitkit.studies.study import read_study
+    from sitkit.studies.tasks import trained
 
     over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
     chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
@@ -125,7 +125,7 @@ def ablate(
                           [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows])  # fmt: skip
             console.say(f"{len(rows)} cells from {len(done)} trainings")
         return
-    from sitkit.cli.overview import overview
+    from sitkit.cli.live import overview
 
     with resumable(), overview() as (progress, watch):
         outcome = verb(
@@ -134,7 +134,7 @@ def ablate(
         )  # fmt: skip
     results = outcome.results
     if json:
-        from sitkit.results import FILE
+        from sitkit.results.study_results import FILE
 
         console.as_json(results.model_dump() | {"path": str(outcome.folder / FILE)})
     else:
@@ -144,7 +144,7 @@ def ablate(
 
 
 def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:
-    from sitkit.executor import Here, Local, Ray
+    from sitkit.studies.executors import Here, Local, Ray
 
     if name == "ray" or name.startswith("ray://"):
         return Ray(None if name == "ray" else name, 1 if cpus is None else cpus, gpus, workers)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sitkit.registry import Component, UserError
+from sitkit.registry import Component
+from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +108,7 @@ def batch(
     import numpy as np
     import torch
 
-    from sitkit.noise import DATA, sample_keys, words
+    from sitkit.runtime.rng import DATA, sample_keys, words
 
     if step < 0 or size < 1:
         raise ValueError(f"needs step >= 0 and size >= 1; got {step} and {size}.")

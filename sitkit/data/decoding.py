@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from sitkit.data.dataset import to_tensor
-from sitkit.data.images import centre_square
-from sitkit.registry import UserError, WorkFailed
+from sitkit.data.npz import centre_square
+from sitkit.runtime.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,8 @@ from typing import Literal, final
 
 from sitkit.data.dataset import Dataset, Examples, split
 from sitkit.data.decoding import Pictures, Source, check_headers
-from sitkit.registry import UserError, datasets
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 

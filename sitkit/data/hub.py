@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, final
 
 from sitkit.data.dataset import Dataset, Examples, split
 from sitkit.data.decoding import Pictures, Source, check_headers
-from sitkit.registry import UserError, datasets, suggest
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
     import numpy as np

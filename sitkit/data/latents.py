@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from sitkit.data.dataset import Dataset, Examples, split
-from sitkit.registry import UserError, datasets
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +111,7 @@ class Reader:
         import numpy as np
         import torch
 
-        from sitkit.autoencoder import Posterior
+        from sitkit.models.autoencoder import Posterior
 
         mirrored = keys % 2 if self.flip and keys is not None else np.zeros_like(index)
         number, row = np.divmod(index, self.per_shard)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sitkit.registry import UserError, WorkFailed
+from sitkit.runtime.errors import UserError, WorkFailed
 
 # Footers are small and far away: many are asked for at once.
 FOOTERS = 16

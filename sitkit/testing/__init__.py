@@ -9,21 +9,11 @@ AssertionError with the law's name, the place and the numbers; no test framework
 """
 
 from sitkit.testing import data as data
-from sitkit.testing import networks as networks
-from sitkit.testing.algebra import (
-    check_coupling,
-    check_diffusion,
-    check_elementwise,
-    check_interpolant,
-    check_target,
-    check_timestep,
-    check_weighting,
-    inner_times,
-)
-from sitkit.testing.component import check_component
+from sitkit.testing import models as models
+from sitkit.testing.every_component import check_component
 from sitkit.testing.law import Law, NotShown, close, examples_of, law, laws_of, obey, parametrize_with_laws
-from sitkit.testing.networks import build_network
-from sitkit.testing.sampling import (
+from sitkit.testing.models import build_network
+from sitkit.testing.solvers import (
     MIDDLE,
     ORDER_TOLERANCE,
     check_guidance,
@@ -33,6 +23,16 @@ from sitkit.testing.sampling import (
     observed_order,
     over_the_middle,
     weak_error,
+)
+from sitkit.testing.transport import (
+    check_coupling,
+    check_diffusion,
+    check_elementwise,
+    check_interpolant,
+    check_target,
+    check_timestep,
+    check_weighting,
+    inner_times,
 )
 from sitkit.testing.truth import (
     MEAN,

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sitkit.data.dataset import Dataset
-from sitkit.metrics.features import Extraction, Extractor
-from sitkit.metrics.metric import Metric
-from sitkit.registry import UserError, WorkFailed, datasets
+from sitkit.evaluation.extractors.extractor import Extraction, Extractor
+from sitkit.evaluation.metrics.metric import Metric
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.testing.law import NotShown, close, law, lawful
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sitkit.backbones.exact import Exact
-from sitkit.field import Field
-from sitkit.interpolant import Coefficients, Interpolant
-from sitkit.mixture import Posterior
-from sitkit.target import Target, Velocity
+from sitkit.models.exact import Exact
+from sitkit.transport.closed_form import Posterior
+from sitkit.transport.field import Field
+from sitkit.transport.interpolant import Coefficients, Interpolant
+from sitkit.transport.target import Target, Velocity
 
 MEAN, STD = 0.7, 0.3
 

@@ -43,9 +43,9 @@ import sitkit
 
 # The only imports of internal modules: where a module moves, its line here follows.
 from sitkit.cli.commands import app
-from sitkit.config import Config, Layer, assemble, read_config
+from sitkit.runs.config.schema import Config, Layer, assemble, read_config
 from sitkit.registry import registries
-from sitkit.task import place_of
+from sitkit.studies.tasks import place_of
 
 PRESETS = ("digits", "points", "imagenet256")
 # Each crosses several kinds of components: a preset, and settings on top of it.

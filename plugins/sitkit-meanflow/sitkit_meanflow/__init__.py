@@ -17,21 +17,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit import UserError, backbones, losses, samplers
-from sitkit.backbones.backbone import Backbone
-from sitkit.guidance import Unguided
-from sitkit.loss import Batch, Loss
-from sitkit.sampler import FixedStepODE, Plan, Problem, Sample
-from sitkit.timestep import LogitNormal, Timestep
+from sitkit.models.backbone import Backbone
+from sitkit.models.loss import Batch, Loss
+from sitkit.solvers.guidance import Unguided
+from sitkit.solvers.sampler import FixedStepODE, Plan, Problem, Sample
+from sitkit.transport.timestep import LogitNormal, Timestep
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sitkit.data.dataset import Examples
-    from sitkit.diffusion import Diffusion
-    from sitkit.field import Field
-    from sitkit.guidance import Guidance
-    from sitkit.interpolant import Interpolant
-    from sitkit.target import Target
+    from sitkit.solvers.guidance import Guidance
+    from sitkit.transport.diffusion import Diffusion
+    from sitkit.transport.field import Field
+    from sitkit.transport.interpolant import Interpolant
+    from sitkit.transport.target import Target
 
 # Draws of plugins with an example's key; sitkit's own purposes lie below 1000.
 SECOND, INSTANT = 1801, 1802
@@ -91,7 +91,7 @@ class MeanFlow(Loss):
         """(start, end) of each example's interval, start <= end: t (b,), keys (b,)."""
         import torch
 
-        from sitkit.noise import uniform
+        from sitkit.runtime.rng import uniform
 
         other = self.second.map(uniform(keys, SECOND)).to(t.dtype)
         other = torch.where(uniform(keys, INSTANT) < self.instant, t, other)

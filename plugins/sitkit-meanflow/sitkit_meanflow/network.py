@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sitkit import UserError
-from sitkit.backbones.sit import SiT, TimestepEmbedder
+from sitkit.models.sit import SiT, TimestepEmbedder
 
 
 class TwoTimes(nn.Module):

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 import sitkit
-from sitkit.config import assemble, read_assignments, read_config
-from sitkit.noise import INITIAL, normal, sample_keys
-from sitkit.run import Run, load
-from sitkit.train import train
+from sitkit.runs.config.schema import assemble, read_assignments, read_config
+from sitkit.runs.run import Run, load
+from sitkit.runtime.rng import INITIAL, normal, sample_keys
+from sitkit.training.train import train
 
 N = 2000
 CASES = {

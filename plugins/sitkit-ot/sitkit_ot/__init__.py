@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit import couplings
-from sitkit.coupling import Coupling
+from sitkit.transport.coupling import Coupling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ class POT(Coupling):
         import ot
         import torch
 
-        from sitkit.noise import uniform
+        from sitkit.runtime.rng import uniform
 
         if self.plan == "emd":
             return ot.emd([], [], cost).argmax(1)

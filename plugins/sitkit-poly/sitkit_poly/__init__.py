@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from sitkit import interpolants
-from sitkit.interpolant import Coefficients, Interpolant
+from sitkit.transport.interpolant import Coefficients, Interpolant
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit import UserError, losses
-from sitkit.loss import Batch, Loss, interpolant_loss
-from sitkit.metrics.classifier import RunClassifier
-from sitkit.metrics.features import Extractor
+from sitkit.evaluation.extractors.classifier import RunClassifier
+from sitkit.evaluation.extractors.extractor import Extractor
+from sitkit.models.loss import Batch, Loss, interpolant_loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from sitkit import UserError
-from sitkit.metrics.features import Extraction
+from sitkit.evaluation.extractors.extractor import Extraction
 
 
 class Projector(nn.Module):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from sitkit import UserError, backbones
-from sitkit.backbones.backbone import Backbone
+from sitkit.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from torch import nn

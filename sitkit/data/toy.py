@@ -1,0 +1,101 @@
+"""Draws from a Gaussian mixture that is known exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+from sitkit.data.dataset import Dataset, in_memory
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sitkit.data.dataset import Examples
+    from sitkit.transport.closed_form import Mixture
+
+
+@final
+@datasets.register("gaussian-mixture")
+@dataclass(frozen=True)
+class GaussianMixture(Dataset):
+    """Points of R^dim from sum_k weights_k N(means_k, covariances_k): every reading of them is closed-form.
+
+    What is not given is drawn by the seed: means from N(0, spread^2); covariances with random axes and standard
+    deviations log-uniform from width / 2 to 2 width.  Without weights all components weigh the same; without groups,
+    the label of each component, each has its own label.  `Examples.law` is the `sitkit.transport.closed_form.Mixture`.
+    """
+
+    dim: int = 2
+    components: int = 4
+    size: int = 20000
+    seed: int = 0
+    spread: float = 1.0
+    width: float = 0.2
+    weights: tuple[float, ...] = ()
+    means: tuple[tuple[float, ...], ...] = ()
+    covariances: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("dim", "components", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        if not 0 <= self.spread < math.inf:
+            raise ValueError(f"spread must be at least 0 and finite; got {self.spread}.")
+        if not 0 < self.width < math.inf:
+            raise ValueError(f"width must be positive and finite; got {self.width}.")
+        for name in ("weights", "means", "covariances", "groups"):
+            given = len(getattr(self, name))
+            if given not in (0, self.components):
+                raise ValueError(f"{name} has {given} entries, but components = {self.components}: make them equal.")
+        rows = (*self.means, *(row for matrix in self.covariances for row in (matrix, *matrix)))
+        if any(len(row) != self.dim for row in rows):
+            raise ValueError(f"means must have dim = {self.dim} numbers each, and covariances dim rows of dim numbers.")
+
+    def mixture(self) -> Mixture:
+        """The law.  Raises UserError where the given numbers are not one."""
+        import numpy as np
+        import torch
+
+        from sitkit.transport.closed_form import Mixture
+
+        k = self.components
+        try:
+            return Mixture(
+                torch.tensor(self.weights or (1.0,) * k, dtype=torch.float64),
+                torch.from_numpy(np.array(self.means, np.float64) if self.means else self._means()),
+                torch.from_numpy(np.array(self.covariances, np.float64) if self.covariances else self._covariances()),
+                torch.tensor(self.groups or tuple(range(k))),
+            )
+        except ValueError as error:
+            raise UserError(f"dataset 'gaussian-mixture': {error}") from None
+
+    def _means(self) -> np.ndarray:
+        import numpy as np
+
+        return self.spread * np.random.default_rng((self.seed, 0)).standard_normal((self.components, self.dim))
+
+    def _covariances(self) -> np.ndarray:
+        import numpy as np
+
+        rng = np.random.default_rng((self.seed, 1))
+        axes, _ = np.linalg.qr(rng.standard_normal((self.components, self.dim, self.dim)))
+        deviations = self.width * 2 ** rng.uniform(-1, 1, (self.components, 1, self.dim))
+        covariances = (axes * deviations**2) @ axes.swapaxes(1, 2)
+        return (covariances + covariances.swapaxes(1, 2)) / 2
+
+    def load(self) -> Examples:
+        import numpy as np
+
+        from sitkit.transport.closed_form import sample
+
+        law = self.mixture()
+        x, y = sample(law, self.size, self.seed)
+        names = tuple(f"group {label}" for label in range(law.num_classes))
+        return in_memory(x.numpy().astype(np.float32), y.numpy(), names, holdout=self.holdout, law=law)

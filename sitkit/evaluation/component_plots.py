@@ -1,0 +1,68 @@
+"""Pictures of components: what a formula looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sitkit.evaluation import plots
+from sitkit.evaluation.plots import Curve
+from sitkit.models.exact import Exact
+from sitkit.registry import Component, diffusions, interpolants
+from sitkit.runtime.rng import INITIAL, normal, sample_keys
+from sitkit.solvers.sampler import Sampler
+from sitkit.transport.closed_form import sample, three_gaussians
+from sitkit.transport.diffusion import Diffusion, KLEta
+from sitkit.transport.field import Field
+from sitkit.transport.interpolant import Interpolant
+from sitkit.transport.target import Velocity
+from sitkit.transport.timestep import Adapted, Timestep
+
+# A w that diverges at an end leaves the view at so many times what it is over nine tenths of the time.
+REACH = 2.0
+PLOTTED = ("constant", "sigma", "decreasing", "increasing-decreasing", "kl")
+
+
+def draw(component: Component, path: Path, interps: Sequence[str] = ()) -> bool:
+    """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form truth; False for other kinds.
+
+    interps: the interpolants on which a diffusion is shown, all where none is named.
+    """
+    t = torch.linspace(0, 1, 401, dtype=torch.float64)
+    if isinstance(component, Interpolant):
+        c = component.coefficients(t)
+        forms = [Curve(name, t, diffusions.create(name).w(t, c)) for name in PLOTTED]
+        plots.interpolant(component, path, forms)
+    elif isinstance(component, Diffusion):
+        if isinstance(component, KLEta) and not component.losses:
+            return False
+        curves = [
+            Curve(name, t, component.w(t, interpolants.create(name).coefficients(t)))
+            for name in interps or interpolants.names()
+        ]
+        plots.curves(
+            curves,
+            path,
+            title=f"w(t) of {component.name}",
+            xlabel="t (0 noise, 1 data)",
+            ylabel="w (variance per unit time)",
+            reach=REACH,
+        )
+    elif isinstance(component, Timestep):
+        if isinstance(component, Adapted) and not component.curvature:
+            return False
+        curves = [Curve("t(u)", t, component.map(t)), Curve("uniform", t, t)]
+        plots.curves(curves, path, title=f"grid {component.name}", xlabel="u = i / steps", ylabel="t (0 noise, 1 data)")
+    elif isinstance(component, Sampler):
+        law, path_of = three_gaussians(), interpolants.create("linear")
+        ideal = Field(Exact(law, path_of, Velocity()), path_of, Velocity())
+        keys = sample_keys(0, torch.arange(400))
+        start = normal(keys, (2,), INITIAL)
+        drawn = component.sample(ideal, start, seeds=keys, trajectory=True)
+        title = f"{component.name} on three Gaussians, linear, {drawn.nfe} evaluations"
+        plots.scatter(drawn.x, sample(law, 1000, 1)[0], path, drawn.trajectory, title)
+    else:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Feature extractors: the networks in whose feature space samples are compared."""

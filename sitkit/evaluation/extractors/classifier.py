@@ -1,0 +1,152 @@
+"""A small classifier trained on the data set at hand: a meaningful space for data that no large network has seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from sitkit.data.dataset import batch
+from sitkit.evaluation.extractors.extractor import Extraction, Extractor, fingerprint
+from sitkit.registry import extractors, spec
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.progress import Event, Progress, silent
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, nn
+
+    from sitkit.data.dataset import Examples
+
+BATCH, RATE = 128, 2e-3
+# The side of the last map, and how many of its channels are the spatial features.
+SIDE, SPATIAL_CHANNELS = 4, 7
+
+
+@final
+@extractors.register("run-classifier")
+@dataclass(frozen=True)
+class RunClassifier(Extractor):
+    """A convolutional classifier of the run's own data (a perceptron for points), trained once and kept.
+
+    features: what its last layer reads, `width` of them.  logits: of its classes.  spatial: 7 channels of the map before
+    pooling.  It is trained for `steps` of 128 on the data's training part, without augmentation beyond the data's own,
+    and the record has its accuracy on the held-out part.  Numbers in this space compare runs on one data set and nothing
+    else.  Needs labels.
+    """
+
+    outputs: ClassVar[tuple[str, ...]] = ("features", "spatial", "logits")
+    steps: int = 500
+    width: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}.")
+        if self.width < 8 or self.width % 8:
+            raise ValueError(f"width must be a multiple of 8; got {self.width}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+
+    def require(self, data: Examples | None) -> None:
+        if data is None or not data.num_classes:
+            what = "a data set to learn from" if data is None else "labels, and the data have none"
+            raise UserError(f"features 'run-classifier' needs {what}. Use other features.")
+
+    def build(
+        self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
+    ) -> Extraction:
+        self.require(data)
+        assert data is not None
+        network, record = self._load(data, device, cache, progress) if cache else self._train(data, device, progress)
+        maps, pool, head = (part for _, part in network.to(device).eval().requires_grad_(False).named_children())
+
+        def apply(x: Tensor) -> dict[str, Tensor]:
+            seen = maps(x.to(device))
+            features = pool(seen)
+            spatial = {"spatial": seen[:, :SPATIAL_CHANNELS].flatten(1)} if data.is_image else {}
+            return {"features": features, "logits": head(features), **spatial}
+
+        outputs = self.outputs if data.is_image else ("features", "logits")
+        return Extraction(fingerprint(network), outputs, apply, record)
+
+    def _load(
+        self, data: Examples, device: device, cache: Path, progress: Progress
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The network kept in the folder, trained first if it is not there; two processes train one."""
+        from filelock import FileLock
+
+        path = cache / f"run-classifier-{self._identity(data)}.safetensors"
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                trained, record = self._train(data, device, progress)
+                checkpoint.save(path, trained.state_dict(), {"spec": spec(self), "data": data.fingerprint, **record})
+        header, tensors = checkpoint.load(path)
+        network = network_for(data.shape, data.num_classes, self.width)
+        network.load_state_dict(tensors)
+        return network, {key: header[key] for key in ("accuracy", "heldout", "steps")}
+
+    def _identity(self, data: Examples) -> str:
+        return hashlib.sha256(json.dumps([spec(self), data.fingerprint]).encode()).hexdigest()[:12]
+
+    def _train(self, data: Examples, device: device, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = network_for(data.shape, data.num_classes, self.width).to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=self.steps + 1)
+        for step in range(self.steps):
+            x, y, *_ = batch(data, self.seed, step, BATCH)
+            loss = torch.nn.functional.cross_entropy(network(x.to(device)), y.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress(Event(self.name, step + 1, self.steps))
+        return network, {"accuracy": accuracy(network, data), "heldout": len(data.heldout), "steps": self.steps}
+
+
+def network_for(shape: tuple[int, ...], num_classes: int, width: int) -> nn.Module:
+    """A classifier (n, *shape) -> (n, num_classes) of three parts: `maps`, `pool` over places, and `head`.
+
+    Strided convolutions halve images until no side is above twice SIDE; what is no image goes through two plain layers.
+    """
+    from torch import nn
+
+    def conv(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.GroupNorm(4, outputs), nn.GELU()]
+
+    if len(shape) == 3:
+        layers, side = conv(shape[0], width // 2, 1), max(shape[1:])
+        channels = width // 2
+        while side > 2 * SIDE or channels < width:
+            layers += conv(channels, width, 2)
+            channels, side = width, math.ceil(side / 2)
+        maps, pool = layers + conv(width, width, 1), [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    else:
+        d = math.prod(shape)
+        maps, pool = [nn.Flatten(), nn.Linear(d, width), nn.GELU(), nn.Linear(width, width), nn.GELU()], []
+    head = nn.Linear(width, num_classes)
+    return nn.Sequential(OrderedDict(maps=nn.Sequential(*maps), pool=nn.Sequential(*pool), head=head))
+
+
+def accuracy(network: nn.Module, data: Examples) -> float | None:
+    """The share of the held-out examples that are classified right; None where nothing is held out."""
+    import numpy as np
+    import torch
+
+    if not len(data.heldout):
+        return None
+    device = next(network.parameters()).device
+    right = 0
+    with torch.no_grad():
+        for part in np.array_split(data.heldout, math.ceil(len(data.heldout) / BATCH)):
+            right += int((network(data.read(part).to(device)).argmax(1).cpu().numpy() == data.labels[part]).sum())
+    return right / len(data.heldout)

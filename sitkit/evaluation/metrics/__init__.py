@@ -1,0 +1,1 @@
+"""Metrics: how far a set of samples is from a reference set.  One file a family."""

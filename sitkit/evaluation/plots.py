@@ -1,0 +1,457 @@
+"""Pictures: sample grids by PIL, plots by matplotlib's object API (no pyplot state).
+
+A file is written whole or not at all.  Every plot is 8 inches wide, so that its 10-point type reads well at 800 pixels.
+Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from sitkit.runtime.errors import WorkFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from sitkit.transport.interpolant import Interpolant
+
+    Numbers = Sequence[float] | np.ndarray | Tensor
+
+ROUNDING = "round-half-even"
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+GREY, INK, PAPER = "#9A9A9A", "#303030", "#FFFFFF"
+DPI = 160
+CELL = 48
+GAP = 2
+PATHS = 48
+
+
+class Curve(NamedTuple):
+    """A named line of values against x, with a standard error a point where there is one.  NaN and Inf are gaps."""
+
+    label: str
+    x: Numbers
+    values: Numbers
+    stderr: Numbers | None = None
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """round((x + 1) * 127.5) clamped to 0..255, halves to even (`ROUNDING`): (n, c, h, w) in [-1, 1] -> (n, h, w, c).
+
+    Raises WorkFailed for values that are not finite.
+    """
+    import torch
+
+    bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten()
+    if len(bad):
+        raise WorkFailed(f"{len(bad)} of {len(x)} images hold NaN or Inf, the first at index {int(bad[0])}.")
+    levels = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    return levels.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def grid(
+    images: np.ndarray,
+    path: Path | str,
+    columns: int,
+    scale: int | None = None,
+    row_labels: list[str] | None = None,
+) -> None:
+    """A PNG of images (n, h, w, 1 or 3) uint8, `columns` a row, each pixel scale x scale, labels left of the rows.
+
+    scale: unset, cells come near 48 pixels and are never made smaller.  Raises ValueError for another shape or type, or
+    for labels that are not one a row.
+    """
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != np.uint8:
+        raise ValueError(f"a grid shows uint8 (n, h, w, 1 or 3) images; got {images.dtype} {images.shape}.")
+    n, h, w, channels = images.shape
+    if n < 1 or columns < 1:
+        raise ValueError(f"a grid needs at least 1 image and 1 column; got {n} and {columns}.")
+    rows = math.ceil(n / columns)
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"a grid of {rows} rows needs {rows} labels; got {len(row_labels)}.")
+    zoom = max(1, round(CELL / max(h, w))) if scale is None else scale
+    if zoom < 1:
+        raise ValueError(f"scale must be at least 1; got {zoom}.")
+
+    font = ImageFont.load_default(max(12, min(h * zoom // 2, 18)))
+    margin = max((math.ceil(font.getlength(label)) + 4 * GAP for label in row_labels or []), default=0)
+    size = (margin + columns * (w * zoom + GAP) + GAP, rows * (h * zoom + GAP) + GAP)
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images.repeat(zoom, axis=1).repeat(zoom, axis=2)):
+        row, column = divmod(i, columns)
+        corner = (margin + GAP + column * (w * zoom + GAP), GAP + row * (h * zoom + GAP))
+        sheet.paste(Image.fromarray(image.repeat(3 // channels, axis=2)), corner)
+    for row, label in enumerate(row_labels or []):
+        middle = GAP + row * (h * zoom + GAP) + h * zoom // 2
+        pen.text((margin - 2 * GAP, middle), label, fill=INK, font=font, anchor="rm")
+    write(path, lambda file: sheet.save(file, format="PNG"))
+
+
+def scatter(
+    samples: Tensor,
+    reference: Tensor | None,
+    path: Path | str,
+    trajectories: Tensor | None = None,
+    title: str = "",
+) -> None:
+    """Samples (n, 2), over reference points (m, 2) if there are any; beside them trajectories (times, n, 2) of some, if given.
+
+    The view holds the reference and 98% of the samples; the title says how many lie outside it.
+    """
+    import numpy as np
+
+    points = as_array(samples)
+    truth = points if reference is None else as_array(reference)
+    views = [window(truth, points)]
+    shown = None
+    if trajectories is not None:
+        paths = as_array(trajectories)
+        shown = paths[:, np.linspace(0, paths.shape[1] - 1, min(PATHS, paths.shape[1])).round().astype(int)]
+        views = [square(view) for view in (window(np.concatenate([truth, shown[0]]), shown[-1]), *views)]
+    width = 8 / len(views)
+    shape = max(float(np.divide(*(high - low)[::-1])) for low, high in views)
+    figure, axes = canvas(len(views), (8, min(max(width * shape, 2.5), 8) + 1.1))
+
+    low, high = views[-1]
+    outside = int((~((points >= low) & (points <= high)).all(1)).sum())
+    if reference is not None:
+        dots(axes[-1], truth, GREY, f"data ({len(truth)})")
+    dots(axes[-1], points, COLOURS[0], f"samples ({len(points)})")
+    heading(axes[-1], f"{outside} of {len(points)} samples outside the view" if outside else "samples")
+
+    if shown is not None:
+        ax = axes[0]
+        dots(ax, truth, GREY)
+        ax.plot(shown[..., 0], shown[..., 1], color=COLOURS[5], linewidth=0.7, alpha=0.8)
+        ax.plot(*shown[0].T, "o", color=COLOURS[1], markersize=3.5, label="noise, t = 0")
+        ax.plot(*shown[-1].T, "o", color=COLOURS[0], markersize=3.5, label="their samples, t = 1")
+        heading(ax, f"{shown.shape[1]} paths")
+
+    for ax, (low, high) in zip(axes, views, strict=True):
+        ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+        label_axes(ax, "x1 (data units)", "x2 (data units)")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=10, markerscale=2, frameon=False)
+    figure.suptitle(title, fontsize=12, color=INK, parse_math=False)
+    save(figure, path)
+
+
+def interpolant(component: Interpolant, path: Path | str, w: Sequence[Curve] = ()) -> None:
+    """alpha and sigma, their rates, and, if given, curves of diffusion coefficients w, against t.
+
+    Values that diverge at an end leave the view there instead of flattening the rest.
+    """
+    import torch
+
+    t = torch.linspace(0, 1, 401, dtype=torch.float64)
+    c = component.coefficients(t)
+    panels = [
+        ("coefficients", "", [Curve("alpha", t, c.alpha), Curve("sigma", t, c.sigma)]),
+        ("rates", "per unit time", [Curve("d alpha / dt", t, c.d_alpha), Curve("d sigma / dt", t, c.d_sigma)]),
+    ]
+    if w:
+        panels.append(("diffusion coefficients w(t)", "w (variance per unit time)", list(w)))
+    figure, axes = canvas(len(panels), (8, 2.9 * len(panels)), stacked=True)
+    for ax, (name, unit, series) in zip(axes, panels, strict=True):
+        draw(ax, series)
+        ax.set_xlim(0, 1)
+        ax.set_ylim(*limits(series))
+        heading(ax, name)
+        label_axes(ax, "t (0 noise, 1 data)" if ax is axes[-1] else "", unit)
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, frameon=False)
+    figure.suptitle(component.name, fontsize=12, color=INK, parse_math=False)
+    save(figure, path)
+
+
+def curves(
+    series: Sequence[Curve],
+    path: Path | str,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    reach: float | None = None,
+) -> None:
+    """Lines of values against x with their standard errors: loss, w(t), a metric against NFE.
+
+    Short curves show their points.  reach: the view ends at so many times the largest 90% quantile of the curves, so that
+    one that diverges at an end does not flatten the rest.  Raises ValueError where there is nothing to draw.
+    """
+    import numpy as np
+
+    if not series:
+        raise ValueError("curves needs at least one curve; got none.")
+    figure, (ax,) = canvas(1, (8, 5))
+    draw(ax, series)
+    if logx:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis)
+    if logy:
+        ax.set_yscale("log")
+        plain_ticks(ax.yaxis)
+    if reach is not None:
+        top = reach * max(float(np.nanquantile(finite(curve.values), 0.9)) for curve in series)
+        if 0 < top < ax.get_ylim()[1]:
+            ax.set_ylim(-0.04 * top, top)
+    heading(ax, title)
+    label_axes(ax, xlabel, ylabel)
+    if len(series) > 1 or series[0].label:
+        ax.legend(fontsize=10, framealpha=0.9, edgecolor="none")
+    save(figure, path)
+
+
+def heatmap(
+    values: Numbers | Sequence[Sequence[float | None]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    path: Path | str,
+    title: str = "",
+    unit: str = "",
+) -> None:
+    """A coloured table (rows, columns), each cell with its number; NaN shows a dash on grey, None (no such cell) nothing."""
+    import numpy as np
+    from matplotlib import colormaps
+
+    table = as_array(values)
+    rows: Any = values
+    absent = [[value is None for value in row] for row in rows]
+    if table.shape != (len(row_names), len(column_names)):
+        raise ValueError(f"heatmap has {len(row_names)} x {len(column_names)} names for values of shape {table.shape}.")
+    figure, (ax,) = canvas(1, (8, 1.8 + 0.42 * len(row_names)))
+    image = ax.imshow(np.ma.masked_invalid(table), cmap=colormaps["cividis"], aspect="auto")
+    known_values = table[np.isfinite(table)]
+    middle = (known_values.min() + known_values.max()) / 2 if known_values.size else 0.0
+    few = len(column_names) <= 8
+    for (row, column), value in np.ndenumerate(table):
+        if absent[row][column]:
+            continue
+        known = bool(np.isfinite(value))
+        if not known:
+            ax.fill_between((column - 0.5, column + 0.5), row - 0.5, row + 0.5, color="#E4E4E4", linewidth=0)
+        short = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+        text = "-" if not known else f"{value:.3g}" if few else short
+        colour = PAPER if known and value <= middle else INK
+        ax.text(column, row, text, ha="center", va="center", fontsize=10 if few else 8, color=colour)
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(column_names)), column_names, parse_math=False, **slanted)
+    ax.set_yticks(range(len(row_names)), row_names, parse_math=False)
+    ax.tick_params(length=0, labelsize=10, labelcolor=INK)
+    ax.spines[:].set_visible(False)
+    heading(ax, title)
+    bar = figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.set_label(unit, fontsize=10, color=INK, parse_math=False)
+    save(figure, path)
+
+
+def canvas(panels: int, size: tuple[float, float], *, stacked: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with its panels side by side or stacked, thin spines, no state outside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=PAPER)
+    rows, columns = (panels, 1) if stacked else (1, panels)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set(linewidth=0.6, color=GREY)
+        ax.tick_params(width=0.6, labelsize=10, color=GREY, labelcolor=INK)
+    return figure, axes
+
+
+def draw(ax: Axes, series: Sequence[Curve]) -> None:
+    """The curves; neighbours differ in colour and in dashes, so that one lying on another still shows."""
+    for i, curve in enumerate(series):
+        x, y = as_array(curve.x), finite(curve.values)
+        if x.shape != y.shape:
+            raise ValueError(f"curve {curve.label!r} has {x.size} places for {y.size} values.")
+        colour = COLOURS[i % len(COLOURS)]
+        dash = DASHES[i % len(DASHES)]
+        marker = "o" if len(x) <= 32 else ""
+        width = 1.6 if len(x) <= 1000 else 0.8
+        line: dict[str, Any] = {
+            "color": colour,
+            "linestyle": dash,
+            "marker": marker,
+            "markersize": 4,
+            "linewidth": width,
+        }
+        if curve.stderr is None:
+            ax.plot(x, y, label=curve.label, **line)
+        else:
+            ax.errorbar(x, y, as_array(curve.stderr), label=curve.label, capsize=3, elinewidth=1, **line)
+
+
+def dots(ax: Axes, points: np.ndarray, colour: str, label: str | None = None) -> None:
+    """Points of a scatter."""
+    ax.plot(*points.T, ".", color=colour, markersize=4, alpha=0.6, markeredgewidth=0, label=label)
+
+
+def heading(ax: Axes, text: str) -> None:
+    """The title of one panel."""
+    ax.set_title(text, fontsize=11, color=INK, loc="left", parse_math=False)
+
+
+def label_axes(ax: Axes, x: str, y: str) -> None:
+    """What the axes show."""
+    ax.set_xlabel(x, fontsize=10, color=INK, parse_math=False)
+    ax.set_ylabel(y, fontsize=10, color=INK, parse_math=False)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers as people write them, 20 and 0.4, not 2 x 10^1 and 4e-01, also between powers of ten where the axis is short."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.5)))
+    axis.set_tick_params(which="minor", labelsize=9, labelcolor=INK, color=GREY)
+
+
+def window(truth: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a view that holds the truth (m, 2) and all but the extreme 2% of the points (n, 2)."""
+    import numpy as np
+
+    seen = points[np.isfinite(points).all(1)]
+    inner = np.quantile(seen, (0.01, 0.99), axis=0) if len(seen) else truth[:1].repeat(2, axis=0)
+    low, high = np.minimum(truth.min(0), inner[0]), np.maximum(truth.max(0), inner[1])
+    pad = 0.06 * np.maximum(high - low, 1e-6).max()
+    return low - pad, high + pad
+
+
+def square(view: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The view widened about its centre, so that two panels of different extent keep one shape."""
+    low, high = view
+    centre, half = (low + high) / 2, (high - low).max() / 2
+    return centre - half, centre + half
+
+
+def limits(series: Sequence[Curve]) -> tuple[float, float]:
+    """Limits for y that hold the inner 96% of each curve, but no more than twice the reach of the median curve.
+
+    One value that diverges at an end, or one curve that does (w^KL), so leaves the view without flattening the rest.
+    """
+    import numpy as np
+
+    ends = np.array([np.nanquantile(finite(curve.values), (0.02, 0.98)) for curve in series])
+    reach = 2 * np.median(np.abs(ends).max(1)) or 1.0
+    low, high = max(ends[:, 0].min(), -reach), min(ends[:, 1].max(), reach)
+    pad = 0.08 * (high - low) or 0.5
+    return float(low - pad), float(high + pad)
+
+
+def finite(x: Any) -> np.ndarray:
+    """Numbers as float64 with NaN for what is not finite, which matplotlib leaves out."""
+    import numpy as np
+
+    values = as_array(x)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def as_array(x: Any) -> np.ndarray:
+    """Numbers of any kind, tensors on any device included, as float64."""
+    import numpy as np
+
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """The figure as a PNG, whole or not at all."""
+    write(path, lambda file: figure.savefig(file, format="png"))
+
+
+def vector(figure: Figure) -> str:
+    """The figure as SVG with its text as text, the same for the same figure."""
+    import io
+
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitkit"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return file.getvalue()
+
+
+def sheet(images: np.ndarray, columns: int, most: int = 96) -> bytes:
+    """Images (n, h, w, 1 or 3) uint8, `columns` a row, as the bytes of one small picture for a page.
+
+    PNG at one pixel a pixel, for the page to enlarge; images wider than `most` pixels are made smaller, as WebP.
+    """
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    n, h, w, channels = images.shape
+    small = h <= most and w <= most
+    gap = max(1, round(min(h, w) / 16)) if small else GAP
+    size = (h, w) if small else (round(h * most / max(h, w)), round(w * most / max(h, w)))
+    rows = math.ceil(n / columns)
+    tile = (size[1] + gap, size[0] + gap)
+    canvas = Image.new("RGBA", (columns * tile[0] - gap, rows * tile[1] - gap), (0, 0, 0, 0))
+    for i, image in enumerate(np.broadcast_to(images, (n, h, w, max(3, channels)))):
+        row, column = divmod(i, columns)
+        one = Image.fromarray(np.ascontiguousarray(image))
+        canvas.paste(
+            one if small else one.resize(size[::-1], Image.Resampling.LANCZOS), (column * tile[0], row * tile[1])
+        )
+    file = io.BytesIO()
+    if small:
+        canvas.save(file, format="PNG", optimize=True)
+    else:
+        canvas.save(file, format="WEBP", quality=82, method=6)
+    return file.getvalue()
+
+
+def smaller(path: Path | str, width: int) -> bytes:
+    """A picture on disk, at most `width` pixels wide, as the bytes of a WebP."""
+    import io
+
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.thumbnail((width, 8 * width))
+        file = io.BytesIO()
+        image.convert("RGB").save(file, format="WEBP", quality=82, method=6)
+    return file.getvalue()
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture in pixels."""
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).size
+
+
+def write(path: Path | str, save: Callable[[IO[bytes]], Any]) -> None:
+    """Let `save` fill a file beside `path`, flush it to disk, then rename: `path` is never half a picture."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

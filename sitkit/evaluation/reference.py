@@ -1,0 +1,107 @@
+"""What samples are compared with: a run's data as an extractor sees them, computed once for all runs of one root.
+
+runs/references/<hash>.safetensors      features, for an extractor that is a network
+runs/references/halves-<hash>.json      a metric between two halves of the data
+
+A hash is of the data's fingerprint, the extractor's and the number of examples, so that a file is never out of date.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from sitkit.data.dataset import SPLIT_SEED, Examples
+from sitkit.evaluation.extractors.extractor import Extraction
+from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, split
+from sitkit.registry import spec
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import identity
+from sitkit.runtime.locks import share
+from sitkit.runtime.progress import Event, Progress, silent
+
+# So many examples at most; of more, as many are drawn at random, the same for every run.
+MOST = 100_000
+PART = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The examples of a data set as a reference.  folder: where what is costly is kept."""
+
+    data: Examples
+    folder: Path
+
+    @functools.cached_property
+    def index(self) -> np.ndarray:
+        """Which examples it is: all, or MOST at random."""
+        n = len(self.data)
+        if n <= MOST:
+            return np.arange(n)
+        return np.sort(np.random.default_rng(SPLIT_SEED).permutation(n)[:MOST])
+
+    @property
+    def n(self) -> int:
+        """How many examples it is."""
+        return len(self.index)
+
+    def x(self) -> Tensor:
+        """The examples themselves, (n, *shape) float32."""
+        return self.data.read(self.index)
+
+    def features(self, extraction: Extraction, learnt: bool, progress: Progress = silent) -> Mapping[str, Tensor]:
+        """Every output of an extractor for the reference; kept in a file if a network computes it.
+
+        Several processes share the work.
+        """
+        return _features(self, extraction, progress) if learnt else extraction(self.x())
+
+    def halves(self, metric: Metric, extraction: Extraction | None, learnt: bool) -> float | None:
+        """The metric between two random halves of the reference, None where there is no such thing or they are not here."""
+        if not metric.has_halves or not self.n:
+            return None
+        seen = extraction.fingerprint if extraction else ""
+        path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, seen, self.n)}.json"
+        if not path.is_file():
+            if isinstance(metric, FeatureMetric) and extraction is not None:
+                parts = split(self.features(extraction, learnt)[metric.reads], 0)
+                value = metric.value(*(part.double() for part in parts))
+            else:
+                value = metric.halves(self.x()).value
+            told = {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n}
+            checkpoint.write_json(path, told)
+        return float(checkpoint.read_json(path)["value"])
+
+
+def _features(reference: Reference, extraction: Extraction, progress: Progress) -> Mapping[str, Tensor]:
+    data, index = reference.data, reference.index
+    path = reference.folder / f"{identity(data.fingerprint, extraction.fingerprint, len(index))}.safetensors"
+    parts = path.with_suffix("")
+    count = -(-len(index) // PART)
+
+    def part(i: int) -> Path:
+        return parts / f"{i:05d}.safetensors"
+
+    def make(i: int) -> None:
+        checkpoint.save(part(i), extraction(data.read(index[i * PART : (i + 1) * PART])), {})
+        progress(Event("reference", min((i + 1) * PART, len(index)), len(index)))
+
+    if not path.is_file():
+        share(count, lambda i: path.is_file() or part(i).is_file(), make, parts)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                every = [checkpoint.load(part(i))[1] for i in range(count)]
+                joined = {name: torch.cat([one[name] for one in every]) for name in extraction.outputs}
+                told: dict[str, Any] = {"data": data.fingerprint, "features": extraction.fingerprint, "n": len(index)}
+                checkpoint.save(path, joined, told)
+            shutil.rmtree(parts, ignore_errors=True)
+    return checkpoint.load(path)[1]

@@ -1,0 +1,259 @@
+"""What the network sees of an image: the pixels themselves, or an autoencoder's latents."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
+
+from sitkit.registry import Component, autoencoders, spec
+from sitkit.runs import checkpoint
+from sitkit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sitkit.data.dataset import Examples
+
+
+# What the names of its tensors begin with in a file that holds other things too.
+PACKED = "autoencoder/"
+
+
+class Posterior(NamedTuple):
+    """The law of an example's latent given the example: mean (b, *latent_shape), and std alike; None: no spread."""
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def draw(self, keys: Tensor | None) -> Tensor:
+        """mean + std * a standard normal draw that belongs to each key (b,); the mean without keys."""
+        from sitkit.runtime import rng
+
+        if self.std is None or keys is None:
+            return self.mean
+        return self.mean + self.std * rng.normal(keys, tuple(self.mean.shape[1:]), rng.POSTERIOR)
+
+
+@dataclass(frozen=True)
+class Autoencoder(Component):
+    """A fixed pair of maps between images in [-1, 1] and what is modelled.  Nothing in it is trained."""
+
+    @abstractmethod
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latent of an example of this shape.  Raises UserError for one that has no latent."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor) -> Posterior:
+        """(b, *shape) -> the law of the latents, (b, *latent_shape), on the device of x."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """(b, *latent_shape) -> (b, *shape)."""
+
+    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(b, *shape) -> (b, *latent_shape): a draw of the posterior for keys (b,) int64, its mean without keys."""
+        return self.posterior(x).draw(keys)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what determines the maps: the fields, unless there are weights."""
+        return hashlib.sha256(json.dumps(spec(self)).encode()).hexdigest()
+
+    def caveat(self) -> str:
+        """What a person should know before encoding with it; nothing in most cases."""
+        return ""
+
+    def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """(settings, state) of a network that only this machine has, for a file that must do without; None where none is."""
+        return None
+
+
+@final
+@autoencoders.register("identity")
+@dataclass(frozen=True)
+class Identity(Autoencoder):
+    """The example itself."""
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def posterior(self, x: Tensor) -> Posterior:
+        return Posterior(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
+@final
+@autoencoders.register("sd-vae")
+@dataclass(frozen=True)
+class SDVAE(Autoencoder):
+    """Stable Diffusion's autoencoder, diffusers' AutoencoderKL: z = scale * (mean + std * noise), x = decoder(z / scale).
+
+    path: a folder that `save_pretrained` wrote, a name on the Hugging Face hub, or a run in one file that holds one; only
+    safetensors are read.
+    dtype: of the network; what goes in and comes out is float32.  batch: how many examples the network sees at once, the
+    last of them repeated where there are fewer; on a CPU it is one, so that an example's latent and picture are the same
+    to the bit in any company, and as quick from 64 x 64 pixels on.
+    Source: Rombach et al. 2022, arXiv 2112.10752; the scale is the one that DiT and SiT take.
+    """
+
+    path: str = "stabilityai/sd-vae-ft-ema"
+    scale: float = 0.18215
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite; got {self.scale}.")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1; got {self.batch}.")
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        config = self._network().config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if len(shape) != 3 or shape[0] != config.in_channels or shape[1] % factor or shape[2] % factor:
+            raise UserError(
+                f"autoencoder 'sd-vae' ({self.path}) takes images of {config.in_channels} channels whose sides are "
+                f"multiples of {factor}; the examples are of shape {shape}. Set the data's size (and channels), or use "
+                "--autoencoder identity."
+            )
+        return config.latent_channels, shape[1] // factor, shape[2] // factor
+
+    def posterior(self, x: Tensor) -> Posterior:
+        moments = self._by_batches(lambda some: self._network(x.device).encode(some).latent_dist.parameters, x)
+        mean, logvar = moments.chunk(2, 1)
+        # The bounds are those of diffusers' DiagonalGaussianDistribution.
+        return Posterior(self.scale * mean, self.scale * (0.5 * logvar.clamp(-30, 20)).exp())
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self._by_batches(lambda some: self._network(z.device).decode(some).sample, z / self.scale)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and the scale."""
+        return _digest(self.path, self.scale)
+
+    def caveat(self) -> str:
+        """Where the scale is not the one that the autoencoder was published with."""
+        published = self._network().config.scaling_factor
+        if math.isclose(self.scale, published, rel_tol=1e-2):
+            return ""
+        return (
+            f"{self.path} was saved with scaling_factor {published:.5g}, which brings its latents to a standard deviation of "
+            f"about 1; with autoencoder.scale {self.scale:.5g} it is {self.scale / published:.2g}. To take its own: "
+            f"--set autoencoder.scale={published:.5g}"
+        )
+
+    def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if not Path(self.path).expanduser().exists():
+            return None
+        network = _network(self.path, "float32", "cpu")
+        told = json.loads(network.to_json_string())
+        return {key: value for key, value in told.items() if not key.startswith("_")}, network.state_dict()
+
+    def _network(self, device: torch.device | str = "cpu") -> Any:
+        return _network(self.path, self.dtype, str(device))
+
+    def _by_batches(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        import torch
+
+        size = 1 if x.device.type == "cpu" else self.batch
+        parts = []
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            for some in x.split(size):
+                missing = size - len(some)
+                whole = torch.cat([some, some[-1:].expand(missing, *some.shape[1:])]) if missing else some
+                parts.append(apply(whole.to(getattr(torch, self.dtype)))[: len(some)].float())
+        return torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=4)
+def _network(path: str, dtype: str, device: str) -> Any:
+    """The AutoencoderKL of a folder or hub name, without gradients.  Raises UserError that says what is wrong."""
+    import torch
+
+    if device != "cpu":
+        return _network(path, dtype, "cpu").to(device=device, copy=True)
+    try:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.utils import logging
+    except ImportError as error:
+        raise UserError(f"autoencoder 'sd-vae' needs diffusers ({error}): pip install 'sitkit[latents]'") from None
+    local = Path(path).expanduser()
+    logging.set_verbosity_error()
+    if local.is_file():
+        return _unpacked(local, AutoencoderKL).to(getattr(torch, dtype)).eval().requires_grad_(False)
+    if local.exists() and not (local / "config.json").is_file():
+        raise UserError(f"{path}: no autoencoder: AutoencoderKL.save_pretrained leaves config.json in its folder.")
+    if not local.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"{path}: there is no such folder, and a name on the Hugging Face hub is owner/name.")
+    try:
+        loaded: Any = AutoencoderKL.from_pretrained(
+            str(local) if local.exists() else path,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # diffusers, safetensors and the hub raise many kinds.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "" if local.exists() else " Without a network give a folder: --set autoencoder.path=FOLDER."
+        raise UserError(f"{path}: the autoencoder cannot be read: {reason}{remedy}") from None
+    network, info = loaded
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"{path}: the weights do not fit config.json: {len(wrong)} names differ, the first {wrong[0]}.")
+    return network.to(getattr(torch, dtype)).eval().requires_grad_(False)
+
+
+def _unpacked(path: Path, kind: Any) -> Any:
+    """The network that a run's file holds.  Raises UserError for a file that holds none, or is damaged."""
+    with checkpoint.opened(path) as file:
+        told = checkpoint.described(file, path).get("autoencoder")
+        if told is None:
+            raise UserError(f"{path}: this file holds no autoencoder.")
+        state = {n.removeprefix(PACKED): file.get_tensor(n) for n in file.keys() if n.startswith(PACKED)}  # noqa: SIM118
+    network = kind.from_config(told)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its autoencoder's weights do not fit: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    return network
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(path: str, scale: float) -> str:
+    digest = hashlib.sha256(f"scale {scale!r}".encode())
+    for name, tensor in sorted(_network(path, "float32", "cpu").state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def modelled_shape(autoencoder: Autoencoder, examples: Examples) -> tuple[int, ...]:
+    """The shape of what the network models: the examples' own where they are latents already.
+
+    Raises UserError where they are the latents of another autoencoder, or have none.
+    """
+    if examples.encoder is None:
+        return autoencoder.latent_shape(examples.shape)
+    if examples.encoder != autoencoder.fingerprint():
+        raise UserError(
+            f"The data are latents of the autoencoder with fingerprint {examples.encoder[:12]}, not of autoencoder "
+            f"{autoencoder.name!r} as it is configured ({autoencoder.fingerprint()[:12]}). Configure the one that encoded "
+            "them, with its path and scale, or encode the images again."
+        )
+    return examples.shape
+
+
+def modelled(autoencoder: Autoencoder, examples: Examples, x: Tensor, keys: Tensor | None = None) -> Tensor:
+    """What the network models of examples x that were read: themselves where they are latents already."""
+    return autoencoder.encode(x, keys) if examples.encoder is None else x

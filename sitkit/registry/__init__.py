@@ -1,0 +1,37 @@
+"""Names to components, and the packages that bring more of them."""
+
+from sitkit.registry.loading import load_plugins
+from sitkit.registry.plugin import Plugin
+from sitkit.registry.registry import (
+    Collision,
+    Component,
+    Names,
+    Preset,
+    Registry,
+    autoencoders,
+    backbones,
+    build,
+    couplings,
+    datasets,
+    diffusions,
+    extractors,
+    guidances,
+    interpolants,
+    losses,
+    metrics,
+    origins,
+    owned,
+    registries,
+    registry_of,
+    samplers,
+    spec,
+    targets,
+    timesteps,
+    weightings,
+)
+
+__all__ = [
+    "Collision", "Component", "Names", "Plugin", "Preset", "Registry", "autoencoders", "backbones", "build", "couplings",
+    "datasets", "diffusions", "extractors", "guidances", "interpolants", "load_plugins", "losses", "metrics", "origins",
+    "owned", "registries", "registry_of", "samplers", "spec", "targets", "timesteps", "weightings",
+]  # fmt: skip

@@ -1,0 +1,70 @@
+"""Plugins: installed packages that extend sitkit, and which of them are loaded.
+
+`sitkit.registry.loading` sets how they are loaded; registries call `ensure_loaded` when a name is first asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point: its name, the module that it names, and the package that brings it."""
+
+    name: str
+    module: str
+    package: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.package} {self.version}"
+
+    def owns(self, module: str) -> bool:
+        """Whether a module is the plugin's, or lies in it."""
+        return module == self.module or module.startswith(f"{self.module}.")
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that did not load, and why."""
+
+    plugin: Plugin
+    reason: str
+
+    def __str__(self) -> str:
+        name = self.plugin.name
+        return (
+            f"Plugin {name!r} ({self.plugin.module}) did not load: {self.reason} "
+            f"Uninstall {self.plugin.package}, or leave {name!r} out of SITKIT_PLUGINS."
+        )
+
+
+@dataclass
+class Loading:
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    started: bool = False
+    current: Plugin | None = None
+    load: Callable[[], None] = lambda: None
+
+
+loading = Loading()
+installed: list[Plugin] = []
+loaded: dict[str, Plugin] = {}
+broken: list[BrokenPlugin] = []
+left_out: list[Plugin] = []
+
+
+def owner(module: str) -> Plugin | None:
+    """The plugin that a registration from this module belongs to; None for sitkit itself and for the user's own code."""
+    for plugin in installed:
+        if plugin.owns(module):
+            return plugin
+    return None if module.partition(".")[0] == "sitkit" else loading.current
+
+
+def ensure_loaded() -> None:
+    """Load the built-in components and the installed plugins, once."""
+    loading.load()

@@ -1,0 +1,1 @@
+"""Numbers that exist already: read, compared, explained and shown."""

@@ -1,0 +1,36 @@
+"""Reports: one HTML file about a run or a study that opens from disk, without network, on any screen."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from sitkit.results.report.page import Page
+from sitkit.results.report.run import run_page
+from sitkit.results.report.study import study_page
+from sitkit.results.study_results import find_study
+from sitkit.runs import checkpoint
+from sitkit.runs.run import find
+
+REPORT = "report.html"
+
+
+def report(target: str | Path, root: Path = Path("runs"), path: Path | None = None) -> Path:
+    """Write report.html into the folder of a run or a study (or to `path`) and return where it is.
+
+    target: a run by folder, name, identity or "latest"; a study by folder, file or name.  Raises UserError for neither.
+    """
+    study = find_study(target, root)
+    folder = study or find(target, root)
+    page = study_page(folder) if study else run_page(folder)
+    path = path or folder / REPORT
+    checkpoint.write(path, html(page))
+    return path
+
+
+def html(page: Page) -> str:
+    """The page with who made it and when."""
+    today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return replace(page, made={"sitkit": version("sitkit"), "written": today}).html()

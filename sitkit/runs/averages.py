@@ -1,0 +1,176 @@
+"""Averages of the weights as files keep them: their names, and power-function averages of any width rebuilt from two.
+
+The weights theta_j after step j, averaged with a power-function profile up to step t, are sum_j p(j) theta_j with
+
+    p(j) = (j^(gamma + 1) - (j - 1)^(gamma + 1)) / t^(gamma + 1)
+
+the integral of (gamma + 1) s^gamma / t^(gamma + 1) over j - 1 < s <= j.  A profile is named by its relative width, its
+standard deviation over t: width^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).  Snapshots of two widths, kept while
+training, span the others: `rebuild` gives the average of any width at any step by least squares.
+
+Source: Karras et al. 2024 (EDM2, arXiv 2312.02696), sections 3.1-3.2 and appendix C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import TrainSettings
+from sitkit.runtime.errors import UserError
+
+SNAPSHOTS = "ema"
+WIDEST = 12**-0.5  # gamma = 0: all weights alike
+# Relative L2 errors of a rebuilt profile, from which on it is said aloud, and refused.
+DOUBTFUL, WRONG = 0.05, 0.3
+FIXED = "fixed."
+
+
+def gamma(width: float) -> float:
+    """The exponent of the power profile with this relative width, the largest root of
+    (gamma + 2)^2 (gamma + 3) = (gamma + 1) / width^2.  Raises ValueError outside 0 < width <= 12^-0.5 = 0.2887.
+    """
+    if not 0 < width <= WIDEST:
+        raise ValueError(f"the relative width of a power-function average is above 0 and at most 0.2887; got {width}.")
+    inverse = width**-2
+    return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
+
+
+def prefix(decays: Sequence[float], decay: float) -> str:
+    """What names of tensors begin with in a checkpoint for one of several exponential averages."""
+    return "ema." if decay == decays[0] else f"ema-{decay!r}."
+
+
+def power_prefix(width: float) -> str:
+    """What names of tensors begin with, in checkpoints and snapshots, for the power profile of a width."""
+    return f"power-{width!r}."
+
+
+def width_of(power_prefix: str) -> float:
+    """The width in a `power_prefix`."""
+    return float(power_prefix.removeprefix("power-").removesuffix("."))
+
+
+def due(settings: TrainSettings, step: int) -> bool:
+    """Whether a snapshot is kept after this step: every `posthoc_every` steps and at the end."""
+    return bool(settings.posthoc) and (step % interval(settings) == 0 or step == settings.steps)
+
+
+def interval(settings: TrainSettings) -> int:
+    """Steps between two snapshots, by default such that there are at most 32.
+
+    With widths 0.05 and 0.1, 32 of them represent widths 0.03 to 0.2 with a relative L2 error of about 1 % or less.
+    """
+    return settings.posthoc_every or max(1, -(-settings.steps // 32))
+
+
+def snapshot_bytes(settings: TrainSettings, parameters: int) -> int:
+    """What all snapshots of a whole training take on the disk."""
+    each = parameters * len(settings.posthoc) * (2 if settings.posthoc_dtype == "float16" else 4)
+    return each * math.ceil(settings.steps / interval(settings))
+
+
+def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> str:
+    """What the snapshots of a whole training will take on the disk, in words, and in ema/snapshots.json.
+
+    Raises UserError where the disk has less than that, less what is there already.
+    """
+    numbers = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    count = math.ceil(settings.steps / interval(settings))
+    each = snapshot_bytes(settings, numbers) // count
+    there = sum(path.stat().st_size for path in checkpoint.checkpoints(folder / SNAPSHOTS))
+    free = shutil.disk_usage(folder).free
+    if each * count - there > free:
+        raise UserError(
+            f"train.posthoc keeps {count} snapshots of {each / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB left: "
+            "raise train.posthoc_every, or set train.posthoc_dtype=float16."
+        )
+    told = {"count": count, "every": interval(settings), "widths": list(settings.posthoc), "bytes": each * count}
+    checkpoint.write_json(folder / SNAPSHOTS / "snapshots.json", told | {"dtype": settings.posthoc_dtype})
+    return f"post-hoc EMA: {count} snapshots of {each / 1e6:,.1f} MB, {each * count / 1e6:,.1f} MB in all."
+
+
+class Combination(NamedTuple):
+    """Coefficients of snapshots, and the relative L2 error |sum_i c_i p_i - p| / |p| of the profile they make."""
+
+    coefficients: np.ndarray
+    error: float
+
+
+def combination(kept: Sequence[tuple[float, float]], width: float, end: float) -> Combination:
+    """The least-squares fit of the power profile of a width at step `end` by those kept, (width, step) each.
+
+    Profiles p(s) = (gamma + 1) s^gamma / t^(gamma + 1) on 0 < s <= t have, with m = min(t, t'), the inner product
+        <p, p'> = (gamma + 1) (gamma' + 1) m^(gamma + gamma' + 1) / ((gamma + gamma' + 1) t^(gamma + 1) t'^(gamma' + 1))
+    All in float64, through logarithms, with profiles of norm 1: c = argmin |sum_i c_i p_i - p|^2.
+    """
+    exponents = np.array([gamma(w) for w, _ in kept])
+    ends = np.array([t for _, t in kept], dtype=float) / end
+    wanted = np.array([gamma(width)]), np.ones(1)
+    norms = 0.5 * _log_inner(exponents, ends, exponents, ends)
+    goal = 0.5 * _log_inner(*wanted, *wanted)
+    gram = np.exp(_log_inner(exponents[:, None], ends[:, None], exponents, ends) - norms[:, None] - norms)
+    right = np.exp(_log_inner(exponents, ends, *wanted) - norms - goal)
+    solved = np.linalg.lstsq(gram, right, rcond=1e-13)[0]
+    square = 1 - 2 * right @ solved + solved @ gram @ solved
+    # Below 1e-7 the square is rounding: the profile is one of those kept.
+    return Combination(solved * np.exp(goal - norms), math.sqrt(max(float(square), 0.0)))
+
+
+def _log_inner(a: np.ndarray, s: np.ndarray, b: np.ndarray, t: np.ndarray) -> np.ndarray:
+    rates = np.log(a + 1) + np.log(b + 1) - np.log(a + b + 1)
+    return rates + (a + b + 1) * np.log(np.minimum(s, t)) - (a + 1) * np.log(s) - (b + 1) * np.log(t)
+
+
+def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, dict[str, Tensor]]:
+    """(step, state of the network) of the power-function average of a width, from a run's snapshots.
+
+    Sums are in float64.  step: by default that of the newest snapshot.  Warns where the profile is off by more than 5 %
+    (relative L2).  Raises UserError where there are no snapshots, where the step lies beyond them, and where they
+    cannot represent the profile: an error above 30 %.
+    """
+    found = checkpoint.checkpoints(folder / SNAPSHOTS)
+    if not found:
+        raise UserError(
+            f"{folder} keeps no snapshots to rebuild an average of width {width} from: "
+            "train with --set train.posthoc=[0.05,0.1]."
+        )
+    steps = [int(path.stem.rpartition("-")[2]) for path in found]
+    end = steps[-1] if step is None else step
+    if end > steps[-1]:
+        raise UserError(f"The snapshots of {folder} end at step {steps[-1]}, before step {end}.")
+    with contextlib.ExitStack() as opened:
+        files = {at: opened.enter_context(checkpoint.opened(path)) for at, path in zip(steps, found, strict=True)}
+        names = list(files[steps[-1]].keys())
+        widths: list[float] = checkpoint.header(found[-1])["widths"]
+        kept = [(w, at) for w in widths for at in steps]
+        try:
+            fit = combination(kept, width, end)
+        except ValueError as error:
+            raise UserError(f"sample.ema: {error}") from None
+        told = (
+            f"The average of width {width} at step {end} is off by {fit.error:.1%} of its profile (relative L2): "
+            f"{len(steps)} snapshots of the widths {', '.join(map(str, widths))} cannot represent it"
+        )
+        if fit.error > WRONG:
+            raise UserError(f"{told}. Ask for a width nearer to those, or train with a smaller train.posthoc_every.")
+        if fit.error > DOUBTFUL:
+            warnings.warn(f"{told} better.", stacklevel=2)
+        state = {n.removeprefix(FIXED): files[steps[-1]].get_tensor(n) for n in names if n.startswith(FIXED)}
+        first = power_prefix(widths[0])
+        for name in (n.removeprefix(first) for n in names if n.startswith(first)):
+            total = torch.zeros((), dtype=torch.float64)
+            for (w, at), share in zip(kept, fit.coefficients, strict=True):
+                total = total + share * files[at].get_tensor(power_prefix(w) + name).double()
+            state[name] = total.float()
+    return end, state

@@ -1,0 +1,1 @@
+"""The settings of a run: their schema, their sources, and the identities that follow from them."""

@@ -1,0 +1,41 @@
+"""Named ways of sampling a run: a search's winner, in a file that `sitkit sample RUN --preset NAME` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sitkit.registry.settings_files import presets
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config, Layer, read_yaml, to_yaml
+from sitkit.runtime.errors import UserError, suggest
+
+FOLDER = "presets"
+KEYS = ("sampler", "diffusion", "guidance", "sample")
+
+
+def write_preset(run_folder: Path, name: str, config: Config, comment: str = "") -> Path:
+    """How `config` samples (sampler, w, guidance, weights) as presets/<name>.yaml of a run, the comment above it."""
+    plain = config.plain()
+    values = {key: plain[key] for key in KEYS[:3]} | {
+        "sample": {key: plain["sample"][key] for key in ("weights", "ema")}
+    }
+    path = run_folder / FOLDER / f"{name}.yaml"
+    checkpoint.write(path, "".join(f"# {line}\n" for line in comment.splitlines()) + to_yaml(values))
+    return path
+
+
+def read_preset(run_folder: Path, name: str) -> Layer:
+    """The settings of a run's preset.  Raises UserError with the nearest right name, or for a key that is no sampling."""
+    folder = Path(run_folder) / FOLDER
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        has = f"It has: {', '.join(known)}." if known else "It has none; `sitkit search` makes one."
+        trains = f" ({name!r} is a preset of `sitkit train`.)" if name in presets else ""
+        raise UserError(f"{run_folder} has no way of sampling {name!r}.{suggest(name, known)} {has}{trains}")
+    layer = read_yaml(folder / f"{name}.yaml")
+    for key in layer.values:
+        if key not in KEYS:
+            raise UserError(
+                f"{layer.where[key]}: a preset says how to sample ({', '.join(KEYS)}); {key!r} is none of it."
+            )
+    return layer

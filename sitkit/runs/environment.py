@@ -1,0 +1,141 @@
+"""What a number depends on beyond its settings: the code, the packages, the plugins and the machine.
+
+python  platform  packages  plugins  components      versions; the components that come from plugins
+git  plugin_code           commit, dirty, diff of sitkit's source and of each plugin's; null where there is no checkout
+device  cpu  threads  cuda      what computed; cuda is absent where no GPU did
+command                    the words that started the process
+before                     of a training that went on elsewhere: what it ran on before, each {until: step, ...}
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import sitkit
+from sitkit.registry import origins
+from sitkit.registry.plugin import loaded
+
+# What computes or stores; those of extras are told where they are installed.
+PACKAGES = (
+    "torch", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn", "einops", "pydantic", "pillow", "optuna", "mlflow",
+    "torchvision", "torch-fidelity", "transformers", "diffusers", "datasets", "pot",
+)  # fmt: skip
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """The record of this process, its numbers computed on a torch.device."""
+    import torch
+
+    # Of the code that runs, which need not be what is installed under that name.
+    own, release = Path(sitkit.__file__).parent, sitkit.__version__
+    code = {name: _code(_folder(plugin.module)) for name, plugin in loaded.items()}
+    told: dict[str, Any] = {
+        "packages": {"sitkit": release} | {name: v for name in PACKAGES if (v := _version(name))},
+        "plugins": {name: str(plugin) for name, plugin in loaded.items()},
+        "plugin_code": {name: state for name, state in code.items() if state},
+        "components": origins(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": {"name": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()},
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        told["cuda"] = {"runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return told | {"git": _code(own), "command": sys.argv}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _folder(module: str) -> Path:
+    found = find_spec(module)
+    return Path(found.origin).parent if found and found.origin else Path(module)
+
+
+@functools.cache
+def _code(folder: Path) -> dict[str, Any] | None:
+    # Once a process: what is in memory is what was there when it began.
+    return git_state(folder) or _installed(folder.name)
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that tracks a folder, whether what is in the folder differs from it, and that difference's SHA-256.
+
+    The hash is of the names and contents of files that are not as committed, or that git does not track: how git would show
+    a difference is up to each user's settings.  None where the folder is not tracked, as an installed package in a virtual
+    environment within somebody's repository is not.
+    """
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, check=True).stdout
+
+    try:
+        if not git("ls-files", "--", "."):
+            return None
+        commit = git("rev-parse", "HEAD").decode().strip()
+        changed = git("diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--relative", "HEAD", "--", ".")
+        new = git("ls-files", "-z", "--others", "--exclude-standard", "--", ".")
+        names = sorted({*changed.split(b"\0"), *new.split(b"\0")} - {b""})
+        digest = hashlib.sha256()
+        for name in names:
+            path = folder / os.fsdecode(name)
+            content = path.read_bytes() if path.is_file() else None
+            digest.update(name + (b"\0" if content is None else b"\0%d\0%s" % (len(content), content)))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(names), "diff": digest.hexdigest() if names else None}
+
+
+def _installed(package: str) -> dict[str, Any] | None:
+    """The commit that pip installed a package from, where it came straight from a repository."""
+    try:
+        text = distribution(package).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    told = json.loads(text).get("vcs_info") if text else None
+    return {"commit": told["commit_id"], "dirty": False, "diff": None} if told else None
+
+
+def continued(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The record of a training that goes on from `step` in `now`: what it ran on so far is kept where it differs."""
+    told = {key: value for key, value in before.items() if key != "before"}
+    past = list(before.get("before", ()))
+    if step and {**told, "command": None} != {**now, "command": None}:
+        past.append({"until": step, **told})
+    return {**now, "before": past} if past else dict(now)
+
+
+def code_version(environment: Mapping[str, Any]) -> str:
+    """The code of a record in a few words: version, commit, and the hash of what was not committed."""
+    name = f"sitkit {(environment.get('packages') or {}).get('sitkit', '?')}"
+    git = environment.get("git")
+    if not git:
+        return name
+    changes = f" with uncommitted changes {str(git.get('diff'))[:12]}" if git.get("dirty") else ""
+    return f"{name}, commit {git['commit'][:12]}{changes}"

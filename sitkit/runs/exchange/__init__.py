@@ -1,0 +1,1 @@
+"""Runs and other codes' checkpoints: conversion in, export out, the MLflow model."""

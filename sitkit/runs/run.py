@@ -1,0 +1,351 @@
+"""What a run is: a folder with its configuration, curves, checkpoints, samples and evaluations.
+
+runs/<slug>-<training identity>/
+    config.yaml  environment.json  data.json  metrics.jsonl  checkpoints/  previews/  samples/<identity>/
+    evaluations/<identity>.json
+
+or one file that `sitkit convert` wrote, whose samples and evaluations go to runs/<slug>-<digest of its weights>/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sitkit.data.dataset import Dataset, Examples
+from sitkit.data.described import described
+from sitkit.models.autoencoder import modelled_shape
+from sitkit.runs import averages, checkpoint, hub, one_file
+from sitkit.runs.config.schema import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
+from sitkit.runtime.distributed import device_of
+from sitkit.runtime.errors import UserError, suggest
+from sitkit.transport.field import Field
+
+CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
+DATA = "data.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its configuration, its network (EMA unless asked otherwise) and the field that reads it.
+
+    folder: where its samples and evaluations go.  file: the one file that it was loaded from, if it was.
+    """
+
+    folder: Path
+    config: Config
+    step: int
+    network: nn.Module
+    field: Field
+    file: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """What determines the weights."""
+        return training_identity(self.config)
+
+    @property
+    def source(self) -> Path:
+        """What it was loaded from, as `load` takes it: its folder, or the one file."""
+        return self.file or self.folder
+
+    @property
+    def average(self) -> str:
+        """Which weights the network has, as names of files say it: "ema", "raw", or "ema-0.05" where one was chosen."""
+        return one_file.average(self.config)
+
+    @property
+    def examples(self) -> Examples:
+        """The data set that the run was trained on.  Raises UserError where it is gone, or is another one by now."""
+        found, known = examples(self.config.data), _described(self.source)
+        if known is not None and known["fingerprint"] != found.fingerprint:
+            raise UserError(f"The data of {self.source} changed since it was trained: bring back the old ones.")
+        return found
+
+    @functools.cached_property
+    def outline(self) -> Examples:
+        """What sampling must know of the data, which may be gone; points are read where they can be, to be drawn over."""
+        return outline(self.source, self.config)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what the network models."""
+        return modelled_shape(self.config.autoencoder, self.outline)
+
+
+@functools.lru_cache(maxsize=4)
+def examples(dataset: Dataset) -> Examples:
+    """The examples of a data set, loaded once."""
+    return dataset.load()
+
+
+def outline(source: Path, config: Config) -> Examples:
+    """The data of a run's folder or file as far as they are described there; the data themselves where they are not."""
+    known = _described(source)
+    if known is None:
+        return examples(config.data)
+    if len(known["shape"]) != 3:
+        with contextlib.suppress(UserError):
+            return examples(config.data)
+    return described(known, str(getattr(config.data, "path", config.data.name)))
+
+
+def _described(source: Path) -> dict[str, Any] | None:
+    if source.is_file():
+        return one_file.header(source)["data"]
+    return checkpoint.read_json(source / DATA) if (source / DATA).is_file() else None
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run of a configuration lives."""
+    return config.run.folder / f"{slug(config)}-{training_identity(config)}"
+
+
+def fingerprints(config: Config) -> dict[str, str]:
+    """What a run depends on that its configuration only points to: the data, and an autoencoder's weights.
+
+    Raises UserError for examples that the autoencoder cannot take.
+    """
+    data = examples(config.data)
+    modelled_shape(config.autoencoder, data)
+    return {"data": data.fingerprint, "autoencoder": config.autoencoder.fingerprint()}
+
+
+def check_unchanged(folder: Path, marks: Mapping[str, str]) -> None:
+    """Raise UserError where a run was begun with data or an autoencoder of other fingerprints than `marks`."""
+    path = folder / ENVIRONMENT
+    recorded = checkpoint.read_json(path) if path.exists() else {}
+    for what, mark in marks.items():
+        if recorded.get(what, mark) != mark:
+            raise UserError(
+                f"The {what} of {folder} changed since it was begun: give the old {what}, or remove the folder."
+            )
+
+
+def use_threads(config: Config) -> None:
+    """Let torch use run.threads threads on a CPU, if set; otherwise as many as it likes."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+
+
+def build(config: Config, seed: int | None = None, known: Examples | None = None) -> nn.Module:
+    """The network of a configuration, with its initial weights drawn from the training seed.
+
+    known: what is known of the data, enough for a network that is trained; by default they are loaded.
+    """
+    data = known if known is not None and config.backbone.trainable else examples(config.data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed if seed is None else seed)
+        network = config.backbone.build(modelled_shape(config.autoencoder, data), data.num_classes)
+    return config.backbone.prepare(network, interpolant=config.interp, target=config.target, examples=data)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """config.yaml: every setting resolved."""
+    checkpoint.write(folder / CONFIG, to_yaml(config.plain()))
+
+
+def find(name: str | Path, root: Path) -> Path:
+    """The folder of a run by path, by name, by the start of its identity, or "latest".
+
+    Raises UserError that names the nearest run, or how to make one.
+    """
+    path = Path(name)
+    if (path / CONFIG).is_file():
+        return path
+    if path.is_file():
+        one_file.header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
+        raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
+    if path.suffix == ".safetensors":
+        raise UserError(f"There is no file {path}.")
+    known = {run.name: run for run in runs(root)}
+    if str(name) == "latest" and known:
+        return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
+    if path.name in known and path.parent in (Path(), root):
+        return known[path.name]
+    short = [run for run in known.values() if run.name.rpartition("-")[2].startswith(str(name))]
+    if len(short) == 1:
+        return short[0]
+    if not known:
+        raise UserError(f"There are no runs in {root}: make one with `sitkit train`.")
+    if len(short) > 1:
+        raise UserError(f"{str(name)!r} is the start of several runs: {', '.join(run.name for run in short)}.")
+    near = suggest(path.name, [*known, "latest"])
+    raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
+
+
+def runs(root: Path) -> list[Path]:
+    """The run folders under a root, by name."""
+    return sorted(path.parent for path in Path(root).glob(f"*/{CONFIG}"))
+
+
+def located(name: str | Path, root: Path) -> Path:
+    """What a run is loaded from: the one file that has this path or lies on the hub (hf://owner/name), else a folder.
+
+    Raises UserError as `find` does, and where the hub has no such file or cannot be reached.
+    """
+    if str(name).startswith(hub.SCHEME):
+        return hub.download(str(name))
+    if Path(name).is_file():
+        one_file.header(Path(name))
+        return Path(name)
+    return find(name, root)
+
+
+def read_config_of(source: Path) -> Config:
+    """The configuration written in a run's folder, or in its one file.
+
+    Raises UserError that names what is missing or wrong in it, and the package that a component came from.
+    """
+    from sitkit.runs.config.schema import read_yaml
+
+    layer = Layer(one_file.settings(source)) if source.is_file() else read_yaml(source / CONFIG)
+    try:
+        return validate(Config, layer.values, layer.where)
+    except UserError as error:
+        raise UserError(f"{error}{_from_a_package(source, str(error))}", error.path) from None
+
+
+def _from_a_package(source: Path, message: str) -> str:
+    """Where the component that a message misses came from when the run was made, and how to have it again."""
+    path = source / ENVIRONMENT
+    made = one_file.header(source) if source.is_file() else checkpoint.read_json(path) if path.is_file() else {}
+    for component, package in made.get("components", {}).items():
+        kind, _, name = component.partition(" ")
+        if f"No {kind} named {name!r}." in message:
+            return f" {source.name} was made with {package}: pip install {package.replace(' ', '==')}"
+    return ""
+
+
+def load(
+    run: str | Path,
+    *,
+    weights: Literal["ema", "raw"] | None = None,
+    step: int | None = None,
+    device: str = "auto",
+    over: Layer | None = None,
+    root: Path = Path("runs"),
+) -> Run:
+    """The trained run in a folder (or by name, identity, "latest"), in one file, or on the Hugging Face hub (hf://owner/name).
+
+    It has its config, its network, and its field, ready to sample; its data need not be there.
+    weights: "ema" (the first one) or "raw", by default what sample.weights and sample.ema say.  step: a checkpoint's
+    step, by default the newest.  over: settings of sampling and evaluation.  Raises UserError for a run that is not
+    there, has no checkpoint yet, or whose checkpoint is damaged, and for a setting that its training has fixed.
+    """
+    source = located(run, root)
+    config = read_config_of(source)
+    if source.is_file():
+        config = config.model_copy(update={"run": config.run.model_copy(update={"folder": root})})
+    use_threads(config)
+    if over is not None:
+        fixed = next((key for key in TRAINING if key in over.values), None)
+        if fixed is not None:
+            raise UserError(
+                f"{locate(over.where, [fixed])}{fixed} was fixed when {source} was trained: train another run with it."
+            )
+        config = adapted(config, over)
+    if weights is not None:
+        chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
+        config = config.model_copy(update={"sample": chosen})
+    known = outline(source, config)
+    network, at, folder = build(config, known=known), 0, source
+    if source.is_file():
+        at, state, digest = one_file.state(source, config, step)
+        folder = root / f"{slug(config)}-{digest[:12]}"
+        _fill(network, state, source)
+    else:
+        check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
+        if config.backbone.trainable:
+            at, state, path = state_of(folder, config, step)
+            _fill(network, state, path)
+    network = network.to(device_of(device)).eval().requires_grad_(False)
+    field = Field(network, config.interp, config.target, known.num_classes)
+    return Run(folder, config, at, network, field, source if source.is_file() else None)
+
+
+def start_from(network: nn.Module, name: str, root: Path) -> None:
+    """Give a network the EMA weights of another run, the newest it has.
+
+    Raises UserError for a run that is not there, that is not named in full, or whose network has other weights.
+    """
+    folder = find(name, root)
+    if folder.name != Path(name).name:
+        # A short name could mean another run tomorrow, and the training's identity would not change with it.
+        raise UserError(f"train.init must name the run in full: {folder.name}, not {name!r}.")
+    config = read_config_of(folder)
+    sample = config.sample.model_copy(update={"weights": "ema", "ema": None})
+    _, state, source = state_of(folder, config.model_copy(update={"sample": sample}), None)
+    _fill(network, state, source, "that train.init is to start")
+
+
+def adapted(config: Config, over: Layer) -> Config:
+    """A run's configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
+    from sitkit.runs.config.schema import merge
+
+    values = merge(config.plain(), over.values)
+    if "sampler" in over.values and "diffusion" not in over.values and "name" in values["sampler"]:
+        # Another kind of sampler takes its own default w, as it would from the start.
+        changed = values["sampler"]["name"] != config.sampler.name
+        values = {k: v for k, v in values.items() if not (changed and k == "diffusion")}
+    return validate(Config, values, over.where)
+
+
+def checkpoint_at(folder: Path, step: int | None = None) -> Path:
+    """The newest whole checkpoint of a run, or the one at a step."""
+    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    if step is not None:
+        for path in found:
+            if int(path.stem.rpartition("-")[2]) == step:
+                return path
+        raise UserError(
+            f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in found) or 'none'}."
+        )
+    damaged: list[str] = []
+    newest = checkpoint.latest(folder / CHECKPOINTS, damaged.append)
+    if newest is None and found:
+        checkpoint.header(found[-1])  # Raises, with what is wrong with it.
+    for text in damaged:
+        warnings.warn(text, stacklevel=2)
+    if newest is None:
+        again = shlex.join(["sitkit", "train", str(folder / CONFIG)])
+        raise UserError(f"{folder} has no checkpoint yet: continue its training with `{again}`.")
+    return newest
+
+
+def state_of(folder: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
+    """(step, state of the network, where it was read) of a run's weights, those that config.sample asks for.
+
+    step: by default the newest.  Raises UserError for an average that the run neither keeps nor can rebuild.
+    """
+    decays, chosen = config.train.ema_decays, config.sample.ema
+    if chosen is not None and chosen not in decays:
+        if chosen > averages.WIDEST:
+            raise UserError(
+                f"sample.ema: {folder} keeps no average of decay {chosen}, only of {', '.join(map(str, decays))}; "
+                "up to 0.2887 it is the relative width of a power-function average."
+            )
+        return *averages.rebuild(folder, chosen, step), folder / averages.SNAPSHOTS
+    path = checkpoint_at(folder, step)
+    header, tensors = checkpoint.load(path)
+    prefix = (
+        "model." if config.sample.weights == "raw" else averages.prefix(decays, decays[0] if chosen is None else chosen)
+    )
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return int(header["step"]), state, path
+
+
+def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path, which: str = "of its run") -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network {which}: {str(error).splitlines()[-1].strip()}") from None

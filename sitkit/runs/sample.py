@@ -1,0 +1,297 @@
+"""Sampling a run: pictures, an .npz in the layout of the `npz` data set, and the recipe that made them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from sitkit.evaluation import plots
+from sitkit.evaluation.extractors.extractor import Extraction
+from sitkit.registry import spec
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config, identity, training_identity
+from sitkit.runs.curvature import fitted
+from sitkit.runs.environment import environment
+from sitkit.runs.run import Run, load
+from sitkit.runs.sample_set import ARRAYS, SHARD, Drawn, Shards, seen, stored
+from sitkit.runtime import archives, rng
+from sitkit.runtime.distributed import joined
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.locks import share
+from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.solvers.guidance import Guidance, Weights
+from sitkit.solvers.sampler import AdaptiveODE, Plan, Sampler
+from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.field import Field
+
+
+def sampling_identity(config: Config, step: int, training: str | None = None) -> str:
+    """What determines the samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels.
+
+    training: the training's identity, where it is known already.
+    """
+    return identity(training or training_identity(config), sampling_recipe(config, step))
+
+
+def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
+    """Everything beyond the training that a sample depends on, as plain values."""
+    settings = config.sample.model_dump(mode="json")
+    if not isinstance(config.sampler, AdaptiveODE):
+        # Only an adaptive solver's steps depend on what else is in the batch.
+        del settings["batch"]
+    return {
+        "step": step,
+        "sampler": spec(config.sampler),
+        "diffusion": spec(config.diffusion),
+        "guidance": spec(config.guidance),
+        "sample": settings,
+    }
+
+
+def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> Tensor:
+    """The label of each sample, a function of its index and seed; num_classes stands for none."""
+    rule = config.sample.labels
+    if rule == "none" or num_classes == 0:
+        return torch.full_like(index, num_classes)
+    if rule == "balanced":
+        return index % num_classes
+    if rule == "random":
+        return rng.labels(keys, num_classes)
+    chosen = torch.tensor(rule)
+    if len(chosen) == 0 or not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+        raise UserError(f"sample.labels must be classes from 0 to {num_classes - 1}; got {list(rule)}.")
+    return chosen[index % len(chosen)]
+
+
+def block(shape: tuple[int, ...]) -> int:
+    """How many states of a shape a CPU takes at once, whatever `sample.batch` says: 16, and up to 64 of small ones.
+
+    In float32 on a CPU the last digits of a row of a matrix product depend on how many rows there are (seen below 16
+    rows of 64 to 768 columns, torch 2.13).  Blocks of fixed size and place make a sample a function of its index alone.
+    """
+    return max(16, min(64, 4096 // math.prod(shape)))
+
+
+def bound(guidance: Guidance, run: Run) -> Guidance:
+    """The guidance with what it needs of other runs, which lie beside this one."""
+
+    def load_field(name: str, step: int, weights: Weights) -> Field:
+        parameter = next(iter(run.network.parameters()), torch.empty(0))
+        other = load(name, step=step, weights=weights, device=str(parameter.device), root=run.folder.parent)
+        if other.folder.name != Path(name).name:
+            # A short name could mean another run tomorrow, and the samples' identity would not change with it.
+            raise UserError(f"guidance.run must name the run in full: {other.folder.name}, not {name!r}.")
+        if other.shape != run.shape:
+            raise UserError(f"guidance.run {name!r} models states of shape {other.shape}, this run {run.shape}.")
+        return other.field
+
+    return guidance.bind(run.field, load_field)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """How a run's samples are drawn: everything that sample i depends on beyond i.
+
+    Raises UserError, before any evaluation, for settings that cannot give right samples.
+    """
+
+    run: Run
+
+    def __post_init__(self) -> None:
+        config = self.run.config
+        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.outline.num_classes)
+        _ = self.plan
+
+    @functools.cached_property
+    def guidance(self) -> Guidance:
+        """The guidance with what it needs of other runs."""
+        return bound(self.run.config.guidance, self.run)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """The sampler with what its grid needs of the run."""
+        return fitted(self.run.config.sampler, self.run)
+
+    @functools.cached_property
+    def diffusion(self) -> Diffusion:
+        """The diffusion with what it needs of the run."""
+        return fitted(self.run.config.diffusion, self.run)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The span and the steps."""
+        config = self.run.config
+        return self.sampler.plan(config.interp, config.target, self.diffusion, self.guidance)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(iter(self.run.network.parameters()), torch.empty(0)).device
+
+    @property
+    def at_once(self) -> int:
+        """How many samples go through the solver together."""
+        return block(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
+
+    def draw(self, first: int, last: int, progress: Callable[[int], None]) -> Part:
+        """Samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
+        run, size = self.run, self.at_once
+        config = run.config
+        began, nfe, paths = time.monotonic(), 0, None
+        parts: list[Tensor] = []
+        labels: list[Tensor] = []
+        for start in range(first, last, size):
+            wanted = min(size, last - start)
+            # On a CPU the block is always whole: a row's last digits may depend on the number of rows.
+            index = torch.arange(start, start + (size if self.device.type == "cpu" else wanted))
+            keys = rng.sample_keys(config.sample.seed, index)
+            y = labels_of(config, index, keys, run.outline.num_classes)
+            keys = keys.to(self.device)
+            drawn = self.sampler.sample(
+                run.field,
+                rng.normal(keys, run.shape, rng.INITIAL),
+                y.to(self.device),
+                diffusion=self.diffusion,
+                guidance=self.guidance,
+                seeds=keys,
+                trajectory=run.outline.is_plane and start == 0,
+            )
+            if drawn.trajectory is not None:
+                paths = drawn.trajectory[:, : min(100, wanted)].cpu()
+            nfe = max(nfe, drawn.nfe)
+            parts.append(config.autoencoder.decode(drawn.x[:wanted]).cpu())
+            labels.append(y[:wanted])
+            progress(start + wanted - first)
+        x = torch.cat(parts)
+        bad = int((~x.isfinite().flatten(1).all(1)).sum())
+        if bad:
+            raise WorkFailed(
+                f"{bad} of {last - first} samples are not finite: {config.sampler.name} on a network at step {run.step}."
+            )
+        return Part(x, torch.cat(labels), nfe, time.monotonic() - began, paths)
+
+    def record(self) -> dict[str, Any]:
+        """What anyone needs to draw the same samples, and what they are."""
+        config, plan = self.run.config, self.plan
+        return {
+            "recipe": sampling_recipe(config, self.run.step),
+            "training": self.run.identity,
+            "times": plan.times.tolist(),
+            "intervals": len(plan.times) - 1,
+            "last_step": plan.last_step,
+            "notes": list(plan.notes),
+            "rounding": plots.ROUNDING if self.run.outline.is_image else "none",
+            "at_once": self.at_once,
+            "environment": environment(self.device),
+        }
+
+
+class Part(NamedTuple):
+    """Samples first to last - 1: x (m, *shape) as they came, y (m,), evaluations a sample, seconds, paths of some."""
+
+    x: Tensor
+    y: Tensor
+    nfe: int
+    seconds: float
+    paths: Tensor | None
+
+
+def sample(
+    run: Run, progress: Progress = silent, *, keep: bool = True, extractions: tuple[Extraction, ...] = ()
+) -> Drawn:
+    """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.
+
+    Shards go to whoever is free: ranks under torchrun, or several processes on one folder, draw the very samples of one
+    process; what is killed continues.  keep: store the samples; without it only a picture and the features that
+    `extractions` give are kept.
+    Raises UserError before any evaluation for a setting that cannot give right samples; WorkFailed for samples that
+    are not finite.
+    """
+    folder = run.folder / "samples" / sampling_identity(run.config, run.step)
+    shards = Shards(folder, run.outline, run.config.sample.n, keep, extractions)
+    with joined(run.config.run.device) as world:
+        if not shards.finished:
+            drawing = Drawing(run)
+            told = Told(shards, progress, "features" if shards.drawn else "sample")
+            share(
+                shards.count,
+                shards.done,
+                lambda i: _make(i, shards, drawing, told),
+                folder / "shards",
+                world.rank * shards.count // world.size,
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock"):
+                shards.finish(drawing.record())
+            told(0)
+    record = shards.record
+    assert record is not None
+    return Drawn(folder, run.outline, record)
+
+
+def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:
+    """Draw shard i, unless it is there, and extract what is asked for of it."""
+    kept = shards.read(i)
+    if kept is None:
+        part = drawing.draw(*shards.range(i), told)
+        kept = stored(part.x, shards.data)
+        keep = shards.keep or shards.count == 1
+        # The first shard is always there to be looked at.
+        tensors = {"y": part.y} | ({"x": kept} if keep or i == 0 else {})
+        if part.paths is not None:
+            tensors["paths"] = part.paths
+        checkpoint.save(shards.shard(i), tensors, {"kept": keep, "nfe": part.nfe, "seconds": part.seconds})
+    for extraction in shards.missing(shards.extractions):
+        if not shards.part(i, extraction).is_file():
+            checkpoint.save(shards.part(i, extraction), extraction(seen(kept)), {"fingerprint": extraction.fingerprint})
+    told(0)
+
+
+class Told:
+    """Tells how far the work of all processes on a folder is, and how fast it goes."""
+
+    def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
+        self.shards, self.progress, self.stage = shards, progress, stage
+        self.began, self.before = time.monotonic(), self.all()
+        self.whole = self.before
+
+    def all(self) -> int:
+        """How many samples are in whole shards, whoever made them."""
+        ranges = [self.shards.range(i) for i in range(self.shards.count) if self.shards.done(i)]
+        return sum(last - first for first, last in ranges)
+
+    def __call__(self, within: int) -> None:
+        """`within`: how many samples of the shard at hand are drawn; 0 where one has just been written."""
+        if not within:
+            # Headers are read, so not at every step of the work.
+            self.whole = self.all()
+        done = min(self.whole + within, self.shards.n)
+        speed = (done - self.before) / max(time.monotonic() - self.began, 1e-9)
+        self.progress(Event(self.stage, done, self.shards.n, {"images/s": speed}))
+
+
+def write_adm(drawn: Drawn, path: Path) -> None:
+    """Samples in the archive that ADM's evaluator reads: arr_0 uint8 (n, h, w, 3), arr_1 the labels, and the record.
+
+    Grey images get three equal channels.  `record` is the recipe as JSON, the rounding rule in it.
+    Raises UserError for samples that are no images.
+    """
+    if not drawn.data.is_image:
+        raise UserError(f"--adm writes images; the samples are of shape {drawn.data.shape}.")
+    n = drawn.n
+    told = checkpoint.to_json({k: v for k, v in drawn.record.items() if k != "environment"})
+    with archives.writing(path, compress=False) as archive:
+        images = archives.rows(drawn.folder / ARRAYS, "images", SHARD)
+        archives.add(archive, "arr_0", n, (np.broadcast_to(part, (*part.shape[:3], 3)) for part in images))
+        archives.add(archive, "arr_1", n, archives.rows(drawn.folder / ARRAYS, "labels", SHARD))
+        archives.add(archive, "record", 1, [np.array([told])])

@@ -1,0 +1,1 @@
+"""From noise to data: samplers, guidance, Brownian paths, log p."""

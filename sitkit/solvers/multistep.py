@@ -1,0 +1,312 @@
+"""Exponential multistep solvers: DPM-Solver++ (2M and its SDE) and UniPC, one network evaluation a step.
+
+With rho = alpha / sigma (log rho is the lambda of the papers) and D the data reading, the SDE with w = tau w_kl is
+
+    dX = (d_sigma / sigma - tau d_rho / rho) X dt + (1 + tau) sigma d_rho D dt + sqrt(w) dW,    w_kl = 2 sigma^2 d_rho / rho,
+
+and tau = 0 is the probability-flow ODE.  It is linear in X but for D, so a step from (alpha_0, sigma_0) to
+(alpha_1, sigma_1) is exact for a D that is known along it: with k = rho_0 / rho_1 = alpha_0 sigma_1 / (sigma_0 alpha_1)
+
+    x_1 = (sigma_1 / sigma_0) k^tau x_0 + alpha_1 (1 - k^(1 + tau)) mean(D) + sigma_1 sqrt(1 - k^(2 tau)) xi,
+
+mean(D) being the mean over the step with weights d(rho^(1 + tau)).  0 <= k < 1 at both ends of every interpolant, where
+lambda is infinite; at the data end x_1 = alpha_1 mean(D).  A solver is a rule for mean(D) from the D it has: the mean of
+the polynomial through them (`mean_weights`).
+
+Sources: Lu et al. 2022 (arXiv 2211.01095), Zhao et al. 2023 (arXiv 2302.04867); derived here for any interpolant.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, final
+
+from sitkit.registry import samplers
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.guidance import Guidance
+from sitkit.solvers.sampler import Plan, Problem, Sampler, at_least, evaluations, ode_span
+from sitkit.transport.diffusion import KL, Diffusion
+from sitkit.transport.interpolant import Interpolant
+from sitkit.transport.target import Target
+from sitkit.transport.timestep import Power, Timestep
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sitkit.solvers.sampler import Span
+
+Variable = Literal["t", "lambda"]
+# Nodes of the Gauss-Legendre rule for the moments of a step.
+QUADRATURE = 32
+# A line through two readings magnifies their difference by the ratio of a step to the one before.
+LARGEST_RATIO = 20.0
+
+
+class Reading(NamedTuple):
+    """The data reading (b, ...) of one evaluation, and its time."""
+
+    t: float
+    data: Tensor
+
+
+class Transition(NamedTuple):
+    """x_1 = keep x_0 + gain mean(D) + noise xi."""
+
+    keep: float
+    gain: float
+    noise: float
+
+
+def values(interpolant: Interpolant, t: float) -> tuple[float, float]:
+    """alpha and sigma at t, computed in float64."""
+    import torch
+
+    c = interpolant.coefficients(torch.tensor([t], dtype=torch.float64))
+    return float(c.alpha), float(c.sigma)
+
+
+def transition(interpolant: Interpolant, t0: float, t1: float, tau: float) -> Transition:
+    """The exact step from t0 to t1 of the SDE with w = tau w_kl; see the module."""
+    (alpha_0, sigma_0), (alpha_1, sigma_1) = values(interpolant, t0), values(interpolant, t1)
+    k = alpha_0 * sigma_1 / (sigma_0 * alpha_1)
+    return Transition(
+        keep=sigma_1 / sigma_0 * k**tau,
+        gain=alpha_1 * (1 - k ** (1 + tau)),
+        noise=sigma_1 * math.sqrt(1 - k ** (2 * tau)),
+    )
+
+
+def mean_weights(
+    interpolant: Interpolant, t1: float, nodes: Sequence[float], *, tau: float = 0.0, variable: Variable = "t"
+) -> list[float]:
+    """Weights (they sum to 1) of D at the nodes in mean(D) over the step from nodes[0] to t1.
+
+    They give the mean, with weights d(rho^(1 + tau)), of the polynomial in `variable` through D at the nodes, exactly; for
+    "lambda" and two nodes the papers' one half in its place.  The moments are by parts:
+    mean(u^j) = (1 - j int_0^1 (rho / rho_1)^(1 + tau) u^(j-1) du) / (1 - k^(1 + tau)), u in [0, 1] along the step.
+    """
+    import numpy as np
+    import torch
+
+    if len(nodes) == 1:
+        return [1.0]
+    (alpha_0, sigma_0), (alpha_1, sigma_1) = values(interpolant, nodes[0]), values(interpolant, t1)
+    k, power = alpha_0 * sigma_1 / (sigma_0 * alpha_1), 1 + tau
+    u, shares = quadrature()
+    if variable == "t":
+        length = t1 - nodes[0]
+        c = interpolant.coefficients(torch.from_numpy(nodes[0] + length * u))
+        ratio = (c.alpha * sigma_1 / (c.sigma * alpha_1)).numpy() ** power
+        places = [(t - nodes[0]) / length for t in nodes]
+        return _fit(places, ratio, u, shares, k**power)
+    if k == 0:
+        # lambda is infinite at an end of the step: the trapezoid with D at the data's side, else D at the start.
+        return [0.5, 0.5, *[0.0] * (len(nodes) - 2)] if nodes[1] == t1 and alpha_0 == 0 else _only_first(nodes)
+    length = -math.log(k)
+    lambdas = [_lambda(interpolant, t) for t in nodes]
+    places = [(each - lambdas[0]) / length for each in lambdas if math.isfinite(each)]
+    if len(places) < 3:
+        weight = 0.5 / places[1] if len(places) == 2 else 0.0
+        found = iter([1 - weight, weight])
+    else:
+        found = iter(_fit(places, np.exp(power * length * (u - 1)), u, shares, k**power))
+    return [next(found) if math.isfinite(each) else 0.0 for each in lambdas]
+
+
+@functools.cache
+def quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Points and weights of the Gauss-Legendre rule on [0, 1]: no step needs another."""
+    import numpy as np
+
+    points, shares = np.polynomial.legendre.leggauss(QUADRATURE)
+    return (points + 1) / 2, shares / 2
+
+
+def _lambda(interpolant: Interpolant, t: float) -> float:
+    alpha, sigma = values(interpolant, t)
+    return math.log(alpha / sigma) if alpha > 0 else -math.inf
+
+
+def _only_first(nodes: Sequence[float]) -> list[float]:
+    return [1.0] + [0.0] * (len(nodes) - 1)
+
+
+def _fit(places: Sequence[float], ratio: np.ndarray, u: np.ndarray, shares: np.ndarray, k: float) -> list[float]:
+    """Weights at `places` with which every polynomial of their number has its mean over [0, 1] under d(ratio)."""
+    import numpy as np
+
+    moments = [1.0] + [(1 - j * float(shares @ (ratio * u ** (j - 1)))) / (1 - k) for j in range(1, len(places))]
+    return np.linalg.solve(np.vander(places, increasing=True).T, np.array(moments)).tolist()
+
+
+@dataclass(frozen=True)
+class Multistep(Sampler):
+    """One evaluation a step; mean(D) from the newest data readings.
+
+    D is interpolated in `variable`: "t", in which it is smooth up to both ends of every built-in interpolant, so that
+    the order holds over the whole of [0, 1]; or "lambda", the papers' choice and formulas, whose steps are infinite at the
+    ends, where the order falls.  The default grid is finer towards the data, where rho changes fastest.  Nothing is
+    evaluated at the last time, so a solve ends at t = 1 for every target.
+    """
+
+    points: ClassVar[int] = 2
+    corrects: ClassVar[bool] = False
+
+    steps: int = 50
+    grid: Timestep = Power(rho=2.0)
+    variable: Variable = "t"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("steps", self.steps, 1)
+
+    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Span:
+        """Where the solve starts and stops; UserError for a w that it does not integrate."""
+        return ode_span(self, interpolant, target, diffusion)
+
+    def plan(
+        self,
+        interpolant: Interpolant,
+        target: Target,
+        diffusion: Diffusion | None = None,
+        guidance: Guidance | None = None,
+    ) -> Plan:
+        from sitkit.transport import interval
+
+        ends = self.span(interpolant, target, diffusion)
+        ends = ends._replace(t1=1.0 if self.t1 is None else self.t1, why1="")
+        times = self.grid.grid(self.steps, ends.t0, ends.t1)
+        interval.check_grid(interpolant, target, None, times[:-1])
+        growth = times.diff()[1:] / times.diff()[:-1]
+        if len(growth) and float(growth.max()) > LARGEST_RATIO:
+            step = int(growth.argmax()) + 1
+            raise UserError(
+                f"sampler {self.name!r} extrapolates over a step from the one before, but step {step} of this grid is "
+                f"{float(growth.max()):.3g} times as long (at most {LARGEST_RATIO:g}): use a smoother grid."
+            )
+        return Plan(times, 0.0, evaluations(guidance, times[:-1].tolist()), ends.notes)
+
+    def integrate(self, problem: Problem) -> Tensor:
+        import torch
+
+        interpolant, times = problem.field.interpolant, problem.plan.times.tolist()
+        tau = self.tau(problem.diffusion)
+        increments = unit_increments(problem) if tau else None
+        x = base = problem.x
+        states: list[Tensor] = []
+        known: list[Reading] = []
+
+        def move(base: Tensor, t1: float, readings: Sequence[Reading]) -> Tensor:
+            step = transition(interpolant, readings[0].t, t1, tau)
+            nodes = [reading.t for reading in readings]
+            weights = mean_weights(interpolant, t1, nodes, tau=tau, variable=self.variable)
+            mean = torch.stack([w * reading.data for w, reading in zip(weights, readings, strict=True)]).sum(0)
+            return (step.keep * base + step.gain * mean).to(base.dtype)
+
+        for t0, t1 in pairwise(times):
+            time = torch.tensor(t0, dtype=torch.float64)
+            new = Reading(t0, problem.field.read(x, time, problem.y).data)
+            if self.corrects and known:
+                x = move(base, t0, [known[0], new, *known[1:]])
+            known = [new, *known][: self.points]
+            base = x
+            if problem.keep:
+                states.append(x)
+            x = move(base, t1, known)
+            if increments is not None:
+                x = x + transition(interpolant, t0, t1, tau).noise * increments(t0, t1)
+        return torch.stack([*states, x]) if problem.keep else x[None]
+
+    def tau(self, diffusion: Diffusion) -> float:
+        """w / w_kl of the SDE that is integrated, 0 for the ODE."""
+        return 0.0
+
+
+def unit_increments(problem: Problem) -> Callable[[float, float], Tensor]:
+    """(t0, t1) -> (W(t1) - W(t0)) / sqrt(t1 - t0) of each sample's own Brownian path, asked for in order of time.
+
+    The noise of a step of the exact law is int f dW with a deterministic f.  Its law is that of sqrt(int f^2) times this
+    normal, whatever f; and as f varies by O(h) over a step, refining the grid refines the same solution, driven by
+    the same W(t) that the other SDE samplers take.
+    """
+    from sitkit.runtime.rng import path_on
+
+    x = problem.x
+    path = path_on(problem.keys, x.flatten(1), problem.plan.times)
+    at = [(float(problem.plan.times[0]), path(float(problem.plan.times[0])))]
+
+    def increment(t0: float, t1: float) -> Tensor:
+        before, value = at.pop()[1], path(t1)
+        at.append((t1, value))
+        return ((value - before) / math.sqrt(t1 - t0)).view_as(x)
+
+    return increment
+
+
+@final
+@samplers.register("dpm++-2m")
+@dataclass(frozen=True)
+class DPMSolver2M(Multistep):
+    """mean(D) of the straight line through the last two data readings.  Order 2, one evaluation a step.
+
+    With variable "lambda", mean(D) = D_0 + h / (2 h_before) (D_0 - D_before), h the steps of lambda: DPM-Solver++(2M) as
+    published, of first order in its first and last step.
+    Source: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2.
+    """
+
+    order: ClassVar[int] = 2
+
+
+@final
+@samplers.register("unipc")
+@dataclass(frozen=True)
+class UniPC(Multistep):
+    """2M's prediction, corrected once its reading is there: order 3, one evaluation a step.
+
+    The evaluation at the predicted state serves twice: with it the step is made again, through three readings, and
+    the next step starts from the result.  The last step has no reading at its end and stays a prediction, whose
+    error is of order (last step)^2: the default grid makes that step short.
+    With variable "lambda", UniPC-2 with B(h) = e^h - 1 as published, of lower order at the ends of [0, 1].
+    Source: Zhao et al. 2023 (arXiv 2302.04867), Algorithms 1 and 2.
+    """
+
+    order: ClassVar[int] = 3
+    corrects: ClassVar[bool] = True
+
+
+@final
+@samplers.register("dpm++-2m-sde")
+@dataclass(frozen=True)
+class DPMSolver2MSDE(Multistep):
+    """2M for the SDE with w = norm w_kl (diffusion 'kl', its own default); norm 1 is DPM-Solver++'s, k-diffusion's eta.
+
+    x_1 = (sigma_1 / sigma_0) k^tau x_0 + alpha_1 (1 - k^(1 + tau)) mean(D) + sigma_1 sqrt(1 - k^(2 tau)) xi, tau = norm.
+    No other w has a closed-form step.  Where alpha = 0 at the start (k = 0) the first step draws all its noise anew: w_kl is
+    infinite there.  The step is as stable at any size as the ODE's, so it starts where the ODE does.  The noise of a step that
+    is long near the data stays in the samples, hence twice 2M's default steps.
+    Source: Lu et al. 2022 (arXiv 2211.01095), section 4.3 (SDE-DPM-Solver++(2M)).
+    """
+
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
+
+    steps: int = 100
+
+    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Span:
+        if not isinstance(diffusion, KL | None):
+            raise UserError(
+                f"sampler {self.name!r} takes exact steps of the SDE with diffusion 'kl' (any norm), not of diffusion "
+                f"{diffusion.name!r}: use diffusion 'kl', or sampler 'euler-maruyama' or 'stochastic-heun'."
+            )
+        return ode_span(self, interpolant, target, None)
+
+    def default_diffusion(self) -> Diffusion:
+        return KL()
+
+    def tau(self, diffusion: Diffusion) -> float:
+        return diffusion.norm

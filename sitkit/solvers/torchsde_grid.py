@@ -1,0 +1,78 @@
+"""An SDE on any time grid as torchsde sees it: in step index, s = 0..N, with steps of 1.
+
+With x(s) = X(t_s), a step from s to s + 1 has drift h (v + w s / 2) and diffusion sqrt(h w) with h = t_{s+1} - t_s, driven by
+increments (W(t_{s+1}) - W(t_s)) / sqrt(h) of unit variance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchsde import BaseBrownian
+
+from sitkit.runtime.rng import path_on
+from sitkit.solvers.sampler import Problem, diffusion_at
+
+
+class StepIndexSDE:
+    """Drift and diffusion from one reading of the field."""
+
+    noise_type = "diagonal"
+    sde_type = "ito"
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._checked: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    def f_and_g(self, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(h (v + w s / 2), sqrt(h w)) at step s, each (b, size)."""
+        if self._checked is not None and self._checked[0] is x:
+            return self._checked[1]
+        times, index = self.problem.plan.times, int(s)
+        t, h = float(times[index]), float(times[index + 1] - times[index])
+        w = diffusion_at(self.problem, t)
+        state = x.view_as(self.problem.x)
+        reading = self.problem.field.read(state, torch.tensor(t, dtype=x.dtype), self.problem.y)
+        drift = h * (reading.velocity + w / 2 * reading.score).flatten(1)
+        both = drift.to(x.dtype), torch.full_like(x, (h * w) ** 0.5)
+        # torchsde evaluates the first state once to check shapes and then steps from the same tensor: spend it once.
+        self._checked = (x, both) if index == 0 else None
+        return both
+
+
+class PathIncrements(BaseBrownian):
+    """Increments of unit variance of the samples' own Brownian paths over steps of a grid."""
+
+    def __init__(self, keys: Tensor, x: Tensor, times: Tensor) -> None:
+        self._x, self._times = x.flatten(1), times.tolist()
+        self._path = path_on(keys, self._x, times)
+        self._at, self._value = 0, self._path(self._times[0])
+
+    def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
+        left, right = int(ta), int(tb)
+        if left != self._at or right != left + 1:
+            raise ValueError(f"steps must be asked for in order; step {left} to {right} came at {self._at}.")
+        value, before = self._path(self._times[right]), self._value
+        self._at, self._value = right, value
+        return (value - before) / (self._times[right] - self._times[left]) ** 0.5
+
+    def __repr__(self) -> str:
+        return f"PathIncrements(steps={len(self._times) - 1})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._x.device
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._x.shape
+
+    @property
+    def levy_area_approximation(self) -> str:
+        return "none"

@@ -1,0 +1,1 @@
+"""Many runs: crossed, scheduled, searched."""

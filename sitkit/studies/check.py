@@ -1,0 +1,186 @@
+"""What a study or a configuration comes to, before any of it is done: spans, evaluations, cost, what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from sitkit.registry.settings_files import experiments
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config, Layer, assemble, locate, read_config, read_yaml
+from sitkit.runs.run import CHECKPOINTS, CONFIG
+from sitkit.runtime.errors import UserError
+from sitkit.studies import study
+from sitkit.studies.ablate import Board
+from sitkit.studies.cost import Cost, cost, require
+from sitkit.studies.study import Cell, Plan, Refused, Seeds, Study, read_study, refusal, refused_at
+from sitkit.studies.tasks import Place, trained
+from sitkit.transport import interval
+
+State = Literal["measured", "trained", "begun", "todo"]
+T = TypeVar("T")
+SOLVE = ("diffusion", "sampler", "guidance", "interp", "target")
+
+
+class Outlook(NamedTuple):
+    """What one cell will do and cost.
+
+    number: as `sitkit ablate --dry-run` counts.  measurement: equal where two cells are one and the same.
+    times: where its solve starts and stops.  singular: why not at 0 and 1.
+    steps: intervals, a last step of its own among them; None for an adaptive solver, as nfe.  training: the times at which
+    it is trained.  step: of its newest checkpoint.
+    """
+
+    number: int
+    row: str
+    column: str
+    seed: int
+    sample_seed: int
+    run: str
+    measurement: str
+    state: State
+    step: int
+    times: tuple[float, float]
+    singular: tuple[str, ...]
+    steps: int | None
+    nfe: int | None
+    training: tuple[float, float]
+    cost: Cost
+
+
+class Checked(NamedTuple):
+    """The cells of a plan that can be done here, those that cannot, and the whole of what is still to be done.
+
+    trainings, measurements: how many there are and how many of them are to do.  flops: of all that is to do; None where a
+    part is not known.  disk: bytes that it will take.
+    """
+
+    cells: list[Outlook]
+    refused: list[Refused]
+    trainings: tuple[int, int]
+    measurements: tuple[int, int]
+    flops: int | None
+    disk: int
+
+
+def read_plan(
+    path: str,
+    over: Layer | None = None,
+    base: str | None = None,
+    seeds: Seeds | None = None,
+    sample_seeds: Seeds | None = None,
+) -> Plan:
+    """The plan of a study's file; of a configuration (a file, a preset, the folder of a run) that of its only cell."""
+    if path in experiments:
+        path = str(experiments[path])
+    if (Path(path) / CONFIG).is_file():
+        path = str(Path(path) / CONFIG)
+    if Path(path).is_file() and _is_study(read_yaml(path)):
+        return read_study(path, over, base, seeds, sample_seeds)
+    for flag, value in (("--base", base), ("--seeds", seeds), ("--sample-seeds", sample_seeds)):
+        if value is not None:
+            raise UserError(f"{flag} is for a study; {path} is a configuration.")
+    layers = [read_config(path), *([over] if over is not None else [])]
+    config = assemble(layers)
+    cell = Cell("", "", config.train.seed, config.sample.seed, config, None, f"{path}: ")
+    why = refusal(config)
+    # What was said last is what was meant to change.
+    said = (locate(layer.where, [key]) for layer in reversed(layers) for key in SOLVE)
+    place = next(filter(None, said), cell.place)
+    return Plan(Study.model_validate({}), Path(path), None, [Refused("", "", f"{place}{why}") if why else cell], ())
+
+
+def _is_study(layer: Layer) -> bool:
+    return bool(set(layer.values) & (set(Study.model_fields) - set(Config.model_fields))) or not layer.values
+
+
+def check(plan: Plan) -> Checked:
+    """What each cell of a plan will do and cost, and which cannot be done here: by their data, network or metric."""
+    outlook = _Outlooks(Board(plan))
+    cells: list[Outlook] = []
+    refused = list(plan.refused)
+    for number, (cell, place) in enumerate(zip(plan.cells, outlook.board.places, strict=True), 1):
+        try:
+            cells.append(outlook(number, cell, place))
+        except UserError as error:
+            refused.append(Refused(cell.row, cell.column, refused_at(cell.place, cell.row, cell.column, str(error))))
+    return _summed(cells, refused)
+
+
+class _Outlooks:
+    """Outlooks of cells; what cells share is worked out once."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._known: dict[Any, Any] = {}
+        self._steps: dict[str, tuple[bool, int]] = {}
+
+    def _once(self, what: Callable[[Config], T], config: Config, *parts: Any) -> T:
+        # The plan keeps its parts alive, so that an id means one of them.
+        key = (what, *map(id, parts))
+        if key not in self._known:
+            try:
+                self._known[key] = what(config)
+            except UserError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def __call__(self, number: int, cell: Cell, place: Place) -> Outlook:
+        config = cell.config
+        self._once(require, config, config.backbone, config.autoencoder, config.data, config.sample, *config.metric)
+        solve = self._once(
+            study.solve, config, config.sampler, config.interp, config.target, config.diffusion, config.guidance
+        )
+        fixed = solve.nfe is not None
+        return Outlook(
+            number,
+            cell.row,
+            cell.column,
+            cell.seed,
+            cell.sample_seed,
+            place.run,
+            place.measurement,
+            *self._state(config, place),
+            (float(solve.times[0]), float(solve.times[-1]) + solve.last_step),
+            solve.notes,
+            len(solve.times) - 1 + bool(solve.last_step) if fixed else None,
+            solve.nfe,
+            self._once(_trainable, config, config.interp, config.target, config.weight),
+            cost(config, solve.nfe),
+        )
+
+    def _state(self, config: Config, place: Place) -> tuple[State, int]:
+        if place.training not in self._steps:
+            newest = checkpoint.checkpoints(self.board.runs / place.run / CHECKPOINTS)[-1:]
+            step = int(newest[0].stem.rpartition("-")[2]) if newest else 0
+            self._steps[place.training] = trained(config), step
+        done, step = self._steps[place.training]
+        if self.board.measurements.find(place) is not None:
+            return "measured", step
+        return "trained" if done else "begun" if step else "todo", step
+
+
+def _trainable(config: Config) -> tuple[float, float]:
+    return interval.trainable(config.interp, config.target, config.weight)
+
+
+def _summed(cells: list[Outlook], refused: list[Refused]) -> Checked:
+    runs = {cell.run: cell for cell in cells}
+    measurements = {cell.measurement: cell for cell in cells}
+    todo = [cell for cell in measurements.values() if cell.state != "measured"]
+    # A run that has all its numbers need not be there any more.
+    wanted = {cell.run for cell in todo if cell.state != "trained"}
+    parts = [runs[run].cost.training_flops for run in wanted] + [cell.cost.sampling_flops for cell in todo]
+    disk = sum(runs[run].cost.checkpoints for run in wanted) + sum(cell.cost.samples for cell in todo)
+    return Checked(
+        cells,
+        refused,
+        (len(runs), len(wanted)),
+        (len(measurements), len(todo)),
+        None if any(part is None for part in parts) else sum(part or 0 for part in parts),
+        disk,
+    )

@@ -1,0 +1,96 @@
+"""A study in MLflow: one run with its tables and its report, and below it the runs of its trainings, and of their cells."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sitkit.results.report import REPORT, report
+from sitkit.results.study_results import FILE, Results, read_results, runs_of
+from sitkit.runs import checkpoint
+from sitkit.runs.tracking.sync import METRICS, is_sent
+from sitkit.runs.tracking.tracker import Tracker
+from sitkit.runtime.progress import Event, Progress, silent
+
+DIGEST = "published.json"
+ARTIFACTS = ("table.*", FILE, REPORT)
+
+
+@contextlib.contextmanager
+def published(folder: Path, results: Results, progress: Progress = silent) -> Iterator[None]:
+    """While a block does a study MLflow shows it, running, above those of its trainings and cells that are there.
+
+    The block leaves its results in the folder; they, the tables and the report are sent as the block ends.
+    """
+    with _tracker(folder, results, progress):
+        yield
+        _write(folder)
+
+
+def publish(folder: Path, progress: Progress = silent) -> None:
+    """Write a study's report and tell MLflow of the results in its folder; told already, nothing is done.
+
+    The study's metrics are how many cells are done and have failed, and the mean of each row and column.  Its trainings
+    become its children unless another study has them; all of its runs carry the tag sitkit.study.<name>, and those of
+    cells their row, column and seed.  A tracker that is down is a warning, and gets it all by the same command later.
+    """
+    if _write(folder) or not is_sent(folder):
+        with _tracker(folder, read_results(folder), progress):
+            pass
+
+
+def _write(folder: Path) -> bool:
+    """The report and the metrics of the results in a folder; whether there were any that had none yet."""
+    digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    if (folder / DIGEST).exists() and checkpoint.read_json(folder / DIGEST) == digest:
+        return False
+    report(folder)
+    rows = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
+    row = {"step": rows.count("\n"), "time": time.time(), **_numbers(read_results(folder))}
+    checkpoint.write(folder / METRICS, rows + checkpoint.to_json(row) + "\n")
+    checkpoint.write_json(folder / DIGEST, digest)
+    return True
+
+
+def _tracker(folder: Path, results: Results, progress: Progress) -> Tracker:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Tracker(
+        folder,
+        name=results.title or folder.name,
+        params={
+            "file": results.file,
+            "base": results.base,
+            "seeds": results.seeds,
+            "sample_seeds": results.sample_seeds,
+        },
+        tags={"sitkit.kind": "study", f"sitkit.study.{folder.name}": "true"},
+        artifacts=ARTIFACTS,
+        children=_children(folder, results),
+        on_warning=lambda text: progress(Event("ablate", message=text)),
+    )
+
+
+def _numbers(results: Results) -> dict[str, float]:
+    states = [cell.state for cell in results.cells]
+    counts = {"cells/done": states.count("done"), "cells/failed": states.count("failed")}
+    metric = "-".join(results.lower_is_better)
+    return counts | {f"{metric}/{s.row}/{s.column or 'value'}": s.mean for s in results.estimates}
+
+
+def _children(folder: Path, results: Results) -> dict[Path, dict[str, Any]]:
+    """The folders of the study's trainings, then of its cells, with the tags that say what they are in it."""
+    runs, mark = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
+    trainings: dict[Path, dict[str, Any]] = {}
+    cells: dict[Path, dict[str, Any]] = {}
+    for cell in results.cells:
+        if cell.run is None:
+            continue
+        trainings[runs / cell.run] = mark
+        if cell.samples is not None:
+            here: Mapping[str, Any] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
+            cells[runs / cell.run / "samples" / cell.samples] = mark | {f"sitkit.{k}": str(v) for k, v in here.items()}
+    return trainings | cells

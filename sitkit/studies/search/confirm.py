@@ -1,0 +1,277 @@
+"""What a search found: the best trials confirmed on fresh seeds, compared with the run's own way, written and drawn."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+
+from sitkit.evaluation import plots
+from sitkit.registry import spec
+from sitkit.runs import checkpoint
+from sitkit.runs.config.sampling_presets import write_preset
+from sitkit.runtime.progress import Event
+from sitkit.studies.search.evaluator import Bench, Measured
+from sitkit.studies.search.space import Search, shown
+from sitkit.studies.search.trials import FOLDER, distinct, quiet
+
+# The picture ends at so many times the worst confirmed value.
+OUTLIER = 3.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.  counts: trials measured, repeated, refused, failed; `verdict` is one sentence."""
+
+    search: Search
+    counts: dict[str, int]
+    refused: dict[str, int]
+    confirmed: list[Measured]
+    reference: Measured
+    winner: Measured | None
+    verdict: str
+    record: Path
+    table: Path
+    picture: Path
+    preset: Path | None
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of (value, cost), both the less the better, no other one beats in both; by cost, one of each."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][1], points[i][0]))
+    kept: list[int] = []
+    for i in order:
+        if not kept or points[i][0] < points[kept[-1]][0]:
+            kept.append(i)
+    return kept
+
+
+def candidates(done: Sequence[FrozenTrial], bench: Bench) -> list[FrozenTrial]:
+    """The trials to confirm: the best by the metric, or of the front as many, spread evenly from its cheapest to its best."""
+    sign, most = (1 if bench.metric.lower_is_better else -1), bench.quest.confirm.best
+    if bench.quest.objective.against is None:
+        return sorted(done, key=lambda trial: sign * trial.values[0])[:most]
+    best = [done[i] for i in front([(sign * trial.values[0], trial.values[1]) for trial in done])]
+    if len(best) <= most:
+        return best
+    if most == 1:
+        return best[-1:]
+    return [best[round(k * (len(best) - 1) / (most - 1))] for k in range(most)]
+
+
+def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
+    """Confirm, choose, compare, and write what was found."""
+    run, quest = bench.run, bench.quest
+    trials = study.get_trials(deepcopy=False)
+    done = distinct(trials)
+    chosen = candidates(done, bench)
+    whole = len(chosen) + 2
+    bench.progress(Event("confirm", 0, whole))
+    reference = bench.confirm(-1, _own(bench), quest.confirm.seeds)
+    confirmed = []
+    for number, trial in enumerate(chosen):
+        bench.progress(Event("confirm", number + 1, whole))
+        confirmed.append(bench.confirm(trial.number, trial.user_attrs["chosen"], quest.confirm.seeds))
+    bench.progress(Event("confirm", whole - 1, whole))
+    eligible = [setting for setting in confirmed if setting.nfe <= reference.nfe]
+    sign = 1 if bench.metric.lower_is_better else -1
+    winner = min(eligible, key=lambda setting: sign * setting.mean, default=None)
+    comparison = compare(bench, winner, reference)
+    bench.progress(Event("confirm", whole, whole))
+    folder = run.folder / FOLDER
+    preset = write_preset(run.folder, name, winner.config, comparison["verdict"]) if winner else None
+    paths = {kind: folder / f"{name}.{kind}" for kind in ("json", "csv", "png")}
+    counts, refused = tally(trials)
+    checkpoint.write(paths["csv"], as_csv(trials, bench))
+    draw(done, confirmed, reference, bench, paths["png"])
+    record = {
+        "run": run.folder.name,
+        "training": run.identity,
+        "step": run.step,
+        "search": quest.model_dump(mode="json", exclude={"storage"}),
+        "study": study.study_name,
+        "counts": counts,
+        "refused": refused,
+        "metric": spec(bench.metric),
+        "confirmed": [_row(setting) for setting in confirmed],
+        "reference": _row(reference),
+        "winner": None if winner is None else winner.trial,
+        **comparison,
+    }
+    checkpoint.write_json(paths["json"], record)
+    verdict = str(comparison["verdict"])
+    return Outcome(
+        quest, counts, refused, confirmed, reference, winner, verdict, paths["json"], paths["csv"], paths["png"], preset
+    )
+
+
+def _own(bench: Bench) -> dict[str, Any]:
+    """The run's own setting, with more steps where the search was given more evaluations than it spends."""
+    budget = bench.quest.objective.nfe
+    spent = bench.cost(bench.setting({}, 2, 0))
+    return {} if budget is None or spent is None or spent >= budget else bench.afford({}, budget)
+
+
+def compare(bench: Bench, winner: Measured | None, reference: Measured) -> dict[str, Any]:
+    """Winner and reference on seeds that chose neither, seed by seed: common noise drops out of the difference."""
+    what = bench.metric.name
+    if winner is None:
+        verdict = f"No confirmed setting spends at most the {reference.nfe} evaluations of the run's own: no winner."
+        return {"beats": False, "verdict": verdict}
+    fresh = bench.quest.confirm.fresh
+    ours, theirs = (bench.confirm(m.trial, m.chosen, fresh) for m in (winner, reference))
+    gaps = [a - b for a, b in zip(ours.values, theirs.values, strict=True)]
+    gap, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
+    gain = -gap if bench.metric.lower_is_better else gap
+    beats = gain > 2 * error and gain > 0
+    verdict = (
+        f"{describe(winner.chosen)} {'beats' if beats else 'does not beat'} the run's own setting "
+        f"({describe(reference.chosen) or 'as it is'}) by more than two standard errors: "
+        f"{what} {ours.mean:.4g} ± {ours.stderr:.2g} "
+        f"at {ours.nfe} evaluations against {theirs.mean:.4g} ± {theirs.stderr:.2g} at {theirs.nfe}, "
+        f"difference {gap:.4g} ± {error:.2g} over {len(fresh)} fresh seeds of {bench.quest.confirm.n} samples."
+    )
+    return {
+        "beats": beats,
+        "verdict": verdict,
+        "fresh": {
+            "seeds": list(fresh),
+            "winner": _row(ours),
+            "reference": _row(theirs),
+            "difference": gap,
+            "stderr": error,
+        },
+    }
+
+
+def describe(chosen: Mapping[str, Any]) -> str:
+    """ "heun steps=25 grid=power(rho=2), cfg scale=1.5, raw" """
+    roots: dict[str, list[str]] = {}
+    for key, value in chosen.items():
+        root, _, field = key.partition(".")
+        if key != "nfe":
+            words = roots.setdefault(root, [])
+            words.append(f"{field}={_short(value)}" if field and root != "sample" else _short(value))
+    return ", ".join(" ".join(words) if root in chosen or root == "sample" else f"{root} {' '.join(words)}"
+                     for root, words in roots.items())  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rest = ", ".join(f"{k}={_short(v)}" for k, v in value.items() if k != "name")
+        return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
+    return f"{value:.4g}" if isinstance(value, float) else str(shown(value)).replace(" ", "")
+
+
+def _row(setting: Measured) -> dict[str, Any]:
+    return {
+        "trial": None if setting.trial < 0 else setting.trial,
+        "chosen": setting.chosen,
+        "values": list(setting.values),
+        "mean": setting.mean,
+        "stderr": setting.stderr,
+        "nfe": setting.nfe,
+        "seconds": setting.seconds,
+    }
+
+
+def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many trials were measured, repeated, refused and failed; and how many were refused for each reason."""
+    done = distinct(trials)
+    kinds = [trial.user_attrs.get("kind") for trial in trials if trial.state == TrialState.PRUNED]
+    with quiet():
+        retried = [trial for trial in trials if RetryHeartbeatStaleTrialCallback.retry_history(trial)]
+    counts = {
+        "measured": len(done),
+        "repeated": sum(t.state == TrialState.COMPLETE for t in trials) - len(done),
+        "refused": kinds.count("refused"),
+        "failed": kinds.count("failed"),
+        "taken over": len({t.number for t in done} & {t.number for t in retried}),
+    }
+    reasons: dict[str, int] = {}
+    for trial in trials:
+        if trial.user_attrs.get("kind") == "refused":
+            reasons[trial.user_attrs["reason"]] = reasons.get(trial.user_attrs["reason"], 0) + 1
+    return counts, reasons
+
+
+def as_csv(trials: Sequence[FrozenTrial], bench: Bench) -> str:
+    """One line a trial: what was chosen, what came of it."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.user_attrs.get("chosen", {}) if key != "nfe"))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    first = {trial.number for trial in distinct(trials)}
+    writer.writerow(["trial", "state", bench.metric.name, "nfe", "seconds", *keys, "reason"])
+    for trial in trials:
+        known = trial.user_attrs
+        state = known.get("kind") or (
+            "measured" if trial.number in first else "repeated" if trial.state == TrialState.COMPLETE else "given up"
+        )
+        value = trial.values[0] if trial.state == TrialState.COMPLETE else ""
+        chosen = [shown(known.get("chosen", {}).get(key, "")) for key in keys]
+        writer.writerow(
+            [
+                trial.number,
+                state,
+                value,
+                known.get("nfe", ""),
+                known.get("seconds", ""),
+                *chosen,
+                known.get("reason", ""),
+            ]
+        )
+    return text.getvalue()
+
+
+def draw(
+    done: Sequence[FrozenTrial], confirmed: Sequence[Measured], reference: Measured, bench: Bench, path: Path
+) -> None:
+    """The metric against its cost: every trial, the confirmed front with its errors, the run's own setting."""
+    import numpy as np
+
+    against, quest = bench.quest.objective.against, bench.quest
+    figure, (ax,) = plots.canvas(1, (8, 5))
+
+    # Along the trials' numbers where there is one objective: what is confirmed stands at its own trial.
+    costs: dict[str | None, Callable[[Measured], float]] = {
+        "nfe": lambda s: s.nfe,
+        "seconds": lambda s: s.seconds,
+        None: lambda s: s.trial,
+    }
+    cost = costs[against]
+    x = [float(t.number if against is None else t.values[1]) for t in done]
+    plots.dots(ax, np.array([x, [t.values[0] for t in done]]).T, plots.INK, f"trials, n = {quest.screen.n}")
+    for i, (label, settings) in enumerate(
+        ((f"confirmed, n = {quest.confirm.n}", sorted(confirmed, key=cost)), ("the run's own setting", [reference]))
+    ):
+        means, errors = [s.mean for s in settings], [s.stderr for s in settings]
+        # A line only along a front: between trials there is nothing.
+        style: dict[str, Any] = {"fmt": "o" if against is None else "o-", "color": plots.COLOURS[i], "capsize": 3}
+        ax.errorbar([cost(s) for s in settings], means, errors, label=label, **style)
+    found = [s.mean for s in (*confirmed, reference)]
+    values = [*(t.values[0] for t in done), *found]
+    if min(values) > 0 and max(values) > 5 * min(values):
+        ax.set_yscale("log")
+        plots.plain_ticks(ax.yaxis)
+    outside = 0
+    if bench.metric.lower_is_better:
+        # A setting that fails altogether would flatten the rest.
+        top = OUTLIER * max(found)
+        outside = sum(value > top for value in values)
+        ax.set_ylim(top=min(top, ax.get_ylim()[1]))
+    unit = f" ({bench.metric.unit})" if bench.metric.unit else ""
+    label = {"nfe": "network evaluations a sample", "seconds": "seconds a sample", None: "trial (-1: the run's own)"}
+    title = quest.title or f"{len(done)} trials on {bench.run.folder.name}"
+    plots.heading(ax, title + (f" ({outside} trials lie above)" if outside else ""))
+    plots.label_axes(ax, label[against], f"{bench.metric.name}{unit}")
+    ax.legend(fontsize=10, framealpha=0.9, edgecolor="none", markerscale=1.5)
+    plots.save(figure, path)

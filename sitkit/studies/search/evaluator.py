@@ -1,0 +1,94 @@
+"""What a trial of a search is tried on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from sitkit.runs.config.schema import Config, Layer
+from sitkit.runs.curvature import fitted
+from sitkit.runs.evaluate import evaluate
+from sitkit.runs.run import Run, adapted, load
+from sitkit.runtime.progress import Progress
+from sitkit.studies.search.space import Axis, Search, layer_of, metric_of, within
+
+
+class Measured(NamedTuple):
+    """A setting measured on some seeds: the metric's values, evaluations and seconds a sample; `trial` -1: the run's own."""
+
+    trial: int
+    chosen: dict[str, Any]
+    config: Config
+    values: tuple[float, ...]
+    nfe: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean over seeds."""
+        return statistics.stdev(self.values) / math.sqrt(len(self.values))
+
+
+class Bench:
+    """What a trial is tried on: the run with each kind of weights, at a size and seed."""
+
+    def __init__(self, run: Run, quest: Search, axes: list[Axis], progress: Progress) -> None:
+        self.run, self.quest, self.axes, self.progress = run, quest, axes, progress
+        self.metric = metric_of(quest)
+        self._runs = {(run.config.sample.weights, run.config.sample.ema): run}
+
+    def at(self, config: Config) -> Run:
+        """The run with this configuration and the weights it asks for."""
+        weights, ema = config.sample.weights, config.sample.ema
+        if (weights, ema) not in self._runs:
+            device = next(iter(self.run.network.parameters()), torch.empty(0)).device
+            over = Layer({"sample": {"weights": weights, "ema": ema}})
+            self._runs[weights, ema] = load(self.run.source, step=self.run.step, device=str(device), over=over)
+        return dataclasses.replace(self._runs[weights, ema], config=config)
+
+    def setting(self, chosen: Mapping[str, Any], n: int, seed: int) -> Config:
+        """The run's configuration with these settings, to draw n samples from a seed and measure the search's metric."""
+        config = adapted(self.run.config, layer_of(chosen))
+        drawn = config.sample.model_copy(update={"n": n, "seed": seed})
+        return config.model_copy(update={"sample": drawn, "metric": (self.metric,)})
+
+    def cost(self, config: Config) -> int | None:
+        """Evaluations a sample, None where an adaptive solver will tell.  Raises UserError for what cannot be right."""
+        run = self.at(config)
+        sampler, diffusion = fitted(config.sampler, run), fitted(config.diffusion, run)
+        return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe
+
+    def afford(self, chosen: dict[str, Any], budget: int) -> dict[str, Any]:
+        """The settings with as many steps as a budget of evaluations allows."""
+        config = self.setting(chosen, 2, 0)
+        if not hasattr(config.sampler, "steps"):
+            return chosen
+        run = self.at(config)
+        config = config.model_copy(update={"sampler": fitted(config.sampler, run)})
+        return {**chosen, "sampler.steps": within(config, fitted(config.diffusion, run), budget)}
+
+    def measure(self, config: Config) -> tuple[float, int, float]:
+        """The metric, evaluations and seconds a sample."""
+        said = self.progress
+        record = evaluate(self.at(config), lambda event: said(event) if event.message else None)[0].record
+        return float(record["value"]), int(record["sampling"]["nfe"]), record["sampling"]["seconds"] / record["n"]
+
+    def confirm(self, trial: int, chosen: dict[str, Any], seeds: Sequence[int]) -> Measured:
+        """A setting measured with each of the seeds, at the confirmation's size."""
+        configs = [self.setting(chosen, self.quest.confirm.n, seed) for seed in seeds]
+        each = [self.measure(config) for config in configs]
+        seconds = statistics.fmean(second for *_, second in each)
+        return Measured(trial, chosen, configs[0], tuple(v for v, *_ in each), max(nfe for _, nfe, _ in each), seconds)
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a is the better value of the metric."""
+        return a < b if self.metric.lower_is_better else a > b

@@ -1,0 +1,115 @@
+"""What this machine can do: versions, devices, plugins, the tracking store, and the line that brings what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from sitkit.registry.loading import load_plugins
+from sitkit.registry.plugin import broken, loaded
+from sitkit.runs.tracking.sync import reach
+
+State = Literal["ok", "missing", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what it is for, how it is, and what to do where it is not well."""
+
+    area: str
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+# What only some work needs: modules, what they are for, the extra that brings them.
+EXTRAS = (
+    (("diffusers",), "autoencoder sd-vae, sitkit encode", "latents"),
+    (("datasets", "huggingface_hub"), "data hub, push and load", "hub"),
+    (("transformers",), "features dinov2 (FD-DINOv2)", "dinov2"),
+    (("torch_fidelity", "torchvision"), "features inception (FID, sFID, IS)", "inception"),
+    (("ray",), "ablate --executor ray", "ray"),
+)
+NEEDED = (
+    "torch",
+    "torchdiffeq",
+    "torchsde",
+    "einops",
+    "pydantic",
+    "typer",
+    "rich",
+    "optuna",
+    "mlflow",
+    "numpy",
+    "scipy",
+)
+
+
+def examine(patience: float = 5.0) -> list[Finding]:
+    """Every finding, in the order in which a person reads them.  The store is asked for at most `patience` seconds."""
+    return [*_packages(), *_devices(), *_extras(), *_plugins(), _store(patience), *_tools()]
+
+
+def _packages() -> list[Finding]:
+    found = [Finding("package", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
+    for name in ("sitkit", *NEEDED):
+        try:
+            found.append(Finding("package", name, "ok", version(name)))
+        except PackageNotFoundError:
+            found.append(Finding("package", name, "missing", "not installed", f"pip install {name}"))
+    return found
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    cpu = f"{torch.get_num_threads()} threads, {platform.machine()}"
+    found = [Finding("device", "cpu", "ok", cpu)]
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        found.append(Finding("device", f"cuda:{number}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}, but no GPU answers" if torch.version.cuda else ""
+        found.append(Finding("device", "cuda", "missing", built or "torch is built without CUDA"))
+    return found
+
+
+def _extras() -> list[Finding]:
+    found = []
+    for modules, purpose, extra in EXTRAS:
+        lacking = [module for module in modules if importlib.util.find_spec(module) is None]
+        if lacking:
+            remedy = f"pip install 'sitkit[{extra}]'"
+            found.append(Finding("feature", purpose, "missing", f"needs {', '.join(lacking)}", remedy))
+        else:
+            found.append(Finding("feature", purpose, "ok", ", ".join(modules)))
+    return found
+
+
+def _plugins() -> list[Finding]:
+    load_plugins()
+    found = [Finding("plugin", name, "ok", str(plugin)) for name, plugin in loaded.items()]
+    return found + [
+        Finding("plugin", failed.plugin.name, "broken", failed.reason, f"pip uninstall {failed.plugin.package}")
+        for failed in broken
+    ]
+
+
+def _store(patience: float) -> Finding:
+    address, trouble = reach(patience)
+    if trouble:
+        return Finding("store", address, "broken", trouble, "runs go on without it and send later what it missed")
+    return Finding("store", address, "ok", "takes runs")
+
+
+def _tools() -> list[Finding]:
+    git = shutil.which("git")
+    if git:
+        return [Finding("tool", "git", "ok", git)]
+    return [Finding("tool", "git", "missing", "records then lack the commit of the code", "install git")]

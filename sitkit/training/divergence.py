@@ -1,0 +1,95 @@
+"""What has happened since training was last looked at, kept on the device so that no step waits for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sitkit.data.dataset import Examples, indices
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import CHECKPOINTS
+from sitkit.runtime import rng
+from sitkit.runtime.distributed import World
+from sitkit.runtime.errors import WorkFailed
+from sitkit.training.objective import Drawing
+
+# Steps in a row with gradients that are not finite, after which even train.nonfinite=skip stops.
+SKIPS = 20
+
+
+class Window:
+    """The losses of each example and the norms of the gradients, step by step, until they are looked at."""
+
+    def __init__(self, config: Config, data: Examples, drawing: Drawing, folder: Path, here: World) -> None:
+        self.config, self.data, self.drawing, self.folder, self.here = config, data, drawing, folder, here
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        self.skipped = 0
+
+    def add(self, losses: Tensor, norm: Tensor) -> None:
+        """A step's losses (b,), of this process's examples, and the norm of its gradient, ()."""
+        self.losses.append(losses)
+        self.norms.append(norm)
+
+    def look(self, step: int, saved: int) -> tuple[int, dict[str, float]]:
+        """(steps since the last look, their mean loss and mean norm), `step` being the latest; the only wait for a device.
+
+        Raises WorkFailed where a loss or a gradient is not finite: under train.nonfinite=stop the first time, under
+        "skip" after 20 steps in a row.  The losses, times and places in the data of that step's examples are then in
+        nonfinite-<step>.json.  saved: the step of the last checkpoint.
+        """
+        means = self.here.mean(torch.stack([losses.mean() for losses in self.losses])).cpu()
+        norms = torch.stack(self.norms).cpu()
+        good = means.isfinite() & norms.isfinite()
+        count, first = len(good), step - len(good)
+        for i, fine in enumerate(good.tolist()):
+            self.skipped = 0 if fine else self.skipped + 1
+            if self.skipped > (0 if self.config.train.nonfinite == "stop" else SKIPS - 1):
+                self._stop(first + i + 1, float(means[i]), float(norms[i]), self.losses[i], saved)
+        values = {"loss": float(means[good].mean()), "grad_norm": float(norms[good].mean())}
+        if self.config.train.nonfinite == "skip":
+            values["skipped"] = float(count - good.sum())
+        self.losses, self.norms = [], []
+        return count, values
+
+    def _stop(self, step: int, loss: float, norm: float, losses: Tensor, saved: int) -> None:
+        path = self.folder / f"nonfinite-{step:08d}.json"
+        every = self.here.gather(losses.float().cpu())
+        if self.here.lead:
+            checkpoint.write_json(path, self._dump(step, loss, norm, torch.cat(every)))
+        else:
+            # The lead says it for all; this ends when the lead has.
+            self.here.barrier()
+        what = f"loss became {loss}" if not torch.tensor(loss).isfinite() else f"gradient's norm became {norm}"
+        kept = checkpoint.latest(self.folder / CHECKPOINTS)
+        last = f"The last good checkpoint is {kept} (step {saved})." if kept else "There is no checkpoint before it."
+        raise WorkFailed(
+            f"The {what} at step {step}. {last} The examples of that step are in {path}. "
+            "Try a lower train.lr, train.clip=1.0, or another weight."
+        )
+
+    def _dump(self, step: int, loss: float, norm: float, losses: Tensor) -> dict[str, Any]:
+        train = self.config.train
+        positions = (step - 1) * train.batch + np.arange(train.batch)
+        t = self.drawing.times(rng.sample_keys(train.seed, torch.from_numpy(positions)))
+        index = indices(self.data, train.seed, positions)
+        rows = zip(
+            positions.tolist(),
+            index.tolist(),
+            self.data.labels[index].tolist(),
+            t.tolist(),
+            losses.tolist(),
+            strict=True,
+        )
+        keys = ("position", "index", "label", "t", "loss")
+        return {
+            "step": step,
+            "loss": loss,
+            "grad_norm": norm,
+            "examples": [dict(zip(keys, row, strict=True)) for row in rows],
+        }

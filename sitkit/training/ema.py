@@ -1,0 +1,101 @@
+"""Averages of the weights while training: average <- average + (1 - beta) (theta - average), the first being theta."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sitkit.runs import checkpoint
+from sitkit.runs.averages import FIXED, SNAPSHOTS, gamma, power_prefix, prefix, width_of
+from sitkit.runtime.distributed import World
+from sitkit.runtime.errors import UserError
+from sitkit.training.parallel import gathered, laid_like
+
+
+class EMA:
+    """Exponential and power-function averages of a network's trainable parameters, in their own dtype and device.
+
+    `update` is a few fused operations on lists of tensors; parameters sharded over ranks are averaged shard by shard.
+    Other entries of the network's state (buffers, frozen parameters) are not averaged: they are the network's own.
+    """
+
+    def __init__(self, network: nn.Module, decays: Sequence[float], widths: Sequence[float] = ()) -> None:
+        self.network = network
+        self.names = [name for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad]
+        self._profiles = {prefix(decays, decay): (decay, None) for decay in decays}
+        self._profiles |= {power_prefix(width): (None, gamma(width)) for width in widths}
+        self._averages = {key: [p.detach().clone() for p in self._parameters()] for key in self._profiles}
+
+    def _parameters(self) -> list[Tensor]:
+        named = dict(self.network.named_parameters(remove_duplicate=False))
+        return [named[name] for name in self.names]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """average <- average + (1 - beta) (theta - average), the optimiser having taken `step` steps, 1 or more.
+
+        beta is the decay, or (1 - 1/step)^(gamma + 1); 0 at the first step.
+        """
+        values = [_local(p) for p in self._parameters()]
+        for key, (decay, exponent) in self._profiles.items():
+            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, _share(step, decay, exponent))  # pyright: ignore[reportPrivateImportUsage]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every average, named as in a checkpoint; exponential ones with the whole state of the network."""
+        whole = self.network.state_dict()
+        found: dict[str, Tensor] = {}
+        for key, averages in self._averages.items():
+            if self._profiles[key][1] is None:
+                found |= {f"{key}{name}": tensor for name, tensor in whole.items()}
+            found |= {f"{key}{name}": tensor for name, tensor in zip(self.names, averages, strict=True)}
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the averages that `tensors` gave, each whole or sharded as here.  Raises UserError where one is missing."""
+        for key, averages in self._averages.items():
+            for name, average in zip(self.names, averages, strict=True):
+                if f"{key}{name}" not in tensors:
+                    raise UserError(f"The checkpoint holds no {key}{name}, so its average cannot be continued.")
+                given = tensors[f"{key}{name}"]
+                average.copy_(laid_like(given, average))
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Within it the network has the weights of the first average; afterwards its own again, to the bit."""
+        parameters = [_local(p) for p in self._parameters()]
+        own = [p.clone() for p in parameters]
+        torch._foreach_copy_(parameters, [_local(t) for t in next(iter(self._averages.values()))])  # pyright: ignore[reportPrivateImportUsage]
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(parameters, own)  # pyright: ignore[reportPrivateImportUsage]
+
+    def snapshot(self, folder: Path, step: int, dtype: torch.dtype, here: World) -> None:
+        """Keep the power-function averages of a step in the run's folder.  Every process calls it; the lead writes."""
+        powers = {key: exponent for key, (_, exponent) in self._profiles.items() if exponent is not None}
+        held = {f"{key}{name}": t for key in powers for name, t in zip(self.names, self._averages[key], strict=True)}
+        whole = gathered(held, here)
+        fixed = {n: t for n, t in self.network.state_dict().items() if n not in set(self.names)}
+        rest = gathered({f"{FIXED}{name}": t for name, t in fixed.items()}, here)
+        if here.lead:
+            tensors = {name: tensor.to(dtype) for name, tensor in whole.items()} | rest
+            header = {"format": 1, "step": step, "widths": [width_of(key) for key in powers]}
+            checkpoint.save(folder / SNAPSHOTS / f"step-{step:08d}.safetensors", tensors, header)
+
+
+def _share(step: int, decay: float | None, exponent: float | None) -> float:
+    """1 - beta."""
+    if step == 1:
+        return 1.0
+    return 1 - decay if decay is not None else -math.expm1(((exponent or 0.0) + 1) * math.log1p(-1 / step))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return getattr(tensor, "to_local", tensor.detach)()

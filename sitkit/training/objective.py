@@ -1,0 +1,100 @@
+"""What a training step computes: the inputs of a step, and their mean loss under the network."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sitkit.data.dataset import Examples
+from sitkit.models.autoencoder import modelled
+from sitkit.models.loss import Batch
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import examples
+from sitkit.runtime import rng
+from sitkit.transport import interval
+
+
+class Inputs(NamedTuple):
+    """A process's part of a step, on its device: rows of data (b, ...), noise (b, ...), t (b,), y (b,), keys (b,)."""
+
+    data: Tensor
+    noise: Tensor
+    t: Tensor
+    y: Tensor
+    keys: Tensor
+
+    def split(self, parts: int) -> list[Inputs]:
+        """The rows in so many equal parts."""
+        return [Inputs(*rows) for rows in zip(*(value.chunk(parts) for value in self), strict=True)]
+
+
+class Drawing:
+    """Inputs from examples: noise, time and dropped labels are functions of the training seed and the position alone.
+
+    rank, size: this process's part of each batch.  A coupling that looks at the whole batch is given all of it by
+    every process, so that the pairs are the same however many there are.
+    """
+
+    def __init__(
+        self, config: Config, network: nn.Module, data: Examples, device: torch.device, rank: int = 0, size: int = 1
+    ) -> None:
+        self.config, self.examples, self.device = config, data, device
+        self.span = interval.trainable(config.interp, config.target, config.weight)
+        self.dropout = float(getattr(network, "class_dropout", 0.0))
+        self.own = (rank, size)
+        self.part = (0, 1) if config.coupling.whole_batch else self.own
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, y: Tensor, positions: np.ndarray) -> Inputs:
+        """x (b, *shape), y (b,), positions (b,) in the stream of examples: the batch, or this process's part of it."""
+        config = self.config
+        keys = rng.sample_keys(config.train.seed, torch.from_numpy(positions)).to(self.device, non_blocking=True)
+        x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        data = modelled(config.autoencoder, self.examples, x, keys)
+        draws = config.coupling.pair(data, rng.normal(keys, tuple(data.shape[1:]), rng.TRAINING), y)
+        t = self.times(keys)
+        y = y.where(rng.uniform(keys, rng.DROPOUT) >= self.dropout, self.examples.num_classes)
+        inputs = Inputs(data, draws, t, y, keys)
+        return inputs if self.part == self.own else inputs.split(self.own[1])[self.own[0]]
+
+    def times(self, keys: Tensor) -> Tensor:
+        """The training time of each example, float32, within the span where its loss is finite: keys (b,) -> (b,)."""
+        return self.config.timestep.map(rng.uniform(keys, rng.TIME)).clamp(*self.span).float()
+
+
+class Objective(nn.Module):
+    """A network and what its loss trains beside it, as one module: what is compiled, and given to DDP.
+
+    (data, noise, t, y, keys) -> (mean loss, loss of each example without gradient).
+    """
+
+    def __init__(self, config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.loss, self.path = config.loss.bind(examples(config.data)), (config.interp, config.target, config.weight)
+        self.network, self.parts = network, self.loss.build(network, shape, num_classes)
+        self.halved = config.train.precision == "bf16"
+        self.hidden: dict[str, Tensor] = {}
+        for name in self.loss.hidden:
+            network.get_submodule(name).register_forward_hook(functools.partial(_keep, self.hidden, name))
+
+    def forward(self, data: Tensor, noise: Tensor, t: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=self.halved):
+            batch = Batch(self.network, *self.path, data, noise, t, y, keys, self.parts, self.hidden)
+            losses = self.loss.per_example(batch)
+        return losses.mean(), losses.detach()
+
+
+def objective_of(config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> Objective:
+    """The objective of a configuration, what the loss trains beside the network drawn from the training seed too."""
+    with torch.random.fork_rng(devices=[]):
+        # Not the seed itself, from which the network's first weights are drawn.
+        torch.manual_seed(int(rng.sample_keys(config.train.seed, torch.zeros(1, dtype=torch.int64))))
+        return Objective(config, network, shape, num_classes)
+
+
+def _keep(hidden: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+    hidden[name] = output

@@ -1,0 +1,71 @@
+"""What a training is at a step: weights, averages, moments, schedule; written to one file, and read back from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sitkit.runs import checkpoint
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import CHECKPOINTS
+from sitkit.runtime.distributed import World
+from sitkit.training.ema import EMA
+from sitkit.training.objective import Objective
+from sitkit.training.optimizer import Learner
+from sitkit.training.parallel import gathered, laid_like
+
+
+class State:
+    """An objective, the averages of its network and its learner, wherever their tensors lie."""
+
+    def __init__(self, objective: Objective, averages: EMA, learner: Learner, here: World) -> None:
+        self.objective, self.averages, self.learner, self.here = objective, averages, learner, here
+
+    def _modules(self) -> dict[str, nn.Module]:
+        parts = self.objective.parts
+        return {"model.": self.objective.network} | ({} if parts is None else {"parts.": parts})
+
+    def save(self, folder: Path, config: Config, step: int) -> None:
+        """Write the checkpoint of a step into a run's folder.  Every process calls it; the lead writes."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in self._modules().items():
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+        tensors |= self.averages.tensors() | checkpoint.optimizer_tensors(self.learner.optimizer)
+        whole = gathered(tensors, self.here)
+        if self.here.lead:
+            header = {
+                "format": 1,
+                "step": step,
+                "config": config.plain(),
+                "schedule": self.learner.schedule.state_dict(),
+            }
+            checkpoint.save(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", whole, header)
+            checkpoint.prune(folder / CHECKPOINTS, config.run.keep)
+
+    def resume(self, folder: Path) -> int:
+        """Take the state of the newest whole checkpoint of a run; the step it is of, 0 where there is none.
+
+        It may come from any number of processes, replicated or sharded.
+        """
+        newest = self.here.broadcast(checkpoint.latest(folder / CHECKPOINTS) if self.here.lead else None)
+        if newest is None:
+            return 0
+        header, tensors = checkpoint.load(newest)
+        for prefix, module in self._modules().items():
+            own = module.state_dict()
+            given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            module.load_state_dict({name: laid_like(t, own[name]) if name in own else t for name, t in given.items()})
+        self.averages.load(tensors)
+        checkpoint.load_optimizer(self.learner.optimizer, tensors)
+        self._lay_moments()
+        if "schedule" in header:
+            self.learner.schedule.load_state_dict(header["schedule"])
+        return int(header["step"])
+
+    def _lay_moments(self) -> None:
+        """Shard the moments, read whole, as their parameters are; the count of steps stays a plain number."""
+        for parameter, moments in self.learner.optimizer.state.items():
+            for name, moment in moments.items():
+                if name != "step":
+                    moments[name] = laid_like(moment, parameter)

@@ -1,0 +1,182 @@
+"""Where a solve may start and stop, derived from where its algebra is singular or its explicit steps unstable.
+
+Nothing here knows a class by name.  At an end where the readings, the score (for an SDE) or w is not finite, the span
+stops where the vanishing coefficient is `MARGIN`: alpha = 1e-3 at the noise end, sigma = 1e-3 at the data end (for
+vp-sbdm t = 1 - 1e-5, the paper's own choice).  An SDE's span shrinks further until its explicit step is stable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sitkit.runtime.errors import UserError
+from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.interpolant import Coefficients, Interpolant
+from sitkit.transport.target import Target, Velocity, determinant
+from sitkit.transport.weighting import Weighting
+
+MARGIN = 1e-3
+INFINITE = 1e9
+# An explicit step multiplies the noise in the state by 1 - rho, rho = h w / (2 sigma^2), and inflates its stationary
+# variance by 1 / (1 - rho / 2): at most twofold at an end (rho <= 1), fourfold anywhere on a grid of the user's (1.5).
+RHO_END, RHO_GRID = 1.0, 1.5
+# Noise left in the samples, as a standard deviation against data of scale 1: a truncated end; a long last step.
+LEFT_BY_END, LEFT_BY_LAST_STEP = 0.05, 0.07
+# Starting an SDE from pure noise where alpha is above this is no longer a sample of p_t.
+LATEST_START = 0.25
+
+
+class Span(NamedTuple):
+    """The times a solve runs over, and why each end is where it is ("" where it is the natural one)."""
+
+    t0: float
+    t1: float
+    why0: str = ""
+    why1: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The reasons that apply."""
+        return tuple(why for why in (self.why0, self.why1) if why)
+
+
+def coefficients(interpolant: Interpolant, t: float | Tensor) -> Coefficients:
+    """The coefficients at t in float64."""
+    return interpolant.coefficients(torch.as_tensor(t, dtype=torch.float64))
+
+
+def singularity(interpolant: Interpolant, target: Target, diffusion: Diffusion | None, t: float) -> str:
+    """Why a solve cannot evaluate its right-hand side at t, or "".
+
+    diffusion None is an ODE: only the velocity must be finite.  With one, the score and w must be finite too.
+    """
+    time = torch.tensor(t, dtype=torch.float64)
+    c = interpolant.coefficients(time)
+    det = determinant(target, c)
+    gain = determinant(Velocity(), c) / det
+    if not float(gain.abs()) < INFINITE:
+        return (
+            f"the velocity cannot be read from a {target.name} prediction at t = {t:g} (determinant {float(det):.3g})"
+        )
+    if diffusion is None:
+        return ""
+    if not float((c.alpha / (c.sigma * det)).abs()) < INFINITE or float(c.sigma) == 0:
+        return f"the score is not finite at t = {t:g} (sigma = {float(c.sigma):.3g})"
+    w = float(diffusion.w(time, c))
+    if not abs(w) < INFINITE:
+        return f"w of diffusion {diffusion.name!r} is not finite at t = {t:g}"
+    return ""
+
+
+def rho(interpolant: Interpolant, diffusion: Diffusion, t: Tensor, h: Tensor | float) -> Tensor:
+    """h w / (2 sigma^2): by how much an explicit step of size h at t multiplies away the noise in the state."""
+    c = coefficients(interpolant, t)
+    return h * diffusion.w(t, c) / (2 * c.sigma.square())
+
+
+def derive(
+    interpolant: Interpolant,
+    target: Target,
+    diffusion: Diffusion | None,
+    *,
+    steps: int,
+    end: float = 1.0,
+) -> Span:
+    """The widest span within [0, end] on which the right-hand side is finite and explicit steps are stable.
+
+    Raises UserError where no such span is wide enough for the samples to be right.
+    """
+    t0, why0 = 0.0, singularity(interpolant, target, diffusion, 0.0)
+    if why0:
+        t0 = _crossing(lambda t: float(coefficients(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
+    t1, why1 = end, singularity(interpolant, target, diffusion, end)
+    if why1:
+        t1 = _crossing(lambda t: float(coefficients(interpolant, t).sigma) >= MARGIN, end, 0.0)
+    if diffusion is None:
+        return Span(t0, t1, why0, why1)
+
+    def stable(t: float) -> bool:
+        time = torch.tensor(t, dtype=torch.float64)
+        return float(rho(interpolant, diffusion, time, 1 / steps)) <= RHO_END
+
+    middle = _most_stable(interpolant, diffusion)
+    if not stable(middle):
+        least = float(rho(interpolant, diffusion, torch.tensor(middle, dtype=torch.float64), 1.0))
+        raise UserError(
+            f"diffusion {diffusion.name!r} is too strong for {steps} explicit steps at every t: "
+            f"use at least {round(least / RHO_END) + 1} steps or a smaller norm."
+        )
+    if not stable(t0):
+        t0 = _crossing(stable, t0, middle)
+        why0 = why0 or f"w of diffusion {diffusion.name!r} makes a step of {1 / steps:.3g} unstable before t = {t0:.3g}"
+        alpha = float(coefficients(interpolant, t0).alpha)
+        if alpha > LATEST_START:
+            raise UserError(
+                f"with diffusion {diffusion.name!r} and {steps} steps an explicit step is stable only from t = {t0:.3g} on, "
+                f"where alpha is already {alpha:.3g}: use more steps or a smaller norm."
+            )
+    if end == 1 and not stable(t1):
+        t1 = _crossing(stable, t1, middle)
+        why1 = f"the score's 1 / sigma makes a step of {1 / steps:.3g} unstable after t = {t1:.4g}"
+        sigma = float(coefficients(interpolant, t1).sigma)
+        if sigma > LEFT_BY_END:
+            raise UserError(
+                f"without a last step, diffusion {diffusion.name!r} with {steps} steps is stable only up to t = {t1:.3g} "
+                f"and leaves noise of {sigma:.2g} in the samples: use last_step 'tweedie', more steps, "
+                "or a w that vanishes with sigma."
+            )
+    return Span(t0, t1, why0, why1)
+
+
+def _most_stable(interpolant: Interpolant, diffusion: Diffusion) -> float:
+    times = torch.linspace(0.02, 0.9, 89, dtype=torch.float64)
+    return float(times[rho(interpolant, diffusion, times, 1.0).nan_to_num(nan=float("inf")).argmin()])
+
+
+def _crossing(holds: Callable[[float], bool], outside: float, inside: float) -> float:
+    """The time nearest to `outside` at which a monotone condition holds, given that it holds at `inside`."""
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        outside, inside = (outside, middle) if holds(middle) else (middle, inside)
+    return inside
+
+
+def check_grid(interpolant: Interpolant, target: Target, diffusion: Diffusion | None, times: Tensor) -> None:
+    """Raises UserError where a time of the grid is singular or, for an SDE, a step is unstable."""
+    for t in (float(times[0]), float(times[-1])):
+        why = singularity(interpolant, target, diffusion, t)
+        if why:
+            raise UserError(f"{why}: start or stop elsewhere, or leave t0 and t1 unset so that they are derived.")
+    if diffusion is None:
+        return
+    step = rho(interpolant, diffusion, times[:-1], times.diff())
+    worst = int(step.argmax())
+    if not float(step[worst]) <= RHO_GRID:
+        raise UserError(
+            f"diffusion {diffusion.name!r} makes step {worst} of this grid unstable (t = {float(times[worst]):.4g}, "
+            f"h w / (2 sigma^2) = {float(step[worst]):.3g} > {RHO_GRID}): use more steps there, a smaller norm, "
+            "or a longer last step."
+        )
+
+
+def trainable(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[float, float]:
+    """The times at which the target and its weight are finite: [0, 1], less a `MARGIN` at each end where they are not.
+
+    SiT clips training of vp-sbdm in the same way, at t = 1 - 1e-5, where sigma is 1e-3.
+    """
+
+    def finite(t: float) -> bool:
+        c = coefficients(interpolant, t)
+        values = (*target.weights(c), weighting.weight(c, target))
+        return all(float(value.abs()) < INFINITE for value in values)
+
+    t0, t1 = 0.0, 1.0
+    if not finite(t0):
+        t0 = _crossing(lambda t: float(coefficients(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
+    if not finite(t1):
+        t1 = _crossing(lambda t: float(coefficients(interpolant, t).sigma) >= MARGIN, 1.0, 0.0)
+    return t0, t1

@@ -1,0 +1,91 @@
+"""What the network predicts: y = a * data + b * noise.
+
+With x = alpha * data + sigma * noise known, two linear equations give data and noise, and from them every other
+reading (`solve`).  N targets cost N pairs, not N^2 conversions.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from sitkit.registry import Component, targets
+from sitkit.transport.interpolant import TINY, Coefficients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Target(Component):
+    """A pair of weights (a, b): the network predicts a * data + b * noise.
+
+    `weighting` names the space in which the error is measured unless the user says otherwise.
+    """
+
+    weighting: ClassVar[str] = "velocity"
+
+    @abstractmethod
+    def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
+        """(a, b), each of the coefficients' shape."""
+
+
+@final
+@targets.register("velocity")
+@dataclass(frozen=True)
+class Velocity(Target):
+    """y = d_alpha * data + d_sigma * noise (SiT Eq. 7).  det > 0: every reading but the score is finite at both ends."""
+
+    def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
+        return c.d_alpha, c.d_sigma
+
+
+@final
+@targets.register("score")
+@dataclass(frozen=True)
+class Score(Target):
+    """y = -noise / sigma, the gradient of log p_t (SiT Eq. 6).  Singular where alpha = 0.
+
+    At sigma = 0 the weight is -1e30 instead of infinite: noise then reads 0 and data reads x / alpha, their limits.
+    """
+
+    weighting: ClassVar[str] = "noise"
+
+    def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
+        return c.alpha.new_zeros(c.alpha.shape), -1 / c.sigma.clamp_min(TINY)
+
+
+@final
+@targets.register("noise")
+@dataclass(frozen=True)
+class Noise(Target):
+    """y = noise (DDPM's epsilon).  Singular where alpha = 0."""
+
+    weighting: ClassVar[str] = "noise"
+
+    def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
+        return c.alpha.new_zeros(c.alpha.shape), c.alpha.new_ones(c.alpha.shape)
+
+
+@final
+@targets.register("data")
+@dataclass(frozen=True)
+class Data(Target):
+    """y = data (the denoiser).  Singular where sigma = 0."""
+
+    def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
+        return c.alpha.new_ones(c.alpha.shape), c.alpha.new_zeros(c.alpha.shape)
+
+
+def determinant(target: Target, c: Coefficients) -> Tensor:
+    """det = a * sigma - b * alpha, the determinant of (x, y) as a function of (data, noise)."""
+    a, b = target.weights(c)
+    return a * c.sigma - b * c.alpha
+
+
+def solve(target: Target, c: Coefficients, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(data, noise) from a prediction y of `target` at x; singular where det = 0."""
+    a, b = target.weights(c)
+    det = a * c.sigma - b * c.alpha
+    return (c.sigma * y - b * x) / det, (a * x - c.alpha * y) / det
