@@ -105,7 +105,7 @@ def cli_page() -> str:
     """Every command with its arguments and flags, read from the application itself."""
     from typer.main import get_command
 
-    from sitkit.cli.commands import app
+    from sitkit.cli.app import app
 
     lines = [
         "# Command line",

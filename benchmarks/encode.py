@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 import sitkit
+from sitkit.data.dataset import load_examples
 from sitkit.models.encode import encode
-from sitkit.runs.run import examples
 
 
 def autoencoder(folder: Path, widths: tuple[int, ...]) -> None:
@@ -91,13 +91,13 @@ def measure(count: int, size: int, pairs: int, widths: tuple[int, ...]) -> dict[
         chosen = sitkit.autoencoders.create("sd-vae", path=str(folder / "vae"))
         data = sitkit.datasets.create("image-folder", path=str(folder / "images"), size=size)
         # The listing, the check of the headers and the loading of the weights come once, and are not timed.
-        examples(data)
+        load_examples(data)
         chosen.fingerprint()
         network = loaded(folder / "vae")
         at_once = chosen.batch if torch.cuda.is_available() else 1
         for pair in range(pairs):
-            examples.cache_clear()
-            examples(data)
+            load_examples.cache_clear()
+            load_examples(data)
             began = time.perf_counter(), time.process_time()
             encode(data, chosen, folder / f"latents-{pair}")
             ours.append((time.perf_counter() - began[0], time.process_time() - began[1]))

@@ -30,13 +30,12 @@ from PIL import Image
 from train import latents, network_of, ours, timed
 
 import sitkit
-from sitkit.data.dataset import Examples
-from sitkit.data.decoding import Pictures
+from sitkit.data.dataset import Examples, load_examples
+from sitkit.data.decoding import Pictures, centre_square
 from sitkit.data.latents import INDEX, shard_path
-from sitkit.data.npz import centre_square
 from sitkit.data.stream import feed
-from sitkit.runs import checkpoint
-from sitkit.runs.run import examples
+from sitkit.runtime.files import write_json
+from sitkit.runtime.tensors import save_tensors
 
 
 def written_latents(folder: Path, count: int, per_shard: int = 256) -> Examples:
@@ -46,12 +45,12 @@ def written_latents(folder: Path, count: int, per_shard: int = 256) -> Examples:
     for number, size in enumerate(rows):
         mean = values[number * per_shard :][:size, None].expand(-1, 2, -1, -1, -1)
         tensors = {"mean": mean, "std": torch.ones_like(mean), "labels": torch.zeros(size, dtype=torch.int64)}
-        checkpoint.save(shard_path(folder, number), tensors, {"number": number})
+        save_tensors(shard_path(folder, number), tensors, {"number": number})
     index = {
         "shape": list(values.shape[1:]), "rows": rows, "class_names": ["0"], "fingerprint": "made-up",
         "autoencoder": {"fingerprint": "made-up"}, "source": {"data": {"flip": True}},
     }  # fmt: skip
-    checkpoint.write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
     return sitkit.datasets.create("latents", path=str(folder)).load()
 
 
@@ -65,7 +64,7 @@ def in_archive(folder: Path, count: int, size: int) -> Examples:
 def in_folder(folder: Path, count: int, size: int) -> Examples:
     """Images in a folder, of a set too large to be kept when decoded."""
     pictures(folder / "images", count, 2 * size)
-    data = examples(sitkit.datasets.create("image-folder", path=str(folder / "images"), size=size))
+    data = load_examples(sitkit.datasets.create("image-folder", path=str(folder / "images"), size=size))
     reader = data.reader
     assert isinstance(reader, Pictures)
     return dataclasses.replace(data, reader=Pictures(reader.source, size, 3, flip=True, kept_bytes=0))

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from train import CLASSES, SHAPE, baseline, latents, network_of, ours, timed
 
 import sitkit
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import assemble, read_assignments, read_config
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run import CHECKPOINTS
+from sitkit.runtime.tensors import load_tensors
 from sitkit.training.parallel import tf32
 from sitkit.training.throughput import PASSES, peak
 from sitkit.training.train import train
@@ -101,13 +102,13 @@ def resume_right(device: torch.device) -> dict[str, Any]:
             ]
         )  # fmt: skip
         whole = train(assemble([read_config("digits"), settings]))
-        half, last = checkpoint.checkpoints(whole / CHECKPOINTS)
+        half, last = checkpoints(whole / CHECKPOINTS)
         elsewhere = read_assignments([f"run.folder={folder}/continued"])
         begun = whole.parent.with_name("continued") / whole.name / CHECKPOINTS
         begun.mkdir(parents=True)
         shutil.copy(half, begun)
         train(assemble([read_config("digits"), settings, elsewhere]))
-        ran, continued = (checkpoint.load(path)[1] for path in (last, begun / last.name))
+        ran, continued = (load_tensors(path)[1] for path in (last, begun / last.name))
     off = max(error(continued[name], ran[name]) for name in ran if name.startswith("model.") and ran[name].any())
     return {"continued": {"error": off, "bound": 1e-6, "right": off <= 1e-6}}
 

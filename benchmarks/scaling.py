@@ -28,8 +28,8 @@ def work(how: str, backbone: str, batch: int, steps: int) -> None:
     """A process's part: prints the seconds of a step, by the lead."""
     from train import latents, network_of
 
-    from sitkit.data.dataset import batch as read
-    from sitkit.runs.config.schema import Layer, assemble
+    from sitkit.data.stream import batch as read
+    from sitkit.runs.config.sources import Layer, assemble
     from sitkit.runtime.distributed import joined
     from sitkit.training.ema import EMA
     from sitkit.training.objective import Drawing, objective_of

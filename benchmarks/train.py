@@ -26,7 +26,7 @@ from torch import nn
 
 import sitkit
 from sitkit.data.dataset import Examples, in_memory
-from sitkit.runs.config.schema import Layer, assemble
+from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.distributed import World
 from sitkit.training.ema import EMA
 from sitkit.training.objective import Drawing, objective_of
@@ -97,7 +97,7 @@ def ours(
 
     def step() -> None:
         nonlocal done
-        from sitkit.data.dataset import batch as read
+        from sitkit.data.stream import batch as read
 
         laid(*drawing(*read(data, 0, done, batch)))[0].backward()
         learner.step()
@@ -176,7 +176,7 @@ def parts(size: str, batch: int, device: torch.device) -> dict[str, float]:
     config = assemble([Layer({"train": {"batch": batch}})])
     objective, drawing = objective_of(config, network, SHAPE, CLASSES), Drawing(config, network, data, device)
     learner, averages = Learner(objective.parameters(), config.train), EMA(network, (DECAY,))
-    from sitkit.data.dataset import batch as read
+    from sitkit.data.stream import batch as read
 
     inputs = drawing(*read(data, 0, 0, batch))
     best: dict[str, float] = {}

@@ -25,7 +25,7 @@ settings.load_profile("sitkit")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sitkit-poly, built and installed by pip into a folder of its own: nothing else goes there."""
     # Only now: what it imports must find the variables above.
-    from trials import POLY, install
+    from support import POLY, install
 
     site = tmp_path_factory.mktemp("site")
     install(site, POLY)

@@ -15,7 +15,7 @@ def main() -> None:
 
     console.show_warnings()
     try:
-        from sitkit.cli.commands import app
+        from sitkit.cli.app import app
 
         app(prog_name="sitkit")
     except UserError as error:

@@ -9,13 +9,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
 from sitkit.runtime.progress import Event, Progress
+
+if TYPE_CHECKING:
+    pass
+
 
 # Of the processes under torchrun the first speaks for all, but whichever fails says why.
 QUIET = os.environ.get("RANK", "0") != "0"
@@ -148,3 +152,12 @@ def numbers(values: Mapping[str, float]) -> str:
 
 
 Action = Callable[..., Any]
+
+
+def plain(value: Any) -> Any:
+    """Named tuples as mappings."""
+    if hasattr(value, "_asdict"):
+        return {key: plain(v) for key, v in value._asdict().items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value

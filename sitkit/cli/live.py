@@ -17,10 +17,10 @@ from sitkit.cli import console
 from sitkit.runtime.progress import Event, Progress
 
 if TYPE_CHECKING:
-    from sitkit.studies.ablate import Board
     from sitkit.studies.scheduler import Standing, Work
+    from sitkit.studies.status import StudyStatus
 
-    Watch = Callable[[Board, Work], None]
+    Watch = Callable[[StudyStatus, Work], None]
 
 COLORS = {
     "planned": "dim", "waiting": "dim", "queued": "dim", "training": "yellow", "sampling": "cyan", "measuring": "cyan",
@@ -46,10 +46,10 @@ class Overview:
     """The board of a study."""
 
     def __init__(self) -> None:
-        self.board: Board | None = None
+        self.board: StudyStatus | None = None
         self.work: Work | None = None
 
-    def watch(self, board: Board, work: Work) -> None:
+    def watch(self, board: StudyStatus, work: Work) -> None:
         """Look at this work from now on."""
         self.board, self.work = board, work
 

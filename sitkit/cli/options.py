@@ -113,7 +113,8 @@ RunName = Annotated[
 
 def layer(flags: Mapping[str, Any], sets: list[str] | None) -> Any:
     """Settings from the flags that were given ("train.steps": 2), then from --set."""
-    from sitkit.runs.config.schema import Layer, merge, read_assignments
+    from sitkit.runs.config.mappings import merge
+    from sitkit.runs.config.sources import Layer, read_assignments
 
     values: Any = {}
     where: dict[str, str] = {}

@@ -19,6 +19,7 @@ from sitkit.runtime.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+import torch
 
 # Which examples are held out is a property of the data, the same for every training seed.
 SPLIT_SEED = 2401_08740
@@ -94,56 +95,6 @@ class Examples:
         return self.reader(index, keys)
 
 
-def batch(
-    examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
-
-    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples, the data
-    set's own where it has an order: each epoch has every example once, and the stream is the same for every size.
-    part = (rank, ranks) reads rank's run of neighbouring positions, from rank * size // ranks on: the parts of all ranks,
-    one after another, are the batch.
-    Raises ValueError for step < 0, size < 1, seed < 0, or a part that is not 0 <= rank < ranks <= size.
-    """
-    import numpy as np
-    import torch
-
-    from sitkit.runtime.rng import DATA, sample_keys, words
-
-    if step < 0 or size < 1:
-        raise ValueError(f"needs step >= 0 and size >= 1; got {step} and {size}.")
-    rank, ranks = part
-    if not 0 <= rank < ranks <= size:
-        raise ValueError(f"part must be (rank, ranks), 0 <= rank < ranks <= size = {size}; got {part}.")
-    positions = step * size + np.arange(rank * size // ranks, (rank + 1) * size // ranks)
-    index = indices(examples, seed, positions)
-    drawn = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
-    return examples.read(index, drawn.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
-
-
-def indices(examples: Examples, seed: int, positions: np.ndarray) -> np.ndarray:
-    """Which examples stand at these positions of the stream: (b,) -> (b,) int64."""
-    import numpy as np
-
-    epochs, places = np.divmod(positions, len(examples.train))
-    index = np.empty(len(positions), np.int64)
-    for epoch in np.unique(epochs):
-        now = epochs == epoch
-        index[now] = _order(examples, seed, int(epoch))[places[now]]
-    return index
-
-
-@functools.lru_cache(maxsize=8)
-def _order(examples: Examples, seed: int, epoch: int) -> np.ndarray:
-    import numpy as np
-
-    if examples.order is not None:
-        return examples.order(seed, epoch)
-    order = examples.train[np.random.default_rng((seed, epoch)).permutation(len(examples.train))]
-    order.setflags(write=False)
-    return order
-
-
 def in_memory(
     values: np.ndarray,
     labels: np.ndarray | None,
@@ -208,7 +159,6 @@ def _read(values: np.ndarray, flip: bool, index: np.ndarray, keys: np.ndarray | 
 
 def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor:
     """Examples as they are read: uint8 images as v / 127.5 - 1, mirrored where flip is set and the key is odd."""
-    import torch
 
     x = torch.from_numpy(values)
     if x.dtype == torch.uint8:
@@ -224,3 +174,9 @@ def _fingerprint(values: np.ndarray, labels: np.ndarray) -> str:
     digest.update(values.data)
     digest.update(labels.data)
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def load_examples(dataset: Dataset) -> Examples:
+    """The examples of a data set, loaded once."""
+    return dataset.load()

@@ -18,6 +18,13 @@ from sitkit.runtime.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sitkit.data.dataset import Examples
+
 
 INDEX, PLAN = "index.json", "plan.json"
 
@@ -111,7 +118,7 @@ class Reader:
         import numpy as np
         import torch
 
-        from sitkit.models.autoencoder import Posterior
+        from sitkit.data.latents import Posterior
 
         mirrored = keys % 2 if self.flip and keys is not None else np.zeros_like(index)
         number, row = np.divmod(index, self.per_shard)
@@ -123,3 +130,18 @@ class Reader:
             for out, values in zip((mean, std), self.shards[k], strict=True):
                 out[here] = values[rows, sides].float()
         return Posterior(mean, std).draw(None if keys is None else torch.from_numpy(keys))
+
+
+class Posterior(NamedTuple):
+    """The law of an example's latent given the example: mean (b, *latent_shape), and std alike; None: no spread."""
+
+    mean: Tensor
+    std: Tensor | None = None
+
+    def draw(self, keys: Tensor | None) -> Tensor:
+        """mean + std * a standard normal draw that belongs to each key (b,); the mean without keys."""
+        from sitkit.runtime import rng
+
+        if self.std is None or keys is None:
+            return self.mean
+        return self.mean + self.std * rng.normal(keys, tuple(self.mean.shape[1:]), rng.POSTERIOR)

@@ -14,9 +14,9 @@ from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
     from sitkit.data.dataset import Examples
+from sitkit.data.decoding import centre_square
 
 # A label at or above this is taken for an identifier: each class costs a row of the label table.
 MOST_CLASSES = 100_000
@@ -146,18 +146,3 @@ def _centre(image: np.ndarray, size: int) -> np.ndarray:
     from PIL.Image import fromarray
 
     return np.stack([np.asarray(centre_square(fromarray(plane), size)) for plane in np.moveaxis(image, 2, 0)], axis=2)
-
-
-def centre_square(image: Image, size: int) -> Image:
-    """The centre square of an image, size x size: halved by box averages while twice too large, then bicubic.
-
-    Source of the recipe: Dhariwal and Nichol 2021 (ADM), whose reference statistics assume it.
-    """
-    from PIL.Image import Resampling
-
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))

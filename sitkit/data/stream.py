@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from sitkit.data.dataset import batch
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from sitkit.data.dataset import Examples
+import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+from sitkit.data.dataset import Examples
 
 Batch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
 Item = TypeVar("Item")
@@ -72,3 +77,53 @@ def _in_order(waiting: deque[Future[Read]], later: Iterator[Future[Read]]) -> It
         ready = waiting.popleft().result()
         waiting.extend(itertools.islice(later, 1))
         yield ready
+
+
+def batch(
+    examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
+
+    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples, the data
+    set's own where it has an order: each epoch has every example once, and the stream is the same for every size.
+    part = (rank, ranks) reads rank's run of neighbouring positions, from rank * size // ranks on: the parts of all ranks,
+    one after another, are the batch.
+    Raises ValueError for step < 0, size < 1, seed < 0, or a part that is not 0 <= rank < ranks <= size.
+    """
+    import numpy as np
+    import torch
+
+    from sitkit.runtime.rng import DATA, sample_keys, words
+
+    if step < 0 or size < 1:
+        raise ValueError(f"needs step >= 0 and size >= 1; got {step} and {size}.")
+    rank, ranks = part
+    if not 0 <= rank < ranks <= size:
+        raise ValueError(f"part must be (rank, ranks), 0 <= rank < ranks <= size = {size}; got {part}.")
+    positions = step * size + np.arange(rank * size // ranks, (rank + 1) * size // ranks)
+    index = indices(examples, seed, positions)
+    drawn = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
+    return examples.read(index, drawn.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
+
+
+def indices(examples: Examples, seed: int, positions: np.ndarray) -> np.ndarray:
+    """Which examples stand at these positions of the stream: (b,) -> (b,) int64."""
+    import numpy as np
+
+    epochs, places = np.divmod(positions, len(examples.train))
+    index = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs):
+        now = epochs == epoch
+        index[now] = _order(examples, seed, int(epoch))[places[now]]
+    return index
+
+
+@functools.lru_cache(maxsize=8)
+def _order(examples: Examples, seed: int, epoch: int) -> np.ndarray:
+    import numpy as np
+
+    if examples.order is not None:
+        return examples.order(seed, epoch)
+    order = examples.train[np.random.default_rng((seed, epoch)).permutation(len(examples.train))]
+    order.setflags(write=False)
+    return order

@@ -6,13 +6,11 @@ Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart.
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sitkit.runtime.errors import WorkFailed
+from sitkit.runtime.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,15 +22,10 @@ if TYPE_CHECKING:
     from sitkit.transport.interpolant import Interpolant
 
     Numbers = Sequence[float] | np.ndarray | Tensor
-
-ROUNDING = "round-half-even"
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 GREY, INK, PAPER = "#9A9A9A", "#303030", "#FFFFFF"
 DPI = 160
-CELL = 48
-GAP = 2
 PATHS = 48
 
 
@@ -43,62 +36,6 @@ class Curve(NamedTuple):
     x: Numbers
     values: Numbers
     stderr: Numbers | None = None
-
-
-def to_uint8(x: Tensor) -> np.ndarray:
-    """round((x + 1) * 127.5) clamped to 0..255, halves to even (`ROUNDING`): (n, c, h, w) in [-1, 1] -> (n, h, w, c).
-
-    Raises WorkFailed for values that are not finite.
-    """
-    import torch
-
-    bad = (~x.isfinite().flatten(1).all(1)).nonzero().flatten()
-    if len(bad):
-        raise WorkFailed(f"{len(bad)} of {len(x)} images hold NaN or Inf, the first at index {int(bad[0])}.")
-    levels = ((x.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    return levels.to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def grid(
-    images: np.ndarray,
-    path: Path | str,
-    columns: int,
-    scale: int | None = None,
-    row_labels: list[str] | None = None,
-) -> None:
-    """A PNG of images (n, h, w, 1 or 3) uint8, `columns` a row, each pixel scale x scale, labels left of the rows.
-
-    scale: unset, cells come near 48 pixels and are never made smaller.  Raises ValueError for another shape or type, or
-    for labels that are not one a row.
-    """
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != np.uint8:
-        raise ValueError(f"a grid shows uint8 (n, h, w, 1 or 3) images; got {images.dtype} {images.shape}.")
-    n, h, w, channels = images.shape
-    if n < 1 or columns < 1:
-        raise ValueError(f"a grid needs at least 1 image and 1 column; got {n} and {columns}.")
-    rows = math.ceil(n / columns)
-    if row_labels is not None and len(row_labels) != rows:
-        raise ValueError(f"a grid of {rows} rows needs {rows} labels; got {len(row_labels)}.")
-    zoom = max(1, round(CELL / max(h, w))) if scale is None else scale
-    if zoom < 1:
-        raise ValueError(f"scale must be at least 1; got {zoom}.")
-
-    font = ImageFont.load_default(max(12, min(h * zoom // 2, 18)))
-    margin = max((math.ceil(font.getlength(label)) + 4 * GAP for label in row_labels or []), default=0)
-    size = (margin + columns * (w * zoom + GAP) + GAP, rows * (h * zoom + GAP) + GAP)
-    sheet = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for i, image in enumerate(images.repeat(zoom, axis=1).repeat(zoom, axis=2)):
-        row, column = divmod(i, columns)
-        corner = (margin + GAP + column * (w * zoom + GAP), GAP + row * (h * zoom + GAP))
-        sheet.paste(Image.fromarray(image.repeat(3 // channels, axis=2)), corner)
-    for row, label in enumerate(row_labels or []):
-        middle = GAP + row * (h * zoom + GAP) + h * zoom // 2
-        pen.text((margin - 2 * GAP, middle), label, fill=INK, font=font, anchor="rm")
-    write(path, lambda file: sheet.save(file, format="PNG"))
 
 
 def scatter(
@@ -374,7 +311,8 @@ def as_array(x: Any) -> np.ndarray:
 
 def save(figure: Figure, path: Path | str) -> None:
     """The figure as a PNG, whole or not at all."""
-    write(path, lambda file: figure.savefig(file, format="png"))
+    with replacing(Path(path)) as fresh:
+        figure.savefig(fresh, format="png")
 
 
 def vector(figure: Figure) -> str:
@@ -387,71 +325,3 @@ def vector(figure: Figure) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sitkit"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()
-
-
-def sheet(images: np.ndarray, columns: int, most: int = 96) -> bytes:
-    """Images (n, h, w, 1 or 3) uint8, `columns` a row, as the bytes of one small picture for a page.
-
-    PNG at one pixel a pixel, for the page to enlarge; images wider than `most` pixels are made smaller, as WebP.
-    """
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    n, h, w, channels = images.shape
-    small = h <= most and w <= most
-    gap = max(1, round(min(h, w) / 16)) if small else GAP
-    size = (h, w) if small else (round(h * most / max(h, w)), round(w * most / max(h, w)))
-    rows = math.ceil(n / columns)
-    tile = (size[1] + gap, size[0] + gap)
-    canvas = Image.new("RGBA", (columns * tile[0] - gap, rows * tile[1] - gap), (0, 0, 0, 0))
-    for i, image in enumerate(np.broadcast_to(images, (n, h, w, max(3, channels)))):
-        row, column = divmod(i, columns)
-        one = Image.fromarray(np.ascontiguousarray(image))
-        canvas.paste(
-            one if small else one.resize(size[::-1], Image.Resampling.LANCZOS), (column * tile[0], row * tile[1])
-        )
-    file = io.BytesIO()
-    if small:
-        canvas.save(file, format="PNG", optimize=True)
-    else:
-        canvas.save(file, format="WEBP", quality=82, method=6)
-    return file.getvalue()
-
-
-def smaller(path: Path | str, width: int) -> bytes:
-    """A picture on disk, at most `width` pixels wide, as the bytes of a WebP."""
-    import io
-
-    from PIL import Image
-
-    with Image.open(path) as image:
-        image.thumbnail((width, 8 * width))
-        file = io.BytesIO()
-        image.convert("RGB").save(file, format="WEBP", quality=82, method=6)
-    return file.getvalue()
-
-
-def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture in pixels."""
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).size
-
-
-def write(path: Path | str, save: Callable[[IO[bytes]], Any]) -> None:
-    """Let `save` fill a file beside `path`, flush it to disk, then rename: `path` is never half a picture."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -24,10 +24,11 @@ from sitkit.data.dataset import SPLIT_SEED, Examples
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, split
 from sitkit.registry import spec
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import identity
+from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.hashing import identity
 from sitkit.runtime.locks import share
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.tensors import load_tensors, save_tensors
 
 # So many examples at most; of more, as many are drawn at random, the same for every run.
 MOST = 100_000
@@ -78,8 +79,8 @@ class Reference:
             else:
                 value = metric.halves(self.x()).value
             told = {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n}
-            checkpoint.write_json(path, told)
-        return float(checkpoint.read_json(path)["value"])
+            write_json(path, told)
+        return float(read_json(path)["value"])
 
 
 def _features(reference: Reference, extraction: Extraction, progress: Progress) -> Mapping[str, Tensor]:
@@ -92,16 +93,16 @@ def _features(reference: Reference, extraction: Extraction, progress: Progress) 
         return parts / f"{i:05d}.safetensors"
 
     def make(i: int) -> None:
-        checkpoint.save(part(i), extraction(data.read(index[i * PART : (i + 1) * PART])), {})
+        save_tensors(part(i), extraction(data.read(index[i * PART : (i + 1) * PART])), {})
         progress(Event("reference", min((i + 1) * PART, len(index)), len(index)))
 
     if not path.is_file():
         share(count, lambda i: path.is_file() or part(i).is_file(), make, parts)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
-                every = [checkpoint.load(part(i))[1] for i in range(count)]
+                every = [load_tensors(part(i))[1] for i in range(count)]
                 joined = {name: torch.cat([one[name] for one in every]) for name in extraction.outputs}
                 told: dict[str, Any] = {"data": data.fingerprint, "features": extraction.fingerprint, "n": len(index)}
-                checkpoint.save(path, joined, told)
+                save_tensors(path, joined, told)
             shutil.rmtree(parts, ignore_errors=True)
-    return checkpoint.load(path)[1]
+    return load_tensors(path)[1]

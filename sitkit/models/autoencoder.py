@@ -10,36 +10,21 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from sitkit.registry import Component, autoencoders, spec
-from sitkit.runs import checkpoint
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import header_of, open_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from sitkit.data.dataset import Examples
-
+from sitkit.data.latents import Posterior
 
 # What the names of its tensors begin with in a file that holds other things too.
 PACKED = "autoencoder/"
-
-
-class Posterior(NamedTuple):
-    """The law of an example's latent given the example: mean (b, *latent_shape), and std alike; None: no spread."""
-
-    mean: Tensor
-    std: Tensor | None = None
-
-    def draw(self, keys: Tensor | None) -> Tensor:
-        """mean + std * a standard normal draw that belongs to each key (b,); the mean without keys."""
-        from sitkit.runtime import rng
-
-        if self.std is None or keys is None:
-            return self.mean
-        return self.mean + self.std * rng.normal(keys, tuple(self.mean.shape[1:]), rng.POSTERIOR)
 
 
 @dataclass(frozen=True)
@@ -214,8 +199,8 @@ def _network(path: str, dtype: str, device: str) -> Any:
 
 def _unpacked(path: Path, kind: Any) -> Any:
     """The network that a run's file holds.  Raises UserError for a file that holds none, or is damaged."""
-    with checkpoint.opened(path) as file:
-        told = checkpoint.described(file, path).get("autoencoder")
+    with open_tensors(path) as file:
+        told = header_of(file, path).get("autoencoder")
         if told is None:
             raise UserError(f"{path}: this file holds no autoencoder.")
         state = {n.removeprefix(PACKED): file.get_tensor(n) for n in file.keys() if n.startswith(PACKED)}  # noqa: SIM118

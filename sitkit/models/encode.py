@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit.data.dataset import Dataset, Examples
+from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import INDEX, PLAN, shard_path
 from sitkit.data.stream import read_ahead
 from sitkit.models.autoencoder import Autoencoder, Identity
 from sitkit.registry import spec
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import identity, readable
-from sitkit.runs.run import examples
 from sitkit.runtime.distributed import World, joined
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.hashing import identity, readable
 from sitkit.runtime.locks import share
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.tensors import read_header, save_tensors
 
 # How many examples are read at once.
 READ = 64
@@ -63,7 +63,7 @@ def encode(
         raise ValueError(f"per_shard must be at least 1; got {per_shard}.")
     if isinstance(autoencoder, Identity):
         raise UserError("autoencoder 'identity' has no latents to write: choose another, as --autoencoder sd-vae.")
-    data = examples(dataset)
+    data = load_examples(dataset)
     if data.encoder is not None:
         raise UserError(f"dataset {dataset.name!r} holds latents already.")
     plan = {
@@ -85,7 +85,7 @@ def encode(
             work = _Work(folder, data, autoencoder, plan, world, progress if world.lead else silent)
             work.all_shards()
             _finish(folder, plan)
-    return Encoded(folder, checkpoint.read_json(folder / INDEX))
+    return Encoded(folder, read_json(folder / INDEX))
 
 
 def _absolute(component: dict[str, Any]) -> dict[str, Any]:
@@ -105,14 +105,14 @@ def _identity(plan: dict[str, Any]) -> str:
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
     if (folder / PLAN).is_file():
-        if _identity(checkpoint.read_json(folder / PLAN)) != _identity(plan):
+        if _identity(read_json(folder / PLAN)) != _identity(plan):
             raise UserError(
                 f"{folder} holds latents of other data, another autoencoder, or other shards: give another folder by --out."
             )
     elif folder.is_dir() and any(not path.name.startswith(PLAN) for path in folder.iterdir()):
         raise UserError(f"{folder} holds other things than latents: give another folder by --out.")
     else:
-        checkpoint.write_json(folder / PLAN, plan)
+        write_json(folder / PLAN, plan)
 
 
 class _Work(NamedTuple):
@@ -153,7 +153,7 @@ class _Work(NamedTuple):
                 )
         mean, std = (torch.cat(some) for some in zip(*parts, strict=True))
         labels = torch.from_numpy(self.data.labels[index])
-        checkpoint.save(path, {"mean": mean, "std": std, "labels": labels}, {"number": number, **_sums(mean, std)})
+        save_tensors(path, {"mean": mean, "std": std, "labels": labels}, {"number": number, **_sums(mean, std)})
         return written
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,7 +183,7 @@ def _sums(mean: Tensor, std: Tensor) -> dict[str, Any]:
 
 def _finish(folder: Path, plan: dict[str, Any]) -> None:
     """The index: the plan, the statistics of the latents, and a fingerprint of all that the shards hold."""
-    headers = [checkpoint.header(shard_path(folder, number)) for number in range(len(plan["rows"]))]
+    headers = [read_header(shard_path(folder, number)) for number in range(len(plan["rows"]))]
     count = sum(header["count"] for header in headers)
     mean, squares = (
         [math.fsum(values) / count for values in zip(*(header[key] for header in headers), strict=True)]
@@ -200,7 +200,7 @@ def _finish(folder: Path, plan: dict[str, Any]) -> None:
         rubbish.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (folder / CLAIMS).rmdir()
-    checkpoint.write_json(folder / INDEX, plan | {"statistics": statistics, "fingerprint": digest.hexdigest()})
+    write_json(folder / INDEX, plan | {"statistics": statistics, "fingerprint": digest.hexdigest()})
 
 
 def _rubbish(folder: Path) -> Iterator[Path]:

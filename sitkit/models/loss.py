@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from sitkit.registry import Component, losses
+from sitkit.transport.field import instant
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target
 from sitkit.transport.weighting import Weighting
@@ -84,15 +85,6 @@ class InterpolantLoss(Loss):
     def per_example(self, batch: Batch) -> Tensor:
         path = batch.interpolant, batch.target, batch.weighting
         return interpolant_loss(batch.network, *path, batch.data, batch.noise, batch.t, batch.y)
-
-
-def instant(t: Tensor, times: int) -> Tensor:
-    """One time as a network of so many times takes it: t (b,) itself, or (b, 2) with both the same for `times = 2`.
-
-    A network of two times predicts the mean over an interval (MeanFlow, arXiv 2505.13447); over an interval of no
-    length that is the prediction at its time, so that losses, fields and samplers of one time take such a network too.
-    """
-    return t[:, None].expand(-1, times) if times > 1 else t
 
 
 def interpolant_loss(

@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 from sitkit.results.lookup import Number, numbers
 from sitkit.results.statistics import LEVEL, Comparison, paired
-from sitkit.runs import checkpoint, one_file
 from sitkit.runs.config.schema import TRAINING
 from sitkit.runs.environment import code_version
+from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import CONFIG, ENVIRONMENT, find, read_config_of, state_of
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
 
 Stage = Literal["training", "sampling", "evaluation", "nothing"]
 # Packages that store and show, and compute nothing.
@@ -105,7 +106,7 @@ def _weights(folder: Path) -> Any:
     if not config.backbone.trainable:
         return None
     step, state, _ = state_of(folder, config)
-    return step, one_file.digest(state)
+    return step, weights_fingerprint(state)
 
 
 def _of_numbers(a: list[Number], b: list[Number], first: str, second: str) -> Differences:
@@ -189,7 +190,7 @@ def training_differences(a: Path, b: Path) -> Iterator[Difference]:
     for key, (x, y) in _unequal(plain[0]["run"], plain[1]["run"]):
         affects: Stage = "training" if key in ROUNDING else "nothing"
         yield Difference(f"run.{key}", x, y, affects, rounding=affects != "nothing")
-    made = [checkpoint.read_json(f / ENVIRONMENT) if (f / ENVIRONMENT).is_file() else {} for f in (a, b)]
+    made = [read_json(f / ENVIRONMENT) if (f / ENVIRONMENT).is_file() else {} for f in (a, b)]
     for what in ("data", "autoencoder"):
         yield from _settings({what: made[0].get(what)}, {what: made[1].get(what)}, "training", "fingerprint of ")
     if all(made):

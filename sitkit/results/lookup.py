@@ -19,10 +19,10 @@ from typing import Any
 
 from sitkit.results.statistics import Measured
 from sitkit.results.study_results import FILE, STUDIES, Result, Results, find_study, read_results, runs_of
-from sitkit.runs import checkpoint
 from sitkit.runs.evaluate import EVALUATIONS, title
 from sitkit.runs.run import find
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.files import read_json
 
 # What a record has, and within it that of its samples.
 RECORDED = {
@@ -92,7 +92,7 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
 
 def read(path: Path) -> Number:
     """The number in a file.  Raises UserError that says what the file lacks, and how to have the number again."""
-    record = checkpoint.read_json(path)
+    record = read_json(path)
     lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
     if len(lacks) > len(RECORDED) // 2:
         raise UserError(f"{path} is not the record of a number: give a file of a run's folder {EVALUATIONS}.")

@@ -38,9 +38,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sitkit.results.statistics import Measured, Ranking, estimate, rank
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import Settings, validate
+from sitkit.runs.config.schema import Settings
+from sitkit.runs.config.sources import validate
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import file_name, read_json, to_json, update_file
 
 FILE, STUDIES = "results.json", "studies"
 
@@ -162,7 +163,7 @@ def _standing(order: Ranking | None, row: str) -> Literal["best", "close", "lead
 def write_results(folder: Path, results: Results) -> Path:
     """results.json in a study's folder."""
     path = folder / FILE
-    checkpoint.update(path, checkpoint.to_json(results.model_dump(), indent=2) + "\n")
+    update_file(path, to_json(results.model_dump(), indent=2) + "\n")
     return path
 
 
@@ -170,7 +171,7 @@ def read_results(path: Path | str) -> Results:
     """The results in a file or in a study's folder.  Raises UserError that names the file and what is wrong with it."""
     path = Path(path)
     file = path / FILE if path.is_dir() else path
-    told = checkpoint.read_json(file)
+    told = read_json(file)
     try:
         return validate(Results, told, {})
     except UserError as error:
@@ -188,9 +189,13 @@ def find_study(target: str | Path, root: Path) -> Path | None:
     """The folder of a study by folder, by its file, or by name; None where there is none."""
     name = Path(target)
     studies = root.parent / STUDIES
-    for folder in (name, *(studies / checkpoint.file_name(text) for text in (name.name, name.stem))):
+    for folder in (name, *(studies / file_name(text) for text in (name.name, name.stem))):
         if (folder / FILE).is_file():
             return folder
     if name.suffix in (".yaml", ".yml") and name.is_file():
         raise UserError(f"{name} has no results in {studies} yet: sitkit ablate {name} makes them.")
     return None
+
+
+# What `show` may name beside columns and settings.
+FACTS = ("n", "nfe")

@@ -12,8 +12,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from sitkit.results.statistics import LEVEL
-from sitkit.results.study_results import Result, Results, Standing
-from sitkit.studies.study import FACTS
+from sitkit.results.study_results import FACTS, Result, Results, Standing
 
 CSV_COLUMNS = (
     "row", "column", "seed", "sample_seed", "metric", "value", "stderr", "halves", "n", "nfe", "reference", "run",

@@ -13,14 +13,14 @@ import torch
 
 from sitkit.results.diff import Difference, record_differences
 from sitkit.results.lookup import Number
-from sitkit.runs import checkpoint
 from sitkit.runs.averages import SNAPSHOTS
-from sitkit.runs.config.schema import Layer
+from sitkit.runs.config.sources import Layer
 from sitkit.runs.evaluate import evaluate
 from sitkit.runs.run import CHECKPOINTS, CONFIG, DATA, ENVIRONMENT, Run, load
 from sitkit.runs.sample_set import ARRAYS, SHARD
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import Event, Progress, silent
 
 VALUES = ("value", "stderr", "halves", "n", "nfe")
@@ -79,7 +79,7 @@ def _verify(number: Number, root: Path, device: str | None, progress: Progress) 
         (made,) = evaluate(run, progress)
     except (UserError, WorkFailed) as error:
         return Verdict(number.name, number.path, "impossible", was, None, None, str(error), [])
-    record = checkpoint.read_json(made.path)
+    record = read_json(made.path)
     now = {key: record.get(key) for key in VALUES}
     then = number.folder / "samples" / number.record["samples"] / ARRAYS
     samples = _equal(then, run.folder / "samples" / record["samples"] / ARRAYS)

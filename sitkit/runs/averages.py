@@ -25,9 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitkit.runs import checkpoint
+from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import TrainSettings
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import write_json
+from sitkit.runtime.tensors import open_tensors, read_header
 
 SNAPSHOTS = "ema"
 WIDEST = 12**-0.5  # gamma = 0: all weights alike
@@ -88,7 +90,7 @@ def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> st
     numbers = sum(p.numel() for p in network.parameters() if p.requires_grad)
     count = math.ceil(settings.steps / interval(settings))
     each = snapshot_bytes(settings, numbers) // count
-    there = sum(path.stat().st_size for path in checkpoint.checkpoints(folder / SNAPSHOTS))
+    there = sum(path.stat().st_size for path in checkpoints(folder / SNAPSHOTS))
     free = shutil.disk_usage(folder).free
     if each * count - there > free:
         raise UserError(
@@ -96,7 +98,7 @@ def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> st
             "raise train.posthoc_every, or set train.posthoc_dtype=float16."
         )
     told = {"count": count, "every": interval(settings), "widths": list(settings.posthoc), "bytes": each * count}
-    checkpoint.write_json(folder / SNAPSHOTS / "snapshots.json", told | {"dtype": settings.posthoc_dtype})
+    write_json(folder / SNAPSHOTS / "snapshots.json", told | {"dtype": settings.posthoc_dtype})
     return f"post-hoc EMA: {count} snapshots of {each / 1e6:,.1f} MB, {each * count / 1e6:,.1f} MB in all."
 
 
@@ -139,7 +141,7 @@ def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, d
     (relative L2).  Raises UserError where there are no snapshots, where the step lies beyond them, and where they
     cannot represent the profile: an error above 30 %.
     """
-    found = checkpoint.checkpoints(folder / SNAPSHOTS)
+    found = checkpoints(folder / SNAPSHOTS)
     if not found:
         raise UserError(
             f"{folder} keeps no snapshots to rebuild an average of width {width} from: "
@@ -150,9 +152,9 @@ def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, d
     if end > steps[-1]:
         raise UserError(f"The snapshots of {folder} end at step {steps[-1]}, before step {end}.")
     with contextlib.ExitStack() as opened:
-        files = {at: opened.enter_context(checkpoint.opened(path)) for at, path in zip(steps, found, strict=True)}
+        files = {at: opened.enter_context(open_tensors(path)) for at, path in zip(steps, found, strict=True)}
         names = list(files[steps[-1]].keys())
-        widths: list[float] = checkpoint.header(found[-1])["widths"]
+        widths: list[float] = read_header(found[-1])["widths"]
         kept = [(w, at) for w in widths for at in steps]
         try:
             fit = combination(kept, width, end)

@@ -6,211 +6,22 @@ file or the new one.  A checkpoint carries its description as JSON in the safete
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
+from sitkit.runtime.tensors import read_header
 
-KEY = "sitkit"
 OPTIMIZER = "optimizer."
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
-# A device's name is one with any ending, too.
-_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
-
-
-def file_name(text: str, longest: int = 120) -> str:
-    """The text as the name of a file or a folder on every system: itself, wherever it is one.
-
-    Windows takes none of < > : " / \\ | ? * and control characters, no dot or space at the end, and no device's name.
-    """
-    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "-", text)[:longest].rstrip(". ")
-    return f"_{name}" if not name or _DEVICE.match(name) else name
-
-
-def write(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or nothing; text is UTF-8.  Missing folders are made.  Raises WorkFailed where it cannot."""
-    with replacing(Path(path)) as fresh:
-        fresh.write_bytes(data.encode() if isinstance(data, str) else data)
-
-
-def update(path: str | Path, data: bytes | str) -> None:
-    """`write`, unless the file is there with these very bytes: who looks at when it was written sees no change."""
-    wanted = data.encode() if isinstance(data, str) else data
-    with contextlib.suppress(OSError):
-        if Path(path).read_bytes() == wanted:
-            return
-    write(path, wanted)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; on leaving, its bytes are on the disk and it takes the place of `path`."""
-    fresh = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.touch()
-        mode = fresh.stat().st_mode
-        yield fresh
-        # safetensors puts a file of its own there, which nobody else may read whatever the umask says.
-        fresh.chmod(mode)
-        _flush(fresh)
-        os.replace(fresh, path)
-        # Without this a power cut may undo the renaming, though not tear the file.
-        _flush(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise WorkFailed(f"{path} could not be written: {error.strerror or error}.") from error
-        raise
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folder, and its renames need no flush.
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes, keys in the order given.
-
-    JSON has no NaN or infinity, and a run that went wrong must still be written down: they become the strings
-    "NaN", "Infinity" and "-Infinity", which float() reads back.
-    """
-    return json.dumps(_spelt(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _spelt(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {key: _spelt(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_spelt(v) for v in value]
-    return value
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `to_json(value)` for people to read, atomically and with a newline at its end."""
-    write(path, to_json(value, indent=2) + "\n")
-
-
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file.  Raises UserError that names the file, and the line of what is wrong in it."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not JSON: it is not text in UTF-8.") from None
-
-
-def save(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """One safetensors file, the header as JSON under its metadata key "sitkit"; whole or absent.
-
-    Tensors of any device, strided or sharing memory (tied weights), are written each in full.  Equal tensors and
-    headers give equal bytes.  Raises WorkFailed where the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    metadata = {KEY: to_json(header)}
-    with replacing(Path(path)) as fresh:
-        try:
-            save_file(_separate(tensors), fresh, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor on the CPU, contiguous and in memory of its own, as safetensors demands."""
-    seen: set[int] = set()
-    separate: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        separate[name] = tensor
-    return separate
-
-
-def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(header, tensors on the CPU) of a checkpoint.
-
-    Raises UserError for a file that is missing, cut short, a pickle, or not of sitkit.
-    """
-    with opened(Path(path)) as file:
-        return described(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def header(path: str | Path) -> dict[str, Any]:
-    """The header of a checkpoint, without its tensors.  The file's length is checked; raises as `load` does."""
-    with opened(Path(path)) as file:
-        return described(file, path)
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file to read tensors from, one at a time.  Raises UserError as `load` does."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError:
-        raise UserError(f"There is no checkpoint {path}.") from None
-    except OSError as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
-    except SafetensorError as error:
-        size = path.stat().st_size
-        # Asked only now, because the length that begins a sound safetensors file may look like a pickle's magic.
-        if _pickled(path):
-            raise UserError(
-                f"{path} is a pickle ({size:,} bytes, as torch.save writes). Reading a pickle runs code from it, so "
-                "sitkit refuses it. Give a .safetensors file from the checkpoints folder of a run."
-            ) from None
-        raise UserError(
-            f"The checkpoint {path} is damaged or cut short ({size:,} bytes): {error}. "
-            "Use an older one beside it, or copy it again."
-        ) from None
-
-
-def _pickled(path: Path) -> bool:
-    """Whether the file begins as a zip archive (torch.save) or a pickle of protocol 2 to 5 does."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    return magic == b"PK\x03\x04" or (magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
-
-
-def described(file: Any, path: str | Path) -> dict[str, Any]:
-    """The header of an open checkpoint.  Raises UserError for a file that is not of sitkit."""
-    text = (file.metadata() or {}).get(KEY)
-    if text is None:
-        raise UserError(
-            f"{path} is a safetensors file without sitkit's header. "
-            "Give a .safetensors file from the checkpoints folder of a run."
-        )
-    return json.loads(text)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -280,11 +91,11 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def latest(folder: str | Path, on_warning: Callable[[str], object] = warnings.warn) -> Path | None:
+def latest_checkpoint(folder: str | Path, on_warning: Callable[[str], object] = warnings.warn) -> Path | None:
     """The newest whole checkpoint of a folder, or None; each newer one that is damaged is named in a warning."""
     for path in reversed(checkpoints(folder)):
         try:
-            header(path)
+            read_header(path)
         except UserError as error:
             on_warning(f"{error} It is passed over for the one before it.")
         else:
@@ -292,7 +103,7 @@ def latest(folder: str | Path, on_warning: Callable[[str], object] = warnings.wa
     return None
 
 
-def prune(folder: str | Path, keep: int) -> None:
+def prune_checkpoints(folder: str | Path, keep: int) -> None:
     """Remove all but the newest `keep` whole checkpoints, and what kills left half-written.
 
     A damaged checkpoint is not counted, or it would push out the sound one that a run continues from.
@@ -310,7 +121,7 @@ def prune(folder: str | Path, keep: int) -> None:
 
 def _sound(path: Path) -> bool:
     try:
-        header(path)
+        read_header(path)
     except UserError:
         return False
     return True

@@ -1,27 +1,31 @@
-"""The loss of a trained run as a function of time: what kl-eta needs, and a diagnosis of the target."""
+"""Measurements on a trained run that components need: velocity loss (`kl-eta`) and path curvature (grid `adapted`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sitkit.data.dataset import Examples
-from sitkit.evaluation import plots
-from sitkit.evaluation.plots import Curve
-from sitkit.runs import checkpoint
+from sitkit.registry import Component
 from sitkit.runs.run import Run
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json, write_json
+from sitkit.solvers.ode import Heun
+from sitkit.solvers.sampler import Sampler
 from sitkit.transport import interval
+from sitkit.transport.diffusion import KLEta
 from sitkit.transport.field import Field
 from sitkit.transport.target import Velocity
+from sitkit.transport.timestep import Adapted
 from sitkit.transport.weighting import VelocitySpace
 
-TIMES, DRAWS, MOST, BATCH = 33, 4, 1000, 500
+TIMES, DRAWS, MAX_EXAMPLES, BATCH = 33, 4, 1000, 500
 
 
 def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
@@ -34,53 +38,18 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
     path = run.folder / f"velocity-loss-{run.average}-{run.step:08d}.json"
     if not path.is_file():
         data = run.examples
-        index = data.heldout[:MOST]
+        index = data.heldout[:MAX_EXAMPLES]
         if not len(index):
             raise UserError(
                 "the velocity loss is measured on held-out data, and the run held none out: set data.holdout above 0."
             )
-        measured = measure(run.field, data, index)
-        checkpoint.write_json(path, {"times": measured[0], "raw": measured[1], "smoothed": smooth(measured[1])})
-    stored = checkpoint.read_json(path)
+        measured = loss_curve(run.field, data, index)
+        write_json(path, {"times": measured[0], "raw": measured[1], "smoothed": smooth(measured[1])})
+    stored = read_json(path)
     return tuple(zip(stored["times"], stored["smoothed"], strict=True))
 
 
-def draw(runs: Sequence[Run], path: Path) -> list[Curve]:
-    """The velocity losses of runs against time, one curve a run, in one picture: which target errs where.
-
-    The curves are in the same units whatever is predicted, so runs on one interpolant may be compared at every t.
-    """
-    names = labels(runs)
-    curves = [
-        Curve(name, *(list(column) for column in zip(*velocity_losses(run), strict=True)))
-        for name, run in zip(names, runs, strict=True)
-    ]
-    plots.curves(
-        curves,
-        path,
-        title="velocity loss of held-out data",
-        xlabel="t (0 noise, 1 data)",
-        ylabel="L_t = E |v_theta - v|^2 (summed over dimensions)",
-        logy=True,
-    )
-    return curves
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """The shortest names that tell the runs apart: the target, interpolant and target, or the folder."""
-    found: list[str] = []
-    for name in (
-        lambda run: run.config.target.name,
-        lambda run: f"{run.config.interp.name} {run.config.target.name}",
-        lambda run: run.folder.name,
-    ):
-        found = [name(run) for run in runs]
-        if len(set(found)) == len(found):
-            break
-    return found
-
-
-def measure(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float], list[float]]:
+def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float], list[float]]:
     """Times and the velocity loss at each, summed over dimensions; equal for equal weights (noise has its own seed)."""
     device = next(iter(getattr(field.network, "parameters", list)()), torch.empty(0)).device
     ends = interval.derive(field.interpolant, field.target, None, steps=1)
@@ -94,13 +63,15 @@ def measure(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float
         total = 0.0
         for first in range(0, len(x), BATCH):
             part = slice(first, first + BATCH)
-            total += float(_errors(field, x[part].to(device), y[part].to(device), keys[part].to(device), t).sum())
+            total += float(
+                _squared_errors(field, x[part].to(device), y[part].to(device), keys[part].to(device), t).sum()
+            )
         losses.append(total / len(x))
     return times.tolist(), losses
 
 
 @torch.no_grad()
-def _errors(field: Field, x: Tensor, y: Tensor, keys: Tensor, t: Tensor) -> Tensor:
+def _squared_errors(field: Field, x: Tensor, y: Tensor, keys: Tensor, t: Tensor) -> Tensor:
     draws = rng.normal(keys, tuple(x.shape[1:]), rng.TRAINING)
     c = field.interpolant.at(t, x)
     c = type(c)(*(value.to(x) for value in c))
@@ -114,3 +85,55 @@ def smooth(losses: list[float]) -> list[float]:
     logs = np.log(np.maximum(losses, np.finfo(float).tiny))
     padded = np.concatenate((logs[:1], logs, logs[-1:]))
     return np.exp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4).tolist()
+
+
+INTERVALS, PATHS, PATH_SEED = 64, 64, 0
+C = TypeVar("C", bound=Component)
+
+
+def fitted(component: C, run: Run) -> C:
+    """A component with what it needs of the run, measured once: the grid adapted's curvature, kl-eta's velocity loss."""
+    lacking: dict[str, Any] = {}
+    if isinstance(component, KLEta) and not component.losses:
+        lacking = {"losses": velocity_losses(run)}
+    elif isinstance(component, Adapted) and not component.curvature:
+        lacking = {"curvature": curvatures(run)}
+    elif isinstance(component, Sampler) and isinstance(grid := getattr(component, "grid", None), Adapted):
+        lacking = {"grid": fitted(grid, run)}
+    return dataclasses.replace(component, **lacking)
+
+
+def curvatures(run: Run) -> tuple[tuple[float, float], ...]:
+    """(t, |x''|) of a run along 64 paths of its unguided flow, classes in turn, stored beside the checkpoint it belongs to."""
+    path = run.folder / f"curvature-{run.average}-{run.step:08d}.json"
+    if not path.is_file():
+        device = next(iter(run.network.parameters()), torch.empty(0)).device
+        index = torch.arange(PATHS)
+        x = rng.normal(rng.sample_keys(PATH_SEED, index).to(device), run.shape, rng.INITIAL)
+        y = index % run.field.null_class if run.field.null_class else None
+        times, values = zip(*path_curvature(run.field, x, y), strict=True)
+        write_json(path, {"times": times, "curvature": values})
+    stored = read_json(path)
+    return tuple(zip(stored["times"], stored["curvature"], strict=True))
+
+
+def path_curvature(field: Field, x: Tensor, y: Tensor | None = None) -> tuple[tuple[float, float], ...]:
+    """(t, |x''(t)|) at the 63 times between 64 even intervals of the flow from noise x (b, ...), labels y (b,) or None.
+
+    x'' is the second difference of the states of a solve by heun over h^2, so that nothing is asked of the network beyond
+    the solve; |x''| its root mean square over the batch and the dimensions.
+    """
+    ends = interval.derive(field.interpolant, field.target, None, steps=1)
+    solver = Heun(steps=INTERVALS, t0=ends.t0, t1=ends.t1)
+    drawn = solver.sample(field, x, y, trajectory=True)
+    assert drawn.trajectory is not None
+    h = (ends.t1 - ends.t0) / INTERVALS
+    found = []
+    for t, (before, here, after) in zip(drawn.times[1:-1].tolist(), _triples(drawn.trajectory), strict=True):
+        bend = (before.double() - 2 * here.double() + after.double()) / h**2
+        found.append((t, float(bend.square().mean().sqrt())))
+    return tuple(found)
+
+
+def _triples(states: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    return zip(states[:-2], states[1:-1], states[2:], strict=True)

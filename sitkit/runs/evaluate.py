@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import math
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,25 +11,26 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from sitkit.data.dataset import load_examples
 from sitkit.evaluation.extractors.extractor import Extraction, Extractor
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
 from sitkit.evaluation.reference import Reference
 from sitkit.registry import spec
-from sitkit.runs import checkpoint, one_file
-from sitkit.runs.config.schema import Config, flat, identity
+from sitkit.runs.config.identity import file_digest, number_identity, sampling_identity
+from sitkit.runs.config.mappings import flat
 from sitkit.runs.environment import environment
-from sitkit.runs.run import ENVIRONMENT, METRICS, Run, examples, read_config_of
-from sitkit.runs.sample import sample, sampling_identity
-from sitkit.runs.sample_set import Drawn
+from sitkit.runs.one_file import weights_fingerprint
+from sitkit.runs.run import ENVIRONMENT, METRICS, Run, read_config_of
+from sitkit.runs.sample import sample
+from sitkit.runs.sample_set import Drawn, keeps_samples
 from sitkit.runs.tracking.sync import run_id
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 
 EVALUATIONS = "evaluations"
-# Samples of at most so many bytes together are kept, unless run.keep_samples says otherwise.
-KEPT = 2**30
 # What the metrics draw at random (bootstrap, directions, subsets, halves) comes from this seed.
 SEED = 0
 
@@ -63,25 +60,25 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     if missing:
         with joined(run.config.run.device) as world:
             eyes = _extractions(run, missing, progress)
-            keep = keeps(run.config, missing)
+            keep = keeps_samples(run.config, missing)
             costly = tuple(eye for extractor, eye in eyes.items() if extractor.learnt or not keep)
             drawn = sample(run, progress, keep=keep, extractions=costly)
-            reference = Reference(examples(run.config.data.source()), run.folder.parent / "references")
+            reference = Reference(load_examples(run.config.data.source()), run.folder.parent / "references")
             first = world.rank * len(missing) // world.size
             for metric in missing[first:] + missing[:first]:
                 path = paths[metric]
                 with FileLock(drawn.folder / f".{path.stem}.lock"):
                     if not path.is_file():
-                        checkpoint.write_json(path, _measure(run, metric, drawn, eyes, reference, progress))
+                        write_json(path, _measure(run, metric, drawn, eyes, reference, progress))
             if world.lead and run.config.run.track:
-                _track(run, drawn, [Evaluation(path, checkpoint.read_json(path)) for path in paths.values()], progress)
-    return [Evaluation(path, checkpoint.read_json(path)) for path in paths.values()]
+                _track(run, drawn, [Evaluation(path, read_json(path)) for path in paths.values()], progress)
+    return [Evaluation(path, read_json(path)) for path in paths.values()]
 
 
 def _extractions(run: Run, wanted: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
     """The extractors of the metrics, ready for work."""
     device = next(iter(run.network.parameters()), torch.empty(0)).device
-    seen = examples(run.config.data.source())
+    seen = load_examples(run.config.data.source())
     eyes: dict[Extractor, Extraction] = {}
     for metric in wanted:
         if isinstance(metric, FeatureMetric):
@@ -94,16 +91,6 @@ def _extractions(run: Run, wanted: list[Metric], progress: Progress) -> dict[Ext
     if run.config.sample.n < 2:
         raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
     return eyes
-
-
-def keeps(config: Config, wanted: Sequence[Metric]) -> bool:
-    """Whether the samples themselves are stored, and not only their features."""
-    asked = config.run.keep_samples
-    if asked is not None and (asked or all(isinstance(metric, FeatureMetric) for metric in wanted)):
-        return asked
-    data = examples(config.data.source())
-    size = math.prod(data.shape) * (1 if data.is_image else 4)
-    return config.sample.n * size <= KEPT or not all(isinstance(metric, FeatureMetric) for metric in wanted)
 
 
 def title(record: dict[str, Any]) -> str:
@@ -121,7 +108,7 @@ def _track(run: Run, drawn: Drawn, done: list[Evaluation], progress: Progress) -
         row |= {name: evaluation.value}
         if evaluation.record["halves"] is not None:
             row |= {f"{name}_halves": evaluation.record["halves"]}
-    checkpoint.write(drawn.folder / METRICS, checkpoint.to_json(row) + "\n")
+    write_file(drawn.folder / METRICS, to_json(row) + "\n")
     tracker = Tracker(
         drawn.folder,
         name=f"{run.folder.name} {drawn.folder.name}",
@@ -138,29 +125,6 @@ def _track(run: Run, drawn: Drawn, done: list[Evaluation], progress: Progress) -
 def evaluation_identity(run: Run, metric: Metric) -> str:
     """What determines the number: the sampling, the metric and the reference data."""
     return number_identity(sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint)
-
-
-def number_identity(samples: str, metric: Mapping[str, Any], data: str) -> str:
-    """The identity of a number by those of its samples and data, and the metric as plain values.
-
-    Raises UserError for a file of reference statistics that is not there.
-    """
-    file = metric.get("reference")
-    return identity(samples, metric, data, *([_digest(file)] if file else []))
-
-
-def _digest(path: str) -> str:
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        raise UserError(f"{path}: there is no such file of reference statistics.") from None
-    return _digest_of(path, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(maxsize=16)
-def _digest_of(path: str, *state: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def command(run: Run, metric: Metric) -> list[str]:
@@ -213,14 +177,14 @@ def _measure(
         "n": drawn.n,
         "reference": {
             "data": spec(config.data.source()), "n": reference.n, "fingerprint": data.fingerprint,
-            "file": file, "sha256": _digest(file) if file else None,
+            "file": file, "sha256": file_digest(file) if file else None,
         },
         "features": features,
         "run": run.folder.name,
         "training": run.identity,
         "data": run.examples.fingerprint,
         "checkpoint": {
-            "step": run.step, "weights": run.average, "fingerprint": one_file.digest(run.network.state_dict()),
+            "step": run.step, "weights": run.average, "fingerprint": weights_fingerprint(run.network.state_dict()),
         },
         "samples": drawn.folder.name,
         "labels": config.sample.model_dump(mode="json")["labels"],
@@ -228,7 +192,7 @@ def _measure(
         "nfe": drawn.record["nfe"],
         "rounding": drawn.record["rounding"],
         "sampling": drawn.record,
-        "trained": checkpoint.read_json(run.folder / ENVIRONMENT) if (run.folder / ENVIRONMENT).is_file() else None,
+        "trained": read_json(run.folder / ENVIRONMENT) if (run.folder / ENVIRONMENT).is_file() else None,
         "environment": environment(device),
         "command": command(run, metric),
     }  # fmt: skip

@@ -19,16 +19,16 @@ from torch import Tensor
 
 from sitkit.models.autoencoder import Identity, modelled
 from sitkit.registry import spec
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import identity
-from sitkit.runs.curvature import fitted
+from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.solvers.log_density import Likelihood, likelihood
-from sitkit.solvers.sampler import AdaptiveODE, Dopri5, FixedStepODE
+from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE
 
 FOLDER = "likelihoods"
 MOST, BATCH = 1000, 100
@@ -88,8 +88,8 @@ def density(
     }
     path = run.folder / FOLDER / f"{identity(run.identity, recipe, data.fingerprint)}.json"
     if not path.is_file():
-        checkpoint.write_json(path, _measure(run, index, recipe, sampler, progress))
-    return Density(path, checkpoint.read_json(path))
+        write_json(path, _measure(run, index, recipe, sampler, progress))
+    return Density(path, read_json(path))
 
 
 def _measure(

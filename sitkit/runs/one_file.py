@@ -14,48 +14,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sitkit.data.described import description
 from sitkit.models.autoencoder import PACKED
-from sitkit.registry import origins
-from sitkit.runs import checkpoint
 from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import load_tensors, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sitkit.runs.run import Run
+import re
+from typing import NamedTuple
+
+from sitkit.runtime.errors import WorkFailed
 
 KIND = "run"
 
 
-def write(run: Run, path: Path) -> Path:
-    """Write a run, with the weights that it was loaded with and the settings that it has now, to one file.
-
-    Raises UserError for a network that is given rather than trained, and WorkFailed where the file cannot be written.
-    """
-    if not run.config.backbone.trainable:
-        raise UserError(f"backbone {run.config.backbone.name!r} has no weights to export: it is made of the data.")
-    state = {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}
-    config = {key: value for key, value in run.config.plain().items() if key != "run"}
-    told = {
-        "format": 1, "kind": KIND, "step": run.step, "weights": run.average, "config": config,
-        "data": description(run.outline),
-        "fingerprints": {
-            "training": run.identity, "data": run.outline.fingerprint,
-            "autoencoder": run.config.autoencoder.fingerprint(), "weights": digest(state),
-        },
-        "components": origins(),
-    }  # fmt: skip
-    packed = run.config.autoencoder.packed()
-    if packed is not None:
-        told["autoencoder"] = packed[0]
-        state |= {f"{PACKED}{name}": tensor for name, tensor in packed[1].items()}
-    checkpoint.save(path, state, told)
-    return path
-
-
-def digest(state: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of a network's state: names, types, shapes and values."""
     import torch
 
@@ -66,15 +41,15 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def average(config: Config) -> str:
+def weights_name(config: Config) -> str:
     """Which weights a configuration samples with: "ema", "raw", or "ema-0.05" where one was chosen."""
     chosen = config.sample
     return chosen.weights if chosen.ema is None else f"{chosen.weights}-{chosen.ema!r}"
 
 
-def header(path: Path) -> dict[str, Any]:
+def read_run_header(path: Path) -> dict[str, Any]:
     """What the file says of itself.  Raises UserError for one that is damaged, a pickle, or no run in one file."""
-    told = checkpoint.header(path)
+    told = read_header(path)
     if told.get("kind") != KIND:
         raise UserError(
             f"{path} is a checkpoint; give the folder of its run: {path.parent.parent}. "
@@ -85,9 +60,9 @@ def header(path: Path) -> dict[str, Any]:
     return told
 
 
-def settings(path: Path) -> dict[str, Any]:
+def settings_of_file(path: Path) -> dict[str, Any]:
     """The settings in the file; an autoencoder that it holds is found in it, wherever the file now lies."""
-    told = header(path)
+    told = read_run_header(path)
     found = told["config"]
     return (
         found | {"autoencoder": found["autoencoder"] | {"path": str(path.resolve())}}
@@ -96,21 +71,88 @@ def settings(path: Path) -> dict[str, Any]:
     )
 
 
-def state(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, Tensor], str]:
+def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, Tensor], str]:
     """(step, the network's state, its digest) of a file.
 
     Raises UserError where it holds other weights than `config` or `step` ask for, where its autoencoder is not the one
     that it was made with, and where the weights are not those that it was written with.
     """
-    told, tensors = checkpoint.load(path)
+    told, tensors = load_tensors(path)
     marks = told["fingerprints"]
-    if average(config) != told["weights"]:
-        raise UserError(f"{path} holds the weights {told['weights']!r} alone, not {average(config)!r}.")
+    if weights_name(config) != told["weights"]:
+        raise UserError(f"{path} holds the weights {told['weights']!r} alone, not {weights_name(config)!r}.")
     if step not in (None, told["step"]):
         raise UserError(f"{path} holds step {told['step']} alone, not step {step}.")
     if config.autoencoder.fingerprint() != marks["autoencoder"]:
         raise UserError(f"{path}: the autoencoder {config.autoencoder} is not the one that it was made with.")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACKED)}
-    if digest(tensors) != marks["weights"]:
+    if weights_fingerprint(tensors) != marks["weights"]:
         raise UserError(f"{path}: the weights are not those that were written there: copy it again.")
     return int(told["step"]), tensors, marks["weights"]
+
+
+SCHEME = "hf://"
+HUB_FILE, HUB_CARD = "model.safetensors", "README.md"
+
+
+class Repository(NamedTuple):
+    """A repository of models; revision is a branch, a tag or a commit, None the newest state."""
+
+    name: str
+    revision: str | None
+
+
+def parse_address(address: str) -> Repository:
+    """The repository of an address.  Raises UserError that says how one is written."""
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
+    if match is None:
+        raise UserError(f"{address}: a repository on the hub is written hf://owner/name or hf://owner/name@revision.")
+    return Repository(match[1], match[2])
+
+
+def download(address: str) -> Path:
+    """The run's file of a repository, from huggingface_hub's cache where it is there already.
+
+    Raises UserError where the hub has none, or cannot be reached and the cache has none.
+    """
+    repository = parse_address(address)
+    library = _library()
+    try:
+        return Path(library.hf_hub_download(repository.name, HUB_FILE, revision=repository.revision))
+    except Exception as error:  # huggingface_hub, its HTTP client and the system raise many kinds.
+        raise UserError(f"{address}: {_reason(error)}") from None
+
+
+def upload(file: Path, card: str, address: str, *, private: bool = False) -> str:
+    """Upload a run's file, and its card unless the repository has one; made where it is not there.  Returns its web address.
+
+    The token is huggingface_hub's (`hf auth login`, or HF_TOKEN).  Raises WorkFailed where the hub does not take it.
+    """
+    repository = parse_address(address)
+    if repository.revision is not None:
+        raise UserError(f"{address}: an upload goes to the repository, not to a revision of it.")
+    library = _library()
+    try:
+        api = library.HfApi(library_name="sitkit")
+        api.create_repo(repository.name, private=private or None, exist_ok=True)
+        add = [library.CommitOperationAdd(HUB_FILE, file)]
+        if not api.file_exists(repository.name, HUB_CARD):
+            add.append(library.CommitOperationAdd(HUB_CARD, card.encode()))
+        done = api.create_commit(repository.name, add, commit_message=f"Upload {HUB_FILE} by sitkit")
+    except Exception as error:
+        raise WorkFailed(f"{address} was not uploaded: {_reason(error)}") from None
+    return str(done.repo_url)
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise UserError(f"{SCHEME} needs huggingface_hub ({error}): pip install 'sitkit[hub]'") from None
+    return huggingface_hub
+
+
+def _reason(error: Exception) -> str:
+    # The library explains itself over several paragraphs, the first of which may be empty.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

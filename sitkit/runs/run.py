@@ -21,13 +21,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sitkit.data.dataset import Dataset, Examples
+from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import described
 from sitkit.models.autoencoder import modelled_shape
-from sitkit.runs import averages, checkpoint, hub, one_file
-from sitkit.runs.config.schema import TRAINING, Config, Layer, locate, slug, to_yaml, training_identity, validate
+from sitkit.runs import averages
+from sitkit.runs.checkpoint import checkpoints, latest_checkpoint
+from sitkit.runs.config.identity import slug, training_identity
+from sitkit.runs.config.schema import TRAINING, Config
+from sitkit.runs.config.sources import Layer, locate, to_yaml, validate
+from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file, weights_name, weights_of_file
 from sitkit.runtime.distributed import device_of
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.files import read_json, write_file
+from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.transport.field import Field
 
 CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
@@ -61,12 +67,12 @@ class Run:
     @property
     def average(self) -> str:
         """Which weights the network has, as names of files say it: "ema", "raw", or "ema-0.05" where one was chosen."""
-        return one_file.average(self.config)
+        return weights_name(self.config)
 
     @property
     def examples(self) -> Examples:
         """The data set that the run was trained on.  Raises UserError where it is gone, or is another one by now."""
-        found, known = examples(self.config.data), _described(self.source)
+        found, known = load_examples(self.config.data), _described(self.source)
         if known is not None and known["fingerprint"] != found.fingerprint:
             raise UserError(f"The data of {self.source} changed since it was trained: bring back the old ones.")
         return found
@@ -82,27 +88,21 @@ class Run:
         return modelled_shape(self.config.autoencoder, self.outline)
 
 
-@functools.lru_cache(maxsize=4)
-def examples(dataset: Dataset) -> Examples:
-    """The examples of a data set, loaded once."""
-    return dataset.load()
-
-
 def outline(source: Path, config: Config) -> Examples:
     """The data of a run's folder or file as far as they are described there; the data themselves where they are not."""
     known = _described(source)
     if known is None:
-        return examples(config.data)
+        return load_examples(config.data)
     if len(known["shape"]) != 3:
         with contextlib.suppress(UserError):
-            return examples(config.data)
+            return load_examples(config.data)
     return described(known, str(getattr(config.data, "path", config.data.name)))
 
 
 def _described(source: Path) -> dict[str, Any] | None:
     if source.is_file():
-        return one_file.header(source)["data"]
-    return checkpoint.read_json(source / DATA) if (source / DATA).is_file() else None
+        return read_run_header(source)["data"]
+    return read_json(source / DATA) if (source / DATA).is_file() else None
 
 
 def folder_of(config: Config) -> Path:
@@ -115,7 +115,7 @@ def fingerprints(config: Config) -> dict[str, str]:
 
     Raises UserError for examples that the autoencoder cannot take.
     """
-    data = examples(config.data)
+    data = load_examples(config.data)
     modelled_shape(config.autoencoder, data)
     return {"data": data.fingerprint, "autoencoder": config.autoencoder.fingerprint()}
 
@@ -123,7 +123,7 @@ def fingerprints(config: Config) -> dict[str, str]:
 def check_unchanged(folder: Path, marks: Mapping[str, str]) -> None:
     """Raise UserError where a run was begun with data or an autoencoder of other fingerprints than `marks`."""
     path = folder / ENVIRONMENT
-    recorded = checkpoint.read_json(path) if path.exists() else {}
+    recorded = read_json(path) if path.exists() else {}
     for what, mark in marks.items():
         if recorded.get(what, mark) != mark:
             raise UserError(
@@ -142,7 +142,7 @@ def build(config: Config, seed: int | None = None, known: Examples | None = None
 
     known: what is known of the data, enough for a network that is trained; by default they are loaded.
     """
-    data = known if known is not None and config.backbone.trainable else examples(config.data)
+    data = known if known is not None and config.backbone.trainable else load_examples(config.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed if seed is None else seed)
         network = config.backbone.build(modelled_shape(config.autoencoder, data), data.num_classes)
@@ -151,7 +151,7 @@ def build(config: Config, seed: int | None = None, known: Examples | None = None
 
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: every setting resolved."""
-    checkpoint.write(folder / CONFIG, to_yaml(config.plain()))
+    write_file(folder / CONFIG, to_yaml(config.plain()))
 
 
 def find(name: str | Path, root: Path) -> Path:
@@ -163,7 +163,7 @@ def find(name: str | Path, root: Path) -> Path:
     if (path / CONFIG).is_file():
         return path
     if path.is_file():
-        one_file.header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
+        read_run_header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
         raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
     if path.suffix == ".safetensors":
         raise UserError(f"There is no file {path}.")
@@ -193,10 +193,10 @@ def located(name: str | Path, root: Path) -> Path:
 
     Raises UserError as `find` does, and where the hub has no such file or cannot be reached.
     """
-    if str(name).startswith(hub.SCHEME):
-        return hub.download(str(name))
+    if str(name).startswith(SCHEME):
+        return download(str(name))
     if Path(name).is_file():
-        one_file.header(Path(name))
+        read_run_header(Path(name))
         return Path(name)
     return find(name, root)
 
@@ -206,9 +206,9 @@ def read_config_of(source: Path) -> Config:
 
     Raises UserError that names what is missing or wrong in it, and the package that a component came from.
     """
-    from sitkit.runs.config.schema import read_yaml
+    from sitkit.runs.config.sources import read_yaml
 
-    layer = Layer(one_file.settings(source)) if source.is_file() else read_yaml(source / CONFIG)
+    layer = Layer(settings_of_file(source)) if source.is_file() else read_yaml(source / CONFIG)
     try:
         return validate(Config, layer.values, layer.where)
     except UserError as error:
@@ -218,7 +218,7 @@ def read_config_of(source: Path) -> Config:
 def _from_a_package(source: Path, message: str) -> str:
     """Where the component that a message misses came from when the run was made, and how to have it again."""
     path = source / ENVIRONMENT
-    made = one_file.header(source) if source.is_file() else checkpoint.read_json(path) if path.is_file() else {}
+    made = read_run_header(source) if source.is_file() else read_json(path) if path.is_file() else {}
     for component, package in made.get("components", {}).items():
         kind, _, name = component.partition(" ")
         if f"No {kind} named {name!r}." in message:
@@ -260,7 +260,7 @@ def load(
     known = outline(source, config)
     network, at, folder = build(config, known=known), 0, source
     if source.is_file():
-        at, state, digest = one_file.state(source, config, step)
+        at, state, digest = weights_of_file(source, config, step)
         folder = root / f"{slug(config)}-{digest[:12]}"
         _fill(network, state, source)
     else:
@@ -290,7 +290,7 @@ def start_from(network: nn.Module, name: str, root: Path) -> None:
 
 def adapted(config: Config, over: Layer) -> Config:
     """A run's configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
-    from sitkit.runs.config.schema import merge
+    from sitkit.runs.config.mappings import merge
 
     values = merge(config.plain(), over.values)
     if "sampler" in over.values and "diffusion" not in over.values and "name" in values["sampler"]:
@@ -302,7 +302,7 @@ def adapted(config: Config, over: Layer) -> Config:
 
 def checkpoint_at(folder: Path, step: int | None = None) -> Path:
     """The newest whole checkpoint of a run, or the one at a step."""
-    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    found = checkpoints(folder / CHECKPOINTS)
     if step is not None:
         for path in found:
             if int(path.stem.rpartition("-")[2]) == step:
@@ -311,9 +311,9 @@ def checkpoint_at(folder: Path, step: int | None = None) -> Path:
             f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in found) or 'none'}."
         )
     damaged: list[str] = []
-    newest = checkpoint.latest(folder / CHECKPOINTS, damaged.append)
+    newest = latest_checkpoint(folder / CHECKPOINTS, damaged.append)
     if newest is None and found:
-        checkpoint.header(found[-1])  # Raises, with what is wrong with it.
+        read_header(found[-1])  # Raises, with what is wrong with it.
     for text in damaged:
         warnings.warn(text, stacklevel=2)
     if newest is None:
@@ -336,7 +336,7 @@ def state_of(folder: Path, config: Config, step: int | None = None) -> tuple[int
             )
         return *averages.rebuild(folder, chosen, step), folder / averages.SNAPSHOTS
     path = checkpoint_at(folder, step)
-    header, tensors = checkpoint.load(path)
+    header, tensors = load_tensors(path)
     prefix = (
         "model." if config.sample.weights == "raw" else averages.prefix(decays, decays[0] if chosen is None else chosen)
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,47 +14,25 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from sitkit.evaluation import plots
 from sitkit.evaluation.extractors.extractor import Extraction
-from sitkit.registry import spec
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import Config, identity, training_identity
-from sitkit.runs.curvature import fitted
+from sitkit.evaluation.images import ROUNDING
+from sitkit.runs.config.identity import sampling_identity, sampling_recipe
+from sitkit.runs.config.schema import Config
+from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run, load
-from sitkit.runs.sample_set import ARRAYS, SHARD, Drawn, Shards, seen, stored
+from sitkit.runs.sample_set import ARRAYS, SHARD, Drawn, Shards, block_size, seen, stored
 from sitkit.runtime import archives, rng
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.files import to_json
 from sitkit.runtime.locks import share
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance, Weights
-from sitkit.solvers.sampler import AdaptiveODE, Plan, Sampler
+from sitkit.solvers.sampler import Plan, Sampler
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.field import Field
-
-
-def sampling_identity(config: Config, step: int, training: str | None = None) -> str:
-    """What determines the samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels.
-
-    training: the training's identity, where it is known already.
-    """
-    return identity(training or training_identity(config), sampling_recipe(config, step))
-
-
-def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
-    """Everything beyond the training that a sample depends on, as plain values."""
-    settings = config.sample.model_dump(mode="json")
-    if not isinstance(config.sampler, AdaptiveODE):
-        # Only an adaptive solver's steps depend on what else is in the batch.
-        del settings["batch"]
-    return {
-        "step": step,
-        "sampler": spec(config.sampler),
-        "diffusion": spec(config.diffusion),
-        "guidance": spec(config.guidance),
-        "sample": settings,
-    }
 
 
 def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> Tensor:
@@ -71,15 +48,6 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
     if len(chosen) == 0 or not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
         raise UserError(f"sample.labels must be classes from 0 to {num_classes - 1}; got {list(rule)}.")
     return chosen[index % len(chosen)]
-
-
-def block(shape: tuple[int, ...]) -> int:
-    """How many states of a shape a CPU takes at once, whatever `sample.batch` says: 16, and up to 64 of small ones.
-
-    In float32 on a CPU the last digits of a row of a matrix product depend on how many rows there are (seen below 16
-    rows of 64 to 768 columns, torch 2.13).  Blocks of fixed size and place make a sample a function of its index alone.
-    """
-    return max(16, min(64, 4096 // math.prod(shape)))
 
 
 def bound(guidance: Guidance, run: Run) -> Guidance:
@@ -141,7 +109,7 @@ class Drawing:
     @property
     def at_once(self) -> int:
         """How many samples go through the solver together."""
-        return block(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
+        return block_size(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
 
     def draw(self, first: int, last: int, progress: Callable[[int], None]) -> Part:
         """Samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
@@ -190,7 +158,7 @@ class Drawing:
             "intervals": len(plan.times) - 1,
             "last_step": plan.last_step,
             "notes": list(plan.notes),
-            "rounding": plots.ROUNDING if self.run.outline.is_image else "none",
+            "rounding": ROUNDING if self.run.outline.is_image else "none",
             "at_once": self.at_once,
             "environment": environment(self.device),
         }
@@ -250,10 +218,10 @@ def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:
         tensors = {"y": part.y} | ({"x": kept} if keep or i == 0 else {})
         if part.paths is not None:
             tensors["paths"] = part.paths
-        checkpoint.save(shards.shard(i), tensors, {"kept": keep, "nfe": part.nfe, "seconds": part.seconds})
+        save_tensors(shards.shard(i), tensors, {"kept": keep, "nfe": part.nfe, "seconds": part.seconds})
     for extraction in shards.missing(shards.extractions):
         if not shards.part(i, extraction).is_file():
-            checkpoint.save(shards.part(i, extraction), extraction(seen(kept)), {"fingerprint": extraction.fingerprint})
+            save_tensors(shards.part(i, extraction), extraction(seen(kept)), {"fingerprint": extraction.fingerprint})
     told(0)
 
 
@@ -289,7 +257,7 @@ def write_adm(drawn: Drawn, path: Path) -> None:
     if not drawn.data.is_image:
         raise UserError(f"--adm writes images; the samples are of shape {drawn.data.shape}.")
     n = drawn.n
-    told = checkpoint.to_json({k: v for k, v in drawn.record.items() if k != "environment"})
+    told = to_json({k: v for k, v in drawn.record.items() if k != "environment"})
     with archives.writing(path, compress=False) as archive:
         images = archives.rows(drawn.folder / ARRAYS, "images", SHARD)
         archives.add(archive, "arr_0", n, (np.broadcast_to(part, (*part.shape[:3], 3)) for part in images))

@@ -11,8 +11,9 @@ Images are kept as uint8, rounded once; everything that looks at them, the extra
 from __future__ import annotations
 
 import functools
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit.data.dataset import Examples
+from sitkit.data.dataset import Examples, load_examples
 from sitkit.evaluation import plots
 from sitkit.evaluation.extractors.extractor import Extraction
-from sitkit.runs import checkpoint
+from sitkit.evaluation.images import image_grid, to_uint8
+from sitkit.evaluation.metrics.metric import FeatureMetric, Metric
+from sitkit.runs.config.schema import Config
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.tensors import load_tensors, read_header, save_tensors
 
 RECORD, ARRAYS, PICTURE = "record.json", "samples.npz", "grid.png"
 SHARD = 512
@@ -70,7 +75,7 @@ class Drawn:
     def features(self, extraction: Extraction) -> dict[str, Tensor]:
         """Every output of an extractor for the samples: as stored, or computed from the samples."""
         path = features_file(self.folder, extraction)
-        return checkpoint.load(path)[1] if path.is_file() else extraction(self.x)
+        return load_tensors(path)[1] if path.is_file() else extraction(self.x)
 
 
 def seen(stored: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ def seen(stored: Tensor) -> Tensor:
 
 def stored(x: Tensor, data: Examples) -> Tensor:
     """Samples as they are kept: images rounded to uint8 (n, h, w, c)."""
-    return torch.from_numpy(plots.to_uint8(x)) if data.is_image else x.float().cpu().contiguous()
+    return torch.from_numpy(to_uint8(x)) if data.is_image else x.float().cpu().contiguous()
 
 
 def features_file(folder: Path, extraction: Extraction) -> Path:
@@ -122,7 +127,7 @@ class Shards:
     def record(self) -> dict[str, Any] | None:
         """The record, if the samples were drawn."""
         path = self.folder / RECORD
-        return checkpoint.read_json(path) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     @property
     def drawn(self) -> bool:
@@ -144,7 +149,7 @@ class Shards:
     def has(self, i: int) -> bool:
         """Whether shard i is drawn, and kept if that is asked for."""
         try:
-            return checkpoint.header(self.shard(i))["kept"] or not self.keep
+            return read_header(self.shard(i))["kept"] or not self.keep
         except UserError:
             # Not there, or put together with the rest and removed by another process just now.
             return False
@@ -160,33 +165,33 @@ class Shards:
             first, last = self.range(i)
             return torch.from_numpy(_loaded(self.folder, self.data)[first:last])
         path = self.shard(i)
-        if path.is_file() and checkpoint.header(path)["kept"]:
-            return checkpoint.load(path)[1]["x"]
+        if path.is_file() and read_header(path)["kept"]:
+            return load_tensors(path)[1]["x"]
         return None
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Put the parts together, the record last; then the parts go.  One process at a time."""
         if not self.finished:
             for extraction in self.missing(self.extractions):
-                parts = [checkpoint.load(self.part(i, extraction))[1] for i in range(self.count)]
+                parts = [load_tensors(self.part(i, extraction))[1] for i in range(self.count)]
                 joined = {name: torch.cat([part[name] for part in parts]) for name in extraction.outputs}
                 told = {"fingerprint": extraction.fingerprint, "n": self.n, **extraction.record}
-                checkpoint.save(features_file(self.folder, extraction), joined, told)
+                save_tensors(features_file(self.folder, extraction), joined, told)
             if not self.drawn:
                 self._join(record)
         for leftover in (self.folder / "shards", *(self.part(0, e).parent for e in self.extractions)):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _join(self, record: Mapping[str, Any]) -> None:
-        headers = [checkpoint.header(self.shard(i)) for i in range(self.count)]
+        headers = [read_header(self.shard(i)) for i in range(self.count)]
         kept = all(header["kept"] for header in headers)
         if kept:
             with archives.writing(self.folder / ARRAYS) as archive:
                 for name, key in (("images" if self.data.is_image else "points", "x"), ("labels", "y")):
-                    parts = (checkpoint.load(self.shard(i))[1][key].numpy() for i in range(self.count))
+                    parts = (load_tensors(self.shard(i))[1][key].numpy() for i in range(self.count))
                     archives.add(archive, name, self.n, parts)
         # A picture of points shows them all, one of images those of the first shard.
-        shown = [checkpoint.load(self.shard(i))[1] for i in range(self.count if kept and self.data.is_plane else 1)]
+        shown = [load_tensors(self.shard(i))[1] for i in range(self.count if kept and self.data.is_plane else 1)]
         x, y = (torch.cat([part[key] for part in shown]) for key in ("x", "y"))
         show(seen(x), y, self.data, self.folder / PICTURE, shown[0].get("paths"))
         spent = {
@@ -194,7 +199,7 @@ class Shards:
             "seconds": sum(header["seconds"] for header in headers),
             "kept": kept,
         }
-        checkpoint.write_json(self.folder / RECORD, {**record, **spent})
+        write_json(self.folder / RECORD, {**record, **spent})
 
 
 @functools.lru_cache(maxsize=1)
@@ -212,13 +217,36 @@ def show(x: Tensor, y: Tensor | None, data: Examples, path: Path, paths: Tensor 
         return
     if y is None or data.num_classes == 0 or int(y.max()) >= data.num_classes:
         shown = x[: ROW * ROW]
-        plots.grid(plots.to_uint8(shown), path, columns=ROW)
+        image_grid(to_uint8(shown), path, columns=ROW)
         return
     rows = [(y == label).nonzero().flatten()[:ROW] for label in y.unique()[:ROW]]
     columns = min(len(row) for row in rows)
     if columns < 2 and len(y.unique()) > ROW:
-        plots.grid(plots.to_uint8(x[: ROW * ROW]), path, columns=ROW)
+        image_grid(to_uint8(x[: ROW * ROW]), path, columns=ROW)
         return
     order = torch.cat([row[:columns] for row in rows]).to(x.device)
     names = [data.class_names[int(label)] for label in y.unique()[:ROW]]
-    plots.grid(plots.to_uint8(x[order]), path, columns=columns, row_labels=names)
+    image_grid(to_uint8(x[order]), path, columns=columns, row_labels=names)
+
+
+def block_size(shape: tuple[int, ...]) -> int:
+    """How many states of a shape a CPU takes at once, whatever `sample.batch` says: 16, and up to 64 of small ones.
+
+    In float32 on a CPU the last digits of a row of a matrix product depend on how many rows there are (seen below 16
+    rows of 64 to 768 columns, torch 2.13).  Blocks of fixed size and place make a sample a function of its index alone.
+    """
+    return max(16, min(64, 4096 // math.prod(shape)))
+
+
+# Samples of at most so many bytes together are kept, unless run.keep_samples says otherwise.
+KEEP_LIMIT = 2**30
+
+
+def keeps_samples(config: Config, wanted: Sequence[Metric]) -> bool:
+    """Whether the samples themselves are stored, and not only their features."""
+    asked = config.run.keep_samples
+    if asked is not None and (asked or all(isinstance(metric, FeatureMetric) for metric in wanted)):
+        return asked
+    data = load_examples(config.data.source())
+    size = math.prod(data.shape) * (1 if data.is_image else 4)
+    return config.sample.n * size <= KEEP_LIMIT or not all(isinstance(metric, FeatureMetric) for metric in wanted)

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from sitkit.runs import checkpoint
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import replacing
 
 
 @contextlib.contextmanager
 def writing(path: Path, compress: bool = True) -> Iterator[zipfile.ZipFile]:
     """An archive to add arrays to; it takes its name when it is whole.  Equal arrays give equal bytes."""
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    with checkpoint.replacing(path) as fresh, zipfile.ZipFile(fresh, "w", kind) as archive:
+    with replacing(path) as fresh, zipfile.ZipFile(fresh, "w", kind) as archive:
         yield archive
 
 

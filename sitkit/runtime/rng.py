@@ -16,7 +16,6 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _CACHED = 1 << 15
-
 # What a draw is for; draws of different purpose with one key are independent.
 KEY, INITIAL, BROWNIAN, LABEL, TIME, TRAINING, DROPOUT, PROBE, DATA, POSTERIOR = range(10)
 
@@ -75,67 +74,3 @@ def uniform(keys: Tensor, purpose: int) -> Tensor:
 def labels(keys: Tensor, num_classes: int) -> Tensor:
     """One class in [0, num_classes) for each key, int64."""
     return (words(keys, torch.zeros(1, dtype=torch.int64), 1, LABEL)[:, 0, 0] * num_classes) >> 32
-
-
-class BrownianPath:
-    """W(t) on [0, 1] for each key, refined by bridges over halves of intervals: a finer grid refines the same path.
-
-    Values at multiples of 2^-depth follow from the nodes of a binary tree; between two such multiples one more bridge
-    draw is spent.  Times must be asked for in increasing order; memory is `depth` states however many are asked for.
-    The law of the increments is exact as long as neighbouring times are at least 2^-depth apart.
-
-    keys: (b,) int64; values: (b, size).
-    """
-
-    def __init__(self, keys: Tensor, size: int, dtype: torch.dtype, *, depth: int = 16) -> None:
-        self.keys, self.size, self.dtype, self.depth = keys, size, dtype, depth
-        zero = torch.zeros(len(keys), size, dtype=dtype, device=keys.device)
-        end = self._draw([0])[:, 0]
-        # Each entry: (level, index within the level, W at the left end, W at the right end).
-        self._stack: list[tuple[int, int, Tensor, Tensor]] = [(0, 0, zero, end)]
-
-    def _draw(self, nodes: list[int]) -> Tensor:
-        return normals(self.keys, torch.tensor(nodes), self.size, BROWNIAN, self.dtype)
-
-    def __call__(self, t: float) -> Tensor:
-        """W(t), shape (b, size)."""
-        while len(self._stack) > 1 and not self._holds(self._stack[-1], t):
-            self._stack.pop()
-        nodes, (level, index, *_) = [], self._stack[-1]
-        while level < self.depth and not self._ends(level, index, t):
-            nodes.append((1 << level) + index)
-            level, index = level + 1, 2 * index + (t * 2 ** (level + 1) >= 2 * index + 1)
-        inside = not self._ends(level, index, t)
-        if inside:
-            nodes.append((1 << level) + index)
-        draws = list(self._draw(nodes).unbind(1)) if nodes else []
-        for draw in draws[: len(nodes) - inside]:
-            self._halve(draw, t)
-        level, index, left, right = self._stack[-1]
-        share = t * 2**level - index
-        # lerp is exact at both ends: a node is the same to the bit from either side.
-        value = torch.lerp(left, right, share)
-        if inside:
-            value = value + math.sqrt(share * (1 - share) / 2**level) * draws[-1]
-        return value
-
-    def _halve(self, draw: Tensor, t: float) -> None:
-        level, index, left, right = self._stack[-1]
-        middle = (left + right) / 2 + math.sqrt(0.25 / 2**level) * draw
-        second = t * 2 ** (level + 1) >= 2 * index + 1
-        half = (level + 1, 2 * index + second, *((middle, right) if second else (left, middle)))
-        self._stack.append(half)
-
-    @staticmethod
-    def _holds(entry: tuple[int, int, Tensor, Tensor], t: float) -> bool:
-        return entry[1] <= t * 2 ** entry[0] <= entry[1] + 1
-
-    @staticmethod
-    def _ends(level: int, index: int, t: float) -> bool:
-        return t * 2**level in (index, index + 1)
-
-
-def path_on(keys: Tensor, x: Tensor, times: Tensor) -> BrownianPath:
-    """The paths for states x (b, size) on a grid, deep enough for its shortest step."""
-    shortest = float(times.diff().min())
-    return BrownianPath(keys, x.shape[1], x.dtype, depth=max(16, math.ceil(-math.log2(shortest))))

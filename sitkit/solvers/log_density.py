@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.sampler import AdaptiveODE, Dopri5, FixedStepODE, worst_sample
+from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE, worst_sample
 from sitkit.transport.field import Counted, Field
 
 EXACT_BELOW = 33

@@ -234,7 +234,7 @@ def unit_increments(problem: Problem) -> Callable[[float, float], Tensor]:
     normal, whatever f; and as f varies by O(h) over a step, refining the grid refines the same solution, driven by
     the same W(t) that the other SDE samplers take.
     """
-    from sitkit.runtime.rng import path_on
+    from sitkit.solvers.brownian import path_on
 
     x = problem.x
     path = path_on(problem.keys, x.flatten(1), problem.plan.times)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torchsde import BaseBrownian
 
-from sitkit.runtime.rng import path_on
-from sitkit.solvers.sampler import Problem, diffusion_at
+from sitkit.solvers.brownian import path_on
+from sitkit.solvers.sampler import Problem
+from sitkit.solvers.sde import diffusion_at
 
 
 class StepIndexSDE:

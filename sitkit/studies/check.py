@@ -8,14 +8,17 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from sitkit.registry.settings_files import experiments
 from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import Config, Layer, assemble, locate, read_config, read_yaml
+from sitkit.runs.config.identity import ResultLocation
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import Layer, assemble, locate, read_config, read_yaml
 from sitkit.runs.run import CHECKPOINTS, CONFIG
 from sitkit.runtime.errors import UserError
 from sitkit.studies import study
-from sitkit.studies.ablate import Board
 from sitkit.studies.cost import Cost, cost, require
-from sitkit.studies.study import Cell, Plan, Refused, Seeds, Study, read_study, refusal, refused_at
-from sitkit.studies.tasks import Place, trained
+from sitkit.studies.status import StudyStatus
+from sitkit.studies.study import Cell, Plan, Refused, Seeds, Study, refusal, refused_at
+from sitkit.studies.study_file import read_study
+from sitkit.studies.tasks import trained
 from sitkit.transport import interval
 
 State = Literal["measured", "trained", "begun", "todo"]
@@ -97,7 +100,7 @@ def _is_study(layer: Layer) -> bool:
 
 def check(plan: Plan) -> Checked:
     """What each cell of a plan will do and cost, and which cannot be done here: by their data, network or metric."""
-    outlook = _Outlooks(Board(plan))
+    outlook = _Outlooks(StudyStatus(plan))
     cells: list[Outlook] = []
     refused = list(plan.refused)
     for number, (cell, place) in enumerate(zip(plan.cells, outlook.board.places, strict=True), 1):
@@ -111,7 +114,7 @@ def check(plan: Plan) -> Checked:
 class _Outlooks:
     """Outlooks of cells; what cells share is worked out once."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: StudyStatus) -> None:
         self.board = board
         self._known: dict[Any, Any] = {}
         self._steps: dict[str, tuple[bool, int]] = {}
@@ -129,7 +132,7 @@ class _Outlooks:
             raise found
         return found
 
-    def __call__(self, number: int, cell: Cell, place: Place) -> Outlook:
+    def __call__(self, number: int, cell: Cell, place: ResultLocation) -> Outlook:
         config = cell.config
         self._once(require, config, config.backbone, config.autoencoder, config.data, config.sample, *config.metric)
         solve = self._once(
@@ -153,7 +156,7 @@ class _Outlooks:
             cost(config, solve.nfe),
         )
 
-    def _state(self, config: Config, place: Place) -> tuple[State, int]:
+    def _state(self, config: Config, place: ResultLocation) -> tuple[State, int]:
         if place.training not in self._steps:
             newest = checkpoint.checkpoints(self.board.runs / place.run / CHECKPOINTS)[-1:]
             step = int(newest[0].stem.rpartition("-")[2]) if newest else 0

@@ -18,14 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from sitkit.data.dataset import load_examples
 from sitkit.evaluation.metrics.metric import FeatureMetric
 from sitkit.models.autoencoder import modelled_shape
 from sitkit.models.backbone import Backbone
 from sitkit.runs.averages import snapshot_bytes
 from sitkit.runs.config.schema import Config
-from sitkit.runs.evaluate import keeps
-from sitkit.runs.run import examples
-from sitkit.runs.sample import block
+from sitkit.runs.sample_set import block_size, keeps_samples
 from sitkit.runtime.errors import UserError
 from sitkit.studies.study import Cell, refused_at
 
@@ -74,7 +73,7 @@ def cost(config: Config, nfe: int | None) -> Cost:
 
     Raises UserError for data that are not there, and for a backbone or autoencoder that cannot take them.
     """
-    data, train, sample = examples(config.data), config.train, config.sample
+    data, train, sample = load_examples(config.data), config.train, config.sample
     shape = modelled_shape(config.autoencoder, data)
     network = network_cost(config.backbone, shape, data.num_classes)
     averages = len(train.ema_decays) + len(train.posthoc)
@@ -82,10 +81,10 @@ def cost(config: Config, nfe: int | None) -> Cost:
     learns = config.backbone.trainable
     half = 0.5 if train.precision == "bf16" else 1
     share = train.batch // train.accumulate
-    at_once = min(sample.n, sample.batch if _accelerated(config) else block(shape))
-    pixels = math.prod(examples(config.data.source()).shape)
+    at_once = min(sample.n, sample.batch if _accelerated(config) else block_size(shape))
+    pixels = math.prod(load_examples(config.data.source()).shape)
     kept = sample.n * (pixels if data.is_image else FLOAT * pixels)
-    if not keeps(config, config.metric):
+    if not keeps_samples(config, config.metric):
         kept = 0
     return Cost(
         shape,
@@ -102,11 +101,11 @@ def cost(config: Config, nfe: int | None) -> Cost:
 
 def require(config: Config) -> None:
     """Raises UserError for what cannot be done here: data that are not there, a network or metric that cannot take them."""
-    data = examples(config.data)
+    data = load_examples(config.data)
     network_cost(config.backbone, modelled_shape(config.autoencoder, data), data.num_classes)
     for metric in config.metric:
         if isinstance(metric, FeatureMetric):
-            metric.features.require(examples(config.data.source()))
+            metric.features.require(load_examples(config.data.source()))
             if metric.reads not in metric.features.outputs:
                 gives = ", ".join(metric.features.outputs)
                 raise UserError(f"{metric.name} reads {metric.reads}; features {metric.features.name!r} give {gives}.")

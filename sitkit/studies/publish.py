@@ -11,9 +11,9 @@ from typing import Any
 
 from sitkit.results.report import REPORT, report
 from sitkit.results.study_results import FILE, Results, read_results, runs_of
-from sitkit.runs import checkpoint
 from sitkit.runs.tracking.sync import METRICS, is_sent
 from sitkit.runs.tracking.tracker import Tracker
+from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 
 DIGEST = "published.json"
@@ -46,13 +46,13 @@ def publish(folder: Path, progress: Progress = silent) -> None:
 def _write(folder: Path) -> bool:
     """The report and the metrics of the results in a folder; whether there were any that had none yet."""
     digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    if (folder / DIGEST).exists() and checkpoint.read_json(folder / DIGEST) == digest:
+    if (folder / DIGEST).exists() and read_json(folder / DIGEST) == digest:
         return False
     report(folder)
     rows = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
     row = {"step": rows.count("\n"), "time": time.time(), **_numbers(read_results(folder))}
-    checkpoint.write(folder / METRICS, rows + checkpoint.to_json(row) + "\n")
-    checkpoint.write_json(folder / DIGEST, digest)
+    write_file(folder / METRICS, rows + to_json(row) + "\n")
+    write_json(folder / DIGEST, digest)
     return True
 
 

@@ -11,35 +11,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from platform import node
 from typing import Any, Literal
 
-from sitkit.registry import spec
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import TRAINING, Config, identity, slug, training_identity
-from sitkit.runs.evaluate import EVALUATIONS, number_identity
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.identity import ResultLocation, number_identity
+from sitkit.runs.config.schema import Config
+from sitkit.runs.evaluate import EVALUATIONS
 from sitkit.runs.run import CHECKPOINTS, CONFIG, ENVIRONMENT, folder_of
-from sitkit.runs.sample import sampling_identity
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
+from sitkit.runtime.tensors import read_header
 
 LOGS = "logs"
 FAILED = "failed:"
 NOTED = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\S+) \S+ \d+ (?P<what>.*)")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a cell's number comes from: its training, the identity of its samples, its measurement."""
-
-    training: str
-    run: str
-    samples: str
-    measurement: str
-    metric: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Task:
 
     kind: Literal["train", "measure"]
     config: Config
-    place: Place
+    place: ResultLocation
 
     @property
     def key(self) -> str:
@@ -110,50 +99,14 @@ def failure(log: Path, since: str) -> str | None:
     return last["what"].removeprefix(f"{FAILED} ")
 
 
-def place_of(config: Config) -> Place:
-    """Where the number of a configuration comes from."""
-    return places([config])[0]
-
-
-def places(configs: Iterable[Config]) -> list[Place]:
-    """Where the number of each configuration comes from; what they share is worked out once."""
-    known: dict[Any, Any] = {}
-
-    def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        try:
-            if key not in known:
-                known[key] = make()
-            return known[key]
-        except TypeError:
-            # A component with a field that has no hash, as a plugin may have.
-            return make()
-
-    found = []
-    for config in configs:
-        step, metric = final_step(config), config.metric[0]
-        trains = tuple(getattr(config, name) for name in TRAINING)
-        draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)
-        key, name = once(trains, lambda config=config: (training_identity(config), slug(config)))
-        samples = once(draws, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
-        told = once((metric,), lambda metric=metric: spec(metric))
-        measurement = once((*draws, metric), lambda samples=samples, told=told: identity(samples, told))
-        found.append(Place(key, f"{name}-{key}", samples, measurement, json.dumps(told, sort_keys=True)))
-    return found
-
-
-def final_step(config: Config) -> int:
-    """The step of the checkpoint that a finished training leaves; 0 for a network that is given, not trained."""
-    return config.train.steps if config.backbone.trainable else 0
-
-
 def trained(config: Config) -> bool:
     """Whether the training of a configuration is complete on disk."""
     folder = folder_of(config)
     if not config.backbone.trainable:
         return (folder / CONFIG).is_file()
-    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    found = checkpoints(folder / CHECKPOINTS)
     try:
-        return bool(found) and checkpoint.header(found[-1])["step"] == config.train.steps
+        return bool(found) and read_header(found[-1])["step"] == config.train.steps
     except UserError:
         return False
 
@@ -165,13 +118,13 @@ class Measurements:
         self.runs = runs
         self._data: dict[str, str] = {}
 
-    def find(self, place: Place) -> tuple[str, dict[str, Any]] | None:
+    def find(self, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
         """The record of a cell's number and its path within the runs, or None; data that have changed do not count."""
         folder = self.runs / place.run
         if place.run not in self._data:
             if not (folder / ENVIRONMENT).is_file():
                 return None
-            self._data[place.run] = checkpoint.read_json(folder / ENVIRONMENT)["data"]
+            self._data[place.run] = read_json(folder / ENVIRONMENT)["data"]
         named = number_identity(place.samples, json.loads(place.metric), self._data[place.run])
         path = folder / EVALUATIONS / f"{named}.json"
-        return (path.relative_to(self.runs).as_posix(), checkpoint.read_json(path)) if path.is_file() else None
+        return (path.relative_to(self.runs).as_posix(), read_json(path)) if path.is_file() else None

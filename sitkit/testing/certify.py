@@ -22,12 +22,14 @@ from sitkit.evaluation import plots
 from sitkit.evaluation.metrics.sliced_wasserstein import directions, sliced_wasserstein
 from sitkit.models.exact import Exact
 from sitkit.registry import diffusions, interpolants, samplers, targets, timesteps
-from sitkit.runs import checkpoint
-from sitkit.runs.curvature import measure
+from sitkit.runs.diagnostics import path_curvature
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import write_json
 from sitkit.runtime.progress import Event, Progress, silent
-from sitkit.solvers.sampler import AdaptiveODE, Dopri8, Sampler, SDESampler
+from sitkit.solvers.ode import AdaptiveODE, Dopri8
+from sitkit.solvers.sampler import Sampler
+from sitkit.solvers.sde import SDESampler
 from sitkit.testing import MIDDLE, ORDER_TOLERANCE, gaussian_field, observed_order, over_the_middle
 from sitkit.transport import closed_form
 from sitkit.transport.diffusion import Diffusion, KLEta
@@ -178,7 +180,7 @@ class Examiner:
         """The grid that is adapted to the ideal field on an interpolant, the same for every target."""
         if interpolant not in self._curvature:
             ideal = self.field(interpolants.create(interpolant), Velocity())
-            self._curvature[interpolant] = measure(ideal, self.noise[:64])
+            self._curvature[interpolant] = path_curvature(ideal, self.noise[:64])
         return Adapted(self._curvature[interpolant])
 
     def diffusion(self, cell: Cell) -> Diffusion | None:
@@ -331,7 +333,7 @@ def certify(
         observed = examiner.order(samplers.create(sampler), interpolants.create(interpolant), targets.create(target))
         orders.append(Order(sampler, interpolant, target, samplers[sampler].order, observed))
     done = Certificate(verdicts, orders, time.monotonic() - began, folder)
-    checkpoint.write_json(folder / "certificate.json", as_plain(done))
+    write_json(folder / "certificate.json", as_plain(done))
     draw(done, folder / "certificate.png")
     return done
 

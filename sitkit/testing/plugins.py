@@ -126,9 +126,9 @@ def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterab
 
 def _settings(shelf: Shelf, name: str) -> None:
     """A preset makes a configuration; a study has no cell that cannot be; a search has the form of one."""
-    from sitkit.runs.config.schema import assemble, read_config, read_yaml, validate
+    from sitkit.runs.config.sources import assemble, read_config, read_yaml, validate
     from sitkit.studies.search.space import Search
-    from sitkit.studies.study import read_study
+    from sitkit.studies.study_file import read_study
 
     try:
         if shelf is presets:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sitkit.registry import interpolants, samplers
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.rng import path_on, sample_keys
+from sitkit.runtime.rng import sample_keys
+from sitkit.solvers.brownian import path_on
 from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import AdaptiveODE, Sampler
+from sitkit.solvers.ode import AdaptiveODE
+from sitkit.solvers.sampler import Sampler
 from sitkit.testing.every_component import check_component
 from sitkit.testing.law import NotShown, close, law, lawful
 from sitkit.testing.truth import MEAN, STD, Calls, GaussianAverage, gaussian_field, gaussian_moments

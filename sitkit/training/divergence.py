@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit.data.dataset import Examples, indices
-from sitkit.runs import checkpoint
+from sitkit.data.dataset import Examples
+from sitkit.data.stream import indices
+from sitkit.runs.checkpoint import latest_checkpoint
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run import CHECKPOINTS
 from sitkit.runtime import rng
 from sitkit.runtime.distributed import World
 from sitkit.runtime.errors import WorkFailed
+from sitkit.runtime.files import write_json
 from sitkit.training.objective import Drawing
 
 # Steps in a row with gradients that are not finite, after which even train.nonfinite=skip stops.
@@ -61,12 +63,12 @@ class Window:
         path = self.folder / f"nonfinite-{step:08d}.json"
         every = self.here.gather(losses.float().cpu())
         if self.here.lead:
-            checkpoint.write_json(path, self._dump(step, loss, norm, torch.cat(every)))
+            write_json(path, self._dump(step, loss, norm, torch.cat(every)))
         else:
             # The lead says it for all; this ends when the lead has.
             self.here.barrier()
         what = f"loss became {loss}" if not torch.tensor(loss).isfinite() else f"gradient's norm became {norm}"
-        kept = checkpoint.latest(self.folder / CHECKPOINTS)
+        kept = latest_checkpoint(self.folder / CHECKPOINTS)
         last = f"The last good checkpoint is {kept} (step {saved})." if kept else "There is no checkpoint before it."
         raise WorkFailed(
             f"The {what} at step {step}. {last} The examples of that step are in {path}. "

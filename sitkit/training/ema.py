@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sitkit.runs import checkpoint
 from sitkit.runs.averages import FIXED, SNAPSHOTS, gamma, power_prefix, prefix, width_of
 from sitkit.runtime.distributed import World
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import save_tensors
 from sitkit.training.parallel import gathered, laid_like
 
 
@@ -87,7 +87,7 @@ class EMA:
         if here.lead:
             tensors = {name: tensor.to(dtype) for name, tensor in whole.items()} | rest
             header = {"format": 1, "step": step, "widths": [width_of(key) for key in powers]}
-            checkpoint.save(folder / SNAPSHOTS / f"step-{step:08d}.safetensors", tensors, header)
+            save_tensors(folder / SNAPSHOTS / f"step-{step:08d}.safetensors", tensors, header)
 
 
 def _share(step: int, decay: float | None, exponent: float | None) -> float:

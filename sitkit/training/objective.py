@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitkit.data.dataset import Examples
+from sitkit.data.dataset import Examples, load_examples
 from sitkit.models.autoencoder import modelled
 from sitkit.models.loss import Batch
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import examples
 from sitkit.runtime import rng
 from sitkit.transport import interval
 
@@ -74,7 +73,10 @@ class Objective(nn.Module):
 
     def __init__(self, config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
-        self.loss, self.path = config.loss.bind(examples(config.data)), (config.interp, config.target, config.weight)
+        self.loss, self.path = (
+            config.loss.bind(load_examples(config.data)),
+            (config.interp, config.target, config.weight),
+        )
         self.network, self.parts = network, self.loss.build(network, shape, num_classes)
         self.halved = config.train.precision == "bf16"
         self.hidden: dict[str, Tensor] = {}

@@ -17,13 +17,14 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from sitkit.data.dataset import Examples
+from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import description
 from sitkit.data.stream import feed
 from sitkit.models.autoencoder import modelled_shape
-from sitkit.runs import checkpoint
 from sitkit.runs.averages import check_space, due
-from sitkit.runs.config.schema import Config, flat
+from sitkit.runs.checkpoint import latest_checkpoint
+from sitkit.runs.config.mappings import flat
+from sitkit.runs.config.schema import Config
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import (
     CHECKPOINTS,
@@ -32,7 +33,6 @@ from sitkit.runs.run import (
     METRICS,
     build,
     check_unchanged,
-    examples,
     fingerprints,
     folder_of,
     start_from,
@@ -44,8 +44,10 @@ from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime import rng
 from sitkit.runtime.distributed import World, joined
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
-from sitkit.solvers.sampler import Heun
+from sitkit.runtime.tensors import read_header
+from sitkit.solvers.ode import Heun
 from sitkit.training.divergence import Window
 from sitkit.training.ema import EMA
 from sitkit.training.objective import Drawing, objective_of
@@ -85,7 +87,7 @@ def train(config: Config, progress: Progress = silent) -> Path:
                 "run.compile under run.parallel=fsdp compiles each block by itself, and torch's CPU compiler then gives wrong "
                 "gradients (off by 1e-2): leave run.compile out, or set run.parallel=ddp."
             )
-        data, marks, folder = examples(config.data), fingerprints(config), folder_of(config)
+        data, marks, folder = load_examples(config.data), fingerprints(config), folder_of(config)
         told = progress if here.lead else silent
         network = build(config)
         if config.train.init is not None:
@@ -112,14 +114,14 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
         check_unchanged(folder, marks)
         write_config(folder, config)
         _describe(config, folder, environment(here.device) | {"processes": here.size, **marks})
-        checkpoint.write_json(folder / DATA, description(examples(config.data)))
+        write_json(folder / DATA, description(load_examples(config.data)))
         with Tracker(
             folder,
             name=folder.name,
             params=flat(config.plain()),
             tags={"sitkit.kind": "training", "sitkit.identity": folder.name.rpartition("-")[2]},
             artifacts=("previews/*.png", "config.yaml", ENVIRONMENT),
-            model=examples(config.data).shape if config.run.log_model else None,
+            model=load_examples(config.data).shape if config.run.log_model else None,
             enabled=config.run.track,
             on_warning=lambda text: progress(Event("train", message=text)),
         ):
@@ -130,11 +132,11 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
 
 def _describe(config: Config, folder: Path, now: dict[str, Any]) -> None:
     """What the training runs on; what has been trained keeps what it was trained on."""
-    path, newest = folder / ENVIRONMENT, checkpoint.latest(folder / CHECKPOINTS, lambda text: None)
-    step = int(checkpoint.header(newest)["step"]) if newest else 0
-    before = checkpoint.read_json(path) if path.is_file() else {}
+    path, newest = folder / ENVIRONMENT, latest_checkpoint(folder / CHECKPOINTS, lambda text: None)
+    step = int(read_header(newest)["step"]) if newest else 0
+    before = read_json(path) if path.is_file() else {}
     if not before or step < config.train.steps:
-        checkpoint.write_json(path, continued(before, now, step) if before else now)
+        write_json(path, continued(before, now, step) if before else now)
 
 
 def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here: World, progress: Progress) -> None:
@@ -239,11 +241,11 @@ def metrics_from(path: Path, step: int, write: bool = True) -> Iterator[Any]:
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [row for row in rows if _step_of(row) <= step]
     if kept != rows:
-        checkpoint.write(path, "".join(row + "\n" for row in kept))
+        write_file(path, "".join(row + "\n" for row in kept))
     with path.open("a", encoding="utf-8") as file:
 
         def log(row: dict[str, Any]) -> None:
-            file.write(checkpoint.to_json(row) + "\n")
+            file.write(to_json(row) + "\n")
             file.flush()
 
         yield log

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sitkit.runs import checkpoint
+from sitkit.runs.checkpoint import latest_checkpoint, load_optimizer, optimizer_tensors, prune_checkpoints
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run import CHECKPOINTS
 from sitkit.runtime.distributed import World
+from sitkit.runtime.tensors import load_tensors, save_tensors
 from sitkit.training.ema import EMA
 from sitkit.training.objective import Objective
 from sitkit.training.optimizer import Learner
@@ -31,7 +32,7 @@ class State:
         tensors: dict[str, Tensor] = {}
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
-        tensors |= self.averages.tensors() | checkpoint.optimizer_tensors(self.learner.optimizer)
+        tensors |= self.averages.tensors() | optimizer_tensors(self.learner.optimizer)
         whole = gathered(tensors, self.here)
         if self.here.lead:
             header = {
@@ -40,24 +41,24 @@ class State:
                 "config": config.plain(),
                 "schedule": self.learner.schedule.state_dict(),
             }
-            checkpoint.save(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", whole, header)
-            checkpoint.prune(folder / CHECKPOINTS, config.run.keep)
+            save_tensors(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", whole, header)
+            prune_checkpoints(folder / CHECKPOINTS, config.run.keep)
 
     def resume(self, folder: Path) -> int:
         """Take the state of the newest whole checkpoint of a run; the step it is of, 0 where there is none.
 
         It may come from any number of processes, replicated or sharded.
         """
-        newest = self.here.broadcast(checkpoint.latest(folder / CHECKPOINTS) if self.here.lead else None)
+        newest = self.here.broadcast(latest_checkpoint(folder / CHECKPOINTS) if self.here.lead else None)
         if newest is None:
             return 0
-        header, tensors = checkpoint.load(newest)
+        header, tensors = load_tensors(newest)
         for prefix, module in self._modules().items():
             own = module.state_dict()
             given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             module.load_state_dict({name: laid_like(t, own[name]) if name in own else t for name, t in given.items()})
         self.averages.load(tensors)
-        checkpoint.load_optimizer(self.learner.optimizer, tensors)
+        load_optimizer(self.learner.optimizer, tensors)
         self._lay_moments()
         if "schedule" in header:
             self.learner.schedule.load_state_dict(header["schedule"])

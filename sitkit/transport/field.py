@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sitkit.models.loss import instant
 from sitkit.runtime.errors import UserError
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target, solve
@@ -116,3 +115,12 @@ class Counted:
     def nfe(self) -> int:
         """Evaluations spent per sample so far."""
         return -(-self.rows // self.batch) if self.batch else 0
+
+
+def instant(t: Tensor, times: int) -> Tensor:
+    """One time as a network of so many times takes it: t (b,) itself, or (b, 2) with both the same for `times = 2`.
+
+    A network of two times predicts the mean over an interval (MeanFlow, arXiv 2505.13447); over an interval of no
+    length that is the prediction at its time, so that losses, fields and samplers of one time take such a network too.
+    """
+    return t[:, None].expand(-1, times) if times > 1 else t

@@ -43,9 +43,10 @@ import sitkit
 
 # The only imports of internal modules: where a module moves, its line here follows.
 from sitkit.cli.commands import app
-from sitkit.runs.config.schema import Config, Layer, assemble, read_config
 from sitkit.registry import registries
-from sitkit.studies.tasks import place_of
+from sitkit.runs.config.identity import location_of
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import Layer, assemble, read_config
 
 PRESETS = ("digits", "points", "imagenet256")
 # Each crosses several kinds of components: a preset, and settings on top of it.
@@ -143,7 +144,7 @@ def made(base: str, values: dict[str, Any]) -> Config:
 
 def identities(config: Config) -> dict[str, str]:
     """Return what names the parts of a configuration's number, and its run."""
-    place = place_of(config)
+    place = location_of(config)
     return {
         "run": place.run, "training": place.training, "sampling": place.samples, "measurement": place.measurement,
         "metric": place.metric,

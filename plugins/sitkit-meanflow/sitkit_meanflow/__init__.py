@@ -20,7 +20,8 @@ from sitkit import UserError, backbones, losses, samplers
 from sitkit.models.backbone import Backbone
 from sitkit.models.loss import Batch, Loss
 from sitkit.solvers.guidance import Unguided
-from sitkit.solvers.sampler import FixedStepODE, Plan, Problem, Sample
+from sitkit.solvers.ode import FixedStepODE
+from sitkit.solvers.sampler import Plan, Problem, Sample
 from sitkit.transport.timestep import LogitNormal, Timestep
 
 if TYPE_CHECKING:

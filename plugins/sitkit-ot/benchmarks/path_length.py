@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import sitkit
-from sitkit.runs.config.schema import assemble, read_assignments, read_config
+from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run import Run, load
 from sitkit.runtime.rng import INITIAL, normal, sample_keys
 from sitkit.training.train import train

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from sitkit.data.dataset import batch
+from sitkit.data.stream import batch
 from sitkit.evaluation.extractors.extractor import Extraction, Extractor, fingerprint
 from sitkit.registry import extractors, spec
-from sitkit.runs import checkpoint
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
@@ -85,8 +85,8 @@ class RunClassifier(Extractor):
         with FileLock(f"{path}.lock"):
             if not path.is_file():
                 trained, record = self._train(data, device, progress)
-                checkpoint.save(path, trained.state_dict(), {"spec": spec(self), "data": data.fingerprint, **record})
-        header, tensors = checkpoint.load(path)
+                save_tensors(path, trained.state_dict(), {"spec": spec(self), "data": data.fingerprint, **record})
+        header, tensors = load_tensors(path)
         network = network_for(data.shape, data.num_classes, self.width)
         network.load_state_dict(tensors)
         return network, {key: header[key] for key in ("accuracy", "heldout", "steps")}

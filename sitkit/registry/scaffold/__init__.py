@@ -10,8 +10,8 @@ from pathlib import Path
 from string import Template
 
 from sitkit.registry import Registry
-from sitkit.runs import checkpoint
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import write_file
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 PREFIX = "sitkit-"
@@ -67,7 +67,7 @@ def new_plugin(name: str, registry: Registry, parent: Path) -> list[Path]:
     texts = {path: text for path, template in written.items() if (text := _render(template, words)) is not None}
     texts[f"{module}/py.typed"] = ""
     for path, text in texts.items():
-        checkpoint.write(folder / path, text)
+        write_file(folder / path, text)
     return [folder / path for path in texts]
 
 
@@ -86,7 +86,7 @@ def class_name(name: str, registry: Registry) -> str:
         )
     kind = registry.kind.capitalize()
     cls = "".join(word.capitalize() for word in name.split("-")).removesuffix(kind) + kind
-    if hasattr(importlib.import_module(registry.base_class.__module__), cls):
+    if cls in {registry.base_class.__name__, *(other.__name__ for other in registry.values())}:
         raise UserError(f"{name!r} would make the class {cls}, which is sitkit's own: choose another name.")
     return cls
 

@@ -11,8 +11,8 @@ from sitkit.results.report.page import Page
 from sitkit.results.report.run import run_page
 from sitkit.results.report.study import study_page
 from sitkit.results.study_results import find_study
-from sitkit.runs import checkpoint
 from sitkit.runs.run import find
+from sitkit.runtime.files import write_file
 
 REPORT = "report.html"
 
@@ -26,7 +26,7 @@ def report(target: str | Path, root: Path = Path("runs"), path: Path | None = No
     folder = study or find(target, root)
     page = study_page(folder) if study else run_page(folder)
     path = path or folder / REPORT
-    checkpoint.write(path, html(page))
+    write_file(path, html(page))
     return path
 
 

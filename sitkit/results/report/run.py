@@ -29,12 +29,16 @@ from sitkit.results.report.page import (
 )
 from sitkit.results.report.sample_sheets import MOST_SHEETS, data_sheet, sample_sheet
 from sitkit.results.reproduce import evaluate_command, train_command
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import Config, label, to_yaml
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.identity import label
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import to_yaml
 from sitkit.runs.evaluate import EVALUATIONS
 from sitkit.runs.run import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, read_config_of
 from sitkit.runs.sample_set import RECORD
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
+from sitkit.runtime.tensors import open_tensors
 
 SKIPPED = ("step", "time")
 EQUAL_PLACES = "Equal places hold equal noise and labels, so that what differs is the way of sampling."
@@ -52,14 +56,14 @@ class Trained(NamedTuple):
 
 def read_training(folder: Path) -> Trained:
     """The training in a folder, as far as it has come."""
-    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    found = checkpoints(folder / CHECKPOINTS)
     path = folder / ENVIRONMENT
     return Trained(
         folder,
         read_config_of(folder),
         int(found[-1].stem.rpartition("-")[2]) if found else 0,
         list(read_rows(folder / METRICS)),
-        checkpoint.read_json(path) if path.exists() else {},
+        read_json(path) if path.exists() else {},
     )
 
 
@@ -144,10 +148,10 @@ def duration(seconds: float) -> str:
 
 def parameters(folder: Path) -> str:
     """How many weights the newest checkpoint's network has, in words; nothing where there is no checkpoint."""
-    found = checkpoint.checkpoints(folder / CHECKPOINTS)
+    found = checkpoints(folder / CHECKPOINTS)
     if not found:
         return ""
-    with checkpoint.opened(found[-1]) as file:
+    with open_tensors(found[-1]) as file:
         count = sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys() if k.startswith("model."))  # noqa: SIM118
     return f", {count / 1e6:.3g} M parameters"
 
@@ -289,7 +293,7 @@ def _samples(trained: Trained) -> list[Sheets | Notes]:
         return [Notes([f"Nothing was drawn yet: sitkit sample {trained.folder}."])]
     sheets = [sheet for sheet in [data_sheet(trained.config)] if sheet]
     for folder in folders[:MOST_SHEETS]:
-        record = checkpoint.read_json(folder / RECORD)
+        record = read_json(folder / RECORD)
         if not {"recipe", "nfe"} <= record.keys():
             raise UserError(
                 f"{folder / RECORD} lacks its recipe, as it is of an older sitkit or damaged: remove {folder}."
@@ -310,7 +314,7 @@ def forms_of(trained: Trained, records: Sequence[Mapping[str, Any]]) -> list[Any
     seen = {json.dumps(record["sampling"]["recipe"]["diffusion"]): None for record in records}
     found = [diffusions.parse(json.loads(text)) for text in seen] or [trained.config.diffusion]
     measured = sorted(trained.folder.glob("velocity-loss-*.json"))
-    losses = checkpoint.read_json(measured[-1]) if measured else {"times": [], "smoothed": []}
+    losses = read_json(measured[-1]) if measured else {"times": [], "smoothed": []}
     pairs = tuple(zip(losses["times"], losses["smoothed"], strict=True))
     return [replace(form, losses=pairs) if isinstance(form, KLEta) and not form.losses else form for form in found]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sitkit.evaluation import plots
+from sitkit.data.dataset import load_examples
+from sitkit.evaluation.images import image_sheet, size_of, smaller, to_uint8
 from sitkit.results.report.page import Sheet
-from sitkit.runs.config.schema import Config, label
-from sitkit.runs.run import examples
+from sitkit.runs.config.identity import label
+from sitkit.runs.config.schema import Config
 from sitkit.runs.sample_set import ARRAYS, PICTURE
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
@@ -32,14 +33,14 @@ def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:
 def data_sheet(config: Config) -> Sheet | None:
     """Examples of the data, ordered by label as samples are by default; None where the data cannot be read here."""
     try:
-        data = examples(config.data)
+        data = load_examples(config.data)
     except (UserError, WorkFailed, OSError):
         return None
     if not data.is_image:
         return None
     classes = [np.flatnonzero(data.labels == c) for c in range(max(1, data.num_classes))][:COLUMNS]
     index = np.array([members[i] for i in range(SMALL // COLUMNS) for members in classes if i < len(members)])
-    images = plots.to_uint8(data.read(index))
+    images = to_uint8(data.read(index))
     return _sheet(images, "data", f"{label(config.data)}, {len(data):,} examples", "examples 0 to {last} of the data")
 
 
@@ -47,8 +48,8 @@ def _sheet(images: np.ndarray, title: str, caption: str, alt: str) -> Sheet:
     side = max(images.shape[1:3])
     n = min(len(images), SMALL if side <= 64 else LARGE)
     columns = min(COLUMNS if side <= 64 else COLUMNS // 2, n)
-    data = plots.sheet(images[:n], columns)
-    width, height = plots.size_of(data)
+    data = image_sheet(images[:n], columns)
+    width, height = size_of(data)
     zoom = max(1, round(CELL * columns / width))
     return Sheet(data, width * zoom, height * zoom, title, caption, alt.format(last=n - 1))
 
@@ -56,6 +57,6 @@ def _sheet(images: np.ndarray, title: str, caption: str, alt: str) -> Sheet:
 def _scatter(path: Path, title: str, caption: str, n: int) -> Sheet | None:
     if not path.is_file():
         return None
-    data = plots.smaller(path, 640)
-    width, height = plots.size_of(data)
+    data = smaller(path, 640)
+    width, height = size_of(data)
     return Sheet(data, width // 2, height // 2, title, caption, f"{n} samples of {title} over the data")

@@ -39,7 +39,7 @@ from sitkit.results.report.sample_sheets import MOST_SHEETS, data_sheet, sample_
 from sitkit.results.reproduce import evaluate_command
 from sitkit.results.study_results import Result, Results, read_results, runs_of
 from sitkit.results.table import estimate, grid
-from sitkit.runs.config.schema import label
+from sitkit.runs.config.identity import label
 from sitkit.runs.run import CONFIG
 
 MARKS: Mapping[str, Any] = {"best": "best", "close": "grey", "failed": "failed"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sitkit.registry.settings_files import presets
-from sitkit.runs import checkpoint
-from sitkit.runs.config.schema import Config, Layer, read_yaml, to_yaml
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import Layer, read_yaml, to_yaml
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.files import write_file
 
 FOLDER = "presets"
 KEYS = ("sampler", "diffusion", "guidance", "sample")
@@ -20,7 +21,7 @@ def write_preset(run_folder: Path, name: str, config: Config, comment: str = "")
         "sample": {key: plain["sample"][key] for key in ("weights", "ema")}
     }
     path = run_folder / FOLDER / f"{name}.yaml"
-    checkpoint.write(path, "".join(f"# {line}\n" for line in comment.splitlines()) + to_yaml(values))
+    write_file(path, "".join(f"# {line}\n" for line in comment.splitlines()) + to_yaml(values))
     return path
 
 

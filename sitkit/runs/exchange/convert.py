@@ -20,10 +20,8 @@ import hashlib
 import math
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +31,11 @@ from torch import Tensor
 from sitkit.models.backbone import SiTBackbone
 from sitkit.models.sit import MAX_PERIOD
 from sitkit.registry import backbones, targets
-from sitkit.runs import checkpoint, hub, one_file
-from sitkit.runs.config.schema import Config, Layer, assemble, label
-from sitkit.runs.curvature import fitted
-from sitkit.runs.run import CHECKPOINTS, Run, folder_of, write_config
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import Layer, assemble
+from sitkit.runs.run import CHECKPOINTS, folder_of, write_config
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import save_tensors
 
 INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
 CODES = {"sit": "SiT", "repa": "REPA", "dit": "DiT"}
@@ -108,7 +106,7 @@ def import_checkpoint(
     tensors = {f"ema.{name}": t for name, t in newest_of(states).items()}
     tensors |= {f"model.{name}": t for name, t in states.get("model", newest_of(states)).items()}
     header = {"format": 1, "step": step, "config": config.plain(), "origin": path.name}
-    checkpoint.save(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", tensors, header)
+    save_tensors(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", tensors, header)
     write_config(folder, config)
     return Imported(folder, tuple(notes))
 
@@ -253,66 +251,3 @@ def _turned(state: Mapping[str, Tensor], s: float) -> dict[str, Tensor]:
 def _negated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the network of opposite sign."""
     return {**state, **{name: -state[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}}
-
-
-def export(run: Run, path: Path) -> Path:
-    """A run as one file that samples on its own: with what its sampler, grid and w need to be measured of it.
-
-    Raises UserError where it cannot be written so, or what is measured on data and they are gone.
-    """
-    ready = {"sampler": fitted(run.config.sampler, run), "diffusion": fitted(run.config.diffusion, run)}
-    return one_file.write(replace(run, config=run.config.model_copy(update=ready)), path)
-
-
-def push(run: Run, address: str, *, private: bool = False) -> str:
-    """A run as one file, with a card, in a repository of the Hugging Face hub; returns its web address.
-
-    Raises UserError before any upload for what `export` refuses, WorkFailed where the hub does not take it.
-    """
-    hub.parse(address)
-    with tempfile.TemporaryDirectory() as folder:
-        file = export(run, Path(folder) / hub.FILE)
-        return hub.push(file, card(run, address), address, private=private)
-
-
-def card(run: Run, address: str) -> str:
-    """The README of a run on the hub: what it is, and how to sample it."""
-    config, marks = run.config, f"training {run.identity}, data {run.outline.fingerprint[:12]}"
-    made = ", ".join(label(part) for part in (config.interp, config.target, config.weight, config.backbone))
-    return f"""---
-library_name: sitkit
-pipeline_tag: {"unconditional-image-generation" if run.outline.is_image else "other"}
----
-
-# {address.rpartition("/")[2]}
-
-A scalable interpolant transformer trained by sitkit: {made}, on {label(config.data)}, step {run.step}, weights {run.average}.
-
-```sh
-sitkit sample {address} -n 64
-```
-
-```python
-import sitkit
-
-run = sitkit.load("{address}")
-readings = run.field.read(x, t, y)  # velocity, score, data, noise
-```
-
-The settings are in the metadata of `{hub.FILE}`. Fingerprints: {marks}.
-"""
-
-
-def export_official(run: Run, path: Path) -> Path:
-    """A run's weights as the official code reads them: torch.save of {"ema": state}, names and shapes as they are.
-
-    Raises UserError for a network that the official code does not have.
-    """
-    backbone = run.config.backbone
-    if not isinstance(backbone, SiTBackbone) or backbone.time_scale != 1.0 or backbone.qk_norm:
-        raise UserError(
-            "The official code has no such network: it needs backbone 'sit' with time_scale 1 and no qk_norm."
-        )
-    with checkpoint.replacing(path) as fresh:
-        torch.save({"ema": {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}}, fresh)
-    return path

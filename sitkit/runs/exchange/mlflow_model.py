@@ -13,7 +13,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from sitkit.runs.curvature import fitted
+from sitkit.runs.diagnostics import fitted
 from sitkit.runs.run import load
 from sitkit.runs.sample import bound
 from sitkit.runtime import rng

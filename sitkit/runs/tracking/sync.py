@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from sitkit.runs.checkpoint import read_json, to_json, write_json
+from sitkit.runtime.files import read_json, to_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sitkit.runs.checkpoint import write_json
 from sitkit.runs.tracking.sync import (
     ARTIFACTS,
     METRICS,
@@ -22,6 +21,7 @@ from sitkit.runs.tracking.sync import (
     sync,
     tracking_uri,
 )
+from sitkit.runtime.files import write_json
 
 
 class Tracker:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from platform import node
 from typing import Any, Literal, NamedTuple, Protocol
 
-from sitkit.runs.config.schema import Layer, assemble
+from sitkit.runs.config.identity import location_of
+from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.locks import attempt
 from sitkit.runtime.progress import Event, Progress
-from sitkit.studies.tasks import FAILED, Task, failure, note, place_of
+from sitkit.studies.tasks import FAILED, Task, failure, note
 
 # Seconds that an executor waits for news before it looks at something else.
 PATIENCE = 1.0
@@ -157,4 +158,4 @@ def perform_plain(told: Mapping[str, Any], tell: Progress) -> Ended:
     except OSError as error:
         return Ended("failed", f"{told['cwd']} cannot be entered on {node()}: {error.strerror}.")
     config = assemble([Layer(told["config"])])
-    return perform(Task(told["kind"], config, place_of(config)), told["since"], seldom)
+    return perform(Task(told["kind"], config, location_of(config)), told["since"], seldom)

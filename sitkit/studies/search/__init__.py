@@ -14,9 +14,9 @@ from pathlib import Path
 import optuna
 from filelock import FileLock
 
-from sitkit.runs import checkpoint
 from sitkit.runs.run import Run
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import file_name
 from sitkit.runtime.progress import Progress, silent
 from sitkit.studies.search.confirm import Outcome, conclude, describe
 from sitkit.studies.search.evaluator import Bench
@@ -37,7 +37,7 @@ def search(
     Raises UserError before any work for what is wrong in the file, and where every trial is refused.
     """
     quest, axes = read_search(path, run.config)
-    name = checkpoint.file_name(Path(path).stem)
+    name = file_name(Path(path).stem)
     wanted = quest.trials if trials is None else trials
     if wanted < 1:
         raise UserError(f"trials must be at least 1; got {wanted}.")

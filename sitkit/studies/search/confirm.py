@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sitkit.evaluation import plots
 from sitkit.registry import spec
-from sitkit.runs import checkpoint
 from sitkit.runs.config.sampling_presets import write_preset
+from sitkit.runtime.files import write_file, write_json
 from sitkit.runtime.progress import Event
 from sitkit.studies.search.evaluator import Bench, Measured
 from sitkit.studies.search.space import Search, shown
@@ -91,7 +91,7 @@ def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
     preset = write_preset(run.folder, name, winner.config, comparison["verdict"]) if winner else None
     paths = {kind: folder / f"{name}.{kind}" for kind in ("json", "csv", "png")}
     counts, refused = tally(trials)
-    checkpoint.write(paths["csv"], as_csv(trials, bench))
+    write_file(paths["csv"], as_csv(trials, bench))
     draw(done, confirmed, reference, bench, paths["png"])
     record = {
         "run": run.folder.name,
@@ -107,7 +107,7 @@ def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
         "winner": None if winner is None else winner.trial,
         **comparison,
     }
-    checkpoint.write_json(paths["json"], record)
+    write_json(paths["json"], record)
     verdict = str(comparison["verdict"])
     return Outcome(
         quest, counts, refused, confirmed, reference, winner, verdict, paths["json"], paths["csv"], paths["png"], preset

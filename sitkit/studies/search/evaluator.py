@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sitkit.runs.config.schema import Config, Layer
-from sitkit.runs.curvature import fitted
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import Layer
+from sitkit.runs.diagnostics import fitted
 from sitkit.runs.evaluate import evaluate
 from sitkit.runs.run import Run, adapted, load
 from sitkit.runtime.progress import Progress

@@ -26,7 +26,9 @@ from pydantic import Field, model_validator
 from sitkit.evaluation.metrics.metric import Metric
 from sitkit.registry import metrics
 from sitkit.registry.settings_files import experiments
-from sitkit.runs.config.schema import Config, Layer, Settings, flat, locate, merge, read_yaml, validate
+from sitkit.runs.config.mappings import flat, merge
+from sitkit.runs.config.schema import Config, Settings
+from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
 from sitkit.runs.run import adapted
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.transport.diffusion import Diffusion

@@ -17,9 +17,10 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sitkit.runs.config.schema import Config, identity
-from sitkit.runs.sample import sampling_identity, sampling_recipe
+from sitkit.runs.config.identity import sampling_identity, sampling_recipe
+from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event
 from sitkit.studies.search.evaluator import Bench
 from sitkit.studies.search.space import Axis, in_force, shown

@@ -1,0 +1,34 @@
+"""The typer application and its global options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sitkit.cli import console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which combination of interpolant, target, weight, backbone, sampler and diffusion is best, and by how much.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import sitkit
+
+        console.say(f"sitkit {sitkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,302 @@
+"""Commands that sample and measure a run: sample, evaluate, likelihood, losscurve, runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sitkit.cli import console, options
+from sitkit.cli.interrupt import resumable
+from sitkit.registry import extractors
+from sitkit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+from sitkit.cli.app import app
+
+
+def _loaded(
+    run: str,
+    runs: Path,
+    sets: list[str] | None,
+    flags: dict[str, Any],
+    preset: str | None = None,
+    step: int | None = None,
+) -> Any:
+    from sitkit.runs.config.mappings import merge
+    from sitkit.runs.config.sampling_presets import read_preset
+    from sitkit.runs.config.sources import Layer
+    from sitkit.runs.run import find, load
+
+    over = options.layer(flags, sets)
+    if preset is not None:
+        base = read_preset(find(run, runs), preset)
+        over = Layer(merge(base.values, over.values), base.where | over.where)
+    return load(run, over=over, root=runs, step=step, device=flags.get("run.device") or "auto")
+
+
+@app.command()
+def sample(
+    run: options.RunName = "latest",
+    preset: options.PresetName = None,
+    sampler: options.Sampler = None,
+    diffusion: options.Diffusion = None,
+    guidance: options.Guidance = None,
+    steps: options.SamplerSteps = None,
+    n: options.Count = None,
+    seed: options.Seed = None,
+    ema: options.Ema = None,
+    step: options.Step = None,
+    adm: Annotated[
+        Path | None,
+        typer.Option("--adm", help="Also write the samples as ADM's evaluator reads them.", metavar="OUT.npz"),
+    ] = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
+    from sitkit.runs.sample import sample as verb
+    from sitkit.runs.sample import write_adm
+
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
+    trained = _loaded(run, runs, sets, flags, preset, step)
+    if adm is not None and not trained.outline.is_image:
+        raise UserError(f"--adm writes images; this run models examples of shape {trained.outline.shape}.")
+    with resumable(), console.progress() as progress:
+        drawn = verb(trained, progress)
+        if adm is not None:
+            write_adm(drawn, adm)
+    if json:
+        console.as_json(drawn.record | {"path": str(drawn.folder)})
+        return
+    console.say(f"samples   {drawn.folder / 'samples.npz'}   {drawn.n} at {drawn.record['nfe']} evaluations each")
+    if adm is not None:
+        console.say(f"ADM       {adm}")
+    if (drawn.folder / "grid.png").is_file():
+        console.say(f"picture   {drawn.folder / 'grid.png'}")
+    console.say(f"recipe    {drawn.folder / 'record.json'}")
+
+
+def _sampling_flags(
+    sampler: str | None, diffusion: str | None, guidance: str | None, steps: int | None, n: int | None,
+    seed: int | None, ema: float | None, device: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "sampler.steps": steps, "sample.n": n,
+        "sample.seed": seed, "sample.ema": ema, "run.device": device,
+    }  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    run: options.RunName = "latest",
+    preset: options.PresetName = None,
+    metric: options.Metrics = None,
+    features: options.Features = None,
+    sampler: options.Sampler = None,
+    diffusion: options.Diffusion = None,
+    guidance: options.Guidance = None,
+    steps: options.SamplerSteps = None,
+    n: options.Count = None,
+    seed: options.Seed = None,
+    ema: options.Ema = None,
+    step: options.Step = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Measure a run's samples against its data, beside what two random halves of the data score.
+
+    Without -n as many samples are drawn as there are examples, at most 50,000; they are drawn once for all metrics.  Run
+    again, it continues, and `torchrun --nproc-per-node=N -m sitkit evaluate ...` shares the work.
+    """
+    from sitkit.runs.evaluate import evaluate as verb
+
+    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
+    flags["metric"] = _metrics(metric, features, run, runs)
+    trained = _loaded(run, runs, sets, flags, preset, step)
+    if n is None and not any(text.startswith("sample.n=") for text in sets or []):
+        from dataclasses import replace
+
+        drawn = trained.config.sample.model_copy(update={"n": min(len(trained.examples) or 50_000, 50_000)})
+        trained = replace(trained, config=trained.config.model_copy(update={"sample": drawn}))
+    with resumable(), console.progress() as progress:
+        done = verb(trained, progress)
+    if json:
+        console.as_json([evaluation.record | {"path": str(evaluation.path)} for evaluation in done])
+        return
+    rows = [
+        (
+            evaluation.record["metric"]["name"],
+            evaluation.record["metric"].get("features", {}).get("name", ""),
+            f"{evaluation.value:.4g}",
+            "-" if evaluation.record["stderr"] is None else f"{evaluation.record['stderr']:.2g}",
+            "-" if evaluation.record["halves"] is None else f"{evaluation.record['halves']:.4g}",
+            evaluation.record["n"],
+            evaluation.record["sampling"]["nfe"],
+        )
+        for evaluation in done
+    ]
+    notes = [note for evaluation in done for note in evaluation.record["notes"]]
+    for record in (evaluation.record for evaluation in done):
+        if record["reference"]["file"]:
+            notes.append(f"{record['metric']['name']}: against the statistics in {record['reference']['file']}.")
+    if any(evaluation.record["halves"] is not None for evaluation in done):
+        notes.append("halves: the same metric between two random halves of the data.")
+    seen = {e.record["metric"]["features"]["name"]: e.record["features"] for e in done if e.record["features"]}
+    for name, told in seen.items():
+        if "accuracy" in told:
+            accuracy = "unknown" if told["accuracy"] is None else f"{told['accuracy']:.4g}"
+            notes.append(f"{name}: accuracy on {told['heldout']} held-out examples {accuracy}.")
+    console.table(
+        ("metric", "features", "value", "stderr", "halves", "n", "NFE"), rows, notes=list(dict.fromkeys(notes))
+    )
+    for evaluation in done:
+        console.say(f"recipe    {evaluation.path}")
+
+
+def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Path) -> Any:
+    """The metrics that were named, one or more, with the features that were; None if neither was."""
+    from sitkit.runs.run import located, read_config_of
+
+    names = [name.strip() for text in metric or [] for name in text.split(",")]
+    if features is None:
+        return names[0] if len(names) == 1 else names or None
+    if not names:
+        names = [chosen.name for chosen in read_config_of(located(run, runs)).metric]
+    try:
+        extractors.parse(features)
+    except UserError as error:
+        raise UserError(f"--features: {error}") from None
+    each: list[Any] = [{"name": name, "features": features} for name in names]
+    return each[0] if len(each) == 1 else each
+
+
+@app.command()
+def runs(
+    runs: options.Folder = Path("runs"),
+    json: options.Json = False,
+) -> None:
+    """The runs on disk and how far they are."""
+    from sitkit.runs.checkpoint import checkpoints
+    from sitkit.runs.run import read_config_of
+    from sitkit.runs.run import runs as folders
+    from sitkit.runtime.files import read_json
+
+    rows = []
+    for folder in folders(runs):
+        found = checkpoints(folder / "checkpoints")
+        step = int(found[-1].stem.rpartition("-")[2]) if found else 0
+        total = read_config_of(folder).train.steps
+        evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
+        told = [e for e in evaluations if {"value", "metric"} <= e.keys()]
+        best = ", ".join(f"{float(e['value']):.4g} {e['metric']['name']}" for e in told[:3])
+        rows.append({"run": str(folder), "step": step, "of": total, "samplings": len(list(folder.glob("samples/*/record.json"))),
+                     "evaluations": len(evaluations), "first": best})  # fmt: skip
+    if json:
+        console.as_json(rows)
+    elif rows:
+        shown = [
+            (
+                Path(row["run"]).name if runs == Path("runs") else row["run"],
+                f"{row['step']}/{row['of']}",
+                "; ".join(
+                    [
+                        *filter(None, [row["first"]]),
+                        *(f"{row[what]} {what}" for what in ("samplings", "evaluations") if row[what]),
+                    ]
+                ),
+            )
+            for row in rows
+        ]
+        console.table(("run", "step", ""), shown, cut=True)
+    else:
+        console.say(f"no runs in {runs}: make one with `sitkit train`.")
+
+
+@app.command()
+def likelihood(
+    run: options.RunName = "latest",
+    n: Annotated[int | None, typer.Option("-n", help="Held-out examples.", show_default="all, at most 1000")] = None,
+    probes: Annotated[int, typer.Option("--probes", help="Probes of the divergence.")] = 1,
+    divergence: Annotated[
+        str, typer.Option("--divergence", help="auto (exact up to 32 dimensions), exact, rademacher, gaussian.")
+    ] = "auto",
+    sampler: Annotated[
+        str, typer.Option("--sampler", help="An ODE solver.", rich_help_panel=options.SAMPLING)
+    ] = "dopri5",
+    steps: options.SamplerSteps = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of dequantisation and probes.")] = 0,
+    ema: options.Ema = None,
+    sets: options.Sets = None,
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Bits per dimension of held-out data under the probability-flow ODE, with its standard error."""
+    from sitkit.runs.likelihood import density as verb
+    from sitkit.runs.run import load
+
+    kinds = ("auto", "exact", "rademacher", "gaussian")
+    if divergence not in kinds:
+        raise UserError(f"--divergence {divergence}: no such estimate. Known: {', '.join(kinds)}.")
+    over = options.layer({"sampler": sampler, "sampler.steps": steps, "sample.ema": ema, "run.device": device}, sets)
+    trained = load(run, over=over, root=runs, device=device or "auto")
+    with resumable(), console.progress() as progress:
+        solver = trained.config.sampler
+        done = verb(trained, progress, n=n, probes=probes, divergence=divergence, sampler=solver, seed=seed)  # pyright: ignore[reportArgumentType]
+    record = done.record
+    if json:
+        console.as_json(record | {"path": str(done.path)})
+        return
+    numbers = [
+        f"{record[key]:.2g}" if record[key] is not None else "-" for key in ("stderr", "stderr_data", "stderr_probes")
+    ]
+    row = [f"{done.value:.4g}", *numbers, record["n"], record["divergence"], record["probes"] or "-", record["nfe"],
+           f"{record['round_trip']['rms']:.2g}"]  # fmt: skip
+    columns = (record["unit"], "stderr", "of data", "of probes", "n", "divergence", "probes", "NFE", "round trip")
+    notes = ["round trip: root mean square of data -> noise -> data, in units of the data."]
+    if record["stderr_probes"] is None:
+        notes.append("one probe cannot tell its own part of the error: --probes 2 or more does.")
+    console.table(columns, [row], notes=notes)
+    console.say(f"recipe    {done.path}")
+
+
+@app.command()
+def losscurve(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN...", help="Runs to compare.", show_default="latest"),
+    ] = None,
+    picture: Annotated[Path, typer.Option("--picture", help="Where the plot goes.")] = Path("losscurve.png"),
+    runs: options.Folder = Path("runs"),
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """The velocity loss of runs against time, whatever their targets: where each errs."""
+    from sitkit.results.losscurve import draw_loss_curves
+    from sitkit.runs.run import load
+
+    trained = [load(name, root=runs, device=device or "auto") for name in names or ["latest"]]
+    curves = draw_loss_curves(trained, picture)
+    if json:
+        console.as_json([
+            {"run": run.folder.name, "label": curve.label, "times": list(curve.x), "losses": list(curve.values)}
+            for run, curve in zip(trained, curves, strict=True)
+        ])  # fmt: skip
+        return
+    rows = []
+    for run, curve in zip(trained, curves, strict=True):
+        losses, times = list(curve.values), list(curve.x)
+        worst = max(range(len(losses)), key=losses.__getitem__)
+        rows.append(
+            (curve.label, f"{sum(losses) / len(losses):.4g}", f"{losses[worst]:.4g}", f"{times[worst]:.3g}", run.folder)
+        )
+    console.table(("target", "mean over t", "largest", "at t", "run"), rows, "velocity loss, summed over dimensions")
+    console.say(f"picture   {picture}")

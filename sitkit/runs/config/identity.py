@@ -1,0 +1,132 @@
+"""Identities: what determines the weights, the samples and the number of a configuration."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sitkit.registry import Component, registries, spec
+from sitkit.runs.config.schema import TRAINING, Config
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.hashing import identity, readable
+from sitkit.solvers.ode import AdaptiveODE
+
+
+def training_identity(config: Config) -> str:
+    """What determines the weights: data, model, loss, optimiser and training seed, and nothing else."""
+    plain = config.plain()
+    return identity({key: plain[key] for key in TRAINING})
+
+
+def slug(config: Config) -> str:
+    """A readable name for a run, safe as a folder name on every system whatever its components are called."""
+    return readable(label(c) for c in (config.data, config.interp, config.target, config.backbone))
+
+
+def label(component: Component) -> str:
+    """The shortest name of a component: a preset's where its fields match one, else its own."""
+    plain = spec(component)
+    for registry in registries.values():
+        if component.name in registry and isinstance(component, registry[component.name]):
+            for name, preset in registry.presets().items():
+                if preset.of == component.name and preset.fields and spec(registry.create(name)) == plain:
+                    return name
+    return component.name
+
+
+def sampling_identity(config: Config, step: int, training: str | None = None) -> str:
+    """What determines the samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels.
+
+    training: the training's identity, where it is known already.
+    """
+    return identity(training or training_identity(config), sampling_recipe(config, step))
+
+
+def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
+    """Everything beyond the training that a sample depends on, as plain values."""
+    settings = config.sample.model_dump(mode="json")
+    if not isinstance(config.sampler, AdaptiveODE):
+        # Only an adaptive solver's steps depend on what else is in the batch.
+        del settings["batch"]
+    return {
+        "step": step,
+        "sampler": spec(config.sampler),
+        "diffusion": spec(config.diffusion),
+        "guidance": spec(config.guidance),
+        "sample": settings,
+    }
+
+
+def number_identity(samples: str, metric: Mapping[str, Any], data: str) -> str:
+    """The identity of a number by those of its samples and data, and the metric as plain values.
+
+    Raises UserError for a file of reference statistics that is not there.
+    """
+    file = metric.get("reference")
+    return identity(samples, metric, data, *([file_digest(file)] if file else []))
+
+
+def file_digest(path: str) -> str:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        raise UserError(f"{path}: there is no such file of reference statistics.") from None
+    return _sha256_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256_of(path: str, *state: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLocation:
+    """Where a cell's number comes from: its training, the identity of its samples, its measurement."""
+
+    training: str
+    run: str
+    samples: str
+    measurement: str
+    metric: str
+
+
+def location_of(config: Config) -> ResultLocation:
+    """Where the number of a configuration comes from."""
+    return locations_of([config])[0]
+
+
+def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
+    """Where the number of each configuration comes from; what they share is worked out once."""
+    known: dict[Any, Any] = {}
+
+    def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        try:
+            if key not in known:
+                known[key] = make()
+            return known[key]
+        except TypeError:
+            # A component with a field that has no hash, as a plugin may have.
+            return make()
+
+    found = []
+    for config in configs:
+        step, metric = final_step(config), config.metric[0]
+        trains = tuple(getattr(config, name) for name in TRAINING)
+        draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)
+        key, name = once(trains, lambda config=config: (training_identity(config), slug(config)))
+        samples = once(draws, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
+        told = once((metric,), lambda metric=metric: spec(metric))
+        measurement = once((*draws, metric), lambda samples=samples, told=told: identity(samples, told))
+        found.append(ResultLocation(key, f"{name}-{key}", samples, measurement, json.dumps(told, sort_keys=True)))
+    return found
+
+
+def final_step(config: Config) -> int:
+    """The step of the checkpoint that a finished training leaves; 0 for a network that is given, not trained."""
+    return config.train.steps if config.backbone.trainable else 0

@@ -1,0 +1,29 @@
+"""Nested mappings of settings: merged, and flattened to dotted keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(values, Mapping):
+        return {key: values}
+    return {k: v for name, value in values.items() for k, v in flat(value, f"{key}.{name}" if key else name).items()}
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`over` on top of `base`, for every source alike.
+
+    A part that changes its name keeps none of the old one's fields; a part that keeps its name keeps them.
+    """
+    if isinstance(base, Mapping) and isinstance(over, str):
+        over = {"name": over}
+    if isinstance(base, str) and isinstance(over, Mapping):
+        base = {"name": base}
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return over
+    if "name" in base and over.get("name", base["name"]) != base["name"]:
+        return dict(over)
+    return {**base, **{k: merge(base.get(k), v) for k, v in over.items()}}

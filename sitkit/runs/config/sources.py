@@ -1,0 +1,197 @@
+"""Settings from files, presets and flags, assembled into one configuration.
+
+YAML is 1.2 and read safely; an error names file, line, key and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from sitkit.registry import Registry, registries
+from sitkit.registry.settings_files import presets
+from sitkit.runs.config.mappings import flat, merge
+from sitkit.runs.config.schema import DEFAULTS, Config
+from sitkit.runtime.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one source, and where each dotted key came from ("file:line", "--flag")."""
+
+    values: dict[str, Any]
+    where: dict[str, str] = field(default_factory=dict)
+
+
+def assemble(layers: Sequence[Layer]) -> Config:
+    """The configuration that the layers make together, later ones on top.  Raises UserError with where and what instead."""
+    values: Any = {}
+    where: dict[str, str] = {}
+    for layer in layers:
+        values = merge(values, layer.values)
+        # A plain value takes the place of a mapping, and of the lines of what was in it.
+        leaves = tuple(f"{key}." for key in flat(layer.values))
+        where = {key: place for key, place in where.items() if not key.startswith(leaves)} | layer.where
+    return validate(Config, values, where)
+
+
+def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
+    """The model made of plain values; the first thing wrong with them is a UserError that says where it stands."""
+    try:
+        return model.model_validate(values)
+    except UserError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        place = locate(where, [*path, *getattr(first.get("ctx", {}).get("error"), "path", ())])
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden" and len(path) > 1 and path[-1] == "name":
+            # `merge` reads a word as the name of a component.
+            message = f"{'.'.join(path[:-1])} is a group of settings, not a name; got {first['input']!r}."
+        elif first["type"] == "extra_forbidden":
+            known = _fields(model, path[:-1])
+            message = f"unknown key {key!r}.{suggest(path[-1], known)} Known here: {', '.join(known)}."
+        else:
+            # A flag that bears the key's name has named it.
+            named = re.sub(r"\.\d+$", "", key)
+            named = place == f"--{named}: " or place.startswith(f"--set {named}=")
+            message = f"{key}: " * bool(key and not named) + first["msg"].removeprefix("Value error, ").removeprefix(
+                "Input "
+            )
+            if first["type"] not in ("value_error", "missing"):
+                message += f"; got {first['input']!r}."
+        raise UserError(f"{place}{message}") from None
+
+
+def locate(where: Mapping[str, str], path: Sequence[str]) -> str:
+    """ "file:line: " of the most precise place known for a key, or nothing."""
+    for length in range(len(path), 0, -1):
+        key = ".".join(path[:length])
+        if key in where:
+            return f"{where[key]}: "
+    # A key may have been set only through a deeper one.
+    prefix = ".".join(path) + "."
+    return next((f"{place}: " for key, place in where.items() if path and key.startswith(prefix)), "")
+
+
+def _fields(model: type[Any], path: Sequence[str]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def read_yaml(path: Path | str, text: str | None = None) -> Layer:
+    """A YAML 1.2 file as plain values with the line of every key.  Raises UserError that names file and line."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if text is None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(_no_file(Path(path))) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}.") from None
+    try:
+        tree = YAML(typ="rt").load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}:{line}: {error.problem}.") from None
+    except YAMLError as error:
+        raise UserError(f"{path}: {error}") from None
+    if tree is None:
+        return Layer({}, {})
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path}: expected keys and values, got {'a list' if isinstance(tree, list) else repr(tree)}.")
+    where: dict[str, str] = {}
+    return Layer(_unwrap(tree, str(path), "", where), where)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that `read_yaml` reads back, keys in their order."""
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.dump(dict(values), text)
+    return text.getvalue()
+
+
+def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
+    """Plain values from ruamel's tree, noting the line of each.  Raises UserError for a tag: nothing is built from one."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if tag is not None:
+        raise UserError(
+            f"{locate(where, key.split('.'))}{key or path}: the tag {tag!r} is not read: write a plain value."
+        )
+    if isinstance(node, Mapping):
+        plain = {}
+        for name, value in node.items():
+            full = f"{key}.{name}" if key else str(name)
+            where[full] = f"{path}:{node.lc.key(name)[0] + 1}"  # pyright: ignore[reportAttributeAccessIssue]
+            plain[str(name)] = _unwrap(value, path, full, where)
+        return plain
+    if isinstance(node, list):
+        for i in range(len(node)):
+            where[f"{key}.{i}"] = f"{path}:{node.lc.item(i)[0] + 1}"  # pyright: ignore[reportAttributeAccessIssue]
+        return [_unwrap(value, path, f"{key}.{i}", where) for i, value in enumerate(node)]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _no_file(path: Path) -> str:
+    near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+    return f"There is no file {path}.{near}"
+
+
+def read_config(name: str | Path) -> Layer:
+    """A preset by name, or a file by path.  Raises UserError with the nearest right name."""
+    return read_yaml(presets.find(name))
+
+
+def read_value(text: str) -> Any:
+    """A value as YAML 1.2 reads it: 1e-4 is a number, true a truth value, [1, 2] a list."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        value = YAML(typ="rt").load(text)
+    except YAMLError:
+        return text
+    return _unwrap(value, "", "", {})
+
+
+def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
+    """key=value pairs with dotted keys.  Raises UserError for what is no such pair."""
+    values: Any = {}
+    where: dict[str, str] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{flag} {text}: write key=value, as in {flag} train.lr=2e-4.")
+        nested: Any = read_value(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+        where[key] = f"{flag} {text}"
+    return Layer(values, where)
+
+
+def component_keys() -> dict[str, Registry[Any]]:
+    """Which top-level keys take a component, and from which registry."""
+    flags = {registry.flag.removeprefix("--"): registry for registry in registries.values()}
+    return {key: flags[key] for key in (*DEFAULTS, "weight", "diffusion")}

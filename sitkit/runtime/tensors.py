@@ -1,0 +1,106 @@
+"""Tensors in one safetensors file, with a description as JSON in its header.  Nothing is unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sitkit.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+from sitkit.runtime.files import replacing, to_json
+
+KEY = "sitkit"
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """One safetensors file, the header as JSON under its metadata key "sitkit"; whole or absent.
+
+    Tensors of any device, strided or sharing memory (tied weights), are written each in full.  Equal tensors and
+    headers give equal bytes.  Raises WorkFailed where the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    metadata = {KEY: to_json(header)}
+    with replacing(Path(path)) as fresh:
+        try:
+            save_file(_separate(tensors), fresh, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor on the CPU, contiguous and in memory of its own, as safetensors demands."""
+    seen: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(header, tensors on the CPU) of a checkpoint.
+
+    Raises UserError for a file that is missing, cut short, a pickle, or not of sitkit.
+    """
+    with open_tensors(Path(path)) as file:
+        return header_of(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of a checkpoint, without its tensors.  The file's length is checked; raises as `load` does."""
+    with open_tensors(Path(path)) as file:
+        return header_of(file, path)
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file to read tensors from, one at a time.  Raises UserError as `load` does."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint {path}.") from None
+    except OSError as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+    except SafetensorError as error:
+        size = path.stat().st_size
+        # Asked only now, because the length that begins a sound safetensors file may look like a pickle's magic.
+        if _pickled(path):
+            raise UserError(
+                f"{path} is a pickle ({size:,} bytes, as torch.save writes). Reading a pickle runs code from it, so "
+                "sitkit refuses it. Give a .safetensors file from the checkpoints folder of a run."
+            ) from None
+        raise UserError(
+            f"The checkpoint {path} is damaged or cut short ({size:,} bytes): {error}. "
+            "Use an older one beside it, or copy it again."
+        ) from None
+
+
+def _pickled(path: Path) -> bool:
+    """Whether the file begins as a zip archive (torch.save) or a pickle of protocol 2 to 5 does."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    return magic == b"PK\x03\x04" or (magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
+
+
+def header_of(file: Any, path: str | Path) -> dict[str, Any]:
+    """The header of an open checkpoint.  Raises UserError for a file that is not of sitkit."""
+    text = (file.metadata() or {}).get(KEY)
+    if text is None:
+        raise UserError(
+            f"{path} is a safetensors file without sitkit's header. "
+            "Give a .safetensors file from the checkpoints folder of a run."
+        )
+    return json.loads(text)

@@ -1,0 +1,197 @@
+"""Samplers that solve the reverse SDE: euler-maruyama through torchsde, stochastic-heun."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+
+from sitkit.registry import samplers
+from sitkit.runtime.errors import UserError
+from sitkit.solvers.guidance import Guidance
+from sitkit.transport.diffusion import Diffusion, Sigma
+from sitkit.transport.interpolant import Interpolant
+from sitkit.transport.target import Target
+from sitkit.transport.timestep import Timestep, Uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from sitkit.solvers.sampler import Plan, Problem, Sampler, at_least, chosen, evaluations
+
+LastStep = Literal["none", "mean", "euler", "tweedie"]
+
+
+@dataclass(frozen=True)
+class SDESampler(Sampler):
+    """dX = (v + w s / 2) dt + sqrt(w) dW on a given grid, then one last step without noise (SiT Algorithm 2).
+
+    The solve stops at 1 - last_step_size and one more evaluation there ends it: `mean` (the drift), `euler` (the
+    velocity), `tweedie` (the data reading), or `none`, which goes as far as explicit steps are stable.  The last step is
+    one of `steps`.  A last step that would leave noise of standard deviation above 0.07 in data of scale 1 is refused,
+    unless `accept_bias` says that the published setting is wanted as it is.
+    """
+
+    stochastic: ClassVar[bool] = True
+    nodes: ClassVar[tuple[float, ...]]
+
+    steps: int = 250
+    grid: Timestep = Uniform()
+    last_step: LastStep = "mean"
+    last_step_size: float = 0.04
+    accept_bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("steps", self.steps, 1 if self.last_step == "none" else 2)
+        if not 0 < self.last_step_size < 1:
+            raise ValueError(f"last_step_size must lie in (0, 1); got {self.last_step_size:g}.")
+        if self.t1 is not None and self.last_step != "none":
+            raise ValueError("t1 is 1 - last_step_size; set that, or last_step 'none' with t1.")
+
+    def default_diffusion(self) -> Diffusion:
+        return Sigma()
+
+    def plan(
+        self,
+        interpolant: Interpolant,
+        target: Target,
+        diffusion: Diffusion | None = None,
+        guidance: Guidance | None = None,
+    ) -> Plan:
+        from sitkit.transport import interval
+
+        diffusion = Sigma() if diffusion is None else diffusion
+        size = 0.0 if self.last_step == "none" else self.last_step_size
+        steps = self.steps - (size > 0)
+        end = 1 - size if self.t1 is None else self.t1
+        ends = chosen(self, interval.derive(interpolant, target, diffusion, steps=steps, end=end), paper=1e-3)
+        times = self.grid.grid(steps, ends.t0, ends.t1)
+        interval.check_grid(interpolant, target, diffusion, times)
+        if size and not self.accept_bias:
+            left = noise_left(interpolant, diffusion, self.last_step, size)
+            if left > interval.LEFT_BY_LAST_STEP:
+                raise UserError(
+                    f"last_step {self.last_step!r} of {size:g} with diffusion {diffusion.name!r} on {interpolant.name!r} "
+                    f"leaves noise of {left:.2g} in the samples: use last_step 'tweedie', a smaller last_step_size, or "
+                    "accept_bias to run it as published."
+                )
+        starts, sizes = times[:-1].tolist(), times.diff().tolist()
+        evaluated = [t + node * h for t, h in zip(starts, sizes, strict=True) for node in self.nodes]
+        evaluated += [float(times[-1])] if size else []
+        return Plan(times, size, evaluations(guidance, evaluated), ends.notes)
+
+    def integrate(self, problem: Problem) -> Tensor:
+        import torch
+
+        states = self.walk(problem)
+        size = problem.plan.last_step
+        if not size:
+            return states
+        x, t = states[-1], problem.plan.times[-1].to(problem.x)
+        reading = problem.field.read(x, t, problem.y)
+        if self.last_step == "tweedie":
+            x = reading.data
+        elif self.last_step == "euler":
+            x = x + size * reading.velocity
+        else:
+            w = diffusion_at(problem, float(t))
+            x = x + size * (reading.velocity + w / 2 * reading.score)
+        return torch.cat((states, x[None])) if problem.keep else x[None]
+
+    @abstractmethod
+    def walk(self, problem: Problem) -> Tensor:
+        """The states at plan.times (steps + 1, b, ...) if problem.keep, else the last as (1, b, ...)."""
+
+
+def diffusion_at(problem: Problem, t: float) -> float:
+    """w(t) as a number, computed in float64."""
+    import torch
+
+    time = torch.tensor([t], dtype=torch.float64)
+    return float(problem.diffusion.w(time, problem.field.interpolant.coefficients(time)))
+
+
+def noise_left(interpolant: Interpolant, diffusion: Diffusion, last_step: LastStep, h: float) -> float:
+    """Standard deviation of the noise that a last step of size h leaves in a sample of point-like data.
+
+    At data d the state is alpha d + e with e of size sigma; the step multiplies e by
+    1 + h d_sigma / sigma - h w / (2 sigma^2), the last term with `mean` only; `tweedie` removes it.
+    """
+    import torch
+
+    if last_step == "tweedie":
+        return 0.0
+    t = torch.tensor([1 - h], dtype=torch.float64)
+    c = interpolant.coefficients(t)
+    factor = 1 + h * c.d_sigma / c.sigma
+    if last_step == "mean":
+        factor = factor - h * diffusion.w(t, c) / (2 * c.sigma.square())
+    return float(c.sigma * factor.abs())
+
+
+@final
+@samplers.register("euler-maruyama")
+@dataclass(frozen=True)
+class EulerMaruyama(SDESampler):
+    """x += h (v + w s / 2) + sqrt(w h) xi, through torchsde.  Weak order 1, one evaluation a step (SiT Algorithm 2).
+
+    torchsde integrates in step index, s = 0..N with steps of 1 and drift and diffusion scaled by the grid's spacing, so
+    that any grid is exact; the Brownian increments are those of `sitkit.runtime.rng.BrownianPath`.
+    """
+
+    order: ClassVar[int] = 1
+    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+
+    def walk(self, problem: Problem) -> Tensor:
+        import torch
+        from torchsde import sdeint
+
+        from sitkit.solvers.torchsde_grid import PathIncrements, StepIndexSDE
+
+        steps = len(problem.plan.times) - 1
+        ts = torch.arange(steps + 1.0) if problem.keep else torch.tensor([0.0, float(steps)])
+        path = PathIncrements(problem.keys, problem.x, problem.plan.times)
+        start = problem.x.flatten(1)
+        states: Any = sdeint(StepIndexSDE(problem), start, ts, bm=path, method="euler", dt=1)
+        states = states.unflatten(2, problem.x.shape[1:])
+        return states if problem.keep else states[-1:]
+
+
+@final
+@samplers.register("stochastic-heun")
+@dataclass(frozen=True)
+class StochasticHeun(SDESampler):
+    """Euler-Maruyama's step, then the mean of drifts and of sqrt(w) at both ends.  Weak order 2, two evaluations a step.
+
+    w depends on t alone, so Ito and Stratonovich agree and Heun's method applies.
+    """
+
+    order: ClassVar[int] = 2
+    nodes: ClassVar[tuple[float, ...]] = (0.0, 1.0)
+
+    steps: int = 125
+
+    def walk(self, problem: Problem) -> Tensor:
+        import torch
+
+        from sitkit.solvers.brownian import path_on
+
+        x, times = problem.x, problem.plan.times.tolist()
+        path = path_on(problem.keys, x.flatten(1), problem.plan.times)
+        states, before = [x], path(times[0])
+
+        def drift(x: Tensor, t: float, w: float) -> Tensor:
+            reading = problem.field.read(x, torch.tensor(t, dtype=x.dtype), problem.y)
+            return reading.velocity + w / 2 * reading.score
+
+        for t, after in zip(times[:-1], times[1:], strict=True):
+            h, value = after - t, path(after)
+            w, w_after = diffusion_at(problem, t), diffusion_at(problem, after)
+            step, before = (value - before).view_as(x), value
+            first = drift(x, t, w)
+            second = drift(x + h * first + w**0.5 * step, after, w_after)
+            x = x + h / 2 * (first + second) + (w**0.5 + w_after**0.5) / 2 * step
+            if problem.keep:
+                states.append(x)
+        return torch.stack(states) if problem.keep else x[None]

@@ -1,0 +1,436 @@
+"""The command line as a user meets it: one clear message for each mistake, quick answers, machine-readable output."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+from support import call, copied, finish, flags, start, trained
+from typer.main import get_command
+
+from sitkit.cli import console
+from sitkit.cli.app import app
+from sitkit.registry import registries
+from sitkit.results.study_results import FILE as RESULTS
+from sitkit.results.study_results import find_study
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runtime.files import write_file
+from sitkit.studies.study_file import read_study
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory to call from."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MISTAKES = {
+    "component": (["train", "--interp", "linaer"], ["--interp", "linaer", "'linear'"]),
+    "target": (["train", "--target", "veloctiy"], ["veloctiy", "'velocity'"]),
+    "backbone preset": (["train", "--backbone", "sit-xl/3"], ["sit-xl/3", "sit-xl/2"]),
+    "key": (["train", "--set", "train.lrr=1"], ["train.lrr", "'lr'"]),
+    "top key": (["train", "--set", "trian.lr=1"], ["trian", "'train'"]),
+    "component field": (["train", "--set", "backbone.widht=1"], ["widht", "Its fields"]),
+    "no pair": (["train", "--set", "train.lr"], ["key=value"]),
+    "negative steps": (["train", "--steps", "-3"], ["--steps", "train.steps", "-3"]),
+    "word for a number": (["train", "--set", "train.lr=fast"], ["train.lr", "'fast'"]),
+    "preset": (["train", "digist"], ["digist", "'digits'"]),
+    "file": (["train", "digist.yaml"], ["digist.yaml"]),
+    "study": (["ablate", "tabel6.yaml"], ["tabel6.yaml"]),
+    "no run": (["sample", "latest"], ["no runs", "sitkit train"]),
+    "missing folder": (
+        ["train", "--data", "image-folder", "--set", "data.path=nowhere", "--set", "data.size=8"],
+        ["nowhere"],
+    ),
+    "missing npz": (["train", "--data", "npz", "--set", "data.path=nowhere.npz"], ["nowhere.npz"]),
+    "field without default": (["train", "--data", "npz"], ["path"]),
+    "patch that does not fit": (["train", "--set", "backbone.patch_size=3", "--set", "run.track=false"], ["3", "8"]),
+    "device": (["train", "--device", "cudda"], ["cudda"]),
+    "registry": (["list", "interpolant_s"], ["'interpolants'"]),
+    "shown component": (["show", "interpolant", "gpv"], ["'gvp'"]),
+    "sampler field": (["show", "sampler", "heun", "--set", "steps=-1"], ["steps", "-1"]),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_message(words: list[str], told: list[str], here: Path) -> None:
+    called = call(*words)
+    assert called.status == 2, called
+    assert called.err.count("error:") == 1 and "Traceback" not in called.err
+    for text in told:
+        assert text in called.err, called.err
+    assert not list(here.glob("runs/*/checkpoints")), "refused before any work"
+
+
+COMMANDS = (
+    "train",
+    "sample",
+    "evaluate",
+    "ablate",
+    "likelihood",
+    "losscurve",
+    "search",
+    "certify",
+    "list",
+    "show",
+    "runs",
+)
+
+
+def test_unknown_flag_and_command_are_usage_errors(here: Path) -> None:
+    assert call("train", "--intrep", "gvp").status == 2
+    assert call("trian").status == 2
+
+
+def run_mistake(here: Path, *words: str) -> str:
+    called = call(*words, "--runs", str(here))
+    assert called.status == 2, called
+    assert called.err.count("error:") == 1 and "Traceback" not in called.err
+    return called.err
+
+
+def test_a_misspelt_run(here: Path) -> None:
+    run = copied(trained(), here)
+    assert run.name in run_mistake(here, "sample", run.name[:-2] + "xx")
+
+
+def test_a_truncated_checkpoint(here: Path) -> None:
+    run = copied(trained(), here)
+    for path in checkpoints(run / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-100])
+    told = run_mistake(here, "sample", run.name)
+    assert "damaged or cut short" in told and "step-00000040" in told and "warning" not in told
+
+
+def test_a_pickle_as_a_checkpoint(here: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path(here / "owned"),)  # pyright: ignore[reportReturnType]
+
+    run = copied(trained(), here)
+    (path,) = checkpoints(run / "checkpoints")
+    path.write_bytes(pickle.dumps(Evil()))
+    # By the name of its run, and as the file itself.
+    assert "is a pickle" in run_mistake(here, "sample", run.name)
+    assert "is a pickle" in run_mistake(here, "evaluate", str(path))
+    assert not (here / "owned").exists()
+
+
+def test_a_setting_that_the_training_fixed(here: Path) -> None:
+    run = copied(trained(), here)
+    for command in ("sample", "evaluate"):
+        told = run_mistake(here, command, run.name, "--set", "target=score")
+        assert "--set target=score: target was fixed when" in told
+    assert not (run / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--metric", "frechett"), "error: --metric: No metric named 'frechett'. Did you mean 'frechet'?"),
+        (("--metric", "frechet,prec"), "error: --metric: No metric named 'prec'. Did you mean 'precision'?"),
+        (("--features", "incept"), "error: --features: No extractor named 'incept'. Did you mean 'inception'?"),
+        (("--sampler", "hoin"), "error: --sampler: No sampler named 'hoin'. Did you mean 'heun'?"),
+        (("--set", "guidance=cgf"), "error: --set guidance=cgf: No guidance named 'cgf'. Did you mean 'cfg'?"),
+        (("--set", "sample.n=0"), "error: --set sample.n=0: should be greater than or equal to 1; got 0."),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_said_once_with_its_flag(words: tuple[str, ...], told: str) -> None:
+    called = call("evaluate", trained(), *words)
+    assert called.status == 2 and told in called.err and called.err.count("error:") == 1
+
+
+def test_no_experiments_are_a_line_and_not_an_empty_table() -> None:
+    called = call("list", "experiments")
+    assert called.status == 0 and called.out.startswith("no experiments: ") and called.out.count("\n") == 1
+    assert json.loads(call("list", "experiments", "--json").out) == {"experiments": []}
+    refused = call("list", "experimentz")
+    assert refused.status == 2 and "No registry 'experimentz'. Did you mean 'experiments'?" in refused.err
+
+
+def test_no_step_leaves_a_network_that_can_be_sampled(here: Path) -> None:
+    words = flags("train.steps=0")
+    assert call("train", "points", *words).status == 0
+    assert call("train", "points", *words).status == 0
+    drawn = call("sample", "-n", "5", "--steps", "2")
+    assert drawn.status == 0 and "5 at 4 evaluations" in drawn.out
+    refused = call("train", "points", *words, "--set", "train.posthoc=[0.05]")
+    assert refused.status == 2 and "posthoc averages what a training makes, and steps is 0" in refused.err
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_a_run_is_a_line_at_any_width(width: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copied(trained(), here / "runs")
+    assert call("evaluate", "-n", "20", "--steps", "2").status == 0
+    # Where nobody looks nothing is cut.
+    whole = call("runs").out.splitlines()
+    assert len(whole) == 3 and whole[2].split(" │ ")[2].strip().endswith(
+        " sliced-wasserstein; 1 samplings; 1 evaluations"
+    )
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=screen, width=width, force_terminal=True, no_color=True))
+    call("runs")
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 3 and all(len(Text.from_ansi(line)) <= width for line in lines)
+    assert f" {run.name} " in lines[2] and " 40/40 " in lines[2]
+
+
+def test_a_mistake_in_a_file_names_its_line(here: Path) -> None:
+    (here / "mine.yaml").write_text("data: digits\ntrain:\n  steps: 1\n  stepz: 2\n")
+    called = call("train", "mine.yaml")
+    assert called.status == 2 and "error: mine.yaml:4: unknown key 'train.stepz'. Did you mean 'steps'?" in called.err
+    (here / "study.yaml").write_text("base: points\nrows:\n  - {interp: gpv}\n")
+    called = call("ablate", "study.yaml")
+    assert called.status == 2 and "error: study.yaml:3: " in called.err and called.err.count("error:") == 1
+    called = call("ablate", "study.yaml", "--base", "pionts")
+    assert called.status == 2 and "error: --base: " in called.err and "'points'" in called.err
+    assert sorted(path.name for path in here.iterdir()) == ["mine.yaml", "study.yaml"]
+
+
+def test_mistakes_in_a_process_of_its_own(here: Path) -> None:
+    run = copied(trained(), here / "runs")
+    (path,) = checkpoints(run / "checkpoints")
+    path.write_bytes(path.read_bytes()[:-1])
+    for words, told in ((("sample", run.name), "damaged or cut short"), (("train", "--data", "npz"), "path")):
+        left = finish(start(*words, cwd=here))
+        assert left.status == 2 and told in left.err and left.out == "", left
+        assert left.err.count("error:") == 1 and "Traceback" not in left.err
+
+
+def test_flags_and_files_say_the_same(here: Path) -> None:
+    """A setting by flag, by --set or in a file makes one run, found complete by the others."""
+    words = flags("train.steps=8")
+    assert call("train", "points", *words, "--interp", "gvp", "--seed", "3").status == 0
+    weights = {path: path.stat().st_mtime_ns for path in here.rglob("*.safetensors")}
+    assert len(weights) == 1
+    assert call("train", "points", *words, "--set", "interp=gvp", "--set", "train.seed=3").status == 0
+    (run,) = (here / "runs").iterdir()
+    again = call("train", run / "config.yaml")
+    assert again.status == 0 and "continuing" in again.err
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*.safetensors")} == weights
+
+
+def test_a_flag_counts_beside_a_set(here: Path) -> None:
+    run = copied(trained(), here)
+    called = call("sample", run.name, "--runs", here, "--steps", "3", "--set", "sampler=euler", "-n", "5")
+    assert called.status == 0 and "5 at 3 evaluations" in called.out
+
+
+def test_weights_are_those_asked_for(here: Path) -> None:
+    run = copied(trained(), here)
+    for weights in ("ema", "raw"):
+        words = ("-n", "5", "--steps", "3", "--set", f"sample.weights={weights}")
+        assert call("sample", run.name, "--runs", here, *words).status == 0
+    made = [path.read_bytes() for path in run.glob("samples/*/samples.npz")]
+    assert len(made) == 2 and made[0] != made[1]
+
+
+def test_an_ode_sampler_refuses_a_diffusion(here: Path) -> None:
+    run = copied(trained(), here)
+    assert "euler-maruyama" in run_mistake(here, "sample", run.name, "--sampler", "heun", "--diffusion", "kl")
+
+
+def test_a_sampler_that_cannot_be_right_is_refused(here: Path) -> None:
+    run = copied(trained(), here)
+    words = ["sample", run.name, "--sampler", "euler-maruyama", "--diffusion", "constant"]
+    assert "last_step" in run_mistake(here, *words)
+    assert not (run / "samples").exists()
+
+
+def test_train_sample_evaluate(here: Path) -> None:
+    called = call("train", "points", *flags())
+    assert called.status == 0, called.err
+    assert "sitkit sample" in called.out
+    drawn = call("sample", "-n", "50", "--sampler", "euler-maruyama", "--diffusion", "sigma", "--steps", "20")
+    assert drawn.status == 0, drawn.err
+    assert "20 evaluations" in drawn.out and list(here.glob("runs/*/samples/*/grid.png"))
+    measured = call("evaluate", "-n", "50", "--steps", "4", "--json")
+    assert measured.status == 0, measured.err
+    (record,) = json.loads(measured.out)
+    assert record["n"] == 50 and record["sampling"]["nfe"] == 8 and record["metric"]["name"] == "sliced-wasserstein"
+    listed = json.loads(call("runs", "--json").out)
+    assert [run["step"] for run in listed] == [40] and listed[0]["evaluations"] == 1
+
+
+@pytest.mark.parametrize("plural", registries)
+def test_list_names_everything(plural: str) -> None:
+    called = call("list", plural, "--json")
+    entries = json.loads(called.out)[plural]
+    assert [entry["name"] for entry in entries] == registries[plural].names()
+    assert all(entry["meaning"] for entry in entries), "every component says what it is in a line"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("interpolant", "gvp"), ("diffusion", "sin2"), ("timestep", "shift")])
+def test_show_draws(kind: str, name: str, here: Path) -> None:
+    called = call("show", kind, name)
+    assert called.status == 0, called.err
+    assert (here / f"{kind}-{name}.png").stat().st_size > 5_000
+    assert "Source" in called.out or name != "gvp"
+
+
+def test_help_and_list_import_nothing_heavy(tmp_path: Path) -> None:
+    heavy = ("torch", "numpy", "mlflow", "optuna", "sklearn", "matplotlib", "torchsde", "torchdiffeq")
+    for words in (["--help"], ["train", "--help"], ["list"]):
+        code = (
+            f"import sys; sys.argv = ['sitkit', *{words!r}]\n"
+            "from sitkit.cli import main\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass\n"
+            f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=_without_plugins(),
+            check=True,
+        )
+        assert "HEAVY []" in done.stdout, done.stdout[-300:]
+
+
+def _without_plugins() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "SITKIT_PLUGINS": ""}
+
+
+def test_every_command_explains_itself(here: Path) -> None:
+    bare = call()
+    shown = call("--help")
+    assert shown.status == 0 and "Traceback" not in bare.err
+    for command in COMMANDS:
+        called = call(command, "--help")
+        assert called.status == 0 and f"sitkit {command}" in called.out and command in shown.out
+        assert len(called.out) > 400 and called.err == ""
+    assert list(here.iterdir()) == []
+
+
+def test_show_and_runs_for_machines(here: Path) -> None:
+    told = json.loads(call("show", "sampler", "heun", "--set", "steps=7", "--json").out)
+    assert told["name"] == "heun" and told["fields"]["steps"] == 7 and "Order 2" in told["doc"]
+    assert json.loads(call("show", "data", "npz", "--json").out)["fields"] is None  # it cannot be without a path
+    assert call("runs").out.startswith("no runs in runs") and json.loads(call("runs", "--json").out) == []
+    copied(trained(), here / "runs")
+    (run,) = json.loads(call("runs", "--json").out)
+    assert (run["step"], run["of"], run["samplings"], run["evaluations"]) == (40, 40, 0, 0)
+    assert trained().name[:20] in call("runs").out
+    assert set(json.loads(call("list", "--json").out)) == {*registries, "presets", "experiments"}
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "sitkit", "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("sitkit ")
+    done = subprocess.run(
+        [sys.executable, "-m", "sitkit", "train", "--interp", "linaer"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2 and "linear" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_preset_of_the_run_says_how_to_sample(here: Path) -> None:
+    run = copied(trained(), here)
+    write_file(run / "presets" / "fast.yaml", "sampler: {name: euler, steps: 3}\ndiffusion: zero\n")
+    called = call("sample", run.name, "--preset", "fast", "-n", "10", "--runs", str(here))
+    assert called.status == 0 and "3 evaluations" in called.out, called
+    assert "'fast'" in run_mistake(here, "sample", run.name, "--preset", "fats")
+
+
+WRITE_ALONE = {"train", "convert"}
+
+
+def test_every_command_that_tells_something_tells_it_to_machines_too() -> None:
+    def leaves(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
+        inner = getattr(command, "commands", {})
+        if not inner:
+            yield name, {flag for parameter in command.params for flag in parameter.opts}
+        for word, sub in inner.items():
+            yield from leaves(sub, f"{name} {word}".strip())
+
+    without = {name for name, flags in leaves(get_command(app), "") if "--json" not in flags}
+    assert without <= WRITE_ALONE, without
+
+
+def test_a_study_with_a_name_that_windows_refuses_has_a_folder_that_it_takes(tmp_path: Path) -> None:
+    file = tmp_path / 'what is "best"?.yaml'
+    file.write_text("base: digits\nrows: [{label: a}]\n")
+    plan = read_study(file, base="points")
+    assert plan.name == "what is -best---points"
+    write_file(tmp_path / "studies" / "what is -best--" / RESULTS, "{}")
+    assert find_study(file, tmp_path / "runs") == tmp_path / "studies" / "what is -best--"
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """What looks like a picture or a style to the library that prints is a name to us."""
+    from sitkit.cli import console
+
+    console.say("study:ok:0 [bold]")
+    console.table(("[red]", ":ok:"), [("a:ok:b", "[x]")], title=":ok:", notes=["[dim]:ok:"])
+    console.error("row ':ok:' [bold]")
+    told = capsys.readouterr()
+    assert told.out.count(":ok:") == 5 and "[bold]" in told.out and "[red]" in told.out and "[x]" in told.out
+    assert told.err == "error: row ':ok:' [bold]\n"
+
+
+def test_a_narrow_table_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in a cell is there to be copied, at 80 columns too."""
+    from sitkit.cli import console
+
+    monkeypatch.setattr(console, "out", Console(width=80, file=sys.stdout))
+    name = "digits-linear-velocity-sit-4727d08723ec"
+    console.table(("run", "command", "why"), [(name, "pip install 'sitkit[inception]'", "word " * 20)])
+    told = capsys.readouterr().out
+    cells = ["".join(line.split("\u2502")[column].strip() for line in told.splitlines()[2:]) for column in (0, 1)]
+    assert "\u2026" not in told and cells[0] == name and cells[1].replace(" ", "") == "pipinstall'sitkit[inception]'"
+
+
+def test_a_path_is_one_line_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sitkit.cli import console
+
+    monkeypatch.setattr(console, "out", Console(width=30, file=sys.stdout))
+    line = f"pictures  runs/{'digits-linear-velocity-sit-4727d08723ec/' * 2}previews/step-00000800.png"
+    console.say(line)
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_a_bar_at_80_columns_cuts_no_count_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sitkit.cli import console
+    from sitkit.runtime.progress import Event
+
+    file = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(width=80, file=file, force_terminal=True, color_system=None))
+    with console._bars() as report:
+        report(Event("train", 0, 400_000))
+        values = {"loss": 0.4332, "images/s": 328.6, "mfu": 0.1714, "GiB": 71.2}
+        report(Event("train", 123_456, 400_000, values))
+    last = file.getvalue().rpartition("train")[2]
+    assert "\u2026" not in last and "123456/400000" in last and "0:00:00 left -:--:--" in last and "71.2" in last
+
+
+def test_the_command_that_comes_next_can_be_pasted(here: Path) -> None:
+    """A folder with a space in its name is one word of it."""
+    runs = here / "my runs"
+    told = call("train", "points", "--steps", "1", "--runs", str(runs), "--set", "run.track=false").out
+    words = shlex.split(told.partition("next ")[2].partition("|")[0])
+    assert words[:2] == ["sitkit", "sample"] and len(words) == 3 and Path(words[2]).parent == runs
+
+
+def test_a_file_that_is_not_there_is_no_misspelt_run(here: Path) -> None:
+    assert "There is no file my net.safetensors." in run_mistake(here, "sample", "my net.safetensors")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(here: Path) -> None:
+    (here / "file").touch()
+    said = call("train", "points", *flags(), "--runs", "file/runs")
+    assert said.status == 1 and said.err.endswith(": Not a directory.\n") and "Traceback" not in said.err

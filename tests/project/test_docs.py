@@ -1,0 +1,161 @@
+"""Documentation that cannot lie: its blocks are executed, its commands exist, its site builds without a warning."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from support import ROOT
+from typer.main import get_command
+
+from sitkit.cli.app import app
+from sitkit.registry import registries
+from sitkit.runs.config.sources import assemble, read_yaml
+
+DOCS = ROOT / ".docs"
+PAGES = [ROOT / "README.md", *sorted((DOCS / "pages").rglob("*.md"))]
+BLOCK = re.compile(r"(?P<before>(?:<!--[^\n]*-->\n)?)```(?P<language>\w*)\n(?P<text>.*?)\n```", re.S)
+SAVED = re.compile(r"[Ss]aved? (?:this )?as `([\w./-]+)`")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, its text, where it stands, why it is not executed, what it is saved as."""
+
+    language: str
+    text: str
+    place: str
+    spared: str
+    saved: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The blocks of a page in their order.  `<!-- not run: why -->` before one spares it; "Save this as `x`" names it."""
+    text = page.read_text(encoding="utf-8")
+    found, end = [], 0
+    for match in BLOCK.finditer(text):
+        comment = match["before"].strip().removeprefix("<!--").removesuffix("-->").strip()
+        spared = comment if comment.startswith(("not run:", "command:")) else ""
+        saved = SAVED.findall(text[end : match.start()])
+        place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
+        found.append(Block(match["language"], match["text"], place, spared, saved[-1] if saved else ""))
+        end = match.end()
+    return found
+
+
+def ids(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `sitkit ...` command in a shell block, comments and continued lines understood."""
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    parts = [part for line in lines for part in re.split(r"&&|\||;", line.partition(" #")[0])]
+    return [words[1:] for part in parts if (words := shlex.split(part)) and words[0] == "sitkit"]
+
+
+def inline(page: Path) -> list[str]:
+    """Commands that stand within a sentence or a table, written out in full."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [span for span in re.findall(r"`(sitkit [^`]+)`", text) if "..." not in span]
+
+
+def parse(command: Any, name: str, words: list[str]) -> None:
+    """Raise the parser's error for a command or a flag that does not exist; nothing is invoked."""
+    context = command.make_context(name, list(words))
+    inner = getattr(command, "commands", None)
+    if inner is not None:
+        rest = [*context._protected_args, *context.args]
+        assert rest and rest[0] in inner, f"no command {name} {rest[:1]}"
+        parse(inner[rest[0]], rest[0], rest[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_command_exists_with_its_flags(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "sh":
+            for words in commands(block.text):
+                try:
+                    parse(get_command(app), "sitkit", words)
+                except Exception as error:
+                    pytest.fail(f"{block.place}: sitkit {shlex.join(words)}: {getattr(error, 'message', error)}")
+    for text in inline(page):
+        for words in commands(text):
+            try:
+                parse(get_command(app), "sitkit", words)
+            except Exception as error:
+                pytest.fail(f"{ids(page)}: `{text}`: {getattr(error, 'message', error)}")
+
+
+def test_a_flag_that_does_not_exist_is_noticed() -> None:
+    with pytest.raises(Exception, match=r"--interpolant|No such option"):
+        parse(get_command(app), "sitkit", ["train", "--interpolant", "gvp"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_settings_block_is_valid(page: Path) -> None:
+    for block in blocks(page):
+        layer = read_yaml(block.place, block.text) if block.language == "yaml" else None
+        # A study is checked where it is run; a plain configuration has none of a study's keys.
+        if layer is not None and not {"rows", "space", "objective", "columns", "grid"} & set(layer.values):
+            assemble([layer])
+
+
+def test_the_menu_names_every_page() -> None:
+    menu = (DOCS / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    written = {page.relative_to(DOCS / "pages").as_posix() for page in PAGES if DOCS in page.parents}
+    generated = {"gallery.md", "components.md", "cli.md", "reference/index.md"}
+    assert set(re.findall(r"[\w/-]+\.md", menu)) == written | generated
+
+
+def test_the_page_on_plugins_has_every_kind() -> None:
+    table = (DOCS / "pages" / "how-to" / "plugin.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z]+)` \|", table, re.M) == [registry.kind for registry in registries.values()]
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("page", [page for page in PAGES if any(not b.spared for b in blocks(page))], ids=ids)
+def test_every_block_runs(page: Path, tmp_path: Path) -> None:
+    """The blocks of a page, one after the other, in one folder, as a reader would run them."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    # What a page installs goes to a folder of its own, and is seen there.
+    site = tmp_path / "site-packages"
+    path = os.pathsep.join(filter(None, (str(ROOT), str(site), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": path,
+        "PIP_TARGET": str(site),
+        "PIP_NO_DEPS": "1",
+        # pip reads this variable as its opposite: 0 builds with what is installed here.
+        "PIP_NO_BUILD_ISOLATION": "0",
+    }
+    environment.pop("SITKIT_PLUGINS", None)
+    runs = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    for block in blocks(page):
+        if block.saved and block.language not in runs:
+            (tmp_path / block.saved).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.saved).write_text(block.text + "\n", encoding="utf-8")
+        elif block.language in runs and not block.spared:
+            done = subprocess.run(
+                [*runs[block.language], block.text], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{block.place}\n{block.text}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.docs
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed: pip install 'sitkit[docs]'")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(DOCS / "mkdocs.yml"), "-d", str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    front = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "https://fonts" not in front and "cdn" not in front, "the site fetches something from another host"

@@ -1,0 +1,85 @@
+"""Policy as test: imports go downwards, heavy libraries stay behind their fences, listing names needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+import sitkit
+
+PACKAGE = Path(sitkit.__file__).parent
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_imports_go_downwards_and_libraries_stay_behind_their_fences() -> None:
+    """The contracts of pyproject.toml hold: the order of the rooms, and which file may import which library."""
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert " 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("name", sitkit.__all__)
+def test_public_names_are_there(name: str) -> None:
+    assert getattr(sitkit, name) is not None
+    assert name in dir(sitkit)
+
+
+def test_public_names_are_listed_once_and_in_order() -> None:
+    assert len(set(sitkit.__all__)) == len(sitkit.__all__)
+    assert set(sitkit._LAZY) == set(sitkit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sitkit.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_every_module_says_what_it_is_and_its_public_names_say_it_too(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    if path.name != "__main__.py":
+        assert ast.get_docstring(tree), path
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}:{node.lineno}: {node.name} has no docstring"
+
+
+def test_every_module_can_be_imported() -> None:
+    for path in MODULES:
+        if path.name != "__main__.py":
+            importlib.import_module(module_of(path))
+
+
+HEAVY = ("torch", "numpy", "mlflow", "optuna", "matplotlib", "sklearn", "scipy", "PIL", "torchsde", "torchdiffeq")
+
+
+@pytest.mark.parametrize(
+    ("what", "also"),
+    [
+        ("import sitkit", ()),
+        ("import sitkit.registry as r; [x.names() for x in r.registries.values()]", ()),
+        ("import sitkit.registry as r; [c.__doc__ for x in r.registries.values() for c in x.values()]", ()),
+        ("import sitkit.cli.commands", ("pydantic",)),
+    ],
+)
+def test_listing_names_imports_nothing_heavy(what: str, also: tuple[str, ...]) -> None:
+    watched = (*HEAVY, *also)
+    code = f"import sys; {what}; print([m for m in {watched!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_drawers() -> None:
+    """Things live with the noun they serve."""
+    for path in MODULES:
+        words = set(path.stem.split("_"))
+        assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "manager", "factory"}, path

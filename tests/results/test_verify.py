@@ -1,0 +1,308 @@
+"""Numbers named, explained, computed again and compared: on a real study of ODE and SDE cells."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support import call, copied, run_study, write_study
+
+from sitkit.results.diff import differences, environment_differences
+from sitkit.results.explain import explain
+from sitkit.results.lookup import chosen, numbers
+from sitkit.results.statistics import paired
+from sitkit.results.study_results import read_results
+from sitkit.results.verify import device_of, gap, verify
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.environment import environment
+from sitkit.runs.run import ENVIRONMENT
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.tensors import load_tensors, save_tensors
+
+STUDY = """title: "Two ways"
+base: base.yaml
+rows:
+  - {label: ODE, sampler: {name: heun, steps: 4}}
+  - {label: "SDE: eta", sampler: {name: euler-maruyama, steps: 40, last_step: tweedie}, diffusion: kl-eta}
+columns: {gvp: {interp: gvp}, linear: {}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the study above; not to be written to."""
+    folder = tmp_path_factory.mktemp("verified")
+    run_study(write_study(folder, STUDY))
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of one's own, in which one is."""
+    shutil.copytree(whole, tmp_path / "own")
+    monkeypatch.chdir(tmp_path / "own")
+    yield tmp_path / "own"
+
+
+def test_a_number_is_named_by_file_identity_run_or_study(whole: Path) -> None:
+    runs = whole / "runs"
+    every = numbers("study", runs)
+    assert len(every) == 8 and len({number.path for number in every}) == 8
+    assert every == numbers(str(whole / "studies/study"), runs) == numbers(str(whole / "study.yaml"), runs)
+    assert numbers("study:", runs) == every and [numbers(f"study:{i + 1}", runs)[0] for i in range(8)] == every
+    for number in every:
+        # What names it in one place means it in every other.
+        assert numbers(number.name, runs) == [number]
+        (plain,) = numbers(str(number.path), runs)
+        assert plain.record == number.record and numbers(plain.path.stem, runs) == [plain]
+        assert numbers(plain.name, runs) == [plain] and plain in numbers(number.folder.name, runs)
+        assert plain in numbers(f"{number.folder.name}:sliced-wasserstein", runs)
+    assert [n.cell.seed for n in numbers("study:SDE: eta:linear", runs) if n.cell] == [0, 1]
+    assert {n.cell.row for n in numbers("study::gvp", runs) if n.cell} == {"ODE", "SDE: eta"}
+    assert len(numbers("study:::1", runs)) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("stud", "Nor is it the name of a study"),
+        ("study:ODD", "No row of study is called 'ODD'. Did you mean 'ODE'?"),
+        ("study:ODE:gpv", "No column of study is called 'gpv'. Did you mean 'gvp'?"),
+        ("study:ODE:gvp:7", "study has no seed 7; it has 0, 1."),
+        ("study:ODE:gvp:0:3", "study has no sampling seed 3; it has 0."),
+        ("study:9", "study has cells 1 to 8; got 9."),
+        ("study:²", "No row of study is called '²'."),
+        ("study:ODE:gvp:0:0:1", "'0:0:1' are more"),
+        ("latest:frechet", "has no number 'frechet'. It has sliced-wasserstein."),
+        ("nothing.json", "There is no file"),
+        ("base.yaml", "base.yaml"),
+    ],
+)
+def test_a_name_that_means_nothing_is_told_what_there_is(folder: Path, name: str, words: str) -> None:
+    for command in ("explain", "verify"):
+        left = call(command, name)
+        assert left.status == 2 and words in left.err and "Traceback" not in left.err, left.err
+
+
+def test_what_is_no_record_is_not_taken_for_one(folder: Path) -> None:
+    for text, words in (("[1]", "is not the record of a number"), ('{"value": 1}', "is not the record"), ("{", ":1: ")):
+        (folder / "some.json").write_text(text)
+        left = call("verify", "some.json")
+        assert left.status == 2 and words in left.err
+
+
+@pytest.mark.parametrize("lost", ["command", "seeds", "sampling.at_once", "sampling.recipe"])
+def test_a_record_that_lacks_something_is_named_with_what_to_do(lost: str, folder: Path) -> None:
+    path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
+    record = read_json(path)
+    part, _, key = lost.rpartition(".")
+    del (record[part] if part else record)[key]
+    write_json(path, record)
+    run = path.parent.parent
+    for words in (("explain", run), ("verify", run), ("report", run), ("report", "study"), ("explain", "study")):
+        left = call(*words)
+        assert left.status == 2 and left.err.count("error:") == 1, (words, left.err)
+        name = path.relative_to(folder).as_posix()
+        assert f"{name} lacks {lost}: it is of an older sitkit, or damaged." in left.err, (words, left.err)
+    path.unlink()
+    assert call("report", run).status == 0
+
+
+def test_a_record_whose_part_is_something_else_is_named(folder: Path) -> None:
+    path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
+    write_json(path, read_json(path) | {"sampling": "gone"})
+    left = call("explain", path)
+    assert left.status == 2 and left.err.count("error:") == 1
+    assert "lacks sampling.at_once, sampling.kept, sampling.nfe, sampling.recipe" in left.err
+
+
+def test_an_explanation_ends_in_commands_that_make_the_number(folder: Path) -> None:
+    (number,) = numbers("study:SDE: eta:linear:1", Path("runs"))
+    told = explain(number)
+    assert told.value == number.record["value"] and told.seeds == {"train": 1, "sample": 0, "metric": 0}
+    assert told.settings["diffusion"]["name"] == "kl-eta" and told.settings["sampler"]["steps"] == 40
+    assert all(stage["packages"]["torch"] == torch.__version__ for stage in told.stages.values())
+    # The commands, as they are printed, from a checkpoint without any numbers.
+    said = call("explain", number.name).out
+    for command in told.commands.values():
+        assert command in said
+    for part in ("evaluations", "samples"):
+        shutil.rmtree(number.folder / part)
+    words = shlex.split(told.commands["number"])[1:]
+    left = call(*words, "--json")
+    (record,) = json.loads(left.out)
+    assert (record["value"], record["stderr"], record["nfe"]) == tuple(
+        number.record[key] for key in ("value", "stderr", "nfe")
+    )
+    plain = json.loads(call("explain", number.name, "--json").out)
+    assert plain[0]["commands"] == told.commands and plain[0]["checkpoint"] == number.record["checkpoint"]
+
+
+def test_every_number_of_a_study_comes_again_to_the_last_digit(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    left = call("verify", "study", "--json")
+    verdicts = json.loads(left.out)
+    assert left.status == 0 and len(verdicts) == 8
+    for verdict in verdicts:
+        assert verdict["verdict"] == "same" and verdict["now"] == verdict["was"] and verdict["samples"] is True
+        assert verdict["gap"] == 0 and verdict["differences"] == []
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing is written there"
+
+
+def test_a_number_that_was_changed_by_hand_is_found(folder: Path) -> None:
+    (number,) = numbers("study:ODE:gvp:0", Path("runs"))
+    value = number.record["value"]
+    write_json(number.path, number.record | {"value": value * (1 + 1e-15)})
+    (changed,) = numbers(number.name, Path("runs"))
+    assert changed.record["value"] != value
+    (verdict,) = verify([changed])
+    assert verdict.verdict == "differs" and verdict.samples is True and 0 < (gap(verdict) or 0) < 1e-14
+    left = call("verify", "study:ODE")
+    assert left.status == 1 and "3 of 4 numbers are the same" in left.out
+    assert "its samples are the same to the bit" in left.err and "nothing that is recorded" in left.err
+
+
+def test_other_weights_or_code_are_named_as_what_changed(folder: Path) -> None:
+    (number,) = numbers("study:ODE:gvp:0", Path("runs"))
+    newest = checkpoints(number.folder / "checkpoints")[-1]
+    header, tensors = load_tensors(newest)
+    # The last digit of one weight of each average.
+    moved = {name: torch.nextafter(t, t + 1) if t.is_floating_point() else t for name, t in tensors.items()}
+    save_tensors(newest, moved, header)
+    git = {"commit": "0" * 40, "dirty": False, "diff": None}
+    write_json(
+        number.path, number.record | {"environment": number.record["environment"] | {"git": git, "python": "3.1.4"}}
+    )
+    (verdict,) = verify(numbers(number.name, Path("runs")))
+    assert verdict.verdict == "differs" and verdict.samples is False
+    told = {difference.key: difference for difference in verdict.differences}
+    assert told["checkpoint.fingerprint"].affects == "sampling"
+    assert told["evaluation: code"].affects == "evaluation" and "000000000000" in told["evaluation: code"].a
+    assert told["evaluation: python"].rounding
+
+
+def test_what_cannot_be_computed_says_why_and_the_rest_goes_on(folder: Path) -> None:
+    first, second, *_ = numbers("study:ODE", Path("runs"))
+    shutil.rmtree(first.folder / "checkpoints")
+    data = read_json(second.path) | {"data": "0" * 64}
+    write_json(second.path, data)
+    left = call("verify", "study:ODE", "--json")
+    verdicts = json.loads(left.out)
+    assert left.status == 1 and [v["verdict"] for v in verdicts] == ["impossible", "impossible", "same", "same"]
+    assert "checkpoint" in verdicts[0]["reason"] and "changed since the number was measured" in verdicts[1]["reason"]
+    assert f"{first.name}: " in left.err
+
+
+def test_a_device_is_called_as_torch_calls_it() -> None:
+    here = environment(torch.device("cpu"))
+    assert device_of(here) == "cpu"
+    assert device_of(here | {"device": "mps"}) == "mps"
+    assert device_of(here | {"device": "NVIDIA H100 80GB HBM3", "cuda": {"runtime": "12.8", "cudnn": 9}}) == "cuda"
+
+
+def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
+    told = differences("study:ODE:gvp", "study:SDE: eta:gvp")
+    assert {(d.key, d.affects) for d in told.differences} == {("sampler", "sampling"), ("diffusion", "sampling")}
+    groups = [[n.measured for n in numbers(name)] for name in (told.a, told.b)]
+    assert told.comparison == paired(*groups) and "What differs in sampling can explain it." in told.verdict
+    told = differences("study:ODE:gvp", "study:ODE:linear")
+    assert [(d.key, d.a, d.b, d.affects) for d in told.differences] == [("interp", "gvp", "linear", "training")]
+    told = differences("study:ODE:gvp:0", "study:ODE:gvp:1")
+    assert [(d.key, d.a, d.b) for d in told.differences] == [("train.seed", "0", "1")]
+    same = differences("study:ODE:gvp", "study:ODE:gvp")
+    assert not same.differences and same.verdict == "Their values are equal to the last digit."
+    plain = json.loads(call("diff", "study:ODE:gvp:0", "study:ODE:linear:0", "--json").out)
+    assert plain["differences"][0]["affects"] == "training" and plain["comparison"]["units"] == 1
+
+
+def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_path: Path) -> None:
+    by_seed = {n.record["seeds"]["train"]: n.folder for n in numbers("study:ODE:gvp")}
+    told = differences(str(by_seed[0]), by_seed[1].name)
+    assert [(d.key, d.affects) for d in told.differences] == [("train.seed", "training")]
+    assert told.verdict == "Their weights differ. What differs in training can explain it."
+    copy = copied(by_seed[0], tmp_path / "elsewhere")
+    assert differences(str(by_seed[0]), str(copy)).verdict == "Their weights are equal to the bit."
+    made = read_json(copy / ENVIRONMENT)
+    write_json(copy / ENVIRONMENT, made | {"threads": 64})
+    newest = checkpoints(copy / "checkpoints")[-1]
+    newest.unlink()
+    told = differences(str(by_seed[0]), str(copy))
+    assert [(d.key, d.affects, d.rounding) for d in told.differences] == [("training: threads", "training", True)]
+    assert "Only what changes rounding differs" in told.verdict
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("study", "study"), "means 8 numbers of 4 kinds"),
+        (("latest", "study:1"), "Give two runs or two numbers"),
+        (("study:1", "nothing"), "No run 'nothing'"),
+        (("latest", "nothing"), "No run 'nothing'"),
+        (("nothing", "latest"), "No run 'nothing'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(folder: Path, words: tuple[str, str], said: str) -> None:
+    left = call("diff", *words)
+    assert left.status == 2 and said in left.err
+
+
+def test_an_environment_s_differences_are_put_where_they_enter() -> None:
+    now = {
+        "packages": {"sitkit": "1", "torch": "2.13", "mlflow": "3"}, "python": "3.12", "threads": 2,
+        "git": {"commit": "a" * 40, "dirty": True, "diff": "b" * 64},
+        "plugins": {"poly": "sitkit-poly 1", "ot": "sitkit-ot 1"}, "plugin_code": {},
+        "components": {"interpolant poly": "sitkit-poly 1", "coupling emd": "sitkit-ot 1"},
+    }  # fmt: skip
+    then = {
+        **now, "packages": {"sitkit": "1", "torch": "2.12", "mlflow": "2"}, "threads": 1,
+        "git": {"commit": "a" * 40, "dirty": True, "diff": "c" * 64},
+        "plugins": {"poly": "sitkit-poly 2", "ot": "sitkit-ot 2"},
+        "components": {"interpolant poly": "sitkit-poly 2", "coupling emd": "sitkit-ot 2"},
+    }  # fmt: skip
+    assert not list(environment_differences(now, now, "training"))
+    told = {d.key: (d.affects, d.rounding) for d in environment_differences(now, then, "training", {"poly"})}
+    assert told == {
+        "training: code": ("training", False),  # The same commit with other changes on top.
+        "training: torch": ("training", False),
+        "training: mlflow": ("nothing", False),
+        "training: plugin poly": ("training", False),
+        "training: plugin ot": ("nothing", False),  # Installed, and not used.
+        "training: threads": ("training", True),
+    }
+
+
+def test_a_cell_without_number_says_how_to_have_it(folder: Path) -> None:
+    results = read_results(folder / "studies/study")
+    cells = tuple(c.model_copy(update={"state": "todo", "evaluation": None}) for c in results.cells)
+    write_json(folder / "studies/study/results.json", results.model_copy(update={"cells": cells}).model_dump())
+    with pytest.raises(
+        UserError, match=r"has no number yet \(todo\): sitkit ablate .*study\.yaml --runs .*runs continues"
+    ):
+        numbers("study:ODE")
+    assert len(chosen(results, "ODE:gvp", "study")) == 2
+
+
+def test_guided_numbers_and_those_of_a_run_in_one_file_come_again_too(folder: Path) -> None:
+    by_seed = {n.record["seeds"]["train"]: n.folder.name for n in numbers("study:ODE:gvp")}
+    guide = ("--guidance", "autoguidance", "--set", f"guidance.run={by_seed[1]}", "--set", "guidance.step=30")
+    few = ("-n", "20", "--metric", "mmd")
+    assert call("evaluate", by_seed[0], *few, *guide).status == 0
+    assert call("convert", by_seed[0], "--to", "one.safetensors").status == 0
+    left = call("evaluate", "one.safetensors", *few, "--json")
+    (record,) = json.loads(left.out)
+    for name in (f"{by_seed[0]}:mmd", record["path"]):
+        (verdict,) = verify(numbers(name))
+        assert verdict.verdict == "same" and verdict.samples is True, verdict.reason
+    told = explain(numbers(record["path"])[0])
+    assert "training" not in told.commands and "one.safetensors" in told.commands["number"]
+    # The other run gone, the guided number cannot be had, and says of which run it is.
+    shutil.rmtree(folder / "runs" / by_seed[1])
+    (verdict,) = verify(numbers(f"{by_seed[0]}:mmd"))
+    assert verdict.verdict == "impossible" and by_seed[1] in verdict.reason

@@ -1,0 +1,180 @@
+"""Evaluations: numbers that anyone can compute again from what lies beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from support import call, copied, finish, start, trained, wait
+
+from sitkit.registry import metrics
+from sitkit.runs.config.sources import read_assignments
+from sitkit.runs.evaluate import evaluate, evaluation_identity
+from sitkit.runs.run import Run, load
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("evaluated")
+    return {base: copied(trained(base), root) for base in ("digits", "points")}
+
+
+def opened(folder: Path, *settings: str) -> Run:
+    return load(folder, over=read_assignments(["sampler.steps=4", "sample.n=300", *settings]))
+
+
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), from the eigenvalues of the product as it is."""
+    s1, s2 = np.cov(x.T), np.cov(y.T)
+    roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real  # pyright: ignore[reportAttributeAccessIssue]
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots.sum())
+
+
+def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path]) -> None:
+    (done,) = evaluate(opened(folders["digits"]))
+    record = done.record
+    with np.load(folders["digits"] / "samples" / record["samples"] / "samples.npz") as arrays:
+        samples = arrays["images"].reshape(300, 64) / 127.5 - 1
+    pixels = np.asarray(load_digits(return_X_y=True)[0]) / 8 - 1
+    # Three pixels of the digits never change, so S1 S2 is singular: eigenvalues of 1e-16 have roots of 1e-8, 64 of them.
+    # The samples went through float32: 2^-24 of values up to 1 in sums of squares of size 10.
+    assert done.value == pytest.approx(frechet(samples, pixels), abs=2e-5)
+    assert record["n"] == 300 and record["reference"]["n"] == 1797
+    assert record["metric"]["name"] == "frechet" and record["metric"]["features"]["name"] == "pixels"
+    assert record["run"] == folders["digits"].name and record["sampling"]["nfe"] == 8
+    assert record["sampling"]["recipe"]["sampler"]["steps"] == 4
+
+
+def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> None:
+    (done,) = evaluate(opened(folders["digits"]))
+    data = load(folders["digits"]).examples
+    metric = metrics.create("frechet")
+    assert done.record["halves"] == metric.halves(data.read(np.arange(len(data)))).value
+    assert 0 < done.record["halves"] < done.value
+
+
+def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> None:
+    run = opened(folders["points"], "sample.seed=5")
+    (first,) = evaluate(run)
+    before = {path: path.stat().st_mtime_ns for path in folders["points"].rglob("*") if path.is_file()}
+    # Not even the samples are needed.
+    shutil.rmtree(folders["points"] / "samples" / first.record["samples"])
+    (again,) = evaluate(run)
+    assert again == first
+    assert not (folders["points"] / "samples" / first.record["samples"]).exists()
+    assert first.path.stat().st_mtime_ns == before[first.path]
+
+
+def test_several_metrics_share_one_sampling(folders: dict[str, Path]) -> None:
+    run = opened(folders["points"], "metric=[sliced-wasserstein, mmd, frechet]", "sample.seed=6")
+    done = evaluate(run)
+    assert [e.record["metric"]["name"] for e in done] == ["sliced-wasserstein", "mmd", "frechet"]
+    assert len({e.path for e in done}) == 3 and len({e.record["samples"] for e in done}) == 1
+    assert all(e.path == folders["points"] / "evaluations" / f"{evaluation_identity(run, m)}.json"
+               for e, m in zip(done, run.config.metric, strict=True))  # fmt: skip
+    assert all(read_json(e.path) == e.record for e in done)
+    one = evaluate(opened(folders["points"], "metric=mmd", "sample.seed=6"))
+    assert one[0] == done[1]
+
+
+def test_identities_follow_the_sampling_the_metric_and_the_reference(folders: dict[str, Path]) -> None:
+    base = opened(folders["points"])
+    metric = base.config.metric[0]
+    others = [
+        evaluation_identity(opened(folders["points"], words), metric)
+        for words in ("sample.seed=9", "sample.n=299", "sampler.steps=5", "sample.weights=raw")
+    ]
+    others.append(evaluation_identity(base, metrics.create("sliced-wasserstein", projections=32)))
+    others.append(evaluation_identity(dataclasses.replace(base, step=39), metric))
+    assert len({evaluation_identity(base, metric), *others}) == 7
+    assert evaluation_identity(opened(folders["points"], "sample.batch=9"), metric) == evaluation_identity(base, metric)
+
+
+def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="at least 2 samples"):
+        evaluate(opened(folders["points"], "sample.n=1"))
+    assert not [p for p in (folders["points"] / "evaluations").glob("*") if p.read_text() == ""]
+
+
+# Shared and interrupted work ----------------------------------------------------------------------------------------
+
+# Three shards of points, and 300 of the classifier's steps left out: its features are what crosses processes.
+SHARED = ("sampler.steps=200", "sample.n=1300", "sample.seed=7", "run.track=false")
+METRICS = '[{"name": "frechet", "features": {"name": "run-classifier", "steps": 5, "width": 8}}, {"name": "mmd"}]'
+
+
+def numbers(folder: Path) -> list[tuple[str, float, float | None, float]]:
+    """What an evaluation left, by metric."""
+    records = [read_json(path) for path in (folder / "evaluations").glob("*.json")]
+    return sorted((r["metric"]["name"], r["value"], r["stderr"], r["halves"]) for r in records)
+
+
+def words(folder: Path, *settings: str) -> list[str]:
+    each = (*SHARED, f"metric={METRICS}", *settings)
+    return ["evaluate", str(folder), "--device", "cpu", *(word for text in each for word in ("--set", text))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, float, float | None, float]]:
+    """The numbers of one process with batches of 16."""
+    folder = copied(trained("points"), tmp_path_factory.mktemp("alone"))
+    assert call(*words(folder, "sample.batch=16")).status == 0
+    return numbers(folder)
+
+
+def test_batches_of_fifty_and_features_alone_give_the_same_digits(
+    alone: list[tuple[str, float, float | None, float]], tmp_path: Path
+) -> None:
+    folder = copied(trained("points"), tmp_path)
+    assert call(*words(folder, "sample.batch=50", "run.keep_samples=false")).status == 0
+    assert numbers(folder) == alone and len(alone) == 2
+    assert not list(folder.rglob("samples.npz")) and list(folder.rglob("samples/*/grid.png"))
+    assert not list(folder.rglob("shards")) and len(list(folder.rglob("samples/*/features-*.safetensors"))) == 2
+
+
+def test_two_ranks_give_the_same_digits(alone: list[tuple[str, float, float | None, float]], tmp_path: Path) -> None:
+    folder = copied(trained("points"), tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sitkit"]
+    done = subprocess.run([*command, *words(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert numbers(folder) == alone
+
+
+def test_killed_between_shards_and_run_again_it_gives_the_same_digits(
+    alone: list[tuple[str, float, float | None, float]], tmp_path: Path
+) -> None:
+    folder = copied(trained("points"), tmp_path)
+    kills = 0
+    for wanted in (1, 2):
+        process = start(*words(folder), cwd=tmp_path)
+        wait(process, lambda wanted=wanted: len(list(folder.rglob("shards/*.safetensors"))) >= wanted)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        finish(process)
+    assert kills == 2 and not numbers(folder)
+    shards = {path: path.stat().st_mtime_ns for path in folder.rglob("shards/*.safetensors")}
+    assert len(shards) >= 2
+    said = call(*words(folder))
+    assert said.status == 0 and numbers(folder) == alone
+
+
+def test_the_command_in_a_record_gets_its_number_again(folders: dict[str, Path], tmp_path: Path) -> None:
+    (done,) = evaluate(opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd"))
+    again = copied(trained("points"), tmp_path)
+    line = [str(again) if word == str(folders["points"]) else word for word in done.record["command"][1:]]
+    assert call(*line, "--set", "run.track=false").status == 0
+    record = read_json(again / "evaluations" / done.path.name)
+    assert (record["value"], record["stderr"], record["samples"]) == (
+        done.value, done.record["stderr"], done.record["samples"],
+    )  # fmt: skip
+    assert record["seeds"] == {"train": 0, "sample": 3, "metric": 0} and record["labels"] == "none"
+    assert record["checkpoint"]["step"] == 40 and record["nfe"] == 4 and "diff" in record["environment"]["git"]

@@ -1,0 +1,192 @@
+"""Runs on disk: found by any of their names, loaded as they were trained, refused with the reason."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from support import copied, tiny, trained
+
+import sitkit
+from sitkit.models.backbone import Backbone
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.identity import training_identity
+from sitkit.runs.config.sources import read_assignments
+from sitkit.runs.run import CHECKPOINTS, build, find, folder_of, load, runs
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
+from sitkit.runtime.tensors import load_tensors, save_tensors
+from sitkit.training.train import train
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A trained run that a test may spoil."""
+    return copied(trained(), tmp_path / "runs")
+
+
+def only_checkpoint(run: Path) -> Path:
+    (path,) = checkpoints(run / CHECKPOINTS)
+    return path
+
+
+def test_a_folder_s_name_is_its_training() -> None:
+    run = trained()
+    config = tiny(run.parent)
+    assert run == folder_of(config) and run.name == f"points-linear-velocity-mlp-{training_identity(config)}"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "environment.json", "previews"}
+    made = read_json(run / "environment.json")
+    assert (
+        made["packages"]["torch"] == torch.__version__.partition("+")[0]
+        or made["packages"]["torch"] == torch.__version__
+    )
+
+
+@pytest.mark.parametrize("name", ["path", "name", "identity", "start", "latest", "name with the root"])
+def test_a_run_is_found_by_any_of_its_names(run: Path, name: str) -> None:
+    identity = run.name.rpartition("-")[2]
+    words = {"path": str(run), "name": run.name, "identity": identity, "start": identity[:4], "latest": "latest",
+             "name with the root": str(run.parent / run.name)}  # fmt: skip
+    assert find(words[name], run.parent) == run
+
+
+def test_a_run_that_is_not_there_is_refused_with_the_nearest(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"No run '{run.name[:-1]}x' .*Did you mean '{run.name}'"):
+        find(run.name[:-1] + "x", run.parent)
+    with pytest.raises(UserError, match=r"no runs in .*nowhere.*sitkit train"):
+        find("latest", tmp_path / "nowhere")
+    shutil.copytree(run, run.parent / (run.name[:-1] + "x"))
+    with pytest.raises(UserError, match="start of several runs"):
+        find(run.name.rpartition("-")[2][:5], run.parent)
+    assert runs(run.parent) == sorted(run.parent.iterdir())
+
+
+def test_loading_gives_the_averaged_weights_or_the_raw_ones(run: Path) -> None:
+    _, tensors = load_tensors(only_checkpoint(run))
+    for weights, prefix in (("ema", "ema."), ("raw", "model.")):
+        loaded = load(run, weights=weights)  # pyright: ignore[reportArgumentType]
+        assert loaded.step == 40 and loaded.config.sample.weights == weights
+        for name, value in loaded.network.state_dict().items():
+            assert torch.equal(value, tensors[prefix + name])
+        chosen = load(run, over=read_assignments([f"sample.weights={weights}"]))
+        assert all(map(torch.equal, chosen.network.parameters(), loaded.network.parameters()))
+    assert not torch.equal(tensors["ema.head.weight"], tensors["model.head.weight"])
+    assert not any(p.requires_grad for p in load(run).network.parameters())
+
+
+def test_sitkit_load_reads_a_field_of_the_run(run: Path) -> None:
+    loaded = sitkit.load(run)
+    x, t, y = torch.randn(5, 2), torch.full((5,), 0.3), torch.zeros(5, dtype=torch.int64)
+    # Data and noise are solved for and put together again: three roundings at 2^-24 of values up to 4 are 7e-7.
+    read = loaded.field.read(x, torch.tensor(0.3), y).velocity
+    torch.testing.assert_close(read, loaded.network(x, t, y), atol=7e-7, rtol=0)
+    assert float(loaded.network(x, t, y).abs().max()) > 1e-3
+    assert loaded.shape == (2,) and loaded.identity == run.name.rpartition("-")[2]
+    assert loaded.config == tiny(trained().parent)
+
+
+def test_settings_on_top_change_sampling_only(run: Path) -> None:
+    loaded = load(run, over=read_assignments(["sampler=euler-maruyama", "sampler.steps=9", "sample.n=3"]))
+    assert loaded.config.sampler.name == "euler-maruyama" and loaded.config.sample.n == 3
+    assert loaded.config.diffusion.name == "sigma"  # an SDE's own default, not the ODE's `zero` that the run has
+    assert load(run, over=read_assignments(["sampler.steps=9"])).config.diffusion.name == "zero"
+    for words in ("target=score", "train.lr=1", "data.size=10", "backbone.depth=2", "interp=gvp", "weight=noise"):
+        with pytest.raises(UserError, match=rf"^--set {words}: {words.partition('=')[0].partition('.')[0]} was fixed"):
+            load(run, over=read_assignments([words]))
+
+
+def test_a_checkpoint_by_its_step(run: Path) -> None:
+    path = only_checkpoint(run)
+    header, tensors = load_tensors(path)
+    save_tensors(path.with_name("step-00000007.safetensors"), tensors, header | {"step": 7})
+    assert load(run, step=7).step == 7 and load(run).step == 40
+    with pytest.raises(UserError, match=r"no checkpoint at step 8; it has step-00000007, step-00000040"):
+        load(run, step=8)
+
+
+def test_damaged_checkpoints_are_refused_and_named(run: Path) -> None:
+    path = only_checkpoint(run)
+    whole = path.read_bytes()
+    for kept in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match=rf"{path} is damaged or cut short"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load(run)
+    path.write_bytes(whole)
+    load(run)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(run: Path) -> None:
+    newer = only_checkpoint(run).with_name("step-00000050.safetensors")
+    newer.write_bytes(only_checkpoint(run).read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=rf"{newer} is damaged"):
+        assert load(run).step == 40
+
+
+class Boom:
+    """Its pickle, when read, makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, "torch"])
+def test_a_pickle_is_refused_unread(run: Path, tmp_path: Path, protocol: int | str) -> None:
+    path, trace = only_checkpoint(run), tmp_path / "executed"
+    if protocol == "torch":
+        torch.save({"boom": Boom(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Boom(trace), protocol=int(protocol)))
+    with pytest.raises(UserError, match=rf"{path} is a pickle"):
+        load(run)
+    with pytest.raises(UserError, match=rf"{path} is a pickle"):
+        load(path)
+    assert not trace.exists()
+
+
+def test_a_checkpoint_in_place_of_a_run_is_told_apart(run: Path) -> None:
+    with pytest.raises(UserError, match=rf"is a checkpoint; give the folder of its run: {run}\."):
+        load(only_checkpoint(run))
+
+
+def test_a_run_without_checkpoint_or_with_another_s_is_refused(run: Path) -> None:
+    path = only_checkpoint(run)
+    foreign = checkpoints(trained("digits") / CHECKPOINTS)[0]
+    shutil.copy(foreign, path.with_name("step-00000099.safetensors"))
+    with pytest.raises(UserError, match=r"step-00000099.safetensors does not fit the network of its run"):
+        load(run)
+    shutil.rmtree(path.parent)
+    with pytest.raises(UserError, match=r"has no checkpoint yet: continue its training with `sitkit train"):
+        load(run)
+
+
+def test_a_configuration_spoilt_by_hand_is_named_with_its_line(run: Path) -> None:
+    path = run / "config.yaml"
+    text = path.read_text()
+    line = text[: text.index("name: mlp")].count("\n") + 1
+    path.write_text(text.replace("name: mlp", "name: mpl"))
+    with pytest.raises(UserError, match=rf"{path}:{line}: backbone: No backbone named 'mpl'\. Did you mean 'mlp'"):
+        load(run)
+
+
+def test_initial_weights_belong_to_the_seed_and_leave_torch_s_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, two, other = (build(tiny(tmp_path, f"train.seed={seed}")) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+    assert not all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "data={name: gaussian-mixture}", "backbone=exact", "sample.labels=none")
+    assert isinstance(config.backbone, Backbone) and not config.backbone.trainable
+    folder = train(config)
+    assert load(folder).step == 0 and not (folder / CHECKPOINTS).exists()

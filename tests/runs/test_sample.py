@@ -1,0 +1,282 @@
+"""Samples: the same whatever the batch, drawn once, and with everything that they depend on beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import copied, trained
+
+import sitkit
+from sitkit.registry import registries
+from sitkit.runs.config.sources import read_assignments
+from sitkit.runs.run import Run, load
+from sitkit.runs.sample import sample, write_adm
+from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, Drawn
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.files import read_json
+from sitkit.runtime.progress import Event
+
+# 70 samples of a small state are two blocks of 64.
+DRAWN = 128
+
+
+class Spent:
+    """Counts the evaluations of a network, in samples."""
+
+    def __init__(self, run: Run) -> None:
+        self.samples = self.calls = 0
+        run.network.register_forward_pre_hook(self._count)
+
+    def _count(self, network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.samples += len(inputs[0])
+        self.calls += 1
+
+
+def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
+    """A trained run whose samples go to another folder; `loud`: a head as large as that of a run trained for long."""
+    run = load(trained(base), over=read_assignments(["sampler.steps=8", "sample.n=70", *settings]))
+    if loud:
+        for name, parameter in run.network.named_parameters():
+            if name.startswith(("head", "final_layer.linear")):
+                parameter.mul_(30)
+    return dataclasses.replace(run, folder=folder)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler-maruyama", "stochastic-heun"])
+def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> None:
+    for base in ("digits", "points"):
+        made = [
+            sample(
+                opened(
+                    base, tmp_path / f"{base}-{size}", f"sampler={sampler}", "sampler.steps=8", f"sample.batch={size}"
+                )
+            )
+            for size in (1, 7, 64)
+        ]
+        one = made[0]
+        assert float(one.x.std()) > 0.3
+        for other in made[1:]:
+            assert other.folder.name == one.folder.name and torch.equal(other.y, one.y)
+            assert torch.equal(other.x, one.x)
+
+
+def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
+    few, many = (
+        sample(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45)
+    )
+    assert torch.equal(few.x, many.x[:20]) and torch.equal(few.y, many.y[:20])
+    other = sample(opened("digits", tmp_path / "other", "sample.n=20", "sample.seed=1", "sampler=euler-maruyama"))
+    same = (other.x == few.x).flatten(1).all(1)
+    assert not same.any() and few.folder.name != other.folder.name
+
+
+def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+    run = opened("points", tmp_path)
+    spent = Spent(run)
+    first = sample(run)
+    assert spent.samples == DRAWN * 16 == DRAWN * first.record["nfe"]  # heun: two evaluations for each of 8 steps
+    written = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    again = sample(run)
+    assert spent.samples == DRAWN * 16
+    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == written
+    assert torch.equal(again.x, first.x) and torch.equal(again.y, first.y) and again.record == first.record
+
+
+def test_half_written_samples_are_drawn_again(tmp_path: Path) -> None:
+    run = opened("points", tmp_path)
+    first = sample(run)
+    arrays = (first.folder / ARRAYS).read_bytes()
+    (first.folder / RECORD).unlink()  # the last that is written
+    (first.folder / ARRAYS).write_bytes(arrays[:100])
+    assert torch.equal(sample(run).x, first.x) and (first.folder / RECORD).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "nfe"),
+    [
+        (("sampler=euler", "sampler.steps=5"), 5), (("sampler=rk4", "sampler.steps=5"), 20), (("guidance=cfg",), 32),
+        (("sampler=euler-maruyama", "sampler.steps=9"), 9),
+        (("sampler=euler-maruyama", "sampler.steps=9", "guidance=cfg"), 18),
+    ],
+)  # fmt: skip
+def test_the_record_says_what_was_spent(tmp_path: Path, words: tuple[str, ...], nfe: int) -> None:
+    # A scale of 1 would need no second branch.
+    scale = ["guidance.scale=2"] if "guidance=cfg" in words else []
+    run = opened("points", tmp_path, *words, *scale, "sample.labels=balanced")
+    spent = Spent(run)
+    assert sample(run).record["nfe"] == nfe == spent.samples / DRAWN
+
+
+def test_the_record_is_the_recipe(tmp_path: Path) -> None:
+    run = opened(
+        "digits", tmp_path, "sampler=euler-maruyama", "sampler.steps=12", "sampler.last_step=tweedie", "diffusion=kl"
+    )
+    record = sample(run).record
+    recipe = record["recipe"]
+    assert recipe["step"] == 20 and recipe["sampler"]["name"] == "euler-maruyama" and recipe["sampler"]["steps"] == 12
+    assert recipe["diffusion"] == {"name": "kl", "norm": 1.0} and recipe["guidance"] == {"name": "none"}
+    assert recipe["sample"] == {"n": 70, "seed": 0, "weights": "ema", "ema": None, "labels": "balanced"}
+    assert record["training"] == trained("digits").name.rpartition("-")[2]
+    # 12 steps, the last of them the step without noise, of 0.04.
+    assert (
+        record["intervals"] == 11
+        and record["last_step"] == 0.04
+        and len(record["times"]) == 12
+        and record["times"][-1] == pytest.approx(0.96, abs=1e-12)
+    )
+    assert record["seconds"] > 0 and record["environment"]["packages"]["torch"] and record["rounding"]
+
+
+def test_the_arrays_are_a_data_set(tmp_path: Path) -> None:
+    drawn = sample(opened("digits", tmp_path))
+    data = sitkit.datasets.create("npz", path=str(drawn.folder / ARRAYS), holdout=0.0).load()
+    assert data.shape == (1, 8, 8) and data.num_classes == 10
+    assert torch.equal(data.read(np.arange(70)), drawn.x)
+    assert torch.equal(torch.from_numpy(data.labels), drawn.y)
+    with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
+        assert arrays["images"].shape == (70, 8, 8, 1) and arrays["images"].dtype == np.uint8
+
+
+def test_points_are_kept_to_the_bit_and_drawn_as_a_scatter(tmp_path: Path) -> None:
+    drawn = sample(opened("points", tmp_path))
+    with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
+        assert arrays["points"].dtype == np.float32 and arrays["points"].shape == (70, 2)
+        assert torch.equal(torch.from_numpy(arrays["points"]), drawn.x)
+    with Image.open(drawn.folder / PICTURE) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def grid(drawn: Drawn) -> np.ndarray:
+    with Image.open(drawn.folder / PICTURE) as picture:
+        return np.asarray(picture.convert("L"))
+
+
+def test_a_grid_has_one_class_a_row(tmp_path: Path) -> None:
+    all_classes = grid(sample(opened("digits", tmp_path, "sample.n=30")))
+    one_class = grid(sample(opened("digits", tmp_path, "sample.n=30", "sample.labels=[3]")))
+    none = grid(sample(opened("digits", tmp_path, "sample.n=30", "sample.labels=none")))
+    # 10 rows of 3; 1 row of 10; without labels rows of 10.
+    assert all_classes.shape[0] > 2 * all_classes.shape[1]
+    assert one_class.shape[1] > 5 * one_class.shape[0] and none.shape[1] > 2 * none.shape[0]
+
+
+def labels(folder: Path, rule: str, n: int = 70) -> list[int]:
+    return sample(opened("digits", folder, f"sample.labels={rule}", f"sample.n={n}", "sampler.steps=1")).y.tolist()
+
+
+def test_labels_follow_their_rule(tmp_path: Path) -> None:
+    assert labels(tmp_path, "balanced") == [i % 10 for i in range(70)]
+    assert labels(tmp_path, "[7, 2]") == [7, 2] * 35
+    assert labels(tmp_path, "none") == [10] * 70
+    drawn = labels(tmp_path, "random", 1000)
+    assert labels(tmp_path, "random", 70) == drawn[:70]
+    # 100 expected of each, with a standard deviation of sqrt(1000 * 0.1 * 0.9) = 9.5; 5 of them.
+    assert all(abs(count - 100) < 48 for count in np.bincount(drawn, minlength=10)) and len(set(drawn)) == 10
+
+
+def refused(run: Run, match: str) -> None:
+    spent = Spent(run)
+    with pytest.raises(UserError, match=match):
+        sample(run)
+    assert spent.calls == 0 and not (run.folder / "samples").exists()
+
+
+def test_what_cannot_be_is_refused_before_any_evaluation(tmp_path: Path) -> None:
+    refused(opened("points", tmp_path, "diffusion=sigma"), "solves the ODE")
+    refused(opened("digits", tmp_path, "sample.labels=[1, 10]"), r"classes from 0 to 9; got \[1, 10\]")
+    refused(opened("digits", tmp_path, "sample.labels=[-1]"), "classes from 0 to 9")
+
+
+def test_samples_that_are_not_finite_are_a_failure_and_not_kept(tmp_path: Path) -> None:
+    run = opened("points", tmp_path)
+    for parameter in run.network.parameters():
+        parameter.fill_(1e30)
+    with pytest.raises(WorkFailed, match=r"70 of 70 samples are not finite: heun on a network at step 40"):
+        sample(run)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_raw_and_averaged_weights_draw_other_samples(tmp_path: Path) -> None:
+    ema, raw = (sample(opened("points", tmp_path, f"sample.weights={w}")) for w in ("ema", "raw"))
+    assert ema.record["recipe"]["sample"]["weights"] == "ema" and raw.record["recipe"]["sample"]["weights"] == "raw"
+    assert float((ema.x - raw.x).abs().max()) > 1e-4
+
+
+def test_kl_eta_measures_the_loss_once_and_keeps_it(tmp_path: Path) -> None:
+    words = ("sampler=euler-maruyama", "sampler.steps=9", "diffusion=kl-eta")
+    run = opened("points", tmp_path, *words)
+    spent = Spent(run)
+    first = sample(run)
+    assert first.record["recipe"]["diffusion"] == {"name": "kl-eta", "norm": 1.0, "eta": 1.0, "losses": []}
+    # 20 held-out points (5 % of 400), 4 noises each, 33 times; then 128 states of 9 evaluations.
+    assert spent.samples == 20 * 4 * 33 + DRAWN * 9
+    (path,) = tmp_path.glob("velocity-loss-*.json")
+    assert path.name == "velocity-loss-ema-00000040.json"
+    stored = read_json(path)
+    other = opened("points", tmp_path, *words, "diffusion.eta=0.01")
+    again = Spent(other)
+    second = sample(other)
+    assert again.samples == DRAWN * 9 and second.folder != first.folder
+    # The same as giving the losses by hand.
+    pairs = [list(pair) for pair in zip(stored["times"], stored["smoothed"], strict=True)]
+    given = sample(opened("points", tmp_path, *words, f"diffusion.losses={pairs}"))
+    assert torch.equal(given.x, first.x) and not torch.equal(second.x, first.x)
+
+
+def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> None:
+    words = ("sampler.steps=7", "sampler.grid=adapted")
+    run = opened("points", tmp_path, *words)
+    spent = Spent(run)
+    first = sample(run)
+    # 64 paths of 64 steps of heun; then 128 states of 14 evaluations.
+    assert spent.samples == 64 * 64 * 2 + DRAWN * 14
+    (path,) = tmp_path.glob("curvature-*.json")
+    assert path.name == "curvature-ema-00000040.json"
+    stored = read_json(path)
+    pairs = [list(pair) for pair in zip(stored["times"], stored["curvature"], strict=True)]
+    assert first.record["recipe"]["sampler"]["grid"] == {"name": "adapted", "curvature": []}
+    grid = registries["timesteps"].create("adapted", curvature=pairs).grid(7, 0.0, 1.0)
+    assert first.record["times"] == grid.tolist() and first.record["nfe"] == 14
+    given = sample(opened("points", tmp_path, "sampler.steps=7", f"sampler.grid={{name: adapted, curvature: {pairs}}}"))
+    assert torch.equal(given.x, first.x)
+    even = sample(opened("points", tmp_path, "sampler.steps=7"))
+    assert not torch.equal(even.x, first.x)
+
+
+def test_progress_counts_samples(tmp_path: Path) -> None:
+    said: list[Event] = []
+    sample(opened("points", tmp_path), said.append)
+    assert {(event.stage, event.total) for event in said} == {("sample", 70)}
+    done = [event.done for event in said]
+    assert done == sorted(done) and set(done) == {64, 70} and all(event.values["images/s"] > 0 for event in said)
+
+
+def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
+    words = read_assignments(["sampler.steps=4", "sample.n=10"])
+    first = sample(load(copied(trained(), tmp_path / "here"), over=words))
+    before = first.x
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    folder = tmp_path / "there" / trained().name
+    shutil.rmtree(folder / "samples")
+    again = sample(load(folder, over=words))
+    assert torch.equal(again.x, before) and again.folder == folder / "samples" / first.folder.name
+
+
+def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path: Path) -> None:
+    drawn = sample(opened("digits", tmp_path))
+    write_adm(drawn, tmp_path / "adm.npz")
+    with np.load(tmp_path / "adm.npz", allow_pickle=False) as arrays:
+        assert arrays["arr_0"].shape == (70, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8
+        assert np.array_equal(arrays["arr_0"], np.repeat(drawn.arrays["images"], 3, axis=3))
+        assert np.array_equal(arrays["arr_1"], drawn.y.numpy())
+        assert json.loads(str(arrays["record"][0]))["rounding"] == "round-half-even"
+    with pytest.raises(UserError, match="--adm writes images"):
+        write_adm(sample(opened("points", tmp_path)), tmp_path / "points.npz")

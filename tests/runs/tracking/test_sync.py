@@ -1,0 +1,646 @@
+"""What the tracker has is what the run folder says: once each, whatever was killed, cut back or down meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sitkit.runs.tracking import sync as tracking
+from sitkit.runs.tracking.sync import run_id, sync
+from sitkit.runs.tracking.tracker import Tracker
+from sitkit.runtime.files import read_json, write_json
+
+if sys.platform == "win32":
+    pytest.skip("forks", allow_module_level=True)
+
+T0 = 1_700_000_000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    database: Path
+    exits: list[int]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A store that two processes made at the same moment.  Once for all tests: making one takes 2 s."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking._client("http://127.0.0.1")  # Imports mlflow, so that the two need not.
+    uri = f"sqlite:///{database}"
+    children = [fork(lambda name=name: tracking._client(uri).create_experiment(name)) for name in "ab"]
+    return Made(database, [os.waitpid(child, 0)[1] for child in children])
+
+
+def fork(work: Callable[[], object]) -> int:
+    """The number of a process that does this and exits with 0, or with 1 where it raised."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+@pytest.fixture(scope="session")
+def template(made: Made) -> Path:
+    return made.database
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty store that MLFLOW_TRACKING_URI names, in a folder with a space."""
+    (tmp_path / "a store").mkdir()
+    shutil.copy(template, tmp_path / "a store" / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/a store/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def log(folder: Path, steps: range, *, moment: float = T0, **more: Any) -> None:
+    """Append lines as a training does; `moment` differs between two attempts at the same step."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            file.write(json.dumps({"step": step, "time": moment + step, "loss": 1 / (1 + step), "rate": step} | more))
+            file.write("\n")
+
+
+def client(uri: str) -> Any:
+    return tracking._client(uri)
+
+
+def runs(uri: str) -> list[Any]:
+    numbers = [e.experiment_id for e in client(uri).search_experiments()]
+    return client(uri).search_runs(numbers)
+
+
+def points(uri: str, folder: Path, key: str) -> list[tuple[int, float]]:
+    return sorted((p.step, p.value) for p in client(uri).get_metric_history(run_id(folder), key))
+
+
+def check_whole(uri: str, folder: Path, steps: int) -> None:
+    """One run, and each step's point of each metric once."""
+    assert len(runs(uri)) == 1
+    assert points(uri, folder, "loss") == [(s, 1 / (1 + s)) for s in range(steps)]
+    assert points(uri, folder, "rate") == [(s, s) for s in range(steps)]
+
+
+def sent_bytes(folder: Path) -> int:
+    path = folder / "tracking.json"
+    return read_json(path)["offset"] if path.exists() else 0
+
+
+def cut_back(folder: Path, steps: int) -> None:
+    """What a resumed training does: the lines after its checkpoint go."""
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    os.truncate(folder / "metrics.jsonl", sum(map(len, lines[:steps])))
+
+
+def wait_for(done: Callable[[], bool], seconds: float = 30.0, pause: float = 0.01) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(pause)
+
+
+# What is sent
+
+
+def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
+    log(folder, range(3))
+    (folder / "config.yaml").write_text("lr: 1e-4\n")
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "1.png").write_bytes(b"one")
+    files = [folder / "config.yaml", folder / "pictures" / "1.png", folder / "not there yet.png"]
+    told: dict[str, Any] = {
+        "name": "gvp",
+        "params": {"lr": 1e-4, "target": "score", "flip": True, "none": None},
+        "tags": {"identity": "abc"},
+        "artifacts": files,
+    }
+    for _ in range(2):
+        sync(folder, **told)
+    check_whole(store, folder, 3)
+    run = client(store).get_run(run_id(folder))
+    assert run.info.run_name == "gvp" and run.info.status == "RUNNING"
+    assert run.data.params == {"lr": "0.0001", "target": "score", "flip": "true", "none": "null"}
+    assert run.data.tags["identity"] == "abc"
+    first = client(store).get_metric_history(run_id(folder), "loss")[1]
+    assert first.timestamp == round((T0 + 1) * 1000)
+    assert run.info.start_time == round(T0 * 1000)
+
+    cursor = (folder / "tracking.json").read_bytes()
+    sync(folder, **told)
+    assert (folder / "tracking.json").read_bytes() == cursor, "a sync with nothing new sends nothing"
+
+    log(folder, range(3, 5))
+    (folder / "pictures" / "1.png").write_bytes(b"another")
+    sync(folder, **told, status="FINISHED")
+    check_whole(store, folder, 5)
+    run = client(store).get_run(run_id(folder))
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time == int((folder / "metrics.jsonl").stat().st_mtime * 1000)
+    place = Path(client(store).download_artifacts(run.info.run_id, ""))
+    assert (place / "pictures" / "1.png").read_bytes() == b"another"
+    assert (place / "config.yaml").read_text() == "lr: 1e-4\n"
+
+    told["params"] = {"lr": 2e-4}
+    sync(folder, **told)
+    run = client(store).get_run(run_id(folder))
+    assert run.info.status == "RUNNING"
+    assert run.data.params["lr"] == "0.0001" and run.data.tags["changed.lr"] == "0.0002"
+
+
+def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> None:
+    log(folder, range(1), **{"fid@50k": 1.5, "a//b": 2, "../c": 3, "deep/key": 4, "nothing": None})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "time": T0, "loss": "NaN", "rate": "-Infinity", "note": "text"}) + "\n")
+    params = {f"p{i}": i for i in range(250)} | {"long": "x" * 6001, "fits": "x" * 6000, "k€y": 1}
+    sync(folder, name="n", params=params, tags={"long": "y" * 9000})
+    run = client(store).get_run(run_id(folder))
+    assert len(run.data.params) == 253
+    assert run.data.params["fits"] == "x" * 6000 and run.data.params["k_y"] == "1"
+    assert len(run.data.params["long"]) == 6000 and run.data.params["long"].endswith("x ... (cut)")
+    assert len(run.data.tags["long"]) == 8000
+    for key, value in {"fid_50k": 1.5, "a/b": 2, "c": 3, "deep/key": 4}.items():
+        assert run.data.metrics[key] == value
+    assert "nothing" not in run.data.metrics and "note" not in run.data.metrics
+    assert math.isnan(run.data.metrics["loss"])
+    assert run.data.metrics["rate"] == -sys.float_info.max, "MLflow keeps infinity as the largest number"
+    before = {key: len(points(store, folder, key)) for key in run.data.metrics}
+    write_json(folder / "tracking.json", read_json(folder / "tracking.json") | {"offset": 0, "last": ""})
+    sync(folder, name="n", params=params)
+    assert {key: len(points(store, folder, key)) for key in run.data.metrics} == before
+
+
+def test_more_points_than_one_call_takes(store: str, folder: Path) -> None:
+    wide = {f"class/{i}": float(i) for i in range(2300)}
+    log(folder, range(1), **wide)
+    log(folder, range(1, 1200))
+    sync(folder, name="n")
+    check_whole(store, folder, 1200)
+    metrics = client(store).get_run(run_id(folder)).data.metrics
+    assert all(metrics[key] == value for key, value in wide.items())
+
+
+def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> None:
+    log(folder, range(1))
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 1, "ti{"torn\n[1]\n{"time": 3.0, "loss": 1}\n\xff\xfe\n')
+    log(folder, range(1, 2))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "time": 1700000002.0, "lo')
+    said: list[str] = []
+    sync(folder, name="n", on_warning=said.append)
+    check_whole(store, folder, 2)
+    assert len(said) == 4 and all("metrics.jsonl has a line" in text for text in said)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f'ss": {1 / 3}, "rate": 2}}\n')
+    sync(folder, name="n", on_warning=said.append)
+    check_whole(store, folder, 3)
+    assert len(said) == 4
+
+
+def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "study").mkdir()
+    assert run_id(tmp_path / "study") is None
+    sync(tmp_path / "study", name="study")
+    sync(folder, name="cell", parent=run_id(tmp_path / "study"))
+    assert client(store).get_run(run_id(folder)).data.tags["mlflow.parentRunId"] == run_id(tmp_path / "study")
+
+
+def test_children_are_nested_once_and_tagged(store: str, tmp_path: Path, folder: Path) -> None:
+    """A training that two studies share stays under the first, and carries the tags of both."""
+    (tmp_path / "unsent").mkdir()
+    log(folder, range(2))
+    sync(folder, name="training")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        tags = {folder: {f"sitkit.study.{name}": "true"}, tmp_path / "unsent": {"a": "b"}, tmp_path / "missing": {}}
+        sync(tmp_path / name, name=name, children=tags)
+    tags = client(store).get_run(run_id(folder)).data.tags
+    assert tags["mlflow.parentRunId"] == run_id(tmp_path / "one")
+    assert tags["sitkit.study.one"] == tags["sitkit.study.two"] == "true"
+    assert len(runs(store)) == 3
+
+
+def test_children_that_were_missed_are_sent_with_their_parent(
+    store: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    said: list[str] = []
+    (folder / "grid.png").write_bytes(b"png")
+    with Tracker(folder, name="training", params={"lr": 1}, tags={"kind": "training"}, on_warning=said.append):
+        log(folder, range(3))
+    assert len(said) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    (tmp_path / "study").mkdir()
+    with Tracker(tmp_path / "study", name="study", children={folder: {"row": "GVP"}}, on_warning=said.append):
+        pass
+    assert len(said) == 1 and len(runs(store)) == 2
+    assert points(store, folder, "loss") == [(s, 1 / (1 + s)) for s in range(3)]
+    run = client(store).get_run(run_id(folder))
+    assert run.info.status == "FINISHED" and run.data.params == {"lr": "1"}
+    assert (
+        run.data.tags | {"kind": "training", "row": "GVP", "mlflow.parentRunId": run_id(tmp_path / "study")}
+        == run.data.tags
+    )
+    assert [a.path for a in client(store).list_artifacts(run_id(folder))] == ["grid.png"]
+    # Whole, it is not sent again, and asks nobody.
+    monkeypatch.setattr(tracking, "sync", lambda *a, **k: pytest.fail("sent again"))
+    assert not tracking.catch_up(folder)
+    log(folder, range(3, 4))
+    with pytest.raises(pytest.fail.Exception):
+        tracking.catch_up(folder)
+
+
+def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: str, tmp_path: Path) -> None:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from mlflow.models import get_model_info
+    from mlflow.pyfunc import load_model
+    from support import copied, trained
+
+    import sitkit
+    from sitkit.runs.sample import sample
+
+    run = copied(trained("points"), tmp_path / "runs")
+    for status in ("RUNNING", "FINISHED", "FINISHED"):
+        sync(run, name="n", model=(2,), status=status)
+        kept = [a.path for a in client(store).list_artifacts(run_id(run))]
+        assert kept == ([] if status == "RUNNING" else ["model"])
+    place = client(store).download_artifacts(run_id(run), "model")
+    signature = get_model_info(place).signature
+    assert signature.inputs.input_names() == ["index", "label"]
+    assert [spec.shape for spec in signature.outputs.inputs] == [(-1, 2)]
+    assert not [path for path in Path(place).rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
+    drawn = sample(sitkit.load(run)).x[:5]
+    classes = sitkit.load(run).examples.num_classes
+    model = load_model(place)
+    asked = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})
+    assert torch.allclose(torch.from_numpy(model.predict(asked)), drawn, atol=1e-5)
+
+
+# Kills, resumes and lost stores
+
+
+@pytest.mark.parametrize("written", ["before", "during", "after creation"])
+def test_a_kill_between_sending_and_the_cursor_doubles_nothing(store: str, folder: Path, written: str) -> None:
+    """The state on disk after such a kill is the cursor from before, with everything in the store."""
+    log(folder, range(40))
+    sync(folder, name="n")
+    cursor = read_json(folder / "tracking.json")
+    log(folder, range(40, 100))
+    sync(folder, name="n")
+    if written == "during":
+        cursor["doubt"] = True
+    elif written == "after creation":
+        cursor = dataclasses.asdict(tracking.Cursor(cursor["token"]))
+    write_json(folder / "tracking.json", cursor)
+    log(folder, range(100, 110))
+    sync(folder, name="n")
+    check_whole(store, folder, 110)
+
+
+@pytest.mark.parametrize("sent", [40, 90, 100])
+@pytest.mark.parametrize("grown", [71, 100, 140])
+@pytest.mark.parametrize("looked", [True, False])
+def test_a_file_cut_back_and_grown_again_doubles_nothing(
+    store: str, folder: Path, sent: int, grown: int, looked: bool
+) -> None:
+    """A kill at step 100, the cursor written at `sent`, everything in the store; training goes on from step 70.
+
+    The second attempt's lines are shorter, so that an offset from the first falls beyond their steps.
+    """
+    log(folder, range(sent), moment=T0 + 0.123456)
+    sync(folder, name="n")
+    cursor = read_json(folder / "tracking.json")
+    log(folder, range(sent, 100), moment=T0 + 0.123456)
+    sync(folder, name="n")
+    if sent < 100:
+        write_json(folder / "tracking.json", cursor | {"doubt": True})
+    cut_back(folder, 70)
+    said: list[str] = []
+    if looked:
+        sync(folder, name="n", on_warning=said.append)
+    log(folder, range(70, grown), moment=T0 + 5000)
+    sync(folder, name="n", on_warning=said.append)
+    sync(folder, name="n", on_warning=said.append)
+    assert said == []
+    check_whole(store, folder, max(grown, 100))
+
+
+def kill_once_seen(store: str, folder: Path, table: str) -> None:
+    """Kill a sync as soon as another connection sees a row more, mostly before the sync can write that down."""
+
+    def send() -> None:
+        os.nice(19)
+        sync(folder, name="n")
+
+    with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as look:
+        count = f"SELECT count(*) FROM {table}"
+        before = look.execute(count).fetchone()
+        child = fork(send)
+        wait_for(lambda: look.execute(count).fetchone() != before, pause=0)
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_a_real_kill_as_soon_as_the_run_exists_leaves_one_run(store: str, tmp_path: Path) -> None:
+    """Three times, because one kill in two comes too late to matter."""
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        log(folder, range(3))
+        kill_once_seen(store, folder, "runs")
+        sync(folder, name="n")
+        assert len(runs(store)) == number + 1
+        assert len(points(store, folder, "loss")) == 3
+
+
+def test_a_real_kill_as_soon_as_points_arrive_doubles_nothing(store: str, folder: Path) -> None:
+    """Even where the training is then cut back and logs the same steps at other times."""
+    log(folder, range(50))
+    sync(folder, name="n")
+    log(folder, range(50, 500))
+    kill_once_seen(store, folder, "metrics")
+    cut_back(folder, 100)
+    log(folder, range(100, 600), moment=T0 + 5000)
+    sync(folder, name="n")
+    check_whole(store, folder, 600)
+
+
+def test_real_kills_at_random_moments_double_nothing(store: str, folder: Path) -> None:
+    log(folder, range(6000))
+    sent = []
+    for pause in (0.02, 0.15, 0.3, 0.6):
+        child = fork(lambda: sync(folder, name="n"))
+        time.sleep(pause)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        sent.append(sent_bytes(folder))
+    sync(folder, name="n")
+    check_whole(store, folder, 6000)
+    assert sent == sorted(sent)
+
+
+def test_a_store_that_lost_the_run_gets_it_whole(store: str, folder: Path, template: Path) -> None:
+    log(folder, range(5))
+    sync(folder, name="n")
+    lost = run_id(folder)
+    shutil.copy(template, store.removeprefix("sqlite:///"))
+    log(folder, range(5, 8))
+    sync(folder, name="n")
+    check_whole(store, folder, 8)
+    assert run_id(folder) != lost
+    client(store).delete_run(run_id(folder))
+    sync(folder, name="n")
+    check_whole(store, folder, 8)
+
+
+def test_another_store_gets_it_whole_and_the_first_goes_on(
+    store: str, folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(folder, range(5))
+    sync(folder, name="n")
+    shutil.copy(template, tmp_path / "other.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    sync(folder, name="n")
+    check_whole(f"sqlite:///{tmp_path}/other.db", folder, 5)
+    assert read_json(folder / "tracking.json")["uri"] == f"sqlite:///{tmp_path}/other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    log(folder, range(5, 7))
+    sync(folder, name="n")
+    check_whole(store, folder, 7)
+
+
+def test_a_store_deleted_under_a_running_process_is_made_anew(
+    folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the default place: mlflow.db in the current directory."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(template, tmp_path / "mlflow.db")
+    log(folder, range(3))
+    for _ in range(2):
+        sync(folder, name="n")
+        assert {p.name for p in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
+        # Not through MLflow, which would read from the deleted file what it wrote there.
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as look:
+            assert look.execute("SELECT count(*) FROM metrics").fetchone() == (6,)
+        (tmp_path / "mlflow.db").unlink()
+
+
+def test_two_processes_may_create_the_store_at_once(made: Made) -> None:
+    assert made.exits == [0, 0]
+    assert {p.name for p in made.database.parent.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+    experiments = client(f"sqlite:///{made.database}").search_experiments()
+    assert {"a", "b"} <= {experiment.name for experiment in experiments}, "one's store took the place of the other's"
+
+
+def test_processes_may_send_at_once_also_the_same_run(store: str, tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(2)]
+    for folder in folders:
+        folder.mkdir()
+        log(folder, range(3))
+    children = [fork(lambda folder=folder: sync(folder, name=folder.name)) for folder in [*folders, *folders]]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
+    assert len(runs(store)) == 2
+    assert all(len(points(store, folder, "loss")) == 3 for folder in folders)
+
+
+def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(folder / "tracking.lock"):
+        child = fork(lambda: sync(folder, name="n"))
+        time.sleep(0.5)
+        assert not (folder / "tracking.json").exists()
+    assert os.waitpid(child, 0)[1] == 0
+    check_whole(store, folder, 0)
+
+
+# The thread
+
+
+def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folder: Path) -> None:
+    said: list[str] = []
+    with Tracker(folder, name="n", interval=0.05, on_warning=said.append):
+        log(folder, range(3))
+        wait_for(lambda: sent_bytes(folder) > 0)
+        log(folder, range(3, 6))
+        (folder / "grid.png").write_bytes(b"png")
+    assert said == []
+    check_whole(store, folder, 6)
+    run = client(store).get_run(run_id(folder))
+    assert run.info.status == "FINISHED"
+    assert [a.path for a in client(store).list_artifacts(run.info.run_id)] == ["grid.png"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+def test_the_way_out_is_recorded(store: str, folder: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), Tracker(folder, name="n"):
+        raise error
+    assert client(store).get_run(run_id(folder)).info.status == status
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def test_a_tracker_that_is_down_is_one_warning_and_is_caught_up(
+    store: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
+    said: list[str] = []
+    start = time.monotonic()
+    with Tracker(folder, name="n", interval=0.01, on_warning=said.append):
+        log(folder, range(4))
+        time.sleep(0.2)
+    # Refused twice with a pause of up to 1 s of MLflow's own between; at most three syncs are begun.
+    assert time.monotonic() - start < 10
+    assert len(said) == 1 and f"http://{address}" in said[0] and "later" in said[0]
+    everything = said[0] + "".join(p.read_text() for p in folder.iterdir() if p.is_file())
+    assert "secret" not in everything
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with Tracker(folder, name="n", on_warning=said.append):
+        pass
+    assert len(said) == 1
+    check_whole(store, folder, 4)
+
+
+def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
+        tracker = Tracker(folder, name="n", patience=0.3, on_warning=said.append)
+        with tracker:
+            start = time.monotonic()
+        assert time.monotonic() - start < 1.5
+        assert len(said) == 1 and "within 0.3 s" in said[0]
+    wait_for(lambda: not tracker._thread.is_alive())
+    assert len(said) == 1
+
+
+def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
+    code = """if True:
+        import sys
+        from sitkit.tracker import Tracker
+        with Tracker(sys.argv[1], name="n", enabled=False):
+            pass
+        assert not {"mlflow", "filelock", "torch"} & set(sys.modules), sorted(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    assert list(folder.iterdir()) == []
+
+
+# A server
+
+
+@pytest.fixture
+def serve(tmp_path: Path, template: Path) -> Iterator[Callable[[], Callable[[], None]]]:
+    """Starts `mlflow server` on one port, again and again; each start returns its stop."""
+    shutil.copy(template, tmp_path / "server.db")
+    port = free_port()
+    alive: list[subprocess.Popen[bytes]] = []
+
+    def start() -> Callable[[], None]:
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+        command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+        command += ["--artifacts-destination", str(tmp_path / "served")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        process = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        alive.append(process)
+
+        def up() -> bool:
+            assert process.poll() is None
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        wait_for(up, 60)
+
+        def stop() -> None:
+            alive.remove(process)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+        return stop
+
+    start.uri = f"http://127.0.0.1:{port}"  # pyright: ignore[reportFunctionMemberAccess]
+    yield start
+    for process in alive:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_and_comes_back(serve: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", serve.uri)
+    stop = serve()
+    said: list[str] = []
+    with Tracker(folder, name="n", interval=0.2, params={"lr": 1e-4}, on_warning=said.append):
+        log(folder, range(5))
+        (folder / "grid.png").write_bytes(b"png")
+        wait_for(
+            lambda: (folder / "tracking.json").exists() and len(read_json(folder / "tracking.json")["artifacts"]) == 1
+        )
+        stop()
+        log(folder, range(5, 10))
+        wait_for(lambda: len(said) == 1)
+        assert serve.uri in said[0]
+        serve()
+        log(folder, range(10, 12))
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 12, "time": T0, "fid": "NaN", "kid": "Infinity"}) + "\n")
+    assert len(said) == 1
+    check_whole(serve.uri, folder, 12)
+    run = client(serve.uri).get_run(run_id(folder))
+    assert run.info.status == "FINISHED" and run.data.params == {"lr": "0.0001"}
+    assert math.isnan(run.data.metrics["fid"]) and run.data.metrics["kid"] == sys.float_info.max
+    assert [a.path for a in client(serve.uri).list_artifacts(run.info.run_id)] == ["grid.png"]

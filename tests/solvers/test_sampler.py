@@ -1,0 +1,383 @@
+"""Samplers: the laws on every registered name, the cost, a hand-written loop, and the grid of every combination."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sitkit.registry import diffusions, guidances, interpolants, samplers, targets
+from sitkit.runtime import rng as draws
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.rng import sample_keys
+from sitkit.solvers.brownian import BrownianPath
+from sitkit.solvers.guidance import ClassifierFree
+from sitkit.solvers.sampler import Sampler
+from sitkit.testing import (
+    MEAN,
+    STD,
+    Calls,
+    check_order,
+    check_sampler,
+    gaussian_field,
+    gaussian_moments,
+    gaussian_network,
+)
+from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.field import Field
+
+SAMPLERS = samplers.names()
+ODES = [name for name in SAMPLERS if not samplers[name].stochastic]
+SDES = [name for name in SAMPLERS if samplers[name].stochastic]
+# An adaptive solver's steps depend on its batch, within the tolerance that the laws check.
+FIXED = [name for name in SAMPLERS if any(f.name == "steps" for f in fields(samplers[name]))]
+LAST = ("none", "mean", "euler", "tweedie")
+
+
+def start(rows: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def field(path: str = "linear", name: str = "velocity") -> Field:
+    return gaussian_field(interpolants.create(path), targets.create(name))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_laws(name: str) -> None:
+    check_sampler(samplers.create(name), order=False)
+
+
+# On `linear` the leading error of the midpoint rule vanishes for a Gaussian (its variance is quadratic in t): order 3.
+@pytest.mark.parametrize("path", ["gvp", "vp-sbdm"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_order_of_convergence(name: str, path: str) -> None:
+    check_order(samplers.create(name), field(path))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("path", interpolants.names())
+def test_laws_of_cost_and_ownership_on_every_interpolant(path: str, name: str) -> None:
+    for target in targets.names():
+        calls = Calls(field(path, target).network)
+        sampler = samplers.create(name)
+        planned = sampler.plan(interpolants.create(path), targets.create(target))
+        result = sampler.sample(field(path, target).through(calls), start(3, 2), seeds=range(3))
+        assert calls.rows == 3 * result.nfe and planned.nfe in (None, result.nfe)
+        assert bool(result.x.isfinite().all())
+
+
+LABELLED = 4
+
+
+def labelled(path: str = "linear") -> Field:
+    """The Gaussian field with labels, each of which shifts the prediction."""
+    network = gaussian_network(interpolants.create(path), targets.create("velocity"), MEAN, STD)
+    shifted = lambda x, t, y: network(x, t, y) + 0.1 * y.reshape(-1, *[1] * (x.ndim - 1))  # noqa: E731
+    return Field(shifted, interpolants.create(path), targets.create("velocity"), LABELLED)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "expected"),
+    [("euler", 250, 250), ("euler-maruyama", 250, 250), ("heun", 125, 250), ("midpoint", 125, 250), ("rk4", 62, 248)],
+)
+def test_evaluations_as_published(name: str, steps: int, expected: int) -> None:
+    sampler: Any = samplers.create(name, steps=steps)
+    assert sampler == samplers.create(name), "the defaults are the published 250 evaluations"
+    for guidance, times in ((None, 1), (ClassifierFree(), 2), (ClassifierFree(1.0), 1)):
+        calls = Calls(labelled().network)
+        result = sampler.sample(
+            labelled().through(calls), start(2, 1), torch.tensor([0, 3]), guidance=guidance, seeds=[0, 1]
+        )
+        assert calls.rows / 2 == result.nfe == expected * times
+
+
+def test_stochastic_heun_spends_two_a_step_and_one_last() -> None:
+    assert samplers.create("stochastic-heun").sample(field(), start(2, 1), seeds=[0, 1]).nfe == 124 * 2 + 1
+    assert samplers.create("stochastic-heun", last_step="none").plan(*PLAIN, diffusions.create("sigma")).nfe == 125 * 2
+
+
+PLAIN = interpolants.create("linear"), targets.create("velocity")
+
+
+@pytest.mark.parametrize("guidance", guidances.names())
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_and_guidance_counts_what_it_spends(name: str, guidance: str) -> None:
+    form: Any
+    for interval in ({}, {"interval": (0.31, 0.69)}):
+        try:
+            form = guidances.create(guidance, **interval)
+            form.guide(labelled().network, LABELLED)
+        except UserError:
+            assert guidance not in ("none", "cfg") or interval
+            continue
+        sampler = samplers.create(name)
+        calls = Calls(labelled().network)
+        result = sampler.sample(
+            labelled().through(calls), start(2, 1), torch.tensor([0, 3]), guidance=form, seeds=[0, 1]
+        )
+        assert calls.rows / 2 == result.nfe
+        assert sampler.plan(*PLAIN, guidance=form).nfe in (None, result.nfe)
+
+
+def test_guidance_within_an_interval_by_hand() -> None:
+    """Of the times 0, 0.1, ..., 0.9 four lie in [0.25, 0.65]: 14 evaluations; heun's second node makes it 8 of 20."""
+    form = ClassifierFree(1.5, interval=(0.25, 0.65))
+    for name, expected in (("euler", 10 + 4), ("heun", 20 + 8)):
+        sampler = samplers.create(name, steps=10)
+        assert sampler.sample(labelled(), start(2, 1), torch.tensor([0, 3]), guidance=form).nfe == expected
+
+
+def test_torchsde_walks_as_a_hand_written_loop() -> None:
+    """The same Brownian paths, w, grid and last step, twelve lines of arithmetic."""
+    n, h = 50, 0.96 / 49
+    keys, x = sample_keys(3, torch.arange(5)), start(5, 2, 3)
+    form = diffusions.create("increasing-decreasing", norm=2.0)
+    found = samplers.create("euler-maruyama", steps=n).sample(field("gvp"), x, diffusion=form, seeds=keys)
+    path, interpolant = BrownianPath(keys, 6, torch.float64), interpolants.create("gvp")
+    before = path(0.0)
+    for k in range(n - 1):
+        t = torch.tensor(k * h, dtype=torch.float64)
+        w = float(form.w(t, interpolant.coefficients(t)))
+        reading = field("gvp").read(x, t)
+        after = path((k + 1) * h)
+        x = x + h * (reading.velocity + w / 2 * reading.score) + w**0.5 * (after - before).view(5, 2, 3)
+        before = after
+    t = torch.tensor(0.96, dtype=torch.float64)
+    w = float(form.w(t, interpolant.coefficients(t)))
+    reading = field("gvp").read(x, t)
+    x = x + 0.04 * (reading.velocity + w / 2 * reading.score)
+    # k h and the grid's times differ by an ulp, and 50 steps of a dozen roundings each grow little: 1e-14 measured.
+    torch.testing.assert_close(found.x, x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
+    """With a mixture of classes and in float32 too: labels, noise and path are the sample's own."""
+    sampler = samplers.create(name, steps=8)
+    keys, y = sample_keys(0, torch.arange(64)), torch.arange(64) % LABELLED
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        x = draws.normal(keys, (2, 3), draws.INITIAL, dtype)
+        drawn = [
+            torch.cat([
+                sampler.sample(labelled(), x[i : i + b], y[i : i + b], guidance=ClassifierFree(1.3), seeds=keys[i : i + b]).x
+                for i in range(0, 64, b)
+            ])
+            for b in (64, 7, 1)
+        ]  # fmt: skip
+        # Elementwise arithmetic alone: what vector and scalar instructions round differently is all that may differ.
+        for other in drawn[1:]:
+            torch.testing.assert_close(other, drawn[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_a_finer_grid_refines_the_same_sample(name: str) -> None:
+    """Strong convergence: halving the step moves a sample by a fraction of what another path moves it."""
+    keys, x = sample_keys(0, torch.arange(200)), start(200, 1)
+    coarse, fine = (
+        samplers.create(name, steps=steps).sample(field("gvp"), x, seeds=keys).x for steps in (51, 101)
+    )  # fmt: skip
+    other = samplers.create(name, steps=101).sample(field("gvp"), x, seeds=sample_keys(1, torch.arange(200))).x
+    moved, elsewhere = ((fine - against).square().mean().sqrt() for against in (coarse, other))
+    assert float(moved) < 0.1 * float(elsewhere)
+
+
+def test_explicit_grids_are_used_as_they_are() -> None:
+    times = [0.0, 0.1, 0.15, 0.6, 0.8, 1.0]
+    grid = {"name": "explicit", "times": times}
+    for name in ("euler", "heun"):
+        result = samplers.create(name, steps=5, grid=grid).sample(field(), start(2, 1), trajectory=True)
+        assert result.times.tolist() == times and result.trajectory is not None and len(result.trajectory) == 6
+    inside = {"name": "explicit", "times": [0.0, 0.1, 0.15, 0.6, 0.8, 0.96]}
+    result = samplers.create("euler-maruyama", steps=6, grid=inside).sample(field(), start(2, 1))
+    assert result.times.tolist() == inside["times"] and result.nfe == 6
+    with pytest.raises(UserError, match=r"runs over \[0, 1\].*finite only within \[0, 0.96\]"):
+        samplers.create("euler-maruyama", steps=6, grid=grid | {"times": [0.0, 0.1, 0.15, 0.6, 0.8, 1.0]}).plan(*PLAIN)
+
+
+def test_uneven_grids_keep_the_law() -> None:
+    for grid, name in product(("shift", "cosine", "logit-normal"), ("euler-maruyama", "stochastic-heun", "rk4")):
+        sampler = samplers.create(name, steps=150, grid=grid)
+        drawn = sampler.sample(field(), start(300, 8), seeds=range(300)).x
+        assert (float(drawn.mean()), float(drawn.std())) == pytest.approx((MEAN, STD), abs=0.05), (grid, name)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_given_ends_are_used_or_refused(name: str) -> None:
+    given: dict[str, Any] = {"t0": 0.2, "t1": 0.7}
+    if "last_step" in {f.name for f in fields(samplers[name])}:
+        given["last_step"] = "none"
+    sampler = samplers.create(name, **given)
+    begin = gaussian_moments(PLAIN[0], 0.2)
+    result = sampler.sample(field(), begin[0] + begin[1] * start(300, 8), seeds=range(300))
+    assert (float(result.times[0]), float(result.times[-1])) == (0.2, 0.7)
+    # 2,400 numbers of standard deviation 0.37: standard errors 0.008 and 0.005, and as much again for the steps.
+    assert (float(result.x.mean()), float(result.x.std())) == pytest.approx(gaussian_moments(PLAIN[0], 0.7), abs=0.03)
+    singular = samplers.create(name, t0=0.0)
+    with pytest.raises(UserError, match="noise prediction at t = 0"):
+        singular.plan(interpolants.create("linear"), targets.create("noise"))
+
+
+def test_impossible_ends_and_steps() -> None:
+    for wrong, message in (
+        ({"t0": 0.7, "t1": 0.2}, "needs 0 <= t0 < t1 <= 1"),
+        ({"t1": 1.5}, "needs 0 <= t0 < t1 <= 1"),
+        ({"steps": -3}, "steps must be at least 1; got -3"),
+        ({"stepz": 3}, "Did you mean 'steps'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            samplers.create("heun", **wrong)
+    for wrong, message in (
+        ({"t1": 0.9}, "t1 is 1 - last_step_size"),
+        ({"last_step_size": 1.0}, r"last_step_size must lie in \(0, 1\)"),
+        ({"steps": 1}, "steps must be at least 2"),
+        ({"last_step": "twedie"}, "last_step"),
+    ):
+        with pytest.raises(UserError, match=message):
+            samplers.create("euler-maruyama", **wrong)
+    for wrong in ({"rtol": 0}, {"atol": -1}):
+        with pytest.raises(UserError, match="must be positive"):
+            samplers.create("dopri5", **wrong)
+
+
+@pytest.mark.parametrize("name", ODES)
+def test_an_ode_solver_refuses_a_w(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{re.escape(name)}' solves the ODE, but diffusion 'sigma' makes an SDE"):
+        samplers.create(name).plan(*PLAIN, diffusions.create("sigma"))
+    assert samplers.create(name).plan(*PLAIN, diffusions.create("zero")).times[-1] == 1
+
+
+def test_the_papers_margins_by_name() -> None:
+    linear, noise = interpolants.create("linear"), targets.create("noise")
+    assert samplers.create("heun", clip="paper").plan(linear, noise).times[0] == 1e-5
+    assert samplers.create("heun", clip="paper").plan(*PLAIN).times.tolist()[::125] == [0.0, 1.0]
+    assert samplers.create("euler-maruyama", clip="paper").plan(linear, noise).times[0] == 1e-3
+
+
+def test_a_last_step_that_leaves_noise_is_refused_unless_accepted() -> None:
+    """On linear the drift multiplies noise of size h by 1 - h / h - w / (2 h): w / 2 is left, whatever h."""
+    form = diffusions.create("constant", norm=0.8)
+    with pytest.raises(UserError, match=r"last_step 'mean' of 0.1.*leaves noise of 0.4 .*accept_bias"):
+        samplers.create("euler-maruyama", last_step_size=0.1).plan(*PLAIN, form)
+    accepted = samplers.create("euler-maruyama", last_step_size=0.1, accept_bias=True)
+    assert accepted.plan(*PLAIN, form).last_step == 0.1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    path: str
+    target: str
+    sampler: str
+    w: str
+    last: str | None
+
+    def create(self, **steps: int) -> tuple[Sampler, Diffusion]:
+        last = {} if self.last is None else {"last_step": self.last}
+        losses = {"losses": ((0.0, 2.0), (1.0, 2.0))} if self.w == "kl-eta" else {}
+        return samplers.create(self.sampler, **last, **steps), diffusions.create(self.w, **losses)
+
+
+def cells() -> Iterator[Cell]:
+    """Every combination, presets aside: they are the same components (`test_presets_are_their_components`)."""
+    forms = [w for w in diffusions.names() if w not in diffusions.presets()]
+    for name in SAMPLERS:
+        stochastic, known = samplers[name].stochastic, {f.name for f in fields(samplers[name])}
+        ws, lasts = forms if stochastic else ["zero"], LAST if "last_step" in known else (None,)
+        # Cells next to one another mostly have the grid, and so the Brownian draws, in common.
+        # ddpm is vp-sbdm to 0.033 of log alpha: `test_certify` has its cells among the longer tests.
+        paths = [path for path in interpolants.names() if path != "ddpm"]
+        for last, path, w, target in product(lasts, paths, ws, targets.names()):
+            yield Cell(path, target, name, w, last)
+
+
+def test_presets_are_their_components() -> None:
+    for name, preset in diffusions.presets().items():
+        assert diffusions.create(name) == diffusions.create(preset.of, **preset.fields)
+
+
+ROWS, COLUMNS = 125, 8
+
+
+def verdict(cell: Cell, steps: int | None) -> tuple[str, str]:
+    """right, refused or wrong, and why, of 1,000 numbers of N(0.7, 0.3^2) from one cell.
+
+    Standard errors are 0.0095 of the mean, of which the part from the standardised initial noise is none, and 0.007 of
+    the standard deviation; 0.05 leaves room for the error of the steps.
+    """
+    known = {f.name for f in fields(samplers[cell.sampler])}
+    interpolant, target = interpolants.create(cell.path), targets.create(cell.target)
+    try:
+        sampler, form = cell.create(**({"steps": steps} if steps and "steps" in known else {}))
+        plan = sampler.plan(interpolant, target, form)
+    except UserError as error:
+        return "refused", str(error)
+    noise = start(ROWS, COLUMNS)
+    noise = (noise - noise.mean()) / noise.std(correction=0)
+    result = sampler.sample(field(cell.path, cell.target), noise, diffusion=form, seeds=range(ROWS))
+    mean, std = float(result.x.mean()), float(result.x.std())
+    right = abs(mean - MEAN) <= 0.05 and abs(std - STD) <= 0.05 and plan.nfe in (None, result.nfe)
+    return ("right" if right else "wrong"), f"mean {mean:.3f} std {std:.3f} NFE {result.nfe} of {plan.nfe}"
+
+
+@pytest.fixture
+def shared_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path's value is a pure function of (keys, t): cells on one grid compute it once, which halves the time."""
+    original, values = BrownianPath.__call__, dict[Any, Tensor]()
+
+    def remembered(path: BrownianPath, t: float) -> Tensor:
+        assert len(path.keys) == ROWS and int(path.keys[-1]) == ROWS - 1
+        key = (t, path.depth, path.size, path.dtype)
+        if key not in values:
+            if len(values) > 5000:
+                values.clear()
+            values[key] = original(path, t)
+        return values[key]
+
+    monkeypatch.setattr(BrownianPath, "__call__", remembered)
+
+
+def run_grid(*attempts: int | None) -> tuple[Counter[str], list[str]]:
+    """Verdicts of every cell: with the first number of steps that is not refused, None being the sampler's own."""
+    counted: Counter[str] = Counter()
+    wrong = []
+    for cell in cells():
+        found = why = ""
+        for steps in attempts:
+            found, why = verdict(cell, steps)
+            if found != "refused":
+                break
+        counted[found] += 1
+        if found == "wrong":
+            wrong.append(f"{cell}: {why}")
+        assert found != "refused" or "use " in why or "needs " in why, (
+            f"a refusal says what to do instead: {cell}: {why}"
+        )
+    return counted, wrong
+
+
+def report(counted: Counter[str], wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\n{counted['right']} right, {counted['refused']} refused, {counted['wrong']} wrong")
+    assert not wrong, "\n".join(wrong)
+    # Refusing everything would not be wrong either.
+    assert counted["refused"] <= sum(counted.values()) / 6
+
+
+def test_every_combination_is_right_or_refused(shared_paths: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """With 50 steps where they are stable, else with 100, else with the default number."""
+    report(*run_grid(50, 100, None), capsys)
+
+
+@pytest.mark.slow
+def test_every_combination_is_right_or_refused_with_250_evaluations(
+    shared_paths: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(*run_grid(None), capsys)

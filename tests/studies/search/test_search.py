@@ -1,0 +1,383 @@
+"""The search: what it refuses, what it proposes, that nothing is lost or done twice, and that its numbers come again."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+from support import ROOT
+
+from sitkit.runs.config.sampling_presets import read_preset, write_preset
+from sitkit.runs.config.sources import Layer, assemble
+from sitkit.runs.evaluate import evaluate
+from sitkit.runs.run import Run, adapted, load
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
+from sitkit.runtime.progress import silent
+from sitkit.studies.search import search
+from sitkit.studies.search.confirm import front
+from sitkit.studies.search.evaluator import Bench
+from sitkit.studies.search.space import in_force, layer_of, read_search, within
+from sitkit.studies.search.trials import ByNumber, Objective, Surplus, distinct, open_study, quiet
+from sitkit.training.train import train
+
+SPACE = """
+objective: {metric: frechet, against: nfe, nfe: 24}
+space:
+  sampler: [euler, heun, euler-maruyama]
+  nfe: {low: 3, high: 24, log: true}
+  sampler.grid: [uniform, {name: power, rho: 2}]
+  sampler.grid.rho: {low: 1.0, high: 3.0}
+  sampler.last_step: [mean, tweedie]
+  sampler.last_step_size: [0.04, 0.1]
+  diffusion: [constant, sigma]
+  diffusion.norm: {low: 0.2, high: 3, log: true}
+screen: {n: 100, seed: 0}
+confirm: {n: 200, seeds: [1, 2], fresh: [11, 12, 13], best: 3}
+seed: 1
+heartbeat: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the closed-form network of a mixture, sampled by heun with 6 steps."""
+    given = {
+        # In space: samples in the plane would each be drawn as a picture.
+        "data": {"name": "gaussian-mixture", "dim": 3, "size": 400},
+        "backbone": "exact",
+        "sampler": {"name": "heun", "steps": 6},
+        "run": {"track": False, "folder": str(tmp_path_factory.mktemp("made"))},
+    }
+    return train(assemble([Layer(given)]))
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Run:
+    """The run in a folder of its own, with nothing sampled."""
+    return load(shutil.copytree(made, tmp_path / "runs" / made.name))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "quest.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def trials_of(folder: Path, name: str = "quest") -> list[FrozenTrial]:
+    """The trials in a run's database, or none as long as there is no study."""
+    url = f"sqlite:///{folder / 'searches' / f'{name}.db'}"
+    try:
+        (study,) = optuna.get_all_study_names(url)
+        return optuna.load_study(study_name=study, storage=url).get_trials()
+    except Exception:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line", "says"),
+    [
+        ("space: {train.lr: [1]}", 1, "cannot be searched"),
+        ("space: {smpler: [heun]}", 1, "Did you mean 'sampler'"),
+        ("space:\n  sampler: [heun, eulr]", 2, "Did you mean 'euler'"),
+        ("space:\n  sampler.stps: [3]", 2, "none of the choices"),
+        ("space:\n  sampler: [heun]\n  diffusion: [kl]", 3, "none of the choices"),
+        ("space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]", 3, "last_step: .*'tweedie'"),
+        ("space:\n  sampler.steps: {low: 9, high: 3}", 2, "below high"),
+        ("space:\n  sampler.steps: {low: 0, high: 3}", 2, "at least 1"),
+        ("space:\n  sampler.steps: 7", 2, "list of choices"),
+        ("space:\n  sampler.steps: []", 2, "no choice"),
+        ("space:\n  nfe: [4]\n  sampler.steps: [4]", 2, "one of the two"),
+        ("objective: {metric: frechte}\nspace: {nfe: [4]}", 1, "Did you mean 'frechet'"),
+        ("confirm: {seeds: [1]}\nspace: {nfe: [4]}", 1, "confirm.seeds"),
+        ("spaec: {nfe: [4]}", 1, "space"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_line(run: Run, tmp_path: Path, wrong: str, line: int, says: str) -> None:
+    path = written(tmp_path, wrong)
+    with pytest.raises(UserError, match=says) as caught:
+        search(run, path)
+    assert f"quest.yaml:{line}: " in str(caught.value) or wrong.startswith("spaec")
+    assert not (run.folder / "searches").exists()
+
+
+def test_settings_are_in_force_where_they_exist(run: Run) -> None:
+    sde = {"sampler": "euler-maruyama"}
+    power = {"sampler.grid": {"name": "power", "rho": 2}}
+    cases = [
+        ({}, "sampler.steps", True), ({}, "sampler.last_step", False), ({}, "diffusion", False), (sde, "diffusion", True),
+        ({}, "diffusion.norm", False), (sde, "diffusion.norm", True), (sde, "sampler.last_step", True),
+        ({}, "sampler.grid.rho", False), (power, "sampler.grid.rho", True), ({}, "guidance.scale", False),
+        ({"guidance": "cfg"}, "guidance.scale", True), ({}, "nfe", True), ({"sampler": "dopri5"}, "nfe", False),
+        ({}, "sample.weights", True), (sde, "diffusion.eta", False), ({**sde, "diffusion": "kl-eta"}, "diffusion.eta", True),
+    ]  # fmt: skip
+    for chosen, key, expected in cases:
+        assert in_force(adapted(run.config, layer_of(chosen)), key) is expected, (chosen, key)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4", "euler-maruyama", "stochastic-heun"])
+@pytest.mark.parametrize("guidance", ["none", {"name": "cfg", "interval": [0.2, 0.7]}])
+def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any) -> None:
+    config = adapted(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
+
+    def cost(steps: int) -> int | None:
+        solver = dataclasses.replace(config.sampler, steps=steps)  # pyright: ignore[reportCallIssue]
+        return solver.plan(config.interp, config.target, config.diffusion, config.guidance).nfe
+
+    for budget in (24, 31, 50):
+        steps = within(config, config.diffusion, budget)
+        spent, more = cost(steps), cost(steps + 1)
+        assert spent is not None and more is not None and spent <= budget < more
+
+
+def test_a_budget_below_one_step_is_refused(run: Run) -> None:
+    config = adapted(run.config, layer_of({"sampler": "rk4"}))
+    with pytest.raises(UserError, match="fewest steps"):
+        within(config, config.diffusion, 3)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rng = np.random.default_rng(1)
+    points = [(float(v), float(c)) for v, c in rng.integers(0, 12, (60, 2))]
+    kept = {points[i] for i in front(points)}
+    brute = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
+    assert kept == brute and len(front(points)) == len(kept)
+    assert [points[i][1] for i in front(points)] == sorted(points[i][1] for i in front(points))
+
+
+def test_a_trial_is_proposed_by_its_number_and_the_past() -> None:
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+
+    def proposals(*pieces: int) -> list[float]:
+        storage = optuna.storages.InMemoryStorage()
+        study = optuna.create_study(storage=storage, study_name="s")
+        with quiet():
+            for count in pieces:
+                # A new sampler for each piece, as after a restart.
+                study = optuna.load_study(storage=storage, study_name="s", sampler=ByNumber(3))
+                study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=count)
+        return [trial.params["x"] for trial in study.get_trials()]
+
+    whole = proposals(20)
+    assert proposals(7, 6, 7) == whole
+    assert len(set(whole)) == 20
+
+
+def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path) -> None:
+    path = written(tmp_path, SPACE)
+    found = search(run, path, trials=12)
+    trials = trials_of(run.folder)
+    assert len(distinct(trials)) == 12 == found.counts["measured"]
+    assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+    # Refusals (constant w with a `mean` last step leaves noise) are kept with their reason, and have spent nothing.
+    refused = [t for t in trials if t.state == TrialState.PRUNED]
+    assert refused and all("noise" in t.user_attrs["reason"] or "unstable" in t.user_attrs["reason"] for t in refused)
+    assert sum(found.refused.values()) == len(refused) == found.counts["refused"]
+    sampled = {p.parent.name for p in run.folder.glob("samples/*/record.json")}
+    assert all(t.user_attrs.get("sampling") not in sampled for t in refused)
+    assert all(t.user_attrs["sampling"] in sampled for t in distinct(trials))
+
+    # The budget holds, and the front is that of the trials.
+    done = distinct(trials)
+    assert max(t.values[1] for t in done) <= 24
+    best = [done[i].number for i in front([(t.values[0], t.values[1]) for t in done])]
+    assert {m.trial for m in found.confirmed} <= set(best) and found.confirmed[-1].trial == best[-1]
+    assert len(found.confirmed) == min(3, len(best))
+
+    # The run's own heun with 6 steps may spend the budget too: 12 steps.
+    assert found.reference.nfe == 24 and found.reference.chosen == {"sampler.steps": 12}
+    assert found.winner is not None and found.winner.nfe <= 24
+    assert found.winner.mean == min(m.mean for m in found.confirmed)
+
+    # The winner's numbers come again from nothing but its preset and the seeds.
+    bare = load(
+        shutil.copytree(run.folder, tmp_path / "bare" / run.folder.name, ignore=_bare),
+        over=read_preset(run.folder, "quest"),
+    )
+    again = [_value(bare, n=200, seed=seed) for seed in (1, 2)]
+    assert again == list(found.winner.values)
+    record = read_json(found.record)
+    fresh = [_value(bare, n=200, seed=seed) for seed in (11, 12, 13)]
+    assert fresh == record["fresh"]["winner"]["values"]
+    gaps = np.subtract(fresh, record["fresh"]["reference"]["values"])
+    assert record["fresh"]["difference"] == pytest.approx(gaps.mean())
+    assert record["fresh"]["stderr"] == pytest.approx(gaps.std(ddof=1) / np.sqrt(3))
+    assert record["beats"] == (gaps.mean() < -2 * gaps.std(ddof=1) / np.sqrt(3))
+    assert ("does not beat" in found.verdict) != record["beats"]
+    assert found.picture.read_bytes()[:4] == b"\x89PNG"
+    assert len(found.table.read_text().splitlines()) == len(trials) + 1
+
+    # The same command again measures nothing.
+    stamps = {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")}
+    same = search(run, path, trials=12)
+    assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")} == stamps
+    assert len(trials_of(run.folder)) == len(trials) and same.verdict == found.verdict
+    # Asked for more, it goes on where it was.
+    assert search(run, path, trials=14).counts["measured"] == 14
+    assert [t.params for t in trials_of(run.folder)[: len(trials)]] == [t.params for t in trials]
+
+
+def _bare(folder: str, names: list[str]) -> set[str]:
+    return {"samples", "evaluations", "searches"} & set(names)
+
+
+def _value(run: Run, n: int, seed: int) -> float:
+    drawn = run.config.sample.model_copy(update={"n": n, "seed": seed})
+    return evaluate(dataclasses.replace(run, config=run.config.model_copy(update={"sample": drawn})))[0].value
+
+
+def test_one_objective_spends_its_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sitkit.studies.search.trials.BARREN", 25)
+    text = """
+objective: {metric: sliced-wasserstein, nfe: 16}
+space: {sampler: [euler, heun, dopri5], sampler.grid: [uniform, cosine]}
+screen: {n: 50}
+confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
+"""
+    found = search(run, written(tmp_path, text), trials=40)
+    trials = trials_of(run.folder)
+    done = distinct(trials)
+    # Four settings can be had; the rest are repeats, and dopri5, which spends more than 16 evaluations, is refused.
+    assert len(done) == 4 and {t.user_attrs["nfe"] for t in done} == {16}
+    assert len({t.user_attrs["sampling"] for t in done}) == 4 and found.counts["repeated"] > 0
+    assert any("objective.nfe allows 16" in reason for reason in found.refused)
+    assert [m.trial for m in found.confirmed] == [t.number for t in sorted(done, key=lambda t: t.values[0])[:2]]
+
+
+def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sitkit.studies.search.trials.BARREN", 5)
+    text = "objective: {nfe: 3}\nspace: {sampler: [rk4]}\nscreen: {n: 20}"
+    with pytest.raises(UserError, match=r"none of .* settings .*fewest steps"):
+        search(run, written(tmp_path, text))
+
+
+SLOW = SPACE.replace("n: 100", "n: 3000").replace("nfe: {low: 3, high: 24", "nfe: {low: 16, high: 24")
+
+
+def worker(run: Run, path: Path, trials: int) -> subprocess.Popen[bytes]:
+    words = ["search", str(run.folder), str(path), "--trials", str(trials)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sitkit", *words], cwd=path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for(run: Run, ready: Any) -> list[FrozenTrial]:
+    for _ in range(1200):
+        trials = trials_of(run.folder)
+        if ready(trials):
+            return trials
+        time.sleep(0.05)
+    raise AssertionError("the worker did not come so far within a minute")
+
+
+def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
+    path = written(tmp_path, SLOW)
+    process = worker(run, path, 7)
+    try:
+        wait_for(run, lambda ts: len(distinct(ts)) >= 2 and ts[-1].user_attrs.get("begun") == ts[-1].number
+                 and ts[-1].state == TrialState.RUNNING)  # fmt: skip
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = trials_of(run.folder)
+    dead = [t for t in before if t.state == TrialState.RUNNING]
+    kept = len(distinct(before))
+    assert len(dead) == 1 and 2 <= kept < 7
+
+    found = search(run, path, trials=7)
+    after = trials_of(run.folder)
+    assert found.counts["measured"] == 7 == len(distinct(after))
+    assert not [t for t in after if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    assert [t.values for t in distinct(after[: len(before)])] == [t.values for t in distinct(before)]
+    # What the dead was at was taken up again, with the same settings, and ended.
+    (lost,) = [t for t in after if t.number == dead[0].number]
+    assert lost.state == TrialState.FAIL
+    (heir,) = [t for t in after if t.system_attrs.get("failed_trial") == lost.number]
+    assert heir.params == lost.params and heir.state == TrialState.COMPLETE
+
+
+def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
+    path = written(tmp_path, SLOW)
+    process = worker(run, path, 7)
+    try:
+        wait_for(run, lambda ts: len(ts) >= 2)
+        ours = search(run, path, trials=7)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    trials = trials_of(run.folder)
+    assert len(distinct(trials)) == 7 == ours.counts["measured"]
+    assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+    done = distinct(trials)
+    assert len({t.user_attrs["sampling"] for t in done}) == 7
+    # Both worked: two trials were on the way at once.
+    spans = sorted((t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete)
+    assert any(b[0] < a[1] for a, b in itertools.pairwise(spans))
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
+    quest, axes = read_search(written(tmp_path, SPACE), run.config)
+    bench = Bench(run, quest, axes, silent)
+    study = open_study(bench, "quest", None)
+    objective = Objective(study, bench, wanted=2)
+    with quiet():
+        early = [study.ask() for _ in range(3)]
+    # Two are wanted and two of lower number are on their way; for the second there is only one.
+    with pytest.raises(Surplus):
+        objective(early[2])
+    assert not list(run.folder.glob("samples/*"))
+    objective(early[1])
+    assert len(list(run.folder.glob("samples/*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "near"),
+    [
+        ("{guidance: [cfg], guidance.scal: [1.0, 2.0]}", "Did you mean 'guidance.scale'"),
+        ("{sampler: [euler-maruyama], sampler.lst_step: [mean]}", "Did you mean 'sampler.last_step'"),
+        ("{guidance.scal: [1.0, 2.0]}", "none of the choices here. Remove it"),
+    ],
+)
+def test_a_misspelt_field_is_told_what_the_choices_have(run: Run, tmp_path: Path, space: str, near: str) -> None:
+    (tmp_path / "quest.yaml").write_text(f"space: {space}\n")
+    with pytest.raises(UserError, match=f"quest.yaml:1: .* is a setting of .*{near}"):
+        read_search(tmp_path / "quest.yaml", run.config)
+
+
+def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:
+    config = adapted(
+        run.config, layer_of({"sampler": "euler-maruyama", "sampler.last_step": "tweedie", "diffusion": "kl"})
+    )
+    write_preset(run.folder, "mine", config, "found by hand\nin two lines")
+    back = adapted(run.config, read_preset(run.folder, "mine"))
+    assert (back.sampler, back.diffusion, back.guidance) == (config.sampler, config.diffusion, config.guidance)
+    with pytest.raises(UserError, match="Did you mean 'mine'"):
+        read_preset(run.folder, "mien")
+    with pytest.raises(UserError, match="sitkit search"):
+        read_preset(tmp_path, "mine")
+    # One of the same name that says how to train is another thing.
+    with pytest.raises(UserError, match=r"no way of sampling 'digits'.*'digits' is a preset of `sitkit train`"):
+        read_preset(run.folder, "digits")
+    (run.folder / "presets" / "odd.yaml").write_text("sampler: heun\ntrain: {lr: 1}\n")
+    with pytest.raises(UserError, match=r"odd\.yaml:2: .*'train'"):
+        read_preset(run.folder, "odd")
+
+
+def test_the_search_that_comes_with_sitkit_is_right() -> None:
+    given = {"backbone": "sit-xs/2", "sampler": {"name": "heun", "steps": 25}}
+    quest, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
+    assert quest.objective.nfe == 50 and {axis.key for axis in axes} == set(quest.space)

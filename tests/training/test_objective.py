@@ -1,0 +1,196 @@
+"""Losses as components: what they see, what they train beside the network, and what a step computes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import tiny
+from torch import Tensor, nn
+
+from sitkit.data.dataset import Examples, load_examples
+from sitkit.data.stream import batch
+from sitkit.models.loss import Batch, InterpolantLoss, Loss, interpolant_loss
+from sitkit.registry import couplings, guidances, interpolants, losses, targets, weightings
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import CHECKPOINTS, build, load
+from sitkit.runtime.rng import TRAINING, normal
+from sitkit.runtime.tensors import load_tensors
+from sitkit.training.objective import Drawing, Inputs, objective_of
+from sitkit.training.train import train
+from sitkit.transport.field import Counted, Field
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Aligned(Loss):
+    """The interpolant's loss, and how far a projection of a hidden layer is from the data."""
+
+    layer: str = "blocks.0"
+    share: float = 0.5
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        return (self.layer,)
+
+    def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        return nn.Linear(32, int(np.prod(shape)))
+
+    def per_example(self, batch: Batch) -> Tensor:
+        plain = InterpolantLoss().per_example(batch)
+        assert batch.parts is not None
+        guess = batch.parts(batch.hidden[self.layer].mean(1))
+        return plain + self.share * (guess - batch.data.flatten(1)).square().mean(1)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    losses.register("aligned")(Aligned)
+    yield
+    del losses._classes["aligned"]
+
+
+def inputs(config: Config, network: nn.Module, step: int = 0, rank: int = 0, size: int = 1) -> Inputs:
+    data = load_examples(config.data)
+    drawing = Drawing(config, network, data, CPU, rank, size)
+    return drawing(*batch(data, config.train.seed, step, config.train.batch, drawing.part))
+
+
+def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
+    for coupling in couplings:
+        config = tiny(tmp_path, f"coupling={coupling}", base="digits")
+        network = build(config)
+        whole = inputs(config, network)
+        for size in (2, 4):
+            parts = [inputs(config, network, rank=rank, size=size) for rank in range(size)]
+            for ours, theirs in zip(zip(*parts, strict=True), whole, strict=True):
+                assert torch.equal(torch.cat(ours), theirs), coupling
+        assert [len(part.data) for part in whole.split(4)] == [4] * 4
+        assert all(map(torch.equal, (torch.cat(rows) for rows in zip(*whole.split(4), strict=True)), whole))
+
+
+def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, registered: None) -> None:
+    words = ("loss={name: aligned, share: 0.25}", "train.steps=20", "run.checkpoint_every=10", "run.log_every=1")
+    config = tiny(tmp_path / "whole", *words, base="digits")
+    network, data = build(config), load_examples(config.data)
+    objective = objective_of(config, network, data.shape, data.num_classes)
+    again = objective_of(config, build(config), data.shape, data.num_classes)
+    assert objective.parts is not None and again.parts is not None
+    # Drawn from the seed, whatever was drawn before.
+    assert all(map(torch.equal, objective.parts.parameters(), again.parts.parameters()))
+    drawn = inputs(config, network)
+    mean, each = objective(*drawn)
+    tokens: list[Tensor] = []
+    handle = network.get_submodule("blocks.0").register_forward_hook(lambda *seen: tokens.append(seen[2]))
+    path = config.interp, config.target, config.weight
+    plain = interpolant_loss(network, *path, drawn.data, drawn.noise, drawn.t, drawn.y)
+    handle.remove()
+    beside = (objective.parts(tokens[0].mean(1)) - drawn.data.flatten(1)).square().mean(1)
+    torch.testing.assert_close(each, plain + 0.25 * beside)
+    assert float(mean.detach()) == pytest.approx(float(each.mean())) and not each.requires_grad
+
+    whole = train(config)
+    tensors = load_tensors(checkpoints(whole / CHECKPOINTS)[-1])[1]
+    assert not torch.equal(tensors["parts.weight"], objective.parts.state_dict()["weight"])  # It has learnt.
+    assert not any(name.startswith("ema.parts") or "weight_0" in name for name in tensors)
+    assert load(whole).step == 20  # Samples need no parts.
+    # Killed half-way, parts and their moments continue as they were.
+    newest = checkpoints(whole / CHECKPOINTS)[-1]
+    before = newest.read_bytes()
+    newest.unlink()
+    assert train(config) == whole and newest.read_bytes() == before
+
+
+def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
+    bound: list[str] = []
+
+    @losses.register("binding")
+    @dataclass(frozen=True)
+    class Binding(Loss):
+        """The interpolant's loss, which is bound to data."""
+
+        def bind(self, data: Examples) -> Loss:
+            bound.append(data.fingerprint)
+            return InterpolantLoss()
+
+        def per_example(self, batch: Batch) -> Tensor:
+            raise AssertionError("the bound loss is the one that is computed")
+
+    try:
+        config = tiny(tmp_path, "loss=binding", base="digits")
+        network, data = build(config), load_examples(config.data)
+        objective_of(config, network, data.shape, data.num_classes)(*inputs(config, network))
+        assert bound == [data.fingerprint]
+    finally:
+        for table in (losses._classes, losses._plugins):
+            del table["binding"]
+
+
+class TwoTimes(nn.Module):
+    """u(x, t, r) = t - 2 r everywhere; it remembers the times that it was given."""
+
+    times = 2
+    num_classes = 3
+    class_dropout = 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.seen.append(t)
+        return (t[:, 0] - 2 * t[:, 1]).reshape(-1, 1, 1, 1) + 0 * x
+
+
+def test_a_network_of_two_times_is_read_at_one_and_called_with_two() -> None:
+    network = TwoTimes()
+    path = interpolants.create("linear"), targets.create("velocity")
+    field = Field(network, *path)
+    x = torch.zeros(4, 1, 2, 2)
+    assert torch.equal(field.read(x, 0.25).velocity, torch.full_like(x, -0.25))
+    weight = weightings.create("velocity")
+    data, noise = torch.ones_like(x), torch.zeros_like(x)
+    values = interpolant_loss(
+        network, *path, weight, data, noise, torch.full((4,), 0.25), torch.zeros(4, dtype=torch.int64)
+    )
+    torch.testing.assert_close(values, torch.full((4,), 1.25**2))
+    y = torch.arange(4) % 3
+    for guidance in (
+        guidances.create("cfg", interval=(0.2, 0.8)),
+        guidances.create("cfg-zero"),
+        guidances.create("none"),
+    ):
+        counted = Counted(network, 4)
+        guided = guidance.guide(counted, 3)
+        pair = torch.tensor([[0.25, 0.75]]).expand(4, 2)
+        # Both branches say the same, so guidance changes nothing but the count.
+        torch.testing.assert_close(guided(x, pair, y), torch.full_like(x, 0.25 - 1.5))
+        assert network.seen[-1].shape == (len(network.seen[-1]), 2)
+        assert counted.nfe == guidance.evaluations(0.25)
+        assert torch.equal(field.through(guided).read(x, 0.5, y).velocity, torch.full_like(x, -0.5))
+
+
+def test_a_loss_has_keys_for_more_randomness(tmp_path: Path) -> None:
+    config = tiny(tmp_path, base="digits")
+    one = inputs(config, build(config))
+    assert torch.equal(normal(one.keys, tuple(one.data.shape[1:]), TRAINING), one.noise)
+
+
+def test_bfloat16_is_the_network_s_and_the_loss_is_float32(tmp_path: Path) -> None:
+    full, half = (tiny(tmp_path, f"train.precision={name}", base="digits") for name in ("fp32", "bf16"))
+    network, data = build(full), load_examples(full.data)
+    nn.init.normal_(network.get_submodule("final_layer.linear").weight)  # pyright: ignore[reportArgumentType]
+    seen: list[torch.dtype] = []
+    network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    values = [objective_of(c, network, data.shape, 10)(*inputs(c, network))[1] for c in (full, half)]
+    assert seen == [torch.float32, torch.bfloat16]
+    assert values[0].dtype == values[1].dtype == torch.float32
+    # bfloat16 has 8 bits: a relative error of 2^-9 in each product, some twenty in a row, squared in the loss.
+    torch.testing.assert_close(values[0], values[1], rtol=40 * 2**-9, atol=0)
+    assert not torch.equal(*values)

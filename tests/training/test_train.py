@@ -1,0 +1,387 @@
+"""Training: any combination learns, and nothing that stops it changes what it ends as."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import call, copied, finish, flags, start, tiny, trained, wait, weights
+from torch import nn
+
+from sitkit.data.dataset import load_examples
+from sitkit.data.stream import batch
+from sitkit.registry import interpolants, targets, weightings
+from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run import CHECKPOINTS, METRICS, build, folder_of, load
+from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.progress import Event
+from sitkit.runtime.tensors import load_tensors, read_header
+from sitkit.training.objective import Drawing, objective_of
+from sitkit.training.train import metrics_from, train
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that are whole."""
+    path = folder / METRICS
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def step_of(folder: Path) -> int:
+    return max((row["step"] for row in rows(folder)), default=0)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in rows(folder)]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(checkpoints(folder / CHECKPOINTS)[-1])[1]
+
+
+def test_every_interpolant_target_and_weighting_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = list(itertools.product(interpolants, targets, weightings))
+    wrong = []
+    for interp, target, weight in made:
+        words = (f"interp={interp}", f"target={target}", f"weight={weight}", "train.steps=20", "run.log_every=1")
+        try:
+            seen = [row["loss"] for row in rows(train(tiny(tmp_path, *words, base="digits")))]
+            right = len(seen) == 20 and all(math.isfinite(loss) and loss > 0 for loss in seen)
+        except WorkFailed:
+            right = False
+        if not right:
+            wrong.append((interp, target, weight))
+    with capsys.disabled():
+        print(f"\n{len(made) - len(wrong)} of {len(made)} combinations trained 20 steps with finite loss")
+    assert not wrong and len(made) >= 3 * 4 * 6
+
+
+def at(step: int, act: Callable[[], object]) -> Callable[[Event], None]:
+    """Progress that acts when training reports a step."""
+
+    def report(event: Event) -> None:
+        if event.stage == "train" and event.done == step and not event.message:
+            act()
+
+    return report
+
+
+@pytest.mark.parametrize("base", ["points", "digits"])
+def test_a_run_stopped_and_continued_ends_at_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    config = tiny(
+        Path("runs"), "train.steps=40", "run.log_every=5", "train.warmup=20", "train.clip=1", "train.ema=0.9", base=base
+    )
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    whole = train(config).resolve()
+    monkeypatch.chdir(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, at(15, lambda: signal.raise_signal(signal.SIGINT)))
+    parts = folder_of(config).resolve()
+    assert [path.stem for path in checkpoints(parts / CHECKPOINTS)] == ["step-00000015"]
+    said: list[Event] = []
+    assert train(config, said.append).resolve() == parts
+    assert [event.message for event in said if event.message] == [f"continuing {folder_of(config)} at step 15."]
+    assert min(event.done for event in said if not event.message) == 20  # nothing was done twice
+    assert weights(parts) == weights(whole)
+    assert losses(parts) == losses(whole)
+
+
+def test_running_again_does_nothing(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    folder = train(config)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    seen = losses(folder)
+    train(config)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+    assert losses(folder) == seen
+
+
+# Small enough to be over in seconds, long enough that a kill falls among its 40 checkpoints.
+STEPS = 400
+LONG = (f"train.steps={STEPS}", "run.log_every=5", "run.checkpoint_every=10", "run.sample_every=150", "data.law=moons")
+TRAIN = ("train", "points", *flags(*LONG))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the command above, trained at one go; not to be written to."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The folder is part of what a checkpoint says of itself, so it is "runs" wherever the command is called.
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        return train(tiny(Path("runs"), *LONG)).resolve()
+
+
+def killed(cwd: Path, moment: Callable[[], bool], pause: float) -> int:
+    """Begin the training in a process of its own, kill it once `moment()` holds and `pause` seconds more; its status."""
+    process = start(*TRAIN, cwd=cwd)
+    wait(process, moment)
+    time.sleep(pause)
+    process.kill()
+    process.communicate()
+    return process.returncode
+
+
+def past(run: Path, step: int) -> Callable[[], bool]:
+    return lambda: step_of(run) >= step
+
+
+def later(seconds: float) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
+def check_kills(whole: Path, here: Path, kills: int, blind: int) -> None:
+    """Kill at `kills` moments of the training itself and `blind` of starting and continuing it."""
+    # Steps enough remain for the last kill to come before the end by far.
+    run, end = here / "runs" / whole.name, STEPS - 100
+    # Seeded, so that a failure comes again as nearly as the machine's timing lets it.
+    draw = random.Random(17)
+    began = time.monotonic()
+    statuses = [killed(here, past(run, 10), 0)]
+    starting = time.monotonic() - began
+    statuses += [killed(here, later(draw.uniform(0, starting)), 0) for _ in range(blind)]
+    for number in range(1, kills):
+        # Forward by a share of what is left, so that the last kill still falls before the end.
+        step = step_of(run)
+        goal = min(step + draw.randint(1, 2 * (end - step) // (kills - number + 1) + 1), end)
+        statuses.append(killed(here, past(run, goal), draw.uniform(0, 0.02)))
+    assert statuses == [-signal.SIGKILL] * (kills + blind)
+    left = finish(start(*TRAIN, cwd=here))
+    assert left.status == 0, left.err
+    assert weights(run) == weights(whole)
+    # The logged losses too: no step twice, none left out, each the mean that it was.
+    assert losses(run) == losses(whole)
+    assert {path.suffix for path in (run / CHECKPOINTS).iterdir()} == {".safetensors"}  # nothing half-written stays
+
+
+def test_killed_at_random_and_run_again_ends_at_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    check_kills(whole, tmp_path, kills=4, blind=0)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_ends_at_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    check_kills(whole, tmp_path, kills=14, blind=6)
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / whole.name
+    # No checkpoint before the last step, so that the one found is that of ctrl-C.
+    words = [*TRAIN, "--set", "run.checkpoint_every=1000"]
+    process = start(*words, cwd=tmp_path)
+    wait(process, past(run, 5))
+    with pytest.raises(UserError, match=r"is being trained by another process"):
+        train(tiny(Path("runs"), *LONG))
+    process.send_signal(signal.SIGINT)
+    left = finish(process)
+    assert left.status == 130 and "Traceback" not in left.err
+    (kept,) = checkpoints(run / CHECKPOINTS)
+    step = read_header(kept)["step"]
+    assert 5 <= step < STEPS
+    told = re.search(r"^stopped; .* Continue with: sitkit (.*)$", left.err, re.MULTILINE)
+    assert told, left.err
+    assert shlex.split(told[1]) == words
+    again = call(*shlex.split(told[1]))
+    assert again.status == 0 and f"at step {step}." in again.err
+    for name, tensor in tensors(whole).items():
+        assert torch.equal(tensor, tensors(run)[name]), name
+    assert len(losses(run)) == len({step for step, _ in losses(run)})
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_loss_that_is_not_finite_stops_with_step_loss_and_checkpoint(tmp_path: Path, every: int) -> None:
+    words = flags("train.lr=1e30", f"run.checkpoint_every={every}")
+    left = call("train", "points", *words, "--runs", tmp_path / "runs")
+    assert left.status == 1 and "Traceback" not in left.err and left.err.count("error:") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    told = re.search(
+        r"loss became (inf|nan) at step (\d+)\. "
+        r"(There is no checkpoint before it|The last good checkpoint is (\S+) \(step (\d+)\))\.",
+        left.err,
+    )
+    assert told, left.err
+    _, first, said, kept, step = told.groups()
+    # The step is where the loss first was not finite, however late that is noticed.
+    assert int(first) == 2
+    found = checkpoints(run / CHECKPOINTS)
+    if every == 1:
+        assert [str(path) for path in found] == [kept] and step == "1"
+        assert read_header(kept)["step"] == 1
+        assert losses(run)[-1][0] == 1
+    else:
+        assert not found and said == "There is no checkpoint before it"
+
+
+def test_another_process_s_run_is_refused_before_work(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    config = tiny(tmp_path)
+    folder_of(config).mkdir(parents=True)
+    with FileLock(folder_of(config) / ".lock"), pytest.raises(UserError, match="being trained by another process"):
+        train(config)
+    assert {path.name for path in folder_of(config).iterdir()} <= {".lock"}
+
+
+def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "data.npz", images=images)
+    config = tiny(tmp_path, f"data={{name: npz, path: {tmp_path / 'data.npz'}}}", "sample.labels=none", base="digits")
+    folder = train(config)
+    np.savez(tmp_path / "data.npz", images=255 - images)
+    load_examples.cache_clear()
+    with pytest.raises(UserError, match=r"The data of .* changed since"):
+        train(config)
+    assert weights(folder)
+
+
+def test_what_cannot_be_read_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    for words in ("data={name: image-folder, path: nowhere, size: 8}", "data={name: npz, path: nowhere.npz}"):
+        with pytest.raises(UserError, match="nowhere"):
+            train(tiny(tmp_path, words, base="digits"))
+    with pytest.raises(UserError, match="cuda:99"):
+        train(tiny(tmp_path, "run.device=cuda:99"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def losses_of(config: Config, network: nn.Module) -> Callable[[int], float]:
+    """The mean loss of a step."""
+    data = load_examples(config.data)
+    drawing = Drawing(config, network, data, torch.device("cpu"))
+    objective = objective_of(config, network, data.shape, data.num_classes)
+
+    def loss(step: int) -> float:
+        return float(objective(*drawing(*batch(data, config.train.seed, step, config.train.batch)))[0].detach())
+
+    return loss
+
+
+def test_the_loss_of_a_step_depends_on_weights_and_step_alone(tmp_path: Path) -> None:
+    config = tiny(tmp_path, base="digits")
+    network = build(config)
+    with torch.no_grad():
+        one, two = (losses_of(config, network) for _ in "ab")
+        seen = [float(one(step)) for step in range(5)]
+        torch.rand(100)
+        assert [float(two(step)) for step in (4, 2, 0, 1, 3)] == [seen[step] for step in (4, 2, 0, 1, 3)]
+    assert len(set(seen)) == 5
+
+
+def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
+    """At the start the head is zero: with velocity on `linear` the loss is the mean of |data - noise|^2."""
+    config = tiny(tmp_path, "train.batch=4000", "data.size=2000", "data.holdout=0")
+    data = load_examples(config.data)
+    loss = losses_of(config, build(config))(0)
+    values = data.read(np.arange(len(data))).double()
+    # 2 epochs of all the data: its part is exact.  |noise|^2 per dimension has mean 1 and variance 2; the cross term -2
+    # data noise has variance 4 E data^2 = 4/3: over 8,000 numbers the error is sqrt((2 + 4/3) / 8000) = 0.020; 4 of them.
+    assert abs(loss - float(values.square().mean()) - 1) < 4 * 0.0205
+
+
+def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
+    # Adam's first step moves each parameter by lr * |g| / (|g| + eps), at most lr; warm-up makes it lr / warmup.
+    config = tiny(tmp_path, "train.steps=1", "train.warmup=10", "train.lr=1e-2")
+    initial = build(config).state_dict()
+    moved = load(train(config), weights="raw").network.state_dict()
+    steps = torch.cat([(moved[name] - initial[name]).abs().flatten() for name in initial])
+    # Weights of size 1 are rounded to 2^-24 = 6e-8 each.
+    assert 0.99e-3 < float(steps.max()) < 1e-3 + 2e-7
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_average_is_that_of_the_weights_after_every_step(tmp_path: Path, decay: float) -> None:
+    config = tiny(tmp_path, f"train.ema={decay}", "run.checkpoint_every=1", "run.keep=100", "train.steps=8")
+    folder = train(config)
+    average: dict[str, torch.Tensor] = {}
+    for path in checkpoints(folder / CHECKPOINTS):
+        saved = load_tensors(path)[1]
+        raw = {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
+        # The first average is the weights themselves.
+        average = {k: decay * average[k] + (1 - decay) * v for k, v in raw.items()} if average else raw
+        for name, value in average.items():
+            # Weights of size 1 at 2^-24, a rounding or two a step, 8 steps: 1e-6.
+            torch.testing.assert_close(saved[f"ema.{name}"], value, atol=1e-6, rtol=0)
+
+
+def test_checkpoints_beyond_those_kept_are_removed(tmp_path: Path) -> None:
+    folder = train(tiny(tmp_path, "run.checkpoint_every=10", "run.keep=2"))
+    assert [path.stem[-2:] for path in checkpoints(folder / CHECKPOINTS)] == ["30", "40"]
+
+
+def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "run.checkpoint_every=10", "run.log_every=5")
+    folder = train(config)
+    whole, seen = weights(folder), losses(folder)
+    newest = checkpoints(folder / CHECKPOINTS)[-1]
+    newest.write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match="damaged or cut short"):
+        train(config)
+    assert weights(folder) == whole and losses(folder) == seen
+
+
+def test_rows_after_the_checkpoint_and_torn_rows_come_again(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"ste')
+    with metrics_from(path, 10) as log:
+        log({"step": 15})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10, 15]
+
+
+def test_previews_come_when_asked_and_at_the_end(tmp_path: Path) -> None:
+    for every, wanted in ((15, ["15", "30", "40"]), (0, ["40"])):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        folder = train(tiny(tmp_path / "runs", f"run.sample_every={every}"))
+        assert [path.stem[-2:] for path in sorted((folder / "previews").glob("*.png"))] == wanted
+
+
+def test_a_preview_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    few, many = (train(tiny(tmp_path / str(n), f"run.sample_every={n}", base="digits")) for n in (0, 3))
+    assert all(map(torch.equal, tensors(few).values(), tensors(many).values()))
+
+
+def settings(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.plain().items() if key != "run"}
+
+
+def test_a_checkpoint_carries_its_configuration(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    header = read_header(checkpoints(train(config) / CHECKPOINTS)[-1])
+    assert header["step"] == 40 and {k: v for k, v in header["config"].items() if k != "run"} == settings(config)
+
+
+def test_training_starts_from_another_run(tmp_path: Path) -> None:
+    """With no step taken the weights are the other run's averages; a short name, and another network, are refused."""
+    whole = trained()
+    root = copied(whole, tmp_path / "runs").parent
+    folder = train(tiny(root, f"train.init={whole.name}", "train.steps=1", "train.lr=1e-30"))
+    _, given = load_tensors(checkpoints(whole / CHECKPOINTS)[-1])
+    _, taken = load_tensors(checkpoints(folder / CHECKPOINTS)[-1])
+    names = [name for name in given if name.startswith("ema.")]
+    assert names and all(torch.equal(given[name], taken[name]) for name in names)
+    with pytest.raises(UserError, match="must name the run in full"):
+        train(tiny(root, f"train.init={whole.name.rpartition('-')[2]}", "train.steps=1"))
+    before = sorted(root.iterdir())
+    with pytest.raises(UserError, match="does not fit the network that train.init"):
+        train(tiny(root, f"train.init={whole.name}", "train.steps=1", "backbone.hidden_size=24"))
+    with pytest.raises(UserError, match="No run 'nowhere'"):
+        train(tiny(root, "train.init=nowhere", "train.steps=1"))
+    assert sorted(root.iterdir()) == before
