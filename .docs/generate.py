@@ -105,7 +105,7 @@ def cli_page() -> str:
     """Every command with its arguments and flags, read from the application itself."""
     from typer.main import get_command
 
-    from sitkit.cli.app import app
+    from sitkit.cli.commands import app
 
     lines = [
         "# Command line",
@@ -161,14 +161,14 @@ def reference_index(modules: dict[str, Path]) -> str:
 
 def pictures(folder: Path) -> dict[tuple[str, str], Path]:
     """(registry, name) to the picture of `sitkit show`, drawn now, for every component that has one."""
-    from sitkit.evaluation.component_plots import draw
+    from sitkit.evaluation.component_plots import draw_component
 
     drawn = {}
     for plural in GALLERY:
         registry = registries[plural]
         for name in registry.names():
             path = folder / f"{plural}-{name.replace('/', '-')}.png"
-            if name not in registry.presets() and draw(registry.create(name), path):
+            if name not in registry.presets() and draw_component(registry.create(name), path):
                 drawn[plural, name] = path
     return drawn
 

@@ -39,7 +39,7 @@ from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run import CHECKPOINTS
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.parallel import tf32
-from sitkit.training.throughput import PASSES, peak
+from sitkit.training.throughput import PASSES, peak_flops
 from sitkit.training.train import train
 
 # Wanted of sit-xl/2 on one H100 or H200.
@@ -133,7 +133,7 @@ def training(size: str, batch: int, device: torch.device, rounds: int, compiled:
     for name, how in ways.items():
         found[name] = fitting(size, batch, device, rounds, how)
         free()
-    rate = peak(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    rate = peak_flops(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     flops = PASSES * (sitkit.backbones.create(size).flops(SHAPE) or 0)
     for row in found.values():
         row["mfu"] = flops * row["images_per_second"] / rate
@@ -261,7 +261,7 @@ def main() -> None:
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             "torch": torch.__version__,
-            "matmul_tflops": peak(device, torch.bfloat16 if cuda else torch.float32) / 1e12,
+            "matmul_tflops": peak_flops(device, torch.bfloat16 if cuda else torch.float32) / 1e12,
         },
         "wanted": WANTED,
         "seconds": {},

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 
 
 def work(how: str, backbone: str, batch: int, steps: int) -> None:
@@ -32,20 +32,20 @@ def work(how: str, backbone: str, batch: int, steps: int) -> None:
     from sitkit.runs.config.sources import Layer, assemble
     from sitkit.runtime.distributed import joined
     from sitkit.training.ema import EMA
-    from sitkit.training.objective import Drawing, objective_of
-    from sitkit.training.optimizer import Learner
-    from sitkit.training.parallel import Laid
+    from sitkit.training.objective import TrainingInputs, objective_of
+    from sitkit.training.optimizer import Optimization
+    from sitkit.training.parallel import Parallelized
 
     with joined() as here:
         shared = how in ("ddp", "fsdp")
-        lone = here if shared else World(0, 1, here.device)
+        lone = here if shared else ProcessGroup(0, 1, here.device)
         size = batch if shared or here.size == 1 else batch // here.size
         data, network = latents(max(64, batch)), network_of(backbone, here.device)
         config = assemble([Layer({"train": {"batch": size}, "run": {"parallel": "fsdp" if how == "fsdp" else "ddp"}})])
         objective = objective_of(config, network, data.shape, data.num_classes).to(here.device)
-        laid = Laid(objective, lone, config.run.parallel, False)
-        averages, learner = EMA(network, (0.9999,)), Learner(objective.parameters(), config.train)
-        drawing = Drawing(config, network, data, here.device, lone.rank, lone.size)
+        laid = Parallelized(objective, lone, config.run.parallel, False)
+        averages, learner = EMA(network, (0.9999,)), Optimization(objective.parameters(), config.train)
+        drawing = TrainingInputs(config, network, data, here.device, lone.rank, lone.size)
         seconds: list[float] = []
         for step in range(steps + 2):
             here.barrier()

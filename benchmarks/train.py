@@ -27,12 +27,12 @@ from torch import nn
 import sitkit
 from sitkit.data.dataset import Examples, in_memory
 from sitkit.runs.config.sources import Layer, assemble
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.training.ema import EMA
-from sitkit.training.objective import Drawing, objective_of
-from sitkit.training.optimizer import Learner
-from sitkit.training.parallel import Laid, tf32
-from sitkit.training.throughput import PASSES, peak
+from sitkit.training.objective import TrainingInputs, objective_of
+from sitkit.training.optimizer import Optimization
+from sitkit.training.parallel import Parallelized, tf32
+from sitkit.training.throughput import PASSES, peak_flops
 
 SHAPE, CLASSES, LR, DECAY = (4, 32, 32), 1000, 1e-4, 0.9999
 # float32 numbers moved for each parameter: AdamW reads four and writes three, the average reads two and writes one.
@@ -89,10 +89,10 @@ def ours(
     """The step of sitkit's training loop, without its log and its files."""
     config = assemble([Layer({"train": {"batch": batch, "lr": LR, "ema": DECAY, "precision": precision}})])
     objective = objective_of(config, network, SHAPE, CLASSES)
-    here = World(0, 1, device)
-    laid = Laid(objective, here, "ddp", compiled)
-    learner, averages = Learner(objective.parameters(), config.train), EMA(network, (DECAY,))
-    drawing = Drawing(config, network, data, device)
+    here = ProcessGroup(0, 1, device)
+    laid = Parallelized(objective, here, "ddp", compiled)
+    learner, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
+    drawing = TrainingInputs(config, network, data, device)
     done = 0
 
     def step() -> None:
@@ -148,7 +148,7 @@ def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device
 
     def row(name: str) -> dict[str, float]:
         median, halved = statistics.median(seconds[name]), name in variants and variants[name][1] == "bf16"
-        rate = peak(device, torch.bfloat16 if halved else torch.float32)
+        rate = peak_flops(device, torch.bfloat16 if halved else torch.float32)
         floor = flops / rate + moved / bandwidth(device)
         return {
             "seconds": median,
@@ -174,8 +174,8 @@ def parts(size: str, batch: int, device: torch.device) -> dict[str, float]:
     """Seconds of the pieces of an eager step, each the best of three: where the time goes."""
     data, network = latents(max(64, batch)), network_of(size, device)
     config = assemble([Layer({"train": {"batch": batch}})])
-    objective, drawing = objective_of(config, network, SHAPE, CLASSES), Drawing(config, network, data, device)
-    learner, averages = Learner(objective.parameters(), config.train), EMA(network, (DECAY,))
+    objective, drawing = objective_of(config, network, SHAPE, CLASSES), TrainingInputs(config, network, data, device)
+    learner, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
     from sitkit.data.stream import batch as read
 
     inputs = drawing(*read(data, 0, 0, batch))

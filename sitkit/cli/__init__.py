@@ -15,7 +15,7 @@ def main() -> None:
 
     console.show_warnings()
     try:
-        from sitkit.cli.app import app
+        from sitkit.cli.commands import app
 
         app(prog_name="sitkit")
     except UserError as error:

@@ -17,7 +17,7 @@ from sitkit.cli import console
 from sitkit.runtime.progress import Event, Progress
 
 if TYPE_CHECKING:
-    from sitkit.studies.scheduler import Standing, Work
+    from sitkit.studies.scheduler import TaskStatus, Work
     from sitkit.studies.status import StudyStatus
 
     Watch = Callable[[StudyStatus, Work], None]
@@ -31,18 +31,18 @@ ORDER = ("failed", "training", "sampling", "measuring", "elsewhere", "queued", "
 
 
 @contextmanager
-def overview() -> Iterator[tuple[Progress, Watch]]:
+def live_view() -> Iterator[tuple[Progress, Watch]]:
     """Functions for events and for the work that they are of: a live board on a terminal, else plain lines."""
     if not console.err.is_terminal:
         with console.progress() as report:
             yield report, lambda board, work: None
         return
-    drawn = Overview()
+    drawn = LiveView()
     with Live(get_renderable=drawn.draw, console=console.err, refresh_per_second=2, transient=True):
         yield drawn.hear, drawn.watch
 
 
-class Overview:
+class LiveView:
     """The board of a study."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Overview:
         return text.append(f"   {clock(left)} left" if left is not None else "   time left: not known yet", style="dim")
 
 
-def state(standing: Standing) -> str:
+def state(standing: TaskStatus) -> str:
     """A task's state in a word."""
     if standing.state != "begun":
         return standing.state
@@ -134,7 +134,7 @@ def _cell(states: Counter[str]) -> Text:
     return Text(count, style="green" if states["done"] else "dim").append(shown, style=COLORS[shown])
 
 
-def _tasks(going: list[Standing], room: int) -> list[Any]:
+def _tasks(going: list[TaskStatus], room: int) -> list[Any]:
     """A line for each task that is going on: how far it is and how fast."""
     from rich.progress_bar import ProgressBar
 

@@ -125,7 +125,7 @@ def in_memory(
     if not np.isfinite(values).all():
         raise ValueError("values must be finite; got NaN or infinity.")
     values = np.ascontiguousarray(values)
-    train, heldout = split(n, holdout)
+    train, heldout = split_holdout(n, holdout)
     return Examples(
         shape=values.shape[1:],
         labels=labels,
@@ -139,7 +139,7 @@ def in_memory(
     )
 
 
-def split(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+def split_holdout(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
     """(train, heldout): sorted indices; at least one is held out unless holdout = 0.  The same for every run.
 
     Raises UserError if nothing is left to train on.

@@ -90,12 +90,12 @@ def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:
     from PIL.Image import open as open_image
 
     with open_image(file) as image:
-        refuse_odd(image)
+        require_plain_8bit(image)
         square = centre_square(image.convert("RGB" if channels == 3 else "L"), size)
     return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
 
 
-def refuse_odd(image: Image) -> None:
+def require_plain_8bit(image: Image) -> None:
     """Raise ValueError for an image whose pixels are not those of one picture of 8 bits; only its header is read."""
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError("has several frames; keep one")
@@ -117,7 +117,7 @@ def check_headers(source: Source, where: str, fingerprint: str) -> None:
 
         try:
             with open_image(source.open(number)) as image:
-                refuse_odd(image)
+                require_plain_8bit(image)
         except Exception as error:  # As in `Pictures`.
             return f"{source.name(number)}: {error or type(error).__name__}"
         return None

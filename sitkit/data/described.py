@@ -38,7 +38,7 @@ class Absent(Dataset):
 
         mark = hashlib.sha256(f"{self.shape} {self.num_classes}".encode()).hexdigest()
         names = tuple(str(label) for label in range(self.num_classes))
-        return described({"shape": self.shape, "class_names": names, "fingerprint": mark}, self.origin)
+        return from_description({"shape": self.shape, "class_names": names, "fingerprint": mark}, self.origin)
 
 
 KNOWN = ("shape", "class_names", "fingerprint", "bin_width", "encoder")
@@ -50,7 +50,7 @@ def description(data: Examples) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
 
 
-def described(told: Mapping[str, Any], origin: str) -> Examples:
+def from_description(told: Mapping[str, Any], origin: str) -> Examples:
     """Data of a `description`, none of which can be read.  origin: what they are, for people."""
     import numpy as np
 

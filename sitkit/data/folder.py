@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, split
+from sitkit.data.dataset import Dataset, Examples, split_holdout
 from sitkit.data.decoding import Pictures, Source, check_headers
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError
@@ -52,7 +52,7 @@ class ImageFolder(Dataset):
             digest.update("\0".join([f"\n{name}", *(f"{file} {length}" for file, length in inside)]).encode())
         source = Source(len(files), lambda i: str(folder / files[i]), lambda i: folder / files[i])
         check_headers(source, str(folder), digest.hexdigest())
-        train, heldout = split(len(files), self.holdout)
+        train, heldout = split_holdout(len(files), self.holdout)
         return Examples(
             shape=(self.channels, self.size, self.size),
             labels=labels.astype(np.int64),

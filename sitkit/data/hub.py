@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, split
+from sitkit.data.dataset import Dataset, Examples, split_holdout
 from sitkit.data.decoding import Pictures, Source, check_headers
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, suggest
@@ -70,7 +70,7 @@ class Hub(Dataset):
         digest.update(lengths.data)
         source = self._source(images, len(labels))
         check_headers(source, self._place, digest.hexdigest())
-        return self._examples(source, labels, class_names, digest.hexdigest(), split(len(labels), self.holdout))
+        return self._examples(source, labels, class_names, digest.hexdigest(), split_holdout(len(labels), self.holdout))
 
     def _streamed(self) -> Examples:
         import numpy as np
@@ -89,7 +89,7 @@ class Hub(Dataset):
         digest.update(labels.data)
         digest.update(files.starts.data)
         digest.update(files.lengths(image).data)
-        parts = split_by_group(files.starts, self.holdout) or split(files.count, self.holdout)
+        parts = split_by_group(files.starts, self.holdout) or split_holdout(files.count, self.holdout)
         source = self._source(Rows(files, image, 2 * self.window), files.count)
         order = nearly_shuffled(parts[0], files.starts, self.window)
         return self._examples(source, labels, class_names, digest.hexdigest(), parts, order)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from sitkit.data.dataset import Dataset, Examples, split
+from sitkit.data.dataset import Dataset, Examples, split_holdout
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError
 
@@ -68,7 +68,7 @@ class Latents(Dataset):
             if shards[-1]["labels"].shape != (rows,):
                 raise UserError(f"{path}: holds {len(shards[-1]['labels'])} examples, not {rows}. Encode again.")
         labels = torch.cat([shard["labels"] for shard in shards]).numpy()
-        train, heldout = split(len(labels), self.holdout)
+        train, heldout = split_holdout(len(labels), self.holdout)
         flip = bool(index["source"]["data"].get("flip", False)) if self.flip is None else self.flip
         return Examples(
             shape=tuple(index["shape"]),

@@ -150,10 +150,10 @@ def nearly_shuffled(train: np.ndarray, starts: np.ndarray, window: int) -> Calla
 
 def split_by_group(starts: np.ndarray, holdout: float, least: int = 20) -> tuple[np.ndarray, np.ndarray] | None:
     """(train, heldout) with whole row groups held out, so that reading those reads no others; None for fewer than `least`."""
-    from sitkit.data.dataset import split
+    from sitkit.data.dataset import split_holdout
 
     if len(starts) - 1 < least:
         return None
-    train, heldout = split(len(starts) - 1, holdout)
+    train, heldout = split_holdout(len(starts) - 1, holdout)
     rows = [np.arange(first, last) for first, last in zip(starts[:-1], starts[1:], strict=True)]
     return tuple(np.concatenate([np.empty(0, np.int64), *(rows[g] for g in some)]) for some in (train, heldout))  # pyright: ignore[reportReturnType]

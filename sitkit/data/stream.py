@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 from sitkit.data.dataset import Examples
 
-Batch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
+DataBatch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
@@ -36,13 +36,13 @@ def feed(
     part: tuple[int, int] = (0, 1),
     workers: int = 2,
     pin: bool = False,
-) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+) -> contextlib.AbstractContextManager[Iterator[DataBatch]]:
     """The batches of `steps`, in order, as `read_ahead` gives them: each is `batch(examples, seed, step, size, part)`.
 
     pin: in page-locked memory, from which a copy to a GPU need not wait.
     """
 
-    def read(step: int) -> Batch:
+    def read(step: int) -> DataBatch:
         x, y, positions = batch(examples, seed, step, size, part)
         return (x.pin_memory(), y.pin_memory(), positions) if pin else (x, y, positions)
 

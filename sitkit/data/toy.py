@@ -99,10 +99,10 @@ class GaussianMixture(Dataset):
     def load(self) -> Examples:
         import numpy as np
 
-        from sitkit.transport.closed_form import sample
+        from sitkit.transport.closed_form import sample_law
 
         law = self.mixture()
-        x, y = sample(law, self.size, self.seed)
+        x, y = sample_law(law, self.size, self.seed)
         names = tuple(f"group {label}" for label in range(law.num_classes))
         return in_memory(x.numpy().astype(np.float32), y.numpy(), names, holdout=self.holdout, law=law)
 

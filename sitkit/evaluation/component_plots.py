@@ -13,7 +13,7 @@ from sitkit.models.exact import Exact
 from sitkit.registry import Component, diffusions, interpolants
 from sitkit.runtime.rng import INITIAL, normal, sample_keys
 from sitkit.solvers.sampler import Sampler
-from sitkit.transport.closed_form import sample, three_gaussians
+from sitkit.transport.closed_form import sample_law, three_gaussians
 from sitkit.transport.diffusion import Diffusion, KLEta
 from sitkit.transport.field import Field
 from sitkit.transport.interpolant import Interpolant
@@ -25,7 +25,7 @@ REACH = 2.0
 PLOTTED = ("constant", "sigma", "decreasing", "increasing-decreasing", "kl")
 
 
-def draw(component: Component, path: Path, interps: Sequence[str] = ()) -> bool:
+def draw_component(component: Component, path: Path, interps: Sequence[str] = ()) -> bool:
     """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form truth; False for other kinds.
 
     interps: the interpolants on which a diffusion is shown, all where none is named.
@@ -62,7 +62,7 @@ def draw(component: Component, path: Path, interps: Sequence[str] = ()) -> bool:
         start = normal(keys, (2,), INITIAL)
         drawn = component.sample(ideal, start, seeds=keys, trajectory=True)
         title = f"{component.name} on three Gaussians, linear, {drawn.nfe} evaluations"
-        plots.scatter(drawn.x, sample(law, 1000, 1)[0], path, drawn.trajectory, title)
+        plots.scatter(drawn.x, sample_law(law, 1000, 1)[0], path, drawn.trajectory, title)
     else:
         return False
     return True

@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":", "-.")
 GREY, INK, PAPER = "#9A9A9A", "#303030", "#FFFFFF"
 DPI = 160
-PATHS = 48
+MAX_PATHS = 48
 
 
 class Curve(NamedTuple):
@@ -57,7 +57,7 @@ def scatter(
     shown = None
     if trajectories is not None:
         paths = as_array(trajectories)
-        shown = paths[:, np.linspace(0, paths.shape[1] - 1, min(PATHS, paths.shape[1])).round().astype(int)]
+        shown = paths[:, np.linspace(0, paths.shape[1] - 1, min(MAX_PATHS, paths.shape[1])).round().astype(int)]
         views = [square(view) for view in (window(np.concatenate([truth, shown[0]]), shown[-1]), *views)]
     width = 8 / len(views)
     shape = max(float(np.divide(*(high - low)[::-1])) for low, high in views)
@@ -103,7 +103,7 @@ def interpolant(component: Interpolant, path: Path | str, w: Sequence[Curve] = (
         panels.append(("diffusion coefficients w(t)", "w (variance per unit time)", list(w)))
     figure, axes = canvas(len(panels), (8, 2.9 * len(panels)), stacked=True)
     for ax, (name, unit, series) in zip(axes, panels, strict=True):
-        draw(ax, series)
+        draw_curves(ax, series)
         ax.set_xlim(0, 1)
         ax.set_ylim(*limits(series))
         heading(ax, name)
@@ -134,7 +134,7 @@ def curves(
     if not series:
         raise ValueError("curves needs at least one curve; got none.")
     figure, (ax,) = canvas(1, (8, 5))
-    draw(ax, series)
+    draw_curves(ax, series)
     if logx:
         ax.set_xscale("log")
         plain_ticks(ax.xaxis)
@@ -210,7 +210,7 @@ def canvas(panels: int, size: tuple[float, float], *, stacked: bool = False) -> 
     return figure, axes
 
 
-def draw(ax: Axes, series: Sequence[Curve]) -> None:
+def draw_curves(ax: Axes, series: Sequence[Curve]) -> None:
     """The curves; neighbours differ in colour and in dashes, so that one lying on another still shows."""
     for i, curve in enumerate(series):
         x, y = as_array(curve.x), finite(curve.values)

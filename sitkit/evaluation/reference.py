@@ -22,16 +22,16 @@ from torch import Tensor
 
 from sitkit.data.dataset import SPLIT_SEED, Examples
 from sitkit.evaluation.extractors.extractor import Extraction
-from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, split
+from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, random_halves
 from sitkit.registry import spec
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity
-from sitkit.runtime.locks import share
+from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import load_tensors, save_tensors
 
 # So many examples at most; of more, as many are drawn at random, the same for every run.
-MOST = 100_000
+MAX_REFERENCE = 100_000
 PART = 2048
 
 
@@ -46,9 +46,9 @@ class Reference:
     def index(self) -> np.ndarray:
         """Which examples it is: all, or MOST at random."""
         n = len(self.data)
-        if n <= MOST:
+        if n <= MAX_REFERENCE:
             return np.arange(n)
-        return np.sort(np.random.default_rng(SPLIT_SEED).permutation(n)[:MOST])
+        return np.sort(np.random.default_rng(SPLIT_SEED).permutation(n)[:MAX_REFERENCE])
 
     @property
     def n(self) -> int:
@@ -74,7 +74,7 @@ class Reference:
         path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, seen, self.n)}.json"
         if not path.is_file():
             if isinstance(metric, FeatureMetric) and extraction is not None:
-                parts = split(self.features(extraction, learnt)[metric.reads], 0)
+                parts = random_halves(self.features(extraction, learnt)[metric.reads], 0)
                 value = metric.value(*(part.double() for part in parts))
             else:
                 value = metric.halves(self.x()).value
@@ -97,7 +97,7 @@ def _features(reference: Reference, extraction: Extraction, progress: Progress) 
         progress(Event("reference", min((i + 1) * PART, len(index)), len(index)))
 
     if not path.is_file():
-        share(count, lambda i: path.is_file() or part(i).is_file(), make, parts)
+        divide_work(count, lambda i: path.is_file() or part(i).is_file(), make, parts)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
                 every = [load_tensors(part(i))[1] for i in range(count)]

@@ -24,11 +24,11 @@ from sitkit.data.latents import INDEX, PLAN, shard_path
 from sitkit.data.stream import read_ahead
 from sitkit.models.autoencoder import Autoencoder, Identity
 from sitkit.registry import spec
-from sitkit.runtime.distributed import World, joined
+from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity, readable
-from sitkit.runtime.locks import share
+from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import read_header, save_tensors
 
@@ -120,7 +120,7 @@ class _Work(NamedTuple):
     data: Examples
     autoencoder: Autoencoder
     plan: dict[str, Any]
-    world: World
+    world: ProcessGroup
     progress: Progress
 
     def all_shards(self) -> None:
@@ -132,7 +132,7 @@ class _Work(NamedTuple):
             written = self._shard(number, began, written)
 
         first = self.world.rank * count // self.world.size
-        share(count, lambda number: shard_path(self.folder, number).is_file(), make, self.folder / CLAIMS, first)
+        divide_work(count, lambda number: shard_path(self.folder, number).is_file(), make, self.folder / CLAIMS, first)
         self.progress(Event("encode", len(self.data), len(self.data)))
 
     def _shard(self, number: int, began: float, written: int) -> int:
@@ -196,14 +196,14 @@ def _finish(folder: Path, plan: dict[str, Any]) -> None:
         "mean": mean,
         "std": [math.sqrt(max(s - m**2, 0.0)) for m, s in zip(mean, squares, strict=True)],
     }
-    for rubbish in _rubbish(folder):
+    for rubbish in _leftovers(folder):
         rubbish.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (folder / CLAIMS).rmdir()
     write_json(folder / INDEX, plan | {"statistics": statistics, "fingerprint": digest.hexdigest()})
 
 
-def _rubbish(folder: Path) -> Iterator[Path]:
+def _leftovers(folder: Path) -> Iterator[Path]:
     """Claims, and what kills left half-written; nobody writes shards any more."""
     for pattern in (f"{CLAIMS}/*", "*.safetensors.tmp-*", f"{PLAN}.tmp-*", ".tmp??????"):
         yield from folder.glob(pattern)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sitkit.runtime.errors import UserError
-from sitkit.transport.closed_form import Law, Posterior, prediction
+from sitkit.transport.closed_form import DataLaw, MixturePosterior, prediction
 from sitkit.transport.interpolant import TINY, Coefficients, Interpolant
 from sitkit.transport.target import Target
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sitkit.data.dataset import Examples
 
 # Numbers of float64 in one (rows, n) block of log weights: 32 MB.
-BLOCK = 2**22
+MIXTURE_BLOCK = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +57,13 @@ class Empirical:
             return self
         return Empirical(self.points.to(device), self.labels.to(device), self.num_classes)
 
-    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> Posterior:
+    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
         """E[data | x, y] and grad log p_t(x | y); see the class."""
-        rows = max(1, BLOCK // len(self.points))
+        rows = max(1, MIXTURE_BLOCK // len(self.points))
         blocks = zip(c.alpha.split(rows), c.sigma.split(rows), x.split(rows), y.split(rows), strict=True)
         data = torch.cat([self._denoise(*block) for block in blocks])
         away = torch.where(c.sigma > 0, x - c.alpha * data, 0.0)
-        return Posterior(data, -away / c.sigma.clamp_min(TINY).square())
+        return MixturePosterior(data, -away / c.sigma.clamp_min(TINY).square())
 
     def _denoise(self, alpha: Tensor, sigma: Tensor, x: Tensor, y: Tensor) -> Tensor:
         # |x|^2 is common to all points: without it the squares need one matrix product.
@@ -94,7 +94,7 @@ class Exact(nn.Module):
     # No label was ever dropped, but the null class is answered as well as any other: it can be guided.
     class_dropout = 1.0
 
-    def __init__(self, law: Law, interpolant: Interpolant, target: Target) -> None:
+    def __init__(self, law: DataLaw, interpolant: Interpolant, target: Target) -> None:
         super().__init__()
         # The law is not a buffer: casting the network to bfloat16 must not round it.
         self.law, self.interpolant, self.target = law, interpolant, target

@@ -5,7 +5,7 @@ from sitkit.registry.plugin import Plugin
 from sitkit.registry.registry import (
     Collision,
     Component,
-    Names,
+    NameTable,
     Preset,
     Registry,
     autoencoders,
@@ -31,7 +31,7 @@ from sitkit.registry.registry import (
 )
 
 __all__ = [
-    "Collision", "Component", "Names", "Plugin", "Preset", "Registry", "autoencoders", "backbones", "build", "couplings",
+    "Collision", "Component", "NameTable", "Plugin", "Preset", "Registry", "autoencoders", "backbones", "build", "couplings",
     "datasets", "diffusions", "extractors", "guidances", "interpolants", "load_plugins", "losses", "metrics", "origins",
     "owned", "registries", "registry_of", "samplers", "spec", "targets", "timesteps", "weightings",
 ]  # fmt: skip

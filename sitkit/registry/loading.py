@@ -52,7 +52,7 @@ BUILTINS = (
 GROUP = "sitkit.plugins"
 
 
-def find() -> Iterator[Plugin]:
+def find_plugins() -> Iterator[Plugin]:
     """The installed plugins, by name."""
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         package, version = (point.dist.name, point.dist.version) if point.dist else (point.module, "?")
@@ -70,7 +70,7 @@ def load_plugins() -> None:
         stock(importlib.import_module("sitkit"), None)
         only = os.environ.get("SITKIT_PLUGINS")
         allowed = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
-        installed.extend(find())
+        installed.extend(find_plugins())
         for plugin in installed:
             if allowed is None or plugin.name in allowed:
                 _load(plugin)

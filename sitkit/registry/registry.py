@@ -25,7 +25,7 @@ from sitkit.runtime.errors import UserError, suggest
 class Collision(UserError):
     """A name that is taken.  holder: the plugin that has it, None for sitkit itself or the user's own code."""
 
-    def __init__(self, message: str, names: Names, name: str, holder: Plugin | None) -> None:
+    def __init__(self, message: str, names: NameTable, name: str, holder: Plugin | None) -> None:
         super().__init__(message)
         self.names, self.name, self.holder = names, name, holder
 
@@ -67,7 +67,7 @@ class Preset:
     origin: str
 
 
-class Names:
+class NameTable:
     """Who has which name of one kind: nobody has two plugins' name, and what a plugin had goes when it fails."""
 
     def __init__(self, kind: str, plural: str) -> None:
@@ -111,7 +111,7 @@ class Names:
         return self._plugins[name]
 
 
-class Registry(Names, Mapping[str, type[C]], Generic[C]):
+class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
     """Names to component classes of one kind.  Read-only outside `register` and `preset`.
 
     `registry["gvp"]` is the class, `registry.create("gvp")` an instance with checked fields.

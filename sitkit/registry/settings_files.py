@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 from sitkit.registry.plugin import Plugin, ensure_loaded
-from sitkit.registry.registry import Names
+from sitkit.registry.registry import NameTable
 from sitkit.runtime.errors import UserError, suggest
 
 
-class Shelf(Names, Mapping[str, Path]):
+class Shelf(NameTable, Mapping[str, Path]):
     """Names to settings files of one kind, read-only outside this module."""
 
     def __init__(self, kind: str, plural: str) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sitkit.results.lookup import Number, numbers
+from sitkit.results.lookup import NamedEvaluation, numbers
 from sitkit.results.statistics import LEVEL, Comparison, paired
-from sitkit.runs.config.schema import TRAINING
+from sitkit.runs.config.schema import TRAINING_KEYS
 from sitkit.runs.environment import code_version
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import CONFIG, ENVIRONMENT, find, read_config_of, state_of
+from sitkit.runs.run import CONFIG, ENVIRONMENT, find_run, load_weights, read_config_of
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 
@@ -24,7 +24,7 @@ BYSTANDERS = ("sitkit", "pydantic", "optuna", "mlflow")
 MACHINE = ("python", "platform", "device", "cpu", "cuda", "threads", "processes")
 HASH = re.compile("[0-9a-f]{40,}")
 # What of config.run changes the order of sums.
-ROUNDING = ("device", "threads", "compile", "parallel")
+ROUNDING_NOTE = ("device", "threads", "compile", "parallel")
 
 
 class Difference(NamedTuple):
@@ -72,12 +72,12 @@ def differences(a: str, b: str, root: Path = Path("runs")) -> Differences:
 
 def _run(name: str, root: Path) -> Path | None:
     try:
-        return find(name, root)
+        return find_run(name, root)
     except UserError:
         return None
 
 
-def _alike(name: str, root: Path) -> list[Number]:
+def _alike(name: str, root: Path) -> list[NamedEvaluation]:
     """Numbers that differ in their seeds alone."""
     found = numbers(name, root)
     ways = {json.dumps([number.record["metric"], _unseeded(number)], sort_keys=True) for number in found}
@@ -87,7 +87,7 @@ def _alike(name: str, root: Path) -> list[Number]:
     return found
 
 
-def _unseeded(number: Number) -> Any:
+def _unseeded(number: NamedEvaluation) -> Any:
     recipe = number.record["sampling"]["recipe"]
     cell = number.cell
     return {**recipe, "sample": {**recipe["sample"], "seed": None}}, cell and (cell.row, cell.column)
@@ -105,11 +105,11 @@ def _weights(folder: Path) -> Any:
     config = read_config_of(folder)
     if not config.backbone.trainable:
         return None
-    step, state, _ = state_of(folder, config)
+    step, state, _ = load_weights(folder, config)
     return step, weights_fingerprint(state)
 
 
-def _of_numbers(a: list[Number], b: list[Number], first: str, second: str) -> Differences:
+def _of_numbers(a: list[NamedEvaluation], b: list[NamedEvaluation], first: str, second: str) -> Differences:
     by_seed = {number.measured[:2]: number for number in b}
     shared = [(number, by_seed[number.measured[:2]]) for number in a if number.measured[:2] in by_seed]
     one, other = shared[0] if shared else (a[0], b[0])
@@ -146,7 +146,7 @@ def _explained(found: Sequence[Difference]) -> str:
     return "Nothing that is recorded explains a difference."
 
 
-def number_differences(a: Number, b: Number) -> Iterator[Difference]:
+def number_differences(a: NamedEvaluation, b: NamedEvaluation) -> Iterator[Difference]:
     """What differs between what two numbers depend on."""
     trained: list[Difference] = []
     if a.folder != b.folder:
@@ -185,10 +185,10 @@ def training_differences(a: Path, b: Path) -> Iterator[Difference]:
     """What differs between what two runs were trained with."""
     first, second = read_config_of(a), read_config_of(b)
     plain = first.plain(), second.plain()
-    fixed = [{key: told[key] for key in TRAINING} for told in plain]
+    fixed = [{key: told[key] for key in TRAINING_KEYS} for told in plain]
     yield from _settings(fixed[0], fixed[1], "training")
     for key, (x, y) in _unequal(plain[0]["run"], plain[1]["run"]):
-        affects: Stage = "training" if key in ROUNDING else "nothing"
+        affects: Stage = "training" if key in ROUNDING_NOTE else "nothing"
         yield Difference(f"run.{key}", x, y, affects, rounding=affects != "nothing")
     made = [read_json(f / ENVIRONMENT) if (f / ENVIRONMENT).is_file() else {} for f in (a, b)]
     for what in ("data", "autoencoder"):
@@ -257,24 +257,24 @@ def _settings(a: Mapping[str, Any], b: Mapping[str, Any], affects: Stage, before
         if isinstance(x, Mapping) and isinstance(y, Mapping) and x.get("name") == y.get("name"):
             yield from _settings(x, y, affects, f"{before}{key}.")
         elif x != y:
-            yield Difference(f"{before}{key}", in_words(x), in_words(y), affects)
+            yield Difference(f"{before}{key}", describe_difference(x), describe_difference(y), affects)
 
 
 def _unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
     """The keys whose values differ, with both in few words."""
     for key in dict.fromkeys((*a, *b)):
         if a.get(key) != b.get(key):
-            yield key, (in_words(a.get(key)), in_words(b.get(key)))
+            yield key, (describe_difference(a.get(key)), describe_difference(b.get(key)))
 
 
-def in_words(value: Any) -> str:
+def describe_difference(value: Any) -> str:
     """A plain value in a line: a component as name(field=value, ...), a long list by its length, a hash by its beginning."""
     if value is None:
         return "-"
     if isinstance(value, Mapping):
-        fields = ", ".join(f"{k}={in_words(v)}" for k, v in value.items() if k != "name" and v is not None)
+        fields = ", ".join(f"{k}={describe_difference(v)}" for k, v in value.items() if k != "name" and v is not None)
         return f"{value['name']}({fields})" if "name" in value and fields else str(value.get("name", fields))
     if isinstance(value, (list, tuple)):
-        return f"{len(value)} values" if len(value) > 8 else f"[{', '.join(map(in_words, value))}]"
+        return f"{len(value)} values" if len(value) > 8 else f"[{', '.join(map(describe_difference, value))}]"
     text = str(value)
     return text[:12] if HASH.fullmatch(text) else text

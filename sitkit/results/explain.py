@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sitkit.results.lookup import Number
+from sitkit.results.lookup import NamedEvaluation
 from sitkit.results.reproduce import evaluate_command, train_command
 from sitkit.results.study_results import read_results
 from sitkit.runs.environment import code_version
@@ -38,7 +38,7 @@ class Explanation(NamedTuple):
     commands: dict[str, str]
 
 
-def explain(number: Number) -> Explanation:
+def explain(number: NamedEvaluation) -> Explanation:
     """All that is known of how a number was made."""
     record = number.record
     sampling = record["sampling"]

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sitkit.results.statistics import Measured
-from sitkit.results.study_results import FILE, STUDIES, Result, Results, find_study, read_results, runs_of
+from sitkit.results.statistics import CellValue
+from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
 from sitkit.runs.evaluate import EVALUATIONS, title
-from sitkit.runs.run import find
+from sitkit.runs.run import find_run
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import read_json
 
@@ -33,12 +33,12 @@ SAMPLED = {"recipe", "nfe", "at_once", "kept"}
 
 
 @dataclass(frozen=True)
-class Number:
+class NamedEvaluation:
     """A number: its file and record; the cell of a study, and its folder, if it was named as one."""
 
     path: Path
     record: dict[str, Any]
-    cell: Result | None = None
+    cell: CellResult | None = None
     study: Path | None = None
 
     @property
@@ -60,13 +60,13 @@ class Number:
         return title(self.record)
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> CellValue:
         """The number with its seeds, to be compared with others."""
         seeds = self.record["seeds"]
-        return Measured(seeds["train"], seeds["sample"], float(self.record["value"]), self.record["stderr"])
+        return CellValue(seeds["train"], seeds["sample"], float(self.record["value"]), self.record["stderr"])
 
 
-def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
+def numbers(target: str, root: Path = Path("runs")) -> list[NamedEvaluation]:
     """What a name means: one number or several.  Raises UserError for a name that means none, with the nearest one."""
     path = Path(target)
     if path.suffix == ".json" and path.name != FILE:
@@ -79,7 +79,7 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
         return [read(short[0])]
     run, _, which = target.partition(":")
     try:
-        folder = find(run, root)
+        folder = find_run(run, root)
     except UserError as error:
         if short:
             several = ", ".join(f"{path.parent.parent.name}:{path.stem}" for path in short)
@@ -90,7 +90,7 @@ def numbers(target: str, root: Path = Path("runs")) -> list[Number]:
     return _of_run(folder, which)
 
 
-def read(path: Path) -> Number:
+def read(path: Path) -> NamedEvaluation:
     """The number in a file.  Raises UserError that says what the file lacks, and how to have the number again."""
     record = read_json(path)
     lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
@@ -105,7 +105,7 @@ def read(path: Path) -> Number:
             f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and what it says is "
             f"measured again by `{again}` with its settings."
         )
-    return Number(path, record)
+    return NamedEvaluation(path, record)
 
 
 def _study(target: str, root: Path) -> tuple[Path | None, str]:
@@ -119,7 +119,7 @@ def _study(target: str, root: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def _of_run(folder: Path, which: str) -> list[Number]:
+def _of_run(folder: Path, which: str) -> list[NamedEvaluation]:
     found = [read(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
     if not found:
         raise UserError(f"{folder} has no numbers yet: sitkit evaluate {folder} makes one.")
@@ -134,18 +134,20 @@ def _of_run(folder: Path, which: str) -> list[Number]:
     return chosen
 
 
-def _of_study(study: Path, rest: str) -> list[Number]:
+def _of_study(study: Path, rest: str) -> list[NamedEvaluation]:
     results = read_results(study)
-    cells = chosen(results, rest, study.name)
+    cells = cells_named(results, rest, study.name)
     done = [cell for cell in cells if cell.state == "done" and cell.evaluation]
     if not done:
         states = ", ".join(dict.fromkeys(cell.state for cell in cells))
         raise UserError(f"{study.name}:{rest} has no number yet ({states}): {shlex.join(results.command)} continues.")
     runs = runs_of(study, results)
-    return [Number(path, read(path).record, cell, study) for cell in done if (path := runs / str(cell.evaluation))]
+    return [
+        NamedEvaluation(path, read(path).record, cell, study) for cell in done if (path := runs / str(cell.evaluation))
+    ]
 
 
-def chosen(results: Results, which: str, name: str) -> list[Result]:
+def cells_named(results: StudyResults, which: str, name: str) -> list[CellResult]:
     """The cells that ROW:COLUMN:SEED:SAMPLE_SEED, or the number of a cell, means; none of it means all.
 
     Raises UserError for what the study `name` has not, with the nearest that it has.

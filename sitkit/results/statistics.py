@@ -15,7 +15,7 @@ from scipy.special import ndtri, stdtr, stdtrit
 LEVEL = 0.05
 
 
-class Measured(NamedTuple):
+class CellValue(NamedTuple):
     """A number with the seeds of its training and sampling, and its standard error within the cell if known."""
 
     seed: int
@@ -64,7 +64,7 @@ class Ranking(NamedTuple):
     comparisons: int
 
 
-def estimate(measured: Sequence[Measured]) -> Estimate:
+def estimate(measured: Sequence[CellValue]) -> Estimate:
     """The mean over training seeds of the mean over sampling seeds, with Student's interval.
 
     The training seed is the unit that is repeated: sampling seeds of one training are not independent of one another, so
@@ -81,7 +81,7 @@ def estimate(measured: Sequence[Measured]) -> Estimate:
     return Estimate(mean, error, *_interval(mean, error, None), 1, "samples")
 
 
-def paired(a: Sequence[Measured], b: Sequence[Measured]) -> Comparison:
+def paired(a: Sequence[CellValue], b: Sequence[CellValue]) -> Comparison:
     """The mean of a - b over the seeds that both have, with Student's interval and test.
 
     With one pair of seeds the errors within the two cells are added in quadrature and the test is normal: that leaves out
@@ -101,7 +101,7 @@ def paired(a: Sequence[Measured], b: Sequence[Measured]) -> Comparison:
     return Comparison(mean, error, *_interval(mean, error, None), _p(mean, error, None), 1, "samples")
 
 
-def _units(measured: Sequence[Measured], values: Sequence[float]) -> tuple[list[float], str]:
+def _units(measured: Sequence[CellValue], values: Sequence[float]) -> tuple[list[float], str]:
     """The values by the unit that is repeated: training seeds, or the sampling seeds of the only training."""
     by_seed: dict[int, list[float]] = {}
     for m, value in zip(measured, values, strict=True):
@@ -140,7 +140,7 @@ def _p(mean: float, error: float, df: int | None) -> float:
     return float(2 * stdtr(math.inf if df is None else df, t))
 
 
-def rank(cells: Mapping[str, Sequence[Measured]], lower_is_better: bool) -> Ranking | None:
+def rank(cells: Mapping[str, Sequence[CellValue]], lower_is_better: bool) -> Ranking | None:
     """Which of several is best, and whether it is more than luck; None where there is nothing to compare.
 
     Those whose mean is not finite are left out.
@@ -166,6 +166,6 @@ def rank(cells: Mapping[str, Sequence[Measured]], lower_is_better: bool) -> Rank
     return Ranking(best, len(clear) == len(others), close, len(others))
 
 
-def as_plain(told: Estimate | Comparison) -> dict[str, Any]:
+def as_dict(told: Estimate | Comparison) -> dict[str, Any]:
     """A record of an estimate for JSON."""
     return told._asdict()

@@ -37,7 +37,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from sitkit.results.statistics import Measured, Ranking, estimate, rank
+from sitkit.results.statistics import CellValue, Ranking, estimate, rank
 from sitkit.runs.config.schema import Settings
 from sitkit.runs.config.sources import validate
 from sitkit.runtime.errors import UserError
@@ -54,7 +54,7 @@ class ReferenceNumber(Settings):
     setting: dict[str, Any]
 
 
-class Result(Settings):
+class CellResult(Settings):
     """A cell and what is known of its number."""
 
     row: str
@@ -77,7 +77,7 @@ class Result(Settings):
     shown: dict[str, str] = {}
 
 
-class Standing(Settings):
+class RowEstimate(Settings):
     """The mean of a row in a column over its seeds, its interval, and how it stands among the rows."""
 
     row: str
@@ -91,7 +91,7 @@ class Standing(Settings):
     standing: Literal["best", "close", "lead", ""]
 
 
-class Results(Settings):
+class StudyResults(Settings):
     """A study's cells and what is known of them."""
 
     title: str
@@ -107,48 +107,48 @@ class Results(Settings):
     show: tuple[str, ...] = ()
     lower_is_better: dict[str, bool] = {}
     notes: tuple[str, ...] = ()
-    cells: tuple[Result, ...]
-    estimates: tuple[Standing, ...] = ()
+    cells: tuple[CellResult, ...]
+    estimates: tuple[RowEstimate, ...] = ()
 
     @property
-    def failures(self) -> list[Result]:
+    def failures(self) -> list[CellResult]:
         """The cells that went wrong or cannot be."""
         return [cell for cell in self.cells if cell.state in ("failed", "refused")]
 
-    def of(self, row: str, column: str) -> list[Result]:
+    def of(self, row: str, column: str) -> list[CellResult]:
         """The cells of a row and column, seeds in order."""
         return [cell for cell in self.cells if (cell.row, cell.column) == (row, column)]
 
 
-def measured(cells: list[Result]) -> list[Measured]:
+def cell_values(cells: list[CellResult]) -> list[CellValue]:
     """The numbers that are there."""
     return [
-        Measured(cell.seed or 0, cell.sample_seed or 0, cell.value, cell.stderr)
+        CellValue(cell.seed or 0, cell.sample_seed or 0, cell.value, cell.stderr)
         for cell in cells
         if cell.state == "done" and cell.value is not None
     ]
 
 
-def ranked(cells: dict[str, list[Result]], lower_is_better: dict[str, bool]) -> Ranking | None:
+def ranked(cells: dict[str, list[CellResult]], lower_is_better: dict[str, bool]) -> Ranking | None:
     """How rows with these cells compare; None where they have no numbers of one metric to compare."""
     metrics = {cell.metric for group in cells.values() for cell in group if cell.state == "done"}
     if len(metrics) != 1:
         return None
-    return rank({row: measured(group) for row, group in cells.items()}, lower_is_better[metrics.pop()])
+    return rank({row: cell_values(group) for row, group in cells.items()}, lower_is_better[metrics.pop()])
 
 
-def with_estimates(results: Results) -> Results:
+def with_estimates(results: StudyResults) -> StudyResults:
     """The results with means, errors and standings."""
-    columns: dict[str, dict[str, list[Result]]] = {column: {} for column in results.columns}
+    columns: dict[str, dict[str, list[CellResult]]] = {column: {} for column in results.columns}
     for cell in results.cells:
         columns[cell.column].setdefault(cell.row, []).append(cell)
     order = {column: ranked(rows, results.lower_is_better) for column, rows in columns.items()}
     told = []
     for row, column in itertools.product(results.rows, results.columns):
-        numbers = measured(columns[column].get(row, []))
+        numbers = cell_values(columns[column].get(row, []))
         if numbers:
             standing = _standing(order[column], row)
-            told.append(Standing(row=row, column=column, standing=standing, **estimate(numbers)._asdict()))
+            told.append(RowEstimate(row=row, column=column, standing=standing, **estimate(numbers)._asdict()))
     return results.model_copy(update={"estimates": tuple(told)})
 
 
@@ -160,25 +160,25 @@ def _standing(order: Ranking | None, row: str) -> Literal["best", "close", "lead
     return "close" if row in order.close else ""
 
 
-def write_results(folder: Path, results: Results) -> Path:
+def write_results(folder: Path, results: StudyResults) -> Path:
     """results.json in a study's folder."""
     path = folder / FILE
     update_file(path, to_json(results.model_dump(), indent=2) + "\n")
     return path
 
 
-def read_results(path: Path | str) -> Results:
+def read_results(path: Path | str) -> StudyResults:
     """The results in a file or in a study's folder.  Raises UserError that names the file and what is wrong with it."""
     path = Path(path)
     file = path / FILE if path.is_dir() else path
     told = read_json(file)
     try:
-        return validate(Results, told, {})
+        return validate(StudyResults, told, {})
     except UserError as error:
         raise UserError(f"{file} is not the results of a study: {error}") from None
 
 
-def runs_of(path: Path | str, results: Results) -> Path:
+def runs_of(path: Path | str, results: StudyResults) -> Path:
     """The folder of runs that results.json, or its folder, speaks of."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent

@@ -12,7 +12,7 @@ import re
 from typing import Any, Literal, NamedTuple
 
 from sitkit.results.statistics import LEVEL
-from sitkit.results.study_results import FACTS, Result, Results, Standing
+from sitkit.results.study_results import FACTS, CellResult, RowEstimate, StudyResults
 
 CSV_COLUMNS = (
     "row", "column", "seed", "sample_seed", "metric", "value", "stderr", "halves", "n", "nfe", "reference", "run",
@@ -21,7 +21,7 @@ CSV_COLUMNS = (
 Mark = Literal["best", "close", "lead", "failed", ""]
 
 
-class Shown(NamedTuple):
+class TableCell(NamedTuple):
     """What stands in a place of the table: our number with its error, the published one, and how it stands."""
 
     text: str
@@ -34,11 +34,11 @@ class Grid(NamedTuple):
 
     title: str
     columns: list[str]
-    rows: list[tuple[str, list[Shown]]]
+    rows: list[tuple[str, list[TableCell]]]
     notes: list[str]
 
 
-def as_csv(results: Results) -> str:
+def as_csv(results: StudyResults) -> str:
     """One line a cell, in the order of the file, the numbers to their last digit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -56,10 +56,10 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?]) ", text.strip(), maxsplit=1)[0]
 
 
-def grid(results: Results) -> Grid:
+def grid(results: StudyResults) -> Grid:
     """The table to print: a row for each row, a column for each column or for what the study wants shown."""
     standings = {(s.row, s.column): s for s in results.estimates}
-    cells: dict[tuple[str, str], list[Result]] = {}
+    cells: dict[tuple[str, str], list[CellResult]] = {}
     for cell in results.cells:
         cells.setdefault((cell.row, cell.column), []).append(cell)
     shown = list(results.show) or list(results.columns)
@@ -69,26 +69,26 @@ def grid(results: Results) -> Grid:
         line = [
             _number(cells.get((row, name), []), standings.get((row, name)))
             if name in results.columns
-            else Shown(_fact(inside, name))
+            else TableCell(_fact(inside, name))
             for name in shown
         ]
         rows.append((row, line))
     return Grid(results.title, [name or "value" for name in shown], rows, [*results.notes, *_legend(results)])
 
 
-def _number(cells: list[Result], standing: Standing | None) -> Shown:
+def _number(cells: list[CellResult], standing: RowEstimate | None) -> TableCell:
     if not cells:
-        return Shown("")  # Excluded.
+        return TableCell("")  # Excluded.
     reference = f"{cells[0].reference.number:g}" if cells[0].reference else ""
     failed = sum(cell.state in ("failed", "refused") for cell in cells)
     if standing is None:
         words = {"failed": "failed", "refused": "impossible", "todo": "…", "done": ""}
-        return Shown(words[cells[0].state], reference, "failed" if failed else "")
+        return TableCell(words[cells[0].state], reference, "failed" if failed else "")
     lost = f" ({failed} of {len(cells)} failed)" if failed else ""
-    return Shown(f"{estimate(standing.mean, standing.stderr)}{lost}", reference, standing.standing)
+    return TableCell(f"{format_estimate(standing.mean, standing.stderr)}{lost}", reference, standing.standing)
 
 
-def estimate(mean: float, error: float | None) -> str:
+def format_estimate(mean: float, error: float | None) -> str:
     """ "1.61 ± 0.12": the mean to three digits, or to the first digit of its error where that is finer, 9 at most."""
     if error is None:
         return f"{mean:.3g}"
@@ -99,12 +99,12 @@ def estimate(mean: float, error: float | None) -> str:
     return f"{mean:.{digits}g} ± {error:.2g}"
 
 
-def _fact(cells: list[Result], name: str) -> str:
+def _fact(cells: list[CellResult], name: str) -> str:
     values = [cell.shown.get(name, "") if name not in FACTS else getattr(cell, name) for cell in cells]
     return ", ".join(dict.fromkeys(str(value) for value in values if value not in (None, "")))
 
 
-def _legend(results: Results) -> list[str]:
+def _legend(results: StudyResults) -> list[str]:
     """What the marks and the errors mean, and how many comparisons stand behind them."""
     notes = []
     kinds = list(dict.fromkeys((s.of, s.units) for s in results.estimates if s.stderr is not None))
@@ -128,7 +128,7 @@ def _legend(results: Results) -> list[str]:
     return notes
 
 
-def as_markdown(results: Results) -> str:
+def as_markdown(results: StudyResults) -> str:
     """The table in Markdown: bold and ≈ as the legend says, the published number in brackets."""
     table = grid(results)
     lines = [f"# {table.title}\n"] if table.title else []
@@ -145,7 +145,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|*`<\[\]&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
-def _markdown(shown: Shown) -> str:
+def _markdown(shown: TableCell) -> str:
     text = {"best": f"**{shown.text}**", "close": f"≈ {shown.text}"}.get(shown.mark, shown.text)
     return f"{text} [{shown.reference}]" if shown.reference else text
 
@@ -161,7 +161,7 @@ def latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def as_latex(results: Results) -> str:
+def as_latex(results: StudyResults) -> str:
     """The table for a paper; needs the packages booktabs and xcolor.  The published number stands in brackets."""
     table = grid(results)
     lines = [
@@ -182,7 +182,7 @@ def as_latex(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex(shown: Shown) -> str:
+def _latex(shown: TableCell) -> str:
     text = latex(shown.text)
     text = {"best": f"\\textbf{{{text}}}", "close": f"\\textcolor{{gray}}{{{text}}}",
             "failed": f"\\textcolor{{red}}{{{text}}}"}.get(shown.mark, text)  # fmt: skip

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from sitkit.results.diff import Difference, record_differences
-from sitkit.results.lookup import Number
+from sitkit.results.lookup import NamedEvaluation
 from sitkit.runs.averages import SNAPSHOTS
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.evaluate import evaluate
-from sitkit.runs.run import CHECKPOINTS, CONFIG, DATA, ENVIRONMENT, Run, load
+from sitkit.runs.run import CHECKPOINTS, CONFIG, DATA_FILE, ENVIRONMENT, Run, load
 from sitkit.runs.sample_set import ARRAYS, SHARD
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
@@ -25,11 +25,11 @@ from sitkit.runtime.progress import Event, Progress, silent
 
 VALUES = ("value", "stderr", "halves", "n", "nfe")
 # What a run is given, and what others have learnt from the data; everything else is made again.
-GIVEN = (CONFIG, ENVIRONMENT, DATA, CHECKPOINTS, SNAPSHOTS)
+GIVEN = (CONFIG, ENVIRONMENT, DATA_FILE, CHECKPOINTS, SNAPSHOTS)
 EXTRACTORS = "extractors"
 
 
-class Verdict(NamedTuple):
+class Verification(NamedTuple):
     """What became of a number when it was computed again.
 
     verdict: "same" to the last digit; "differs"; "impossible" where it could not be computed, with the reason.
@@ -47,14 +47,16 @@ class Verdict(NamedTuple):
     differences: list[Difference]
 
 
-def verify(found: Sequence[Number], device: str | None = None, progress: Progress = silent) -> list[Verdict]:
+def verify(
+    found: Sequence[NamedEvaluation], device: str | None = None, progress: Progress = silent
+) -> list[Verification]:
     """Sample and measure again, in a temporary folder, what each number says of itself, and compare.
 
     Given are the checkpoint and the extractor of features; samples, what is measured on the run before sampling, features
     and references are made anew, on the device and with the threads of then unless `device` says otherwise.  Numbers that
     share samples share them here.  A number that cannot be computed does not stop the others.
     """
-    verdicts: dict[Path, Verdict] = {}
+    verdicts: dict[Path, Verification] = {}
     threads = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="sitkit-verify-") as scratch:
@@ -67,31 +69,31 @@ def verify(found: Sequence[Number], device: str | None = None, progress: Progres
     return [verdicts[number.path]._replace(name=number.name) for number in found]
 
 
-def _folder(number: Number) -> str:
+def _folder(number: NamedEvaluation) -> str:
     """A folder for each root of runs, so that equal names do not meet."""
     return f"{abs(hash(number.folder.parent.resolve())):x}"
 
 
-def _verify(number: Number, root: Path, device: str | None, progress: Progress) -> Verdict:
+def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: Progress) -> Verification:
     was = {key: number.record.get(key) for key in VALUES}
     try:
-        run = again(number, root, device)
+        run = run_as_measured(number, root, device)
         (made,) = evaluate(run, progress)
     except (UserError, WorkFailed) as error:
-        return Verdict(number.name, number.path, "impossible", was, None, None, str(error), [])
+        return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])
     record = read_json(made.path)
     now = {key: record.get(key) for key in VALUES}
     then = number.folder / "samples" / number.record["samples"] / ARRAYS
     samples = _equal(then, run.folder / "samples" / record["samples"] / ARRAYS)
     if now == was:
-        return Verdict(number.name, number.path, "same", was, now, samples, "", [])
+        return Verification(number.name, number.path, "same", was, now, samples, "", [])
     what = {None: "", True: "its samples are the same to the bit", False: "its samples differ"}[samples]
-    return Verdict(
+    return Verification(
         number.name, number.path, "differs", was, now, samples, what, list(record_differences(number.record, record))
     )
 
 
-def again(number: Number, root: Path, device: str | None = None) -> Run:
+def run_as_measured(number: NamedEvaluation, root: Path, device: str | None = None) -> Run:
     """The run of a number, loaded as it was when it was measured, its samples and numbers going to `root`.
 
     Raises UserError where the checkpoint, the data or a component is not there any more.
@@ -103,19 +105,19 @@ def again(number: Number, root: Path, device: str | None = None) -> Run:
     recipe["sample"] = {"batch": record["sampling"]["at_once"], **recipe["sample"]}
     over = {**recipe, "metric": [record["metric"]], "run": {"track": False, "keep_samples": record["sampling"]["kept"]}}
     source = _given(number, root)
-    run = load(source, step=step, device=device or device_of(environment), over=Layer(over), root=root)
+    run = load(source, step=step, device=device or device_of_record(environment), over=Layer(over), root=root)
     torch.set_num_threads(environment["threads"])
     if run.examples.fingerprint != record["data"]:
         raise UserError(f"The data of {number.folder} changed since the number was measured.")
     return run
 
 
-def device_of(environment: Mapping[str, Any]) -> str:
+def device_of_record(environment: Mapping[str, Any]) -> str:
     """The device of a record by the name that torch has for it: of a GPU with CUDA the record has the maker's."""
     return "cuda" if "cuda" in environment else str(environment["device"])
 
 
-def _given(number: Number, root: Path) -> Path:
+def _given(number: NamedEvaluation, root: Path) -> Path:
     """A folder under `root` that has what the number's run was given, and links to the other runs that it asks."""
     root.mkdir(parents=True, exist_ok=True)
     home = number.folder.parent.resolve()
@@ -145,7 +147,7 @@ def _equal(a: Path, b: Path) -> bool | None:
     return all(np.array_equal(x, y) for pairs in parts for x, y in pairs)
 
 
-def gap(verdict: Verdict) -> float | None:
+def difference(verdict: Verification) -> float | None:
     """By how much of itself the value differs."""
     if verdict.now is None:
         return None

@@ -25,7 +25,7 @@ from sitkit.transport.target import Velocity
 from sitkit.transport.timestep import Adapted
 from sitkit.transport.weighting import VelocitySpace
 
-TIMES, DRAWS, MAX_EXAMPLES, BATCH = 33, 4, 1000, 500
+TIMES, DRAWS, MAX_LOSS_EXAMPLES, LOSS_BATCH = 33, 4, 1000, 500
 
 
 def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
@@ -38,7 +38,7 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
     path = run.folder / f"velocity-loss-{run.average}-{run.step:08d}.json"
     if not path.is_file():
         data = run.examples
-        index = data.heldout[:MAX_EXAMPLES]
+        index = data.heldout[:MAX_LOSS_EXAMPLES]
         if not len(index):
             raise UserError(
                 "the velocity loss is measured on held-out data, and the run held none out: set data.holdout above 0."
@@ -52,8 +52,8 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
 def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float], list[float]]:
     """Times and the velocity loss at each, summed over dimensions; equal for equal weights (noise has its own seed)."""
     device = next(iter(getattr(field.network, "parameters", list)()), torch.empty(0)).device
-    ends = interval.derive(field.interpolant, field.target, None, steps=1)
-    low, high = interval.trainable(field.interpolant, Velocity(), VelocitySpace())
+    ends = interval.derive_interval(field.interpolant, field.target, None, steps=1)
+    low, high = interval.trainable_interval(field.interpolant, Velocity(), VelocitySpace())
     times = torch.linspace(max(ends.t0, low), min(ends.t1, high), TIMES, dtype=torch.float64)
     keys = rng.sample_keys(0, torch.arange(len(index) * DRAWS))
     x = data.read(index).repeat(DRAWS, *[1] * len(data.shape))
@@ -61,8 +61,8 @@ def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[fl
     losses = []
     for t in times:
         total = 0.0
-        for first in range(0, len(x), BATCH):
-            part = slice(first, first + BATCH)
+        for first in range(0, len(x), LOSS_BATCH):
+            part = slice(first, first + LOSS_BATCH)
             total += float(
                 _squared_errors(field, x[part].to(device), y[part].to(device), keys[part].to(device), t).sum()
             )
@@ -87,7 +87,7 @@ def smooth(losses: list[float]) -> list[float]:
     return np.exp((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4).tolist()
 
 
-INTERVALS, PATHS, PATH_SEED = 64, 64, 0
+INTERVALS, CURVATURE_PATHS, PATH_SEED = 64, 64, 0
 C = TypeVar("C", bound=Component)
 
 
@@ -108,7 +108,7 @@ def curvatures(run: Run) -> tuple[tuple[float, float], ...]:
     path = run.folder / f"curvature-{run.average}-{run.step:08d}.json"
     if not path.is_file():
         device = next(iter(run.network.parameters()), torch.empty(0)).device
-        index = torch.arange(PATHS)
+        index = torch.arange(CURVATURE_PATHS)
         x = rng.normal(rng.sample_keys(PATH_SEED, index).to(device), run.shape, rng.INITIAL)
         y = index % run.field.null_class if run.field.null_class else None
         times, values = zip(*path_curvature(run.field, x, y), strict=True)
@@ -123,7 +123,7 @@ def path_curvature(field: Field, x: Tensor, y: Tensor | None = None) -> tuple[tu
     x'' is the second difference of the states of a solve by heun over h^2, so that nothing is asked of the network beyond
     the solve; |x''| its root mean square over the batch and the dimensions.
     """
-    ends = interval.derive(field.interpolant, field.target, None, steps=1)
+    ends = interval.derive_interval(field.interpolant, field.target, None, steps=1)
     solver = Heun(steps=INTERVALS, t0=ends.t0, t1=ends.t1)
     drawn = solver.sample(field, x, y, trajectory=True)
     assert drawn.trajectory is not None

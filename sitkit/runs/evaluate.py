@@ -22,7 +22,7 @@ from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import ENVIRONMENT, METRICS, Run, read_config_of
 from sitkit.runs.sample import sample
-from sitkit.runs.sample_set import Drawn, keeps_samples
+from sitkit.runs.sample_set import SampleSet, keeps_samples
 from sitkit.runs.tracking.sync import run_id
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
@@ -100,7 +100,7 @@ def title(record: dict[str, Any]) -> str:
     return metric["name"] if features == "pixels" else f"{metric['name']}-{features}"
 
 
-def _track(run: Run, drawn: Drawn, done: list[Evaluation], progress: Progress) -> None:
+def _track(run: Run, drawn: SampleSet, done: list[Evaluation], progress: Progress) -> None:
     """The numbers as a child of the training's run: its curves are one point each."""
     row: dict[str, Any] = {"step": run.step, "time": time.time(), "nfe": drawn.record["nfe"]}
     for evaluation in done:
@@ -147,7 +147,7 @@ def command(run: Run, metric: Metric) -> list[str]:
 def _measure(
     run: Run,
     metric: Metric,
-    drawn: Drawn,
+    drawn: SampleSet,
     eyes: dict[Extractor, Extraction],
     reference: Reference,
     progress: Progress,

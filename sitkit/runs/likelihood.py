@@ -27,11 +27,11 @@ from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress, silent
-from sitkit.solvers.log_density import Likelihood, likelihood
+from sitkit.solvers.log_density import LogDensity, likelihood
 from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE
 
-FOLDER = "likelihoods"
-MOST, BATCH = 1000, 100
+LIKELIHOODS = "likelihoods"
+MAX_HELDOUT, LIKELIHOOD_BATCH = 1000, 100
 
 
 class Density(NamedTuple):
@@ -73,7 +73,7 @@ def density(
         raise UserError(
             "a likelihood is measured on held-out data, and the run held none out: set data.holdout above 0."
         )
-    index = data.heldout[: n or MOST]
+    index = data.heldout[: n or MAX_HELDOUT]
     recipe: dict[str, Any] = {
         "step": run.step,
         "weights": run.config.sample.weights,
@@ -84,9 +84,9 @@ def density(
         "probes": probes,
         "n": len(index),
         "seed": seed,
-        "batch": BATCH,
+        "batch": LIKELIHOOD_BATCH,
     }
-    path = run.folder / FOLDER / f"{identity(run.identity, recipe, data.fingerprint)}.json"
+    path = run.folder / LIKELIHOODS / f"{identity(run.identity, recipe, data.fingerprint)}.json"
     if not path.is_file():
         write_json(path, _measure(run, index, recipe, sampler, progress))
     return Density(path, read_json(path))
@@ -99,10 +99,10 @@ def _measure(
     device = next(iter(run.network.parameters()), torch.empty(0)).device
     # Latents of rounded images are not rounded.
     width = data.bin_width if isinstance(run.config.autoencoder, Identity) else None
-    parts: list[Likelihood] = []
+    parts: list[LogDensity] = []
     began, lost, back = time.monotonic(), [], 0
-    for first in range(0, len(index), BATCH):
-        some = index[first : first + BATCH]
+    for first in range(0, len(index), LIKELIHOOD_BATCH):
+        some = index[first : first + LIKELIHOOD_BATCH]
         keys = rng.sample_keys(recipe["seed"], torch.from_numpy(some))
         x = data.read(some)
         x = (dequantised(x, width, keys) if width else x).to(device)

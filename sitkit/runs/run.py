@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from sitkit.data.dataset import Examples, load_examples
-from sitkit.data.described import described
+from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape
 from sitkit.runs import averages
 from sitkit.runs.checkpoint import checkpoints, latest_checkpoint
 from sitkit.runs.config.identity import slug, training_identity
-from sitkit.runs.config.schema import TRAINING, Config
+from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runs.config.sources import Layer, locate, to_yaml, validate
 from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file, weights_name, weights_of_file
 from sitkit.runtime.distributed import device_of
@@ -37,7 +37,7 @@ from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.transport.field import Field
 
 CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
-DATA = "data.json"
+DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Run:
     @functools.cached_property
     def outline(self) -> Examples:
         """What sampling must know of the data, which may be gone; points are read where they can be, to be drawn over."""
-        return outline(self.source, self.config)
+        return data_description(self.source, self.config)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,7 +88,7 @@ class Run:
         return modelled_shape(self.config.autoencoder, self.outline)
 
 
-def outline(source: Path, config: Config) -> Examples:
+def data_description(source: Path, config: Config) -> Examples:
     """The data of a run's folder or file as far as they are described there; the data themselves where they are not."""
     known = _described(source)
     if known is None:
@@ -96,13 +96,13 @@ def outline(source: Path, config: Config) -> Examples:
     if len(known["shape"]) != 3:
         with contextlib.suppress(UserError):
             return load_examples(config.data)
-    return described(known, str(getattr(config.data, "path", config.data.name)))
+    return from_description(known, str(getattr(config.data, "path", config.data.name)))
 
 
 def _described(source: Path) -> dict[str, Any] | None:
     if source.is_file():
         return read_run_header(source)["data"]
-    return read_json(source / DATA) if (source / DATA).is_file() else None
+    return read_json(source / DATA_FILE) if (source / DATA_FILE).is_file() else None
 
 
 def folder_of(config: Config) -> Path:
@@ -137,7 +137,7 @@ def use_threads(config: Config) -> None:
         torch.set_num_threads(config.run.threads)
 
 
-def build(config: Config, seed: int | None = None, known: Examples | None = None) -> nn.Module:
+def build_network(config: Config, seed: int | None = None, known: Examples | None = None) -> nn.Module:
     """The network of a configuration, with its initial weights drawn from the training seed.
 
     known: what is known of the data, enough for a network that is trained; by default they are loaded.
@@ -154,7 +154,7 @@ def write_config(folder: Path, config: Config) -> None:
     write_file(folder / CONFIG, to_yaml(config.plain()))
 
 
-def find(name: str | Path, root: Path) -> Path:
+def find_run(name: str | Path, root: Path) -> Path:
     """The folder of a run by path, by name, by the start of its identity, or "latest".
 
     Raises UserError that names the nearest run, or how to make one.
@@ -167,7 +167,7 @@ def find(name: str | Path, root: Path) -> Path:
         raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
     if path.suffix == ".safetensors":
         raise UserError(f"There is no file {path}.")
-    known = {run.name: run for run in runs(root)}
+    known = {run.name: run for run in run_folders(root)}
     if str(name) == "latest" and known:
         return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
     if path.name in known and path.parent in (Path(), root):
@@ -183,7 +183,7 @@ def find(name: str | Path, root: Path) -> Path:
     raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
 
 
-def runs(root: Path) -> list[Path]:
+def run_folders(root: Path) -> list[Path]:
     """The run folders under a root, by name."""
     return sorted(path.parent for path in Path(root).glob(f"*/{CONFIG}"))
 
@@ -198,7 +198,7 @@ def located(name: str | Path, root: Path) -> Path:
     if Path(name).is_file():
         read_run_header(Path(name))
         return Path(name)
-    return find(name, root)
+    return find_run(name, root)
 
 
 def read_config_of(source: Path) -> Config:
@@ -248,17 +248,17 @@ def load(
         config = config.model_copy(update={"run": config.run.model_copy(update={"folder": root})})
     use_threads(config)
     if over is not None:
-        fixed = next((key for key in TRAINING if key in over.values), None)
+        fixed = next((key for key in TRAINING_KEYS if key in over.values), None)
         if fixed is not None:
             raise UserError(
                 f"{locate(over.where, [fixed])}{fixed} was fixed when {source} was trained: train another run with it."
             )
-        config = adapted(config, over)
+        config = with_settings(config, over)
     if weights is not None:
         chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
         config = config.model_copy(update={"sample": chosen})
-    known = outline(source, config)
-    network, at, folder = build(config, known=known), 0, source
+    known = data_description(source, config)
+    network, at, folder = build_network(config, known=known), 0, source
     if source.is_file():
         at, state, digest = weights_of_file(source, config, step)
         folder = root / f"{slug(config)}-{digest[:12]}"
@@ -266,7 +266,7 @@ def load(
     else:
         check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
         if config.backbone.trainable:
-            at, state, path = state_of(folder, config, step)
+            at, state, path = load_weights(folder, config, step)
             _fill(network, state, path)
     network = network.to(device_of(device)).eval().requires_grad_(False)
     field = Field(network, config.interp, config.target, known.num_classes)
@@ -278,17 +278,17 @@ def start_from(network: nn.Module, name: str, root: Path) -> None:
 
     Raises UserError for a run that is not there, that is not named in full, or whose network has other weights.
     """
-    folder = find(name, root)
+    folder = find_run(name, root)
     if folder.name != Path(name).name:
         # A short name could mean another run tomorrow, and the training's identity would not change with it.
         raise UserError(f"train.init must name the run in full: {folder.name}, not {name!r}.")
     config = read_config_of(folder)
     sample = config.sample.model_copy(update={"weights": "ema", "ema": None})
-    _, state, source = state_of(folder, config.model_copy(update={"sample": sample}), None)
+    _, state, source = load_weights(folder, config.model_copy(update={"sample": sample}), None)
     _fill(network, state, source, "that train.init is to start")
 
 
-def adapted(config: Config, over: Layer) -> Config:
+def with_settings(config: Config, over: Layer) -> Config:
     """A run's configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
     from sitkit.runs.config.mappings import merge
 
@@ -322,7 +322,7 @@ def checkpoint_at(folder: Path, step: int | None = None) -> Path:
     return newest
 
 
-def state_of(folder: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
+def load_weights(folder: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
     """(step, state of the network, where it was read) of a run's weights, those that config.sample asks for.
 
     step: by default the newest.  Raises UserError for an average that the run neither keeps nor can rebuild.

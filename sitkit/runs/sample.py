@@ -21,12 +21,12 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run, load
-from sitkit.runs.sample_set import ARRAYS, SHARD, Drawn, Shards, block_size, seen, stored
+from sitkit.runs.sample_set import ARRAYS, SHARD, SampleSet, Shards, block_size, to_float, to_storage
 from sitkit.runtime import archives, rng
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import to_json
-from sitkit.runtime.locks import share
+from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance, Weights
@@ -50,7 +50,7 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
     return chosen[index % len(chosen)]
 
 
-def bound(guidance: Guidance, run: Run) -> Guidance:
+def bind_guidance(guidance: Guidance, run: Run) -> Guidance:
     """The guidance with what it needs of other runs, which lie beside this one."""
 
     def load_field(name: str, step: int, weights: Weights) -> Field:
@@ -67,7 +67,7 @@ def bound(guidance: Guidance, run: Run) -> Guidance:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class SamplePlan:
     """How a run's samples are drawn: everything that sample i depends on beyond i.
 
     Raises UserError, before any evaluation, for settings that cannot give right samples.
@@ -83,7 +83,7 @@ class Drawing:
     @functools.cached_property
     def guidance(self) -> Guidance:
         """The guidance with what it needs of other runs."""
-        return bound(self.run.config.guidance, self.run)
+        return bind_guidance(self.run.config.guidance, self.run)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -111,7 +111,7 @@ class Drawing:
         """How many samples go through the solver together."""
         return block_size(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
 
-    def draw(self, first: int, last: int, progress: Callable[[int], None]) -> Part:
+    def draw(self, first: int, last: int, progress: Callable[[int], None]) -> SampleBatch:
         """Samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
         run, size = self.run, self.at_once
         config = run.config
@@ -146,7 +146,7 @@ class Drawing:
             raise WorkFailed(
                 f"{bad} of {last - first} samples are not finite: {config.sampler.name} on a network at step {run.step}."
             )
-        return Part(x, torch.cat(labels), nfe, time.monotonic() - began, paths)
+        return SampleBatch(x, torch.cat(labels), nfe, time.monotonic() - began, paths)
 
     def record(self) -> dict[str, Any]:
         """What anyone needs to draw the same samples, and what they are."""
@@ -164,7 +164,7 @@ class Drawing:
         }
 
 
-class Part(NamedTuple):
+class SampleBatch(NamedTuple):
     """Samples first to last - 1: x (m, *shape) as they came, y (m,), evaluations a sample, seconds, paths of some."""
 
     x: Tensor
@@ -176,7 +176,7 @@ class Part(NamedTuple):
 
 def sample(
     run: Run, progress: Progress = silent, *, keep: bool = True, extractions: tuple[Extraction, ...] = ()
-) -> Drawn:
+) -> SampleSet:
     """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.
 
     Shards go to whoever is free: ranks under torchrun, or several processes on one folder, draw the very samples of one
@@ -189,9 +189,9 @@ def sample(
     shards = Shards(folder, run.outline, run.config.sample.n, keep, extractions)
     with joined(run.config.run.device) as world:
         if not shards.finished:
-            drawing = Drawing(run)
-            told = Told(shards, progress, "features" if shards.drawn else "sample")
-            share(
+            drawing = SamplePlan(run)
+            told = ProgressReporter(shards, progress, "features" if shards.drawn else "sample")
+            divide_work(
                 shards.count,
                 shards.done,
                 lambda i: _make(i, shards, drawing, told),
@@ -204,15 +204,15 @@ def sample(
             told(0)
     record = shards.record
     assert record is not None
-    return Drawn(folder, run.outline, record)
+    return SampleSet(folder, run.outline, record)
 
 
-def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:
+def _make(i: int, shards: Shards, drawing: SamplePlan, told: ProgressReporter) -> None:
     """Draw shard i, unless it is there, and extract what is asked for of it."""
     kept = shards.read(i)
     if kept is None:
         part = drawing.draw(*shards.range(i), told)
-        kept = stored(part.x, shards.data)
+        kept = to_storage(part.x, shards.data)
         keep = shards.keep or shards.count == 1
         # The first shard is always there to be looked at.
         tensors = {"y": part.y} | ({"x": kept} if keep or i == 0 else {})
@@ -221,11 +221,13 @@ def _make(i: int, shards: Shards, drawing: Drawing, told: Told) -> None:
         save_tensors(shards.shard(i), tensors, {"kept": keep, "nfe": part.nfe, "seconds": part.seconds})
     for extraction in shards.missing(shards.extractions):
         if not shards.part(i, extraction).is_file():
-            save_tensors(shards.part(i, extraction), extraction(seen(kept)), {"fingerprint": extraction.fingerprint})
+            save_tensors(
+                shards.part(i, extraction), extraction(to_float(kept)), {"fingerprint": extraction.fingerprint}
+            )
     told(0)
 
 
-class Told:
+class ProgressReporter:
     """Tells how far the work of all processes on a folder is, and how fast it goes."""
 
     def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
@@ -248,7 +250,7 @@ class Told:
         self.progress(Event(self.stage, done, self.shards.n, {"images/s": speed}))
 
 
-def write_adm(drawn: Drawn, path: Path) -> None:
+def write_adm(drawn: SampleSet, path: Path) -> None:
     """Samples in the archive that ADM's evaluator reads: arr_0 uint8 (n, h, w, 3), arr_1 the labels, and the record.
 
     Grey images get three equal channels.  `record` is the recipe as JSON, the rounding rule in it.

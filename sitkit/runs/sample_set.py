@@ -39,7 +39,7 @@ ROW = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class SampleSet:
     """Samples that are drawn: x (n, *shape) float32 as the metrics see them (images after rounding), y (n,), the recipe."""
 
     folder: Path
@@ -65,7 +65,7 @@ class Drawn:
     @property
     def x(self) -> Tensor:
         """(n, *shape) float32, images in [-1, 1]."""
-        return seen(torch.from_numpy(self.arrays["images" if self.data.is_image else "points"]))
+        return to_float(torch.from_numpy(self.arrays["images" if self.data.is_image else "points"]))
 
     @property
     def y(self) -> Tensor:
@@ -78,12 +78,12 @@ class Drawn:
         return load_tensors(path)[1] if path.is_file() else extraction(self.x)
 
 
-def seen(stored: Tensor) -> Tensor:
+def to_float(stored: Tensor) -> Tensor:
     """Samples as the metrics see them: uint8 (n, h, w, c) to (n, c, h, w) in [-1, 1]; anything else as it is."""
     return stored.permute(0, 3, 1, 2).float() / 127.5 - 1 if stored.dtype == torch.uint8 else stored
 
 
-def stored(x: Tensor, data: Examples) -> Tensor:
+def to_storage(x: Tensor, data: Examples) -> Tensor:
     """Samples as they are kept: images rounded to uint8 (n, h, w, c)."""
     return torch.from_numpy(to_uint8(x)) if data.is_image else x.float().cpu().contiguous()
 
@@ -193,7 +193,7 @@ class Shards:
         # A picture of points shows them all, one of images those of the first shard.
         shown = [load_tensors(self.shard(i))[1] for i in range(self.count if kept and self.data.is_plane else 1)]
         x, y = (torch.cat([part[key] for part in shown]) for key in ("x", "y"))
-        show(seen(x), y, self.data, self.folder / PICTURE, shown[0].get("paths"))
+        show(to_float(x), y, self.data, self.folder / PICTURE, shown[0].get("paths"))
         spent = {
             "nfe": max(header["nfe"] for header in headers),
             "seconds": sum(header["seconds"] for header in headers),

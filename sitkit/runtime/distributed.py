@@ -29,7 +29,7 @@ _PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process among its peers.  Every collective must be called by all of them, in the same order."""
 
     rank: int
@@ -107,7 +107,7 @@ def device_of(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def joined(device: str = "auto") -> Iterator[ProcessGroup]:
     """This process's place in the world, for as long as a piece of work takes; works within one another share it.
 
     Whatever ends the work in one process ends it in all, and one of them says why: the first to fail raises its error,
@@ -115,14 +115,14 @@ def joined(device: str = "auto") -> Iterator[World]:
     nothing, WorkFailed says that.  Raises UserError for a device that is not there.
     """
     if size() == 1:
-        yield World(0, 1, device_of(device))
+        yield ProcessGroup(0, 1, device_of(device))
         return
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(_leave)
     rank = dist.get_rank()
     try:
-        here = World(rank, size(), device_of(device))
+        here = ProcessGroup(rank, size(), device_of(device))
         if here.device.type == "cuda":
             torch.cuda.set_device(here.device)
         yield here

@@ -13,7 +13,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-def share(count: int, done: Callable[[int], bool], make: Callable[[int], None], locks: Path, first: int = 0) -> None:
+def divide_work(
+    count: int, done: Callable[[int], bool], make: Callable[[int], None], locks: Path, first: int = 0
+) -> None:
     """Return once parts 0 to count - 1 are done, having called `make` for those that no other process was at.
 
     done: whether a part is there, so that it is asked again after a lock was waited for.  locks: the folder for the locks'
@@ -22,7 +24,7 @@ def share(count: int, done: Callable[[int], bool], make: Callable[[int], None], 
     """
 
     def tried(i: int, wait: bool = False) -> bool:
-        return attempt(locks / f"{i:05d}.lock", lambda: done(i), lambda: make(i), wait)
+        return make_once(locks / f"{i:05d}.lock", lambda: done(i), lambda: make(i), wait)
 
     left = [i for i in ((first + k) % count for k in range(count)) if not done(i)]
     while left:
@@ -34,7 +36,7 @@ def share(count: int, done: Callable[[int], bool], make: Callable[[int], None], 
             left = [i for i in left if not done(i)]
 
 
-def attempt(lock: Path, done: Callable[[], bool], make: Callable[[], None], wait: bool = False) -> bool:
+def make_once(lock: Path, done: Callable[[], bool], make: Callable[[], None], wait: bool = False) -> bool:
     """Whether `make` was called: not where the part is done, nor, unless we wait for it, where another process is at it.
 
     lock: the file whose lock whoever makes the part holds.

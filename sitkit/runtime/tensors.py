@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 from sitkit.runtime.files import replacing, to_json
 
-KEY = "sitkit"
+HEADER_KEY = "sitkit"
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -26,7 +26,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {KEY: to_json(header)}
+    metadata = {HEADER_KEY: to_json(header)}
     with replacing(Path(path)) as fresh:
         try:
             save_file(_separate(tensors), fresh, metadata)
@@ -97,7 +97,7 @@ def _pickled(path: Path) -> bool:
 
 def header_of(file: Any, path: str | Path) -> dict[str, Any]:
     """The header of an open checkpoint.  Raises UserError for a file that is not of sitkit."""
-    text = (file.metadata() or {}).get(KEY)
+    text = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
         raise UserError(
             f"{path} is a safetensors file without sitkit's header. "

@@ -191,7 +191,7 @@ class ClassifierFree(Extrapolation):
                 return mixed
             p, q = gains(x, t)
             velocity = p * mixed + q * x
-            ours, theirs = spread(velocity), spread(p * conditional + q * x)
+            ours, theirs = std_over_features(velocity), std_over_features(p * conditional + q * x)
             # A velocity without contrast has none to restore.
             factor = torch.where(ours > 0, theirs / ours, 1.0) - 1
             return (mixed + self.rescale * factor * velocity / p).to(mixed.dtype)
@@ -199,7 +199,7 @@ class ClassifierFree(Extrapolation):
         return self.where_it_applies(network, guided)
 
 
-def spread(v: Tensor) -> Tensor:
+def std_over_features(v: Tensor) -> Tensor:
     """Each sample's standard deviation over its dimensions: (b, ...) -> (b, 1, ..., 1)."""
     return v.flatten(1).std(1, correction=0).reshape(-1, *[1] * (v.ndim - 1))
 

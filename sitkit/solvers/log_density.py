@@ -22,7 +22,7 @@ from sitkit.transport.field import Counted, Field
 EXACT_BELOW = 33
 
 
-class Likelihood(NamedTuple):
+class LogDensity(NamedTuple):
     """log p (b,) in nats, the noise (b, ...) that the data flow to, network evaluations per example, probes (0: exact).
 
     each: log p by each probe alone, (probes, b), whose mean log p is; (1, b) where it is exact.
@@ -63,7 +63,7 @@ def likelihood(
     divergence: Literal["auto", "exact", "rademacher", "gaussian"] = "auto",
     probes: int = 1,
     seeds: Tensor | Sequence[int] | None = None,
-) -> Likelihood:
+) -> LogDensity:
     """The log-density of data and the noise it flows to.
 
     divergence: "exact" (one backward pass a dimension), "rademacher" or "gaussian" (one a probe); "auto" is exact up to
@@ -102,7 +102,7 @@ def likelihood(
     x, change = ends[0][-1], ends[1][-1]
     # Integrated backwards, from t1 to t0, `change` is minus the integral of the divergence.
     each = log_prior(x) + change
-    return Likelihood(each.mean(0), x, counted.nfe, 0 if basis is None else probes, each)
+    return LogDensity(each.mean(0), x, counted.nfe, 0 if basis is None else probes, each)
 
 
 def worst_example(state: tuple[Tensor, Tensor]) -> Tensor:

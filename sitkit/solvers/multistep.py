@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, final
 from sitkit.registry import samplers
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Plan, Problem, Sampler, at_least, evaluations, ode_span
+from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, ode_span, require_at_least
 from sitkit.transport.diffusion import KL, Diffusion
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sitkit.solvers.sampler import Span
+    from sitkit.transport.interval import Interval
 
 Variable = Literal["t", "lambda"]
 # Nodes of the Gauss-Legendre rule for the moments of a step.
@@ -163,9 +163,9 @@ class Multistep(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("steps", self.steps, 1)
+        require_at_least("steps", self.steps, 1)
 
-    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Span:
+    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Interval:
         """Where the solve starts and stops; UserError for a w that it does not integrate."""
         return ode_span(self, interpolant, target, diffusion)
 
@@ -297,7 +297,7 @@ class DPMSolver2MSDE(Multistep):
 
     steps: int = 100
 
-    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Span:
+    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Interval:
         if not isinstance(diffusion, KL | None):
             raise UserError(
                 f"sampler {self.name!r} takes exact steps of the SDE with diffusion 'kl' (any norm), not of diffusion "

@@ -15,7 +15,7 @@ from sitkit.transport.timestep import Timestep, Uniform
 if TYPE_CHECKING:
     from torch import Tensor
 
-from sitkit.solvers.sampler import Plan, Problem, Sampler, at_least, evaluations, ode_span
+from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, ode_span, require_at_least
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FixedStepODE(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("steps", self.steps, 1)
+        require_at_least("steps", self.steps, 1)
 
     def plan(
         self,

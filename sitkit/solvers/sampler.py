@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sitkit.transport.field import Field
-    from sitkit.transport.interval import Span
+    from sitkit.transport.interval import Interval
 
 
 class Sample(NamedTuple):
@@ -129,13 +129,13 @@ class Problem(NamedTuple):
     keep: bool
 
 
-def at_least(name: str, value: float, least: float) -> None:
+def require_at_least(name: str, value: float, least: float) -> None:
     """ValueError unless value >= least."""
     if not value >= least:
         raise ValueError(f"{name} must be at least {least:g}; got {value:g}.")
 
 
-def ode_span(sampler: Sampler, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Span:
+def ode_span(sampler: Sampler, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Interval:
     """Where an ODE sampler starts and stops; UserError if it is given a w."""
     from sitkit.transport import interval
 
@@ -144,10 +144,10 @@ def ode_span(sampler: Sampler, interpolant: Interpolant, target: Target, diffusi
             f"sampler {sampler.name!r} solves the ODE, but diffusion {diffusion.name!r} makes an SDE: use sampler "
             "'euler-maruyama' or 'stochastic-heun', or diffusion 'zero'."
         )
-    return chosen(sampler, interval.derive(interpolant, target, None, steps=1), paper=1e-5)
+    return with_user_ends(sampler, interval.derive_interval(interpolant, target, None, steps=1), paper=1e-5)
 
 
-def chosen(sampler: Sampler, derived: Span, *, paper: float) -> Span:
+def with_user_ends(sampler: Sampler, derived: Interval, *, paper: float) -> Interval:
     """The user's ends where given, the paper's margin where asked for and the end is singular, else the derived ones."""
     t0, t1, why0, why1 = derived
     if sampler.clip == "paper":

@@ -17,7 +17,7 @@ from sitkit.transport.timestep import Timestep, Uniform
 if TYPE_CHECKING:
     from torch import Tensor
 
-from sitkit.solvers.sampler import Plan, Problem, Sampler, at_least, chosen, evaluations
+from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, require_at_least, with_user_ends
 
 LastStep = Literal["none", "mean", "euler", "tweedie"]
 
@@ -43,7 +43,7 @@ class SDESampler(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("steps", self.steps, 1 if self.last_step == "none" else 2)
+        require_at_least("steps", self.steps, 1 if self.last_step == "none" else 2)
         if not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size must lie in (0, 1); got {self.last_step_size:g}.")
         if self.t1 is not None and self.last_step != "none":
@@ -65,7 +65,9 @@ class SDESampler(Sampler):
         size = 0.0 if self.last_step == "none" else self.last_step_size
         steps = self.steps - (size > 0)
         end = 1 - size if self.t1 is None else self.t1
-        ends = chosen(self, interval.derive(interpolant, target, diffusion, steps=steps, end=end), paper=1e-3)
+        ends = with_user_ends(
+            self, interval.derive_interval(interpolant, target, diffusion, steps=steps, end=end), paper=1e-3
+        )
         times = self.grid.grid(steps, ends.t0, ends.t1)
         interval.check_grid(interpolant, target, diffusion, times)
         if size and not self.accept_bias:

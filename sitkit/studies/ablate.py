@@ -16,7 +16,7 @@ from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Progress, silent
 from sitkit.studies.cost import require_cells
-from sitkit.studies.executors import Executor, Here, Ray
+from sitkit.studies.executors import Executor, InProcess, Ray
 from sitkit.studies.publish import publish, published
 from sitkit.studies.scheduler import Work
 from sitkit.studies.status import StudyOutcome, StudyStatus
@@ -75,7 +75,7 @@ def ablate(
     tracked = any(cell.config.run.track for cell in plan.cells)
     with published(board.folder, board.results({}), progress) if tasks and tracked else contextlib.nullcontext():
         try:
-            work.do(executor or Here(), ended)
+            work.do(executor or InProcess(), ended)
         finally:
             outcome = board.write(work.failed)
         lost = sum(cell.state == "todo" for cell in outcome.results.cells)

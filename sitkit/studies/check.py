@@ -14,19 +14,19 @@ from sitkit.runs.config.sources import Layer, assemble, locate, read_config, rea
 from sitkit.runs.run import CHECKPOINTS, CONFIG
 from sitkit.runtime.errors import UserError
 from sitkit.studies import study
-from sitkit.studies.cost import Cost, cost, require
+from sitkit.studies.cost import Cost, cost_of, require
 from sitkit.studies.status import StudyStatus
-from sitkit.studies.study import Cell, Plan, Refused, Seeds, Study, refusal, refused_at
+from sitkit.studies.study import Cell, Refused, Seeds, Study, StudyPlan, refusal, refused_at
 from sitkit.studies.study_file import read_study
 from sitkit.studies.tasks import trained
 from sitkit.transport import interval
 
-State = Literal["measured", "trained", "begun", "todo"]
-T = TypeVar("T")
+CellState = Literal["measured", "trained", "begun", "todo"]
+Built = TypeVar("Built")
 SOLVE = ("diffusion", "sampler", "guidance", "interp", "target")
 
 
-class Outlook(NamedTuple):
+class CellForecast(NamedTuple):
     """What one cell will do and cost.
 
     number: as `sitkit ablate --dry-run` counts.  measurement: equal where two cells are one and the same.
@@ -42,7 +42,7 @@ class Outlook(NamedTuple):
     sample_seed: int
     run: str
     measurement: str
-    state: State
+    state: CellState
     step: int
     times: tuple[float, float]
     singular: tuple[str, ...]
@@ -52,14 +52,14 @@ class Outlook(NamedTuple):
     cost: Cost
 
 
-class Checked(NamedTuple):
+class CheckReport(NamedTuple):
     """The cells of a plan that can be done here, those that cannot, and the whole of what is still to be done.
 
     trainings, measurements: how many there are and how many of them are to do.  flops: of all that is to do; None where a
     part is not known.  disk: bytes that it will take.
     """
 
-    cells: list[Outlook]
+    cells: list[CellForecast]
     refused: list[Refused]
     trainings: tuple[int, int]
     measurements: tuple[int, int]
@@ -73,7 +73,7 @@ def read_plan(
     base: str | None = None,
     seeds: Seeds | None = None,
     sample_seeds: Seeds | None = None,
-) -> Plan:
+) -> StudyPlan:
     """The plan of a study's file; of a configuration (a file, a preset, the folder of a run) that of its only cell."""
     if path in experiments:
         path = str(experiments[path])
@@ -91,17 +91,19 @@ def read_plan(
     # What was said last is what was meant to change.
     said = (locate(layer.where, [key]) for layer in reversed(layers) for key in SOLVE)
     place = next(filter(None, said), cell.place)
-    return Plan(Study.model_validate({}), Path(path), None, [Refused("", "", f"{place}{why}") if why else cell], ())
+    return StudyPlan(
+        Study.model_validate({}), Path(path), None, [Refused("", "", f"{place}{why}") if why else cell], ()
+    )
 
 
 def _is_study(layer: Layer) -> bool:
     return bool(set(layer.values) & (set(Study.model_fields) - set(Config.model_fields))) or not layer.values
 
 
-def check(plan: Plan) -> Checked:
+def check(plan: StudyPlan) -> CheckReport:
     """What each cell of a plan will do and cost, and which cannot be done here: by their data, network or metric."""
-    outlook = _Outlooks(StudyStatus(plan))
-    cells: list[Outlook] = []
+    outlook = _Forecasts(StudyStatus(plan))
+    cells: list[CellForecast] = []
     refused = list(plan.refused)
     for number, (cell, place) in enumerate(zip(plan.cells, outlook.board.places, strict=True), 1):
         try:
@@ -111,7 +113,7 @@ def check(plan: Plan) -> Checked:
     return _summed(cells, refused)
 
 
-class _Outlooks:
+class _Forecasts:
     """Outlooks of cells; what cells share is worked out once."""
 
     def __init__(self, board: StudyStatus) -> None:
@@ -119,7 +121,7 @@ class _Outlooks:
         self._known: dict[Any, Any] = {}
         self._steps: dict[str, tuple[bool, int]] = {}
 
-    def _once(self, what: Callable[[Config], T], config: Config, *parts: Any) -> T:
+    def _once(self, what: Callable[[Config], Built], config: Config, *parts: Any) -> Built:
         # The plan keeps its parts alive, so that an id means one of them.
         key = (what, *map(id, parts))
         if key not in self._known:
@@ -132,14 +134,14 @@ class _Outlooks:
             raise found
         return found
 
-    def __call__(self, number: int, cell: Cell, place: ResultLocation) -> Outlook:
+    def __call__(self, number: int, cell: Cell, place: ResultLocation) -> CellForecast:
         config = cell.config
         self._once(require, config, config.backbone, config.autoencoder, config.data, config.sample, *config.metric)
         solve = self._once(
-            study.solve, config, config.sampler, config.interp, config.target, config.diffusion, config.guidance
+            study.plan_solve, config, config.sampler, config.interp, config.target, config.diffusion, config.guidance
         )
         fixed = solve.nfe is not None
-        return Outlook(
+        return CellForecast(
             number,
             cell.row,
             cell.column,
@@ -153,10 +155,10 @@ class _Outlooks:
             len(solve.times) - 1 + bool(solve.last_step) if fixed else None,
             solve.nfe,
             self._once(_trainable, config, config.interp, config.target, config.weight),
-            cost(config, solve.nfe),
+            cost_of(config, solve.nfe),
         )
 
-    def _state(self, config: Config, place: ResultLocation) -> tuple[State, int]:
+    def _state(self, config: Config, place: ResultLocation) -> tuple[CellState, int]:
         if place.training not in self._steps:
             newest = checkpoint.checkpoints(self.board.runs / place.run / CHECKPOINTS)[-1:]
             step = int(newest[0].stem.rpartition("-")[2]) if newest else 0
@@ -168,10 +170,10 @@ class _Outlooks:
 
 
 def _trainable(config: Config) -> tuple[float, float]:
-    return interval.trainable(config.interp, config.target, config.weight)
+    return interval.trainable_interval(config.interp, config.target, config.weight)
 
 
-def _summed(cells: list[Outlook], refused: list[Refused]) -> Checked:
+def _summed(cells: list[CellForecast], refused: list[Refused]) -> CheckReport:
     runs = {cell.run: cell for cell in cells}
     measurements = {cell.measurement: cell for cell in cells}
     todo = [cell for cell in measurements.values() if cell.state != "measured"]
@@ -179,7 +181,7 @@ def _summed(cells: list[Outlook], refused: list[Refused]) -> Checked:
     wanted = {cell.run for cell in todo if cell.state != "trained"}
     parts = [runs[run].cost.training_flops for run in wanted] + [cell.cost.sampling_flops for cell in todo]
     disk = sum(runs[run].cost.checkpoints for run in wanted) + sum(cell.cost.samples for cell in todo)
-    return Checked(
+    return CheckReport(
         cells,
         refused,
         (len(runs), len(wanted)),

@@ -31,7 +31,7 @@ from sitkit.studies.study import Cell, refused_at
 FLOAT = 4
 
 
-class Network(NamedTuple):
+class NetworkCost(NamedTuple):
     """What a backbone costs for states of one shape.
 
     parameters.  flops: of one evaluation for one sample, a multiply-add counting two.  drawing: bytes of one more sample
@@ -68,7 +68,7 @@ class Cost(NamedTuple):
     samples: int
 
 
-def cost(config: Config, nfe: int | None) -> Cost:
+def cost_of(config: Config, nfe: int | None) -> Cost:
     """The cost of a configuration whose sampler spends `nfe` evaluations a sample (None: not known).
 
     Raises UserError for data that are not there, and for a backbone or autoencoder that cannot take them.
@@ -133,13 +133,13 @@ def _accelerated(config: Config) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def network_cost(backbone: Backbone, shape: tuple[int, ...], num_classes: int) -> Network:
+def network_cost(backbone: Backbone, shape: tuple[int, ...], num_classes: int) -> NetworkCost:
     """What a backbone costs for states of `shape`.  Raises UserError for a shape that it cannot take."""
     with torch.device("meta"):
         network = backbone.build(shape, num_classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     if not backbone.trainable:
-        return Network(parameters, backbone.flops(shape), None, None)
+        return NetworkCost(parameters, backbone.flops(shape), None, None)
     try:
         counted = FlopCounterMode(display=False)
         with counted, torch.no_grad():
@@ -147,8 +147,8 @@ def network_cost(backbone: Backbone, shape: tuple[int, ...], num_classes: int) -
         drawing = _slope(lambda n: _draw(network, shape, n))
         learning = _slope(lambda n: _learn(network, shape, n))
     except (NotImplementedError, RuntimeError):
-        return Network(parameters, backbone.flops(shape), None, None)
-    return Network(parameters, backbone.flops(shape) or counted.get_total_flops(), drawing, learning)
+        return NetworkCost(parameters, backbone.flops(shape), None, None)
+    return NetworkCost(parameters, backbone.flops(shape) or counted.get_total_flops(), drawing, learning)
 
 
 def _evaluate(network: nn.Module, shape: tuple[int, ...], n: int) -> Tensor:
@@ -170,10 +170,10 @@ def _learn(network: nn.Module, shape: tuple[int, ...], n: int) -> None:
 
 def _slope(work: Callable[[int], object]) -> int:
     """By how many bytes the peak grows for one more in the batch; what does not grow (gradients) falls out."""
-    return (peak(lambda: work(8)) - peak(lambda: work(4))) // 4
+    return (peak_bytes(lambda: work(8)) - peak_bytes(lambda: work(4))) // 4
 
 
-def peak(work: Callable[[], Any]) -> int:
+def peak_bytes(work: Callable[[], Any]) -> int:
     """The most bytes that tensors made during `work` take at once, views and what shares memory counted once."""
     with _Counting() as counting:
         work()

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.results.report import REPORT, report
-from sitkit.results.study_results import FILE, Results, read_results, runs_of
+from sitkit.results.study_results import FILE, StudyResults, read_results, runs_of
 from sitkit.runs.tracking.sync import METRICS, is_sent
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 
 DIGEST = "published.json"
-ARTIFACTS = ("table.*", FILE, REPORT)
+STUDY_ARTIFACTS = ("table.*", FILE, REPORT)
 
 
 @contextlib.contextmanager
-def published(folder: Path, results: Results, progress: Progress = silent) -> Iterator[None]:
+def published(folder: Path, results: StudyResults, progress: Progress = silent) -> Iterator[None]:
     """While a block does a study MLflow shows it, running, above those of its trainings and cells that are there.
 
     The block leaves its results in the folder; they, the tables and the report are sent as the block ends.
@@ -56,7 +56,7 @@ def _write(folder: Path) -> bool:
     return True
 
 
-def _tracker(folder: Path, results: Results, progress: Progress) -> Tracker:
+def _tracker(folder: Path, results: StudyResults, progress: Progress) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
     return Tracker(
         folder,
@@ -68,20 +68,20 @@ def _tracker(folder: Path, results: Results, progress: Progress) -> Tracker:
             "sample_seeds": results.sample_seeds,
         },
         tags={"sitkit.kind": "study", f"sitkit.study.{folder.name}": "true"},
-        artifacts=ARTIFACTS,
+        artifacts=STUDY_ARTIFACTS,
         children=_children(folder, results),
         on_warning=lambda text: progress(Event("ablate", message=text)),
     )
 
 
-def _numbers(results: Results) -> dict[str, float]:
+def _numbers(results: StudyResults) -> dict[str, float]:
     states = [cell.state for cell in results.cells]
     counts = {"cells/done": states.count("done"), "cells/failed": states.count("failed")}
     metric = "-".join(results.lower_is_better)
     return counts | {f"{metric}/{s.row}/{s.column or 'value'}": s.mean for s in results.estimates}
 
 
-def _children(folder: Path, results: Results) -> dict[Path, dict[str, Any]]:
+def _children(folder: Path, results: StudyResults) -> dict[Path, dict[str, Any]]:
     """The folders of the study's trainings, then of its cells, with the tags that say what they are in it."""
     runs, mark = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
     trainings: dict[Path, dict[str, Any]] = {}

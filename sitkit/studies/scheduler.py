@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sitkit.runtime.progress import Event, Progress, silent
-from sitkit.studies.executors import PATIENCE, Ended, Executor
+from sitkit.studies.executors import POLL_SECONDS, Ended, Executor
 from sitkit.studies.tasks import Task, note, now
 
 # How often a task is begun again whose worker died.
@@ -16,7 +16,7 @@ RETRIES = 2
 
 
 @dataclass
-class Standing:
+class TaskStatus:
     """Where a task is: it can begin, waits for its training, has begun, is another process's, or has ended.
 
     event: what it said last, None until it says that it starts, which may be long after a cluster was given it.
@@ -48,7 +48,7 @@ class Work:
         self.failed: dict[str, str] = {}
         trainings = {task.key for task in tasks if task.kind == "train"}
         self.standings = {
-            task.key: Standing(task, "waiting" if task.after in trainings else "planned") for task in tasks
+            task.key: TaskStatus(task, "waiting" if task.after in trainings else "planned") for task in tasks
         }
         self._open = dict(self.standings)
         self._begun = 0
@@ -67,7 +67,7 @@ class Work:
                     self._begun += 1
                     executor.submit(standing.task, since)
                 if self._open and not self._begun:
-                    time.sleep(PATIENCE)
+                    time.sleep(POLL_SECONDS)
                 for task, end in executor.wait(self._hear):
                     self._begun -= 1
                     if self._ends(self.standings[task.key], end):
@@ -88,7 +88,7 @@ class Work:
         going = sum(standing.state == "begun" and standing.began is not None for standing in self.standings.values())
         return seconds / max(going, 1)
 
-    def _next(self) -> Standing | None:
+    def _next(self) -> TaskStatus | None:
         for standing in self._open.values():
             waits = standing.task.after in self._open or standing.again > time.monotonic()
             if standing.state != "begun" and not waits:
@@ -108,11 +108,11 @@ class Work:
                 standing.before = standing.part
         self.progress(event._replace(task=task.name))
 
-    def _ends(self, standing: Standing, end: Ended) -> bool:
+    def _ends(self, standing: TaskStatus, end: Ended) -> bool:
         """Take down how a task ended; whether that was its end."""
         task = standing.task
         if end.how == "busy":
-            standing.state, standing.again = "elsewhere", time.monotonic() + PATIENCE
+            standing.state, standing.again = "elsewhere", time.monotonic() + POLL_SECONDS
             return False
         if end.how == "died":
             standing.deaths += 1

@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sitkit.results.study_results import FACTS, ReferenceNumber, Result, Results, with_estimates, write_results
+from sitkit.results.study_results import (
+    FACTS,
+    CellResult,
+    ReferenceNumber,
+    StudyResults,
+    with_estimates,
+    write_results,
+)
 from sitkit.results.table import as_csv, as_latex, as_markdown
 from sitkit.runs.config.identity import ResultLocation, label, locations_of
 from sitkit.runtime.files import update_file
-from sitkit.studies.study import Cell, Plan, Refused, describe
+from sitkit.studies.study import Cell, Refused, StudyPlan, describe_setting
 from sitkit.studies.tasks import Measurements, Task
 
 
@@ -21,15 +28,15 @@ from sitkit.studies.tasks import Measurements, Task
 class StudyOutcome:
     """A study's results and the folder that they were written to."""
 
-    plan: Plan
-    results: Results
+    plan: StudyPlan
+    results: StudyResults
     folder: Path
 
 
 class StudyStatus:
     """The cells of a plan, where their numbers come from, and what of it is on disk."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StudyPlan) -> None:
         self.plan = plan
         self.runs = plan.cells[0].config.run.folder if plan.cells else Path("runs")
         self.folder = self.runs.parent / "studies" / plan.name
@@ -54,13 +61,13 @@ class StudyStatus:
             task for training in trainings for task in (*(() if training.done else (training,)), *after[training.key])
         ]
 
-    def results(self, failed: Mapping[str, str]) -> Results:
+    def results(self, failed: Mapping[str, str]) -> StudyResults:
         """What is known of each cell; `failed` holds the reasons of the tasks that went wrong, by key."""
         plan = self.plan
         study = plan.study
         placed = iter(zip(plan.cells, self.places, strict=True))
         cells = [
-            Result(
+            CellResult(
                 row=entry.row, column=entry.column, seed=None, sample_seed=None, state="refused", failure=entry.reason
             )
             if isinstance(entry, Refused)
@@ -68,7 +75,7 @@ class StudyStatus:
             for entry in plan.entries
         ]
         return with_estimates(
-            Results(
+            StudyResults(
                 title=study.title,
                 source=study.source,
                 file=str(plan.file),
@@ -86,7 +93,7 @@ class StudyStatus:
             )
         )
 
-    def _result(self, cell: Cell, place: ResultLocation, failed: Mapping[str, str]) -> Result:
+    def _result(self, cell: Cell, place: ResultLocation, failed: Mapping[str, str]) -> CellResult:
         reference = cell.reference
         known: dict[str, Any] = {
             "row": cell.row,
@@ -98,7 +105,7 @@ class StudyStatus:
             "run": place.run,
             "samples": place.samples,
             "shown": {
-                key: describe(cell.config, key)
+                key: describe_setting(cell.config, key)
                 for key in self.plan.study.show
                 if key not in FACTS and key not in self._columns
             },
@@ -107,11 +114,11 @@ class StudyStatus:
         if found is not None:
             path, record = found
             known |= {key: record.get(key) for key in ("value", "stderr", "halves", "n")}
-            return Result(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
+            return CellResult(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
         for task in (Task("train", cell.config, place), Task("measure", cell.config, place)):
             if task.key in failed:
-                return Result(**known, state="failed", failure=failed[task.key], log=task.log)
-        return Result(**known, state="todo")
+                return CellResult(**known, state="failed", failure=failed[task.key], log=task.log)
+        return CellResult(**known, state="todo")
 
     def write(self, failed: Mapping[str, str]) -> StudyOutcome:
         """Write the results and the tables."""
@@ -127,7 +134,7 @@ def _in_order(values: Any) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def study_notes(plan: Plan) -> list[str]:
+def study_notes(plan: StudyPlan) -> list[str]:
     """What our numbers were measured with, and how that differs from the setting of the references."""
     if not plan.cells:
         return []
@@ -155,9 +162,9 @@ def _differences(cells: list[Cell]) -> str:
         for key, theirs in cell.reference.setting.items():
             stated = True
             try:
-                ours = describe(cell.config, key)
+                ours = describe_setting(cell.config, key)
             except AttributeError:
-                ours = describe(cell.config, f"metric.0.{key}") if hasattr(cell.config.metric[0], key) else "-"
+                ours = describe_setting(cell.config, f"metric.0.{key}") if hasattr(cell.config.metric[0], key) else "-"
             if ours != str(theirs):
                 differing[f"{key} {ours} (theirs {theirs})"] = None
     if not stated:

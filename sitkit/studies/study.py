@@ -77,7 +77,7 @@ class Study(Settings):
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedNumber:
     """A published number, where it was published, and what it was measured with."""
 
     number: float
@@ -94,7 +94,7 @@ class Cell:
     seed: int
     sample_seed: int
     config: Config
-    reference: Reference | None
+    reference: PublishedNumber | None
     place: str = ""
 
     @property
@@ -113,7 +113,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study and its cells in the order of the file, the impossible ones among them; command: what does it again."""
 
     study: Study
@@ -157,13 +157,13 @@ def refused_at(place: str, row: str, column: str, why: str) -> str:
 def refusal(config: Config) -> str:
     """Why samples of a configuration could not be right, or "": known before anything is trained."""
     try:
-        solve(config)
+        plan_solve(config)
     except UserError as error:
         return str(error)
     return ""
 
 
-def solve(config: Config) -> Solve:
+def plan_solve(config: Config) -> Solve:
     """The plan of a configuration's sampler before there is a trained run.
 
     kl-eta's losses and the grid adapted's curvature are measured on that run; any that are finite and positive tell whether
@@ -183,7 +183,7 @@ def trainings(cells: Sequence[Cell]) -> dict[str, Config]:
     return {training_identity(cell.config): cell.config for cell in cells}
 
 
-def describe(config: Config, key: str) -> str:
+def describe_setting(config: Config, key: str) -> str:
     """A setting as a table shows it: a component by its shortest name, anything else by its value."""
     value: Any = config
     for part in key.split("."):

@@ -14,7 +14,7 @@ from sitkit.runs.config.mappings import flat, merge
 from sitkit.runs.config.schema import Config, RunSettings, SampleSettings, TrainSettings
 from sitkit.runs.config.sources import Layer, assemble, component_keys, locate, read_config, read_yaml, validate
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.studies.study import Cell, Plan, Reference, Refused, Seeds, Study, refusal, refused_at
+from sitkit.studies.study import Cell, PublishedNumber, Refused, Seeds, Study, StudyPlan, refusal, refused_at
 
 # What a row says beside its settings.
 ROW_KEYS = ("label", "paper", "columns")
@@ -28,7 +28,7 @@ def read_study(
     base: str | None = None,
     seeds: Seeds | None = None,
     sample_seeds: Seeds | None = None,
-) -> Plan:
+) -> StudyPlan:
     """The study in a file, or an experiment by name, and its cells, each checked.
 
     base, seeds, sample_seeds: in place of the file's own.
@@ -64,7 +64,7 @@ def read_study(
     entries = list(_Crossing(study, str(path), where, layers))
     if not entries:
         raise UserError(f"{locate(where, ['exclude'])}every cell of the study is excluded.")
-    return Plan(study, path, base, entries, _command(path, over, base, given))
+    return StudyPlan(study, path, base, entries, _command(path, over, base, given))
 
 
 def _command(
@@ -142,7 +142,7 @@ class _Crossing:
                     f"of a number; got {number!r}."
                 )
 
-    def _reference(self, row: Mapping[str, Any], column: str) -> Reference | None:
+    def _reference(self, row: Mapping[str, Any], column: str) -> PublishedNumber | None:
         paper = row.get("paper")
         if isinstance(paper, Mapping) and not _is_reference(paper):
             paper = paper.get(column)
@@ -150,7 +150,7 @@ class _Crossing:
             return None
         told = paper if isinstance(paper, Mapping) else {"value": paper}
         setting = self.study.setting | dict(told.get("setting", {}))
-        return Reference(float(told["value"]), told.get("source", self.study.source), setting)
+        return PublishedNumber(float(told["value"]), told.get("source", self.study.source), setting)
 
     def _excluded(self, row: str, column: str, values: Mapping[str, Any]) -> bool:
         out = False
@@ -183,7 +183,7 @@ class _Crossing:
         where: Mapping[str, str],
         layers: Sequence[Layer],
         place: str,
-        reference: Reference | None,
+        reference: PublishedNumber | None,
     ) -> Iterator[Cell | Refused]:
         study = self.study
         for key, seeds in (("train.seed", study.seeds), ("sample.seed", study.sample_seeds)):

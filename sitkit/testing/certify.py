@@ -51,7 +51,7 @@ GRIDS = ("shift", "power", "cosine", "adapted")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Combination:
     """One combination.  grid is a name; diffusion and last_step are "" for an ODE."""
 
     interpolant: str
@@ -66,7 +66,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CombinationResult:
     """What was found: right, refused or wrong, why, and the measurements (NaN where none was made).
 
     mean, covariance: largest entry of the bias, less nothing; floor: four standard errors of the two.  wasserstein: sliced W2
@@ -74,7 +74,7 @@ class Verdict:
     -log p over the samples less that over the truth, in nats.
     """
 
-    cell: Cell
+    cell: Combination
     verdict: str
     reason: str = ""
     mean: float = math.nan
@@ -106,7 +106,7 @@ class Order:
 class Certificate:
     """All verdicts and orders."""
 
-    verdicts: list[Verdict]
+    verdicts: list[CombinationResult]
     orders: list[Order]
     seconds: float
     folder: Path = field(default_factory=Path)
@@ -145,13 +145,13 @@ class Examiner:
         centred = drawn - drawn.mean(0)
         root = torch.linalg.cholesky(centred.T @ centred / self.n)
         self.keys, self.noise = keys, torch.linalg.solve_triangular(root, centred.T, upper=False).T
-        first, second = (closed_form.sample(self.law, self.n, seed)[0].double() for seed in (1, 2))
+        first, second = (closed_form.sample_law(self.law, self.n, seed)[0].double() for seed in (1, 2))
         self.reference = first
         self.directions = directions(64, 2, 0)
         self.mean, self.covariance = closed_form.moments(self.law)
         self.wasserstein_floor = sliced_wasserstein(first, second, self.directions)
         # 20,000 draws: a standard error of 0.007 nats.
-        surprises = self.surprises(closed_form.sample(self.law, 20_000, 3)[0].double())
+        surprises = self.surprises(closed_form.sample_law(self.law, 20_000, 3)[0].double())
         self.entropy, self.surprise_floor = float(surprises.mean()), SIGMAS * float(surprises.std()) / math.sqrt(self.n)
         spread = float(self.covariance.diagonal().max())
         self.floor = SIGMAS * max(math.sqrt(spread / self.n), spread * math.sqrt(2 / self.n))
@@ -165,7 +165,7 @@ class Examiner:
         """The ideal field of the mixture."""
         return Field(Exact(self.law, interpolant, target), interpolant, target)
 
-    def sampler(self, cell: Cell) -> Sampler:
+    def sampler(self, cell: Combination) -> Sampler:
         """The cell's sampler, with its default steps unless fewer are to do."""
         kind = samplers[cell.sampler]
         names = {f.name for f in dataclasses.fields(kind)}
@@ -183,21 +183,21 @@ class Examiner:
             self._curvature[interpolant] = path_curvature(ideal, self.noise[:64])
         return Adapted(self._curvature[interpolant])
 
-    def diffusion(self, cell: Cell) -> Diffusion | None:
+    def diffusion(self, cell: Combination) -> Diffusion | None:
         """The cell's w; kl-eta with a velocity loss of the size that the mixture has."""
         if not cell.diffusion:
             return None
         w = diffusions.create(cell.diffusion)
         return dataclasses.replace(w, losses=((0.0, 1.0), (1.0, 2.0))) if isinstance(w, KLEta) else w
 
-    def examine(self, cell: Cell) -> Verdict:
+    def examine(self, cell: Combination) -> CombinationResult:
         """The verdict on one cell."""
         interpolant, target = interpolants.create(cell.interpolant), targets.create(cell.target)
         try:
             sampler, w = self.sampler(cell), self.diffusion(cell)
             plan = sampler.plan(interpolant, target, w)
         except UserError as error:
-            return Verdict(cell, "refused", str(error))
+            return CombinationResult(cell, "refused", str(error))
         ideal = self.field(interpolant, target)
         solved = cell.interpolant, cell.target, tuple(plan.times.tolist())
         if solved not in self._read:
@@ -213,7 +213,7 @@ class Examiner:
             self._drawn[solve] = drawn.x, drawn.nfe
         x, nfe = self._drawn[solve]
         if not bool(x.isfinite().all()):
-            return Verdict(cell, "wrong", "samples are not finite", nfe=nfe)
+            return CombinationResult(cell, "wrong", "samples are not finite", nfe=nfe)
         mean = float((x.mean(0) - self.mean).abs().max())
         covariance = float((x.T.cov() - self.covariance).abs().max())
         distance = sliced_wasserstein(x, self.reference, self.directions)
@@ -229,7 +229,7 @@ class Examiner:
             wrong = (
                 wrong or f"sliced W2 is {distance:.3f}, {self.wasserstein_floor:.3f} between two samples of the truth"
             )
-        return Verdict(
+        return CombinationResult(
             cell,
             "wrong" if wrong else "right",
             wrong,
@@ -276,7 +276,7 @@ class Examiner:
         return ""
 
 
-def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
+def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
     """Every combination of the registered names, or of those chosen for an axis; other grids with the default w."""
 
     def names(axis: str, registry: Any) -> list[str]:
@@ -293,11 +293,11 @@ def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
         if issubclass(kind, SDESampler) and takes_diffusion(kind):
             forms = list(itertools.product(names("diffusion", diffusions), ("none", "mean", "euler", "tweedie")))
         for w, last in forms:
-            yield Cell(i, t, s, w, last)
+            yield Combination(i, t, s, w, last)
         if not issubclass(kind, AdaptiveODE) and "grid" in {f.name for f in dataclasses.fields(kind)}:
             plugged = [name for name in timesteps.names() if not timesteps.origin(name).startswith("sitkit.")]
             for grid in (*GRIDS, *plugged):
-                yield Cell(i, t, s, "sigma" if forms[0][0] else "", "tweedie" if forms[0][0] else "", grid)
+                yield Combination(i, t, s, "sigma" if forms[0][0] else "", "tweedie" if forms[0][0] else "", grid)
 
 
 def takes_diffusion(kind: type[Sampler]) -> bool:
@@ -333,12 +333,12 @@ def certify(
         observed = examiner.order(samplers.create(sampler), interpolants.create(interpolant), targets.create(target))
         orders.append(Order(sampler, interpolant, target, samplers[sampler].order, observed))
     done = Certificate(verdicts, orders, time.monotonic() - began, folder)
-    write_json(folder / "certificate.json", as_plain(done))
-    draw(done, folder / "certificate.png")
+    write_json(folder / "certificate.json", certificate_to_plain(done))
+    draw_certificate(done, folder / "certificate.png")
     return done
 
 
-def as_plain(certificate: Certificate) -> dict[str, Any]:
+def certificate_to_plain(certificate: Certificate) -> dict[str, Any]:
     """The certificate as plain values."""
     return {
         "right": certificate.count("right"),
@@ -350,7 +350,7 @@ def as_plain(certificate: Certificate) -> dict[str, Any]:
     }
 
 
-def draw(certificate: Certificate, path: Path) -> None:
+def draw_certificate(certificate: Certificate, path: Path) -> None:
     """A heat map of sliced W2 over its floor: a row for each interpolant and w, a column for each sampler and last step."""
     groups: dict[str, dict[str, list[float]]] = {}
     for v in certificate.verdicts:

@@ -14,7 +14,7 @@ from sitkit.registry.loading import load_plugins
 from sitkit.registry.plugin import broken, loaded
 from sitkit.runs.tracking.sync import reach
 
-State = Literal["ok", "missing", "broken"]
+FindingState = Literal["ok", "missing", "broken"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Finding:
 
     area: str
     name: str
-    state: State
+    state: FindingState
     detail: str
     remedy: str = ""
 
@@ -36,7 +36,7 @@ EXTRAS = (
     (("torch_fidelity", "torchvision"), "features inception (FID, sFID, IS)", "inception"),
     (("ray",), "ablate --executor ray", "ray"),
 )
-NEEDED = (
+NEEDED_PACKAGES = (
     "torch",
     "torchdiffeq",
     "torchsde",
@@ -51,14 +51,14 @@ NEEDED = (
 )
 
 
-def examine(patience: float = 5.0) -> list[Finding]:
+def examine_machine(patience: float = 5.0) -> list[Finding]:
     """Every finding, in the order in which a person reads them.  The store is asked for at most `patience` seconds."""
     return [*_packages(), *_devices(), *_extras(), *_plugins(), _store(patience), *_tools()]
 
 
 def _packages() -> list[Finding]:
     found = [Finding("package", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
-    for name in ("sitkit", *NEEDED):
+    for name in ("sitkit", *NEEDED_PACKAGES):
         try:
             found.append(Finding("package", name, "ok", version(name)))
         except PackageNotFoundError:

@@ -39,7 +39,7 @@ def build_network(backbone: Backbone, seed: int = 0, num_classes: int = CLASSES)
     raise NotShown(f"{backbone.name} takes none of {SHAPES}: {reasons[0]}")
 
 
-def stirred(network: nn.Module) -> nn.Module:
+def perturbed(network: nn.Module) -> nn.Module:
     """The network with noise on every weight: a head that begins at zero would hide what lies before it."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def interface(backbone: Backbone) -> None:
 def conditioned(backbone: Backbone) -> None:
     """The prediction depends on x, on t and on the label, and on nothing random."""
     network, shape = build_network(backbone)
-    stirred(network)
+    perturbed(network)
     x, t, y = _inputs(shape)
     out = network(x, t, y)
     for what, other in (
@@ -94,7 +94,7 @@ def conditioned(backbone: Backbone) -> None:
 def each_row_alone(backbone: Backbone) -> None:
     """A prediction does not depend on what else is in the batch."""
     network, shape = build_network(backbone)
-    stirred(network).eval()
+    perturbed(network).eval()
     x, t, y = _inputs(shape)
     whole = network(x, t, y)
     for row in range(len(x)):
@@ -115,7 +115,7 @@ def seeded(backbone: Backbone) -> None:
 def trainable(backbone: Backbone) -> None:
     """A gradient reaches every parameter that asks for one."""
     network, shape = build_network(backbone)
-    stirred(network)(*_inputs(shape)).square().mean().backward()
+    perturbed(network)(*_inputs(shape)).square().mean().backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     law(not without, f"{backbone.name}: no gradient reaches {', '.join(without[:3])}")
 
@@ -124,7 +124,7 @@ def trainable(backbone: Backbone) -> None:
 def saved(backbone: Backbone) -> None:
     """Its weights, written as safetensors and read into another network, give the same prediction."""
     network, shape = build_network(backbone)
-    stirred(network).eval()
+    perturbed(network).eval()
     state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
     other = build_network(backbone, 1)[0].eval()
     other.load_state_dict(load(save(state)))
@@ -187,7 +187,7 @@ def suited(loss: Loss) -> tuple[Loss, nn.Module, nn.Module | None, tuple[int, ..
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 bound = loss.bind(examples_like(shape))
-                return bound, stirred(network), bound.build(network, shape, CLASSES), shape
+                return bound, perturbed(network), bound.build(network, shape, CLASSES), shape
         except (UserError, NotShown) as error:
             reasons.append(str(error))
     raise NotShown(f"{loss.name} takes no network here: {reasons[0]}")

@@ -17,8 +17,8 @@ from sitkit.registry.settings_files import Shelf, presets, shelves
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.progress import Event, Progress, silent
 
-State = Literal["loaded", "broken", "left out"]
-Outcome = Literal["holds", "broken", "not shown"]
+PluginState = Literal["loaded", "broken", "left out"]
+LawOutcome = Literal["holds", "broken", "not shown"]
 
 LOADS = "loads", "Its module is imported and what it registers is taken."
 LIGHT = "light", "Importing it does not import torch, so that `sitkit --help` and `sitkit list` stay quick."
@@ -28,13 +28,13 @@ FILLED = "filled", "Without fields, or with those of `test_fields`, it can be ma
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LawResult:
     """What became of one law for one subject: the package, or a component "sampler mine (steps=3)"."""
 
     subject: str
     law: str
     meaning: str
-    outcome: Outcome
+    outcome: LawOutcome
     reason: str = ""
 
 
@@ -43,15 +43,15 @@ class Conformance:
     """The verdicts on one plugin."""
 
     plugin: Plugin
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[LawResult, ...]
 
     @property
-    def failures(self) -> list[Verdict]:
+    def failures(self) -> list[LawResult]:
         """The laws that it breaks."""
         return [verdict for verdict in self.verdicts if verdict.outcome == "broken"]
 
 
-def state_of(plugin: Plugin) -> tuple[State, str]:
+def plugin_state(plugin: Plugin) -> tuple[PluginState, str]:
     """What became of a plugin when it was loaded, and why."""
     load_plugins()
     if plugin in left_out:
@@ -83,12 +83,12 @@ def plugins_named(words: Sequence[str]) -> list[Plugin]:
     return found
 
 
-def examine(plugin: Plugin, progress: Progress = silent) -> Conformance:
+def test_plugin(plugin: Plugin, progress: Progress = silent) -> Conformance:
     """Try every law on a plugin and on everything that it registered; nothing that it does stops the rest."""
-    state, reason = state_of(plugin)
+    state, reason = plugin_state(plugin)
     if state != "loaded":
-        return Conformance(plugin, (Verdict("package", *LOADS, "broken", reason),))
-    verdicts = [Verdict("package", *LOADS, "holds"), _judge("package", *LIGHT, lambda: _light(plugin))]
+        return Conformance(plugin, (LawResult("package", *LOADS, "broken", reason),))
+    verdicts = [LawResult("package", *LOADS, "holds"), _judge("package", *LIGHT, lambda: _light(plugin))]
     for registry, name in owned(plugin):
         verdicts += _component(registry, name, progress)
     for shelf in shelves.values():
@@ -97,7 +97,7 @@ def examine(plugin: Plugin, progress: Progress = silent) -> Conformance:
     return Conformance(plugin, tuple(verdicts))
 
 
-def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterable[Verdict]:
+def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterable[LawResult]:
     """The laws of a component's kind for each of its instances; of a preset, that it can be made."""
     from sitkit.testing import examples_of, laws_of
 
@@ -141,7 +141,7 @@ def _settings(shelf: Shelf, name: str) -> None:
         raise AssertionError(str(error)) from None
 
 
-def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> Verdict:
+def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> LawResult:
     """The verdict of one check, whose draws depend on no other and leave no trace."""
     import torch
 
@@ -152,14 +152,14 @@ def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> V
         try:
             check()
         except NotShown as why:
-            return Verdict(subject, law, meaning, "not shown", str(why))
+            return LawResult(subject, law, meaning, "not shown", str(why))
         except AssertionError as error:
-            return Verdict(subject, law, meaning, "broken", str(error))
+            return LawResult(subject, law, meaning, "broken", str(error))
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return Verdict(subject, law, meaning, "broken", f"{reason} ({last.filename}:{last.lineno})")
-    return Verdict(subject, law, meaning, "holds")
+            return LawResult(subject, law, meaning, "broken", f"{reason} ({last.filename}:{last.lineno})")
+    return LawResult(subject, law, meaning, "holds")
 
 
 def _light(plugin: Plugin) -> None:

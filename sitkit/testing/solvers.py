@@ -30,7 +30,7 @@ from sitkit.transport.timestep import Timestep
 MIDDLE = 0.1, 0.8
 # Orders are whole numbers; a quarter of one is the noise of measuring them at a finite step.
 ORDER_TOLERANCE = 0.25
-ROUNDING = 1e-12
+ROUNDING_TOLERANCE = 1e-12
 
 
 @lawful(Guidance)
@@ -270,7 +270,7 @@ def check_order(sampler: Sampler, field: Field) -> None:
         return
     if not any(f.name == "steps" for f in dataclasses.fields(sampler)):
         raise AssertionError(f"{sampler.name}: a sampler of fixed steps has a field `steps`")
-    if not sampler.stochastic and flow_error(over_the_middle(sampler, 8), field) < ROUNDING:
+    if not sampler.stochastic and flow_error(over_the_middle(sampler, 8), field) < ROUNDING_TOLERANCE:
         return
     measured = observed_order(sampler, field)
     law(

@@ -16,7 +16,7 @@ from sitkit.testing.law import NotShown, close, law, lawful
 from sitkit.transport.coupling import Coupling
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Coefficients, Interpolant
-from sitkit.transport.target import Target, Velocity, determinant, solve
+from sitkit.transport.target import Target, Velocity, data_and_noise, determinant
 from sitkit.transport.timestep import Timestep
 from sitkit.transport.weighting import Weighting
 
@@ -143,7 +143,7 @@ def invertible(target: Target) -> None:
         law(a.dtype == b.dtype == t.dtype, f"{who}: both weights are of t's dtype")
         det = determinant(target, c)
         law(det.isfinite() & (det != 0), f"{who}: a sigma - b alpha is finite and not 0 inside (0, 1)")
-        found = solve(target, c, a * data + b * noise, c.alpha * data + c.sigma * noise)
+        found = data_and_noise(target, c, a * data + b * noise, c.alpha * data + c.sigma * noise)
         # The 2 x 2 system loses the digits of its condition number, |a b alpha sigma| / det, at most 1e4 at t = 1e-3 here.
         for what, ours, truth in (("data", found[0], data), ("noise", found[1], noise)):
             close(ours, truth, 1e-10, f"{who}: {what} is found again from the prediction and x")

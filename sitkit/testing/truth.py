@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sitkit.models.exact import Exact
-from sitkit.transport.closed_form import Posterior
+from sitkit.transport.closed_form import MixturePosterior
 from sitkit.transport.field import Field
 from sitkit.transport.interpolant import Coefficients, Interpolant
 from sitkit.transport.target import Target, Velocity
@@ -19,26 +19,26 @@ MEAN, STD = 0.7, 0.3
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class GaussianTruth:
     """The law N(mean, std^2 I) of unlabelled data in any dimension."""
 
     mean: float
     std: float
     num_classes: int = 0
 
-    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> Posterior:
+    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
         """E[data | x] = mean + alpha std^2 (x - alpha mean) / R, score = -(x - alpha mean) / R, R = alpha^2 std^2 + sigma^2."""
         pull = (x - c.alpha * self.mean) / ((c.alpha * self.std).square() + c.sigma.square())
-        return Posterior(self.mean + c.alpha * self.std**2 * pull, -pull)
+        return MixturePosterior(self.mean + c.alpha * self.std**2 * pull, -pull)
 
-    def to(self, device: torch.device) -> Gaussian:
+    def to(self, device: torch.device) -> GaussianTruth:
         """Itself."""
         return self
 
 
 def gaussian_network(interpolant: Interpolant, target: Target, mean: float = 0.0, std: float = 1.0) -> Exact:
     """The ideal network for data ~ N(mean, std^2 I): network(x, t, y) = E[a data + b noise | x_t = x], in closed form."""
-    return Exact(Gaussian(mean, std), interpolant, target)
+    return Exact(GaussianTruth(mean, std), interpolant, target)
 
 
 def gaussian_field(interpolant: Interpolant, target: Target, mean: float = MEAN, std: float = STD) -> Field:

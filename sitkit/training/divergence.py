@@ -15,19 +15,21 @@ from sitkit.runs.checkpoint import latest_checkpoint
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run import CHECKPOINTS
 from sitkit.runtime import rng
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import WorkFailed
 from sitkit.runtime.files import write_json
-from sitkit.training.objective import Drawing
+from sitkit.training.objective import TrainingInputs
 
 # Steps in a row with gradients that are not finite, after which even train.nonfinite=skip stops.
 SKIPS = 20
 
 
-class Window:
+class LossWindow:
     """The losses of each example and the norms of the gradients, step by step, until they are looked at."""
 
-    def __init__(self, config: Config, data: Examples, drawing: Drawing, folder: Path, here: World) -> None:
+    def __init__(
+        self, config: Config, data: Examples, drawing: TrainingInputs, folder: Path, here: ProcessGroup
+    ) -> None:
         self.config, self.data, self.drawing, self.folder, self.here = config, data, drawing, folder, here
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sitkit.runs.averages import FIXED, SNAPSHOTS, gamma, power_prefix, prefix, width_of
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import save_tensors
-from sitkit.training.parallel import gathered, laid_like
+from sitkit.training.parallel import gathered, shard_like
 
 
 class EMA:
@@ -63,7 +63,7 @@ class EMA:
                 if f"{key}{name}" not in tensors:
                     raise UserError(f"The checkpoint holds no {key}{name}, so its average cannot be continued.")
                 given = tensors[f"{key}{name}"]
-                average.copy_(laid_like(given, average))
+                average.copy_(shard_like(given, average))
 
     @contextlib.contextmanager
     @torch.no_grad()
@@ -77,7 +77,7 @@ class EMA:
         finally:
             torch._foreach_copy_(parameters, own)  # pyright: ignore[reportPrivateImportUsage]
 
-    def snapshot(self, folder: Path, step: int, dtype: torch.dtype, here: World) -> None:
+    def snapshot(self, folder: Path, step: int, dtype: torch.dtype, here: ProcessGroup) -> None:
         """Keep the power-function averages of a step in the run's folder.  Every process calls it; the lead writes."""
         powers = {key: exponent for key, (_, exponent) in self._profiles.items() if exponent is not None}
         held = {f"{key}{name}": t for key in powers for name, t in zip(self.names, self._averages[key], strict=True)}

@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
         return [Inputs(*rows) for rows in zip(*(value.chunk(parts) for value in self), strict=True)]
 
 
-class Drawing:
+class TrainingInputs:
     """Inputs from examples: noise, time and dropped labels are functions of the training seed and the position alone.
 
     rank, size: this process's part of each batch.  A coupling that looks at the whole batch is given all of it by
@@ -42,7 +42,7 @@ class Drawing:
         self, config: Config, network: nn.Module, data: Examples, device: torch.device, rank: int = 0, size: int = 1
     ) -> None:
         self.config, self.examples, self.device = config, data, device
-        self.span = interval.trainable(config.interp, config.target, config.weight)
+        self.span = interval.trainable_interval(config.interp, config.target, config.weight)
         self.dropout = float(getattr(network, "class_dropout", 0.0))
         self.own = (rank, size)
         self.part = (0, 1) if config.coupling.whole_batch else self.own

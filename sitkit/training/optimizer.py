@@ -12,7 +12,7 @@ from sitkit.runs.config.schema import TrainSettings
 from sitkit.training.parallel import whole
 
 
-class Learner:
+class Optimization:
     """The optimiser and its schedule, torch's own."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: TrainSettings) -> None:

@@ -17,14 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.training.objective import Objective
 
 
-class Laid:
+class Parallelized:
     """An objective on its devices: called as the objective is, with gradients averaged over the processes."""
 
-    def __init__(self, objective: Objective, world: World, how: Literal["ddp", "fsdp"], compiled: bool) -> None:
+    def __init__(self, objective: Objective, world: ProcessGroup, how: Literal["ddp", "fsdp"], compiled: bool) -> None:
         self.objective, self.sharded = objective, []
         self.module: Any = objective
         if world.size > 1 and how == "fsdp":
@@ -58,7 +58,7 @@ def compile_(module: nn.Module) -> None:
     module.compile(dynamic=False, options={tanh: True} if tanh in torch._inductor.list_options() else None)
 
 
-def _shard(objective: Objective, world: World, compiled: bool) -> list[Any]:
+def _shard(objective: Objective, world: ProcessGroup, compiled: bool) -> list[Any]:
     """Shard each block of the network's lists of modules, then the rest; each block is compiled by itself."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -83,7 +83,7 @@ def whole(tensor: Tensor) -> Tensor:
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
-def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor], world: ProcessGroup) -> dict[str, Tensor]:
     """Whole tensors in the lead's main memory; elsewhere nothing is kept."""
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -93,7 +93,7 @@ def gathered(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return kept
 
 
-def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's shard of a whole tensor, where `like` is sharded; else the tensor."""
     if not hasattr(like, "full_tensor"):
         return tensor

@@ -7,14 +7,14 @@ import time
 
 import torch
 
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 
 # A training step is the forward pass and twice as much again backward.
 PASSES = 3
 
 
 @functools.cache
-def peak(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of the best of a few square matrix products on this device, a multiply-add counting two.
 
     It is what matrix products reach here, not what a data sheet says: 4096^3 on CUDA, 512^3 on a CPU with as many threads
@@ -48,9 +48,9 @@ class Throughput:
     (checkpointing) is not counted.
     """
 
-    def __init__(self, flops: int | None, here: World, dtype: torch.dtype) -> None:
+    def __init__(self, flops: int | None, here: ProcessGroup, dtype: torch.dtype) -> None:
         self.flops, self.device = flops, here.device
-        self.peak = peak(here.device, dtype) * here.size if flops is not None else 0.0
+        self.peak = peak_flops(here.device, dtype) * here.size if flops is not None else 0.0
         self.since = time.monotonic()
 
     def read(self, images: int) -> dict[str, float]:

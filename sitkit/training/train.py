@@ -28,10 +28,10 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import (
     CHECKPOINTS,
-    DATA,
+    DATA_FILE,
     ENVIRONMENT,
     METRICS,
-    build,
+    build_network,
     check_unchanged,
     fingerprints,
     folder_of,
@@ -42,19 +42,19 @@ from sitkit.runs.run import (
 from sitkit.runs.sample_set import show
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime import rng
-from sitkit.runtime.distributed import World, joined
+from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import read_header
 from sitkit.solvers.ode import Heun
-from sitkit.training.divergence import Window
+from sitkit.training.divergence import LossWindow
 from sitkit.training.ema import EMA
-from sitkit.training.objective import Drawing, objective_of
-from sitkit.training.optimizer import Learner
-from sitkit.training.parallel import Laid, tf32
+from sitkit.training.objective import TrainingInputs, objective_of
+from sitkit.training.optimizer import Optimization
+from sitkit.training.parallel import Parallelized, tf32
 from sitkit.training.throughput import Throughput
-from sitkit.training.training_state import State
+from sitkit.training.training_state import TrainingState
 from sitkit.transport.field import Field
 
 PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8
@@ -89,7 +89,7 @@ def train(config: Config, progress: Progress = silent) -> Path:
             )
         data, marks, folder = load_examples(config.data), fingerprints(config), folder_of(config)
         told = progress if here.lead else silent
-        network = build(config)
+        network = build_network(config)
         if config.train.init is not None:
             start_from(network, config.train.init, config.run.folder)
         with _recorded(config, marks, folder, here, told):
@@ -99,7 +99,9 @@ def train(config: Config, progress: Progress = silent) -> Path:
 
 
 @contextlib.contextmanager
-def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, progress: Progress) -> Iterator[None]:
+def _recorded(
+    config: Config, marks: dict[str, str], folder: Path, here: ProcessGroup, progress: Progress
+) -> Iterator[None]:
     """While the work goes on the lead holds the run's folder, has described it, and tracks it."""
     if not here.lead:
         yield
@@ -114,7 +116,7 @@ def _recorded(config: Config, marks: dict[str, str], folder: Path, here: World, 
         check_unchanged(folder, marks)
         write_config(folder, config)
         _describe(config, folder, environment(here.device) | {"processes": here.size, **marks})
-        write_json(folder / DATA, description(load_examples(config.data)))
+        write_json(folder / DATA_FILE, description(load_examples(config.data)))
         with Tracker(
             folder,
             name=folder.name,
@@ -139,7 +141,9 @@ def _describe(config: Config, folder: Path, now: dict[str, Any]) -> None:
         write_json(path, continued(before, now, step) if before else now)
 
 
-def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here: World, progress: Progress) -> None:
+def _loop(
+    config: Config, network: nn.Module, data: Examples, folder: Path, here: ProcessGroup, progress: Progress
+) -> None:
     settings, every = config.train, config.run.log_every
     if not config.backbone.trainable or not any(p.requires_grad for p in network.parameters()):
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
@@ -147,9 +151,9 @@ def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here
     shape = modelled_shape(config.autoencoder, data)
     objective = objective_of(config, network, shape, data.num_classes).to(here.device)
     compiled = here.device.type == "cuda" if config.run.compile == "auto" else config.run.compile
-    laid = Laid(objective, here, config.run.parallel, compiled)
+    laid = Parallelized(objective, here, config.run.parallel, compiled)
     averages = EMA(network, settings.ema_decays, settings.posthoc)
-    state = State(objective, averages, Learner(objective.parameters(), settings), here)
+    state = TrainingState(objective, averages, Optimization(objective.parameters(), settings), here)
     if settings.posthoc and here.lead:
         progress(Event("train", message=check_space(folder, settings, network)))
     step = saved = state.resume(folder)
@@ -158,9 +162,9 @@ def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here
     if not settings.steps:
         # What is sampled, measured and compared like any other: the network as it was drawn.
         state.save(folder, config, 0)
-    drawing = Drawing(config, network, data, here.device, here.rank, here.size)
+    drawing = TrainingInputs(config, network, data, here.device, here.rank, here.size)
     speed = Throughput(config.backbone.flops(shape), here, torch.bfloat16 if objective.halved else torch.float32)
-    window = Window(config, data, drawing, folder, here)
+    window = LossWindow(config, data, drawing, folder, here)
     network.train()
     with (
         metrics_from(folder / METRICS, step, write=here.lead) as log,
@@ -187,7 +191,7 @@ def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here
                 count, seen = window.look(step, saved)
                 rates = speed.read(count * settings.batch)
                 log({"step": step, "time": time.time(), **seen, "lr": lr, **rates})
-                progress(Event("train", step, settings.steps, {"loss": seen["loss"], **shown(rates)}))
+                progress(Event("train", step, settings.steps, {"loss": seen["loss"], **short_names(rates)}))
             if due(settings, step):
                 averages.snapshot(folder, step, getattr(torch, settings.posthoc_dtype), here)
             # Several processes decide together, and only where they wait for one another anyway.
@@ -203,13 +207,13 @@ def _loop(config: Config, network: nn.Module, data: Examples, folder: Path, here
                 raise KeyboardInterrupt
 
 
-def shown(rates: dict[str, float]) -> dict[str, float]:
+def short_names(rates: dict[str, float]) -> dict[str, float]:
     """Rates by the names that the bar has room for."""
     names = {"images_per_second": "images/s", "mfu": "mfu", "memory_gib": "GiB"}
     return {names[key]: value for key, value in rates.items()}
 
 
-def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, step: int, here: World) -> None:
+def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, step: int, here: ProcessGroup) -> None:
     """A picture of what the network draws: one row a class, or points in the plane, and nothing of what has no picture.
 
     Every process draws, the lead saves.

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from sitkit.runs.checkpoint import latest_checkpoint, load_optimizer, optimizer_tensors, prune_checkpoints
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run import CHECKPOINTS
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.tensors import load_tensors, save_tensors
 from sitkit.training.ema import EMA
 from sitkit.training.objective import Objective
-from sitkit.training.optimizer import Learner
-from sitkit.training.parallel import gathered, laid_like
+from sitkit.training.optimizer import Optimization
+from sitkit.training.parallel import gathered, shard_like
 
 
-class State:
+class TrainingState:
     """An objective, the averages of its network and its learner, wherever their tensors lie."""
 
-    def __init__(self, objective: Objective, averages: EMA, learner: Learner, here: World) -> None:
+    def __init__(self, objective: Objective, averages: EMA, learner: Optimization, here: ProcessGroup) -> None:
         self.objective, self.averages, self.learner, self.here = objective, averages, learner, here
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -56,7 +56,7 @@ class State:
         for prefix, module in self._modules().items():
             own = module.state_dict()
             given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            module.load_state_dict({name: laid_like(t, own[name]) if name in own else t for name, t in given.items()})
+            module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in given.items()})
         self.averages.load(tensors)
         load_optimizer(self.learner.optimizer, tensors)
         self._lay_moments()
@@ -69,4 +69,4 @@ class State:
         for parameter, moments in self.learner.optimizer.state.items():
             for name, moment in moments.items():
                 if name != "step":
-                    moments[name] = laid_like(moment, parameter)
+                    moments[name] = shard_like(moment, parameter)

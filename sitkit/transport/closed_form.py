@@ -17,7 +17,7 @@ from sitkit.transport.interpolant import TINY, Coefficients
 from sitkit.transport.target import Target
 
 
-class Posterior(NamedTuple):
+class MixturePosterior(NamedTuple):
     """E[data | x] and the score grad log p_t(x), each (b, d) float64."""
 
     data: Tensor
@@ -33,7 +33,7 @@ class Truth(NamedTuple):
     noise: Tensor
 
 
-class Law(Protocol):
+class DataLaw(Protocol):
     """A distribution of labelled data in d dimensions; the label `num_classes` stands for all classes together."""
 
     @property
@@ -41,7 +41,7 @@ class Law(Protocol):
         """How many labels there are."""
         ...
 
-    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> Posterior:
+    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
         """c: each (b, 1) float64; x: (b, d) float64; y: (b,) int64 in [0, num_classes]."""
         ...
 
@@ -50,7 +50,7 @@ class Law(Protocol):
         ...
 
 
-def readings(law: Law, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Truth:
+def readings(law: DataLaw, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Truth:
     """E[velocity | x], grad log p_t(x), E[data | x] and E[noise | x].
 
     c: as from `interpolant.at(t, x)`; x: (b, ...); y: (b,) int64, or None for all classes together.
@@ -63,7 +63,7 @@ def readings(law: Law, c: Coefficients, x: Tensor, y: Tensor | None = None) -> T
     return Truth(*(value.reshape(x.shape).to(x.dtype) for value in (velocity, score, data, noise)))
 
 
-def prediction(law: Law, target: Target, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Tensor:
+def prediction(law: DataLaw, target: Target, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Tensor:
     """E[a * data + b * noise | x]: what an ideal network predicts, of x's shape and dtype.  Arguments as `readings`."""
     c, flat, labels = _float64(law, c, x, y)
     a, b = target.weights(c)
@@ -76,7 +76,7 @@ def _combine(c: Coefficients, a: Tensor, b: Tensor, data: Tensor, score: Tensor)
     return a * data - (b * c.sigma.clamp_min(TINY)) * score
 
 
-def _float64(law: Law, c: Coefficients, x: Tensor, y: Tensor | None) -> tuple[Coefficients, Tensor, Tensor]:
+def _float64(law: DataLaw, c: Coefficients, x: Tensor, y: Tensor | None) -> tuple[Coefficients, Tensor, Tensor]:
     b = len(x)
     c = Coefficients(*(value.double().reshape(-1, 1).expand(b, 1) for value in c))
     labels = torch.full((b,), law.num_classes, device=x.device) if y is None else y
@@ -142,7 +142,7 @@ class Mixture:
             return self
         return Mixture(*(v.to(device) for v in (self.weights, self.means, self.covariances, self.groups)))
 
-    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> Posterior:
+    def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
         """E[data | x, y] and grad log p_t(x | y), sums over components of r_k times the component's own.
 
         r_k is the probability of the component given x and y, R_k = alpha^2 l_k + sigma^2, e_k = U_k^T (x - alpha m_k):
@@ -155,7 +155,7 @@ class Mixture:
         basis = self.basis.mT.flatten(0, 1)
         score = -(pull.flatten(0, 1).T @ basis)
         data = r.T @ self.means + c.alpha * ((self.spectrum.unsqueeze(2) * pull).flatten(0, 1).T @ basis)
-        return Posterior(data, score)
+        return MixturePosterior(data, score)
 
     def _residuals(self, c: Coefficients, x: Tensor) -> tuple[Tensor, Tensor]:
         """x - alpha m_k in the basis of C_k, and the variance along it: each (K, d, b)."""
@@ -196,7 +196,7 @@ def class_posterior(mixture: Mixture, c: Coefficients, x: Tensor) -> Tensor:
     return (mixture._joint(c, flat, labels).softmax(0).T @ membership).to(x.dtype)
 
 
-def sample(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
+def sample_law(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
     """n draws of data and label: (n, d) float64 and (n,) int64, decided by the seed."""
     generator = torch.Generator().manual_seed(seed)
     k = torch.multinomial(mixture.weights.cpu(), n, replacement=True, generator=generator).to(mixture.means.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitkit.runtime.errors import UserError
 from sitkit.transport.interpolant import Interpolant
-from sitkit.transport.target import Target, solve
+from sitkit.transport.target import Target, data_and_noise
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -77,7 +77,7 @@ class Field:
         prediction = self.network(x, instants, self.labels(y, x))
         dtype = torch.promote_types(x.dtype, torch.float32)
         c = type(c)(*(value.to(dtype) for value in c))
-        data, noise = solve(self.target, c, prediction.to(dtype), x.to(dtype))
+        data, noise = data_and_noise(self.target, c, prediction.to(dtype), x.to(dtype))
         return Readings(c.d_alpha * data + c.d_sigma * noise, -noise / c.sigma, data, noise)
 
     def through(self, network: Network) -> Field:

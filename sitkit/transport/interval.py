@@ -30,7 +30,7 @@ LEFT_BY_END, LEFT_BY_LAST_STEP = 0.05, 0.07
 LATEST_START = 0.25
 
 
-class Span(NamedTuple):
+class Interval(NamedTuple):
     """The times a solve runs over, and why each end is where it is ("" where it is the natural one)."""
 
     t0: float
@@ -44,7 +44,7 @@ class Span(NamedTuple):
         return tuple(why for why in (self.why0, self.why1) if why)
 
 
-def coefficients(interpolant: Interpolant, t: float | Tensor) -> Coefficients:
+def coefficients_at(interpolant: Interpolant, t: float | Tensor) -> Coefficients:
     """The coefficients at t in float64."""
     return interpolant.coefficients(torch.as_tensor(t, dtype=torch.float64))
 
@@ -72,40 +72,40 @@ def singularity(interpolant: Interpolant, target: Target, diffusion: Diffusion |
     return ""
 
 
-def rho(interpolant: Interpolant, diffusion: Diffusion, t: Tensor, h: Tensor | float) -> Tensor:
+def stiffness(interpolant: Interpolant, diffusion: Diffusion, t: Tensor, h: Tensor | float) -> Tensor:
     """h w / (2 sigma^2): by how much an explicit step of size h at t multiplies away the noise in the state."""
-    c = coefficients(interpolant, t)
+    c = coefficients_at(interpolant, t)
     return h * diffusion.w(t, c) / (2 * c.sigma.square())
 
 
-def derive(
+def derive_interval(
     interpolant: Interpolant,
     target: Target,
     diffusion: Diffusion | None,
     *,
     steps: int,
     end: float = 1.0,
-) -> Span:
+) -> Interval:
     """The widest span within [0, end] on which the right-hand side is finite and explicit steps are stable.
 
     Raises UserError where no such span is wide enough for the samples to be right.
     """
     t0, why0 = 0.0, singularity(interpolant, target, diffusion, 0.0)
     if why0:
-        t0 = _crossing(lambda t: float(coefficients(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
+        t0 = _crossing(lambda t: float(coefficients_at(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
     t1, why1 = end, singularity(interpolant, target, diffusion, end)
     if why1:
-        t1 = _crossing(lambda t: float(coefficients(interpolant, t).sigma) >= MARGIN, end, 0.0)
+        t1 = _crossing(lambda t: float(coefficients_at(interpolant, t).sigma) >= MARGIN, end, 0.0)
     if diffusion is None:
-        return Span(t0, t1, why0, why1)
+        return Interval(t0, t1, why0, why1)
 
     def stable(t: float) -> bool:
         time = torch.tensor(t, dtype=torch.float64)
-        return float(rho(interpolant, diffusion, time, 1 / steps)) <= RHO_END
+        return float(stiffness(interpolant, diffusion, time, 1 / steps)) <= RHO_END
 
     middle = _most_stable(interpolant, diffusion)
     if not stable(middle):
-        least = float(rho(interpolant, diffusion, torch.tensor(middle, dtype=torch.float64), 1.0))
+        least = float(stiffness(interpolant, diffusion, torch.tensor(middle, dtype=torch.float64), 1.0))
         raise UserError(
             f"diffusion {diffusion.name!r} is too strong for {steps} explicit steps at every t: "
             f"use at least {round(least / RHO_END) + 1} steps or a smaller norm."
@@ -113,7 +113,7 @@ def derive(
     if not stable(t0):
         t0 = _crossing(stable, t0, middle)
         why0 = why0 or f"w of diffusion {diffusion.name!r} makes a step of {1 / steps:.3g} unstable before t = {t0:.3g}"
-        alpha = float(coefficients(interpolant, t0).alpha)
+        alpha = float(coefficients_at(interpolant, t0).alpha)
         if alpha > LATEST_START:
             raise UserError(
                 f"with diffusion {diffusion.name!r} and {steps} steps an explicit step is stable only from t = {t0:.3g} on, "
@@ -122,19 +122,19 @@ def derive(
     if end == 1 and not stable(t1):
         t1 = _crossing(stable, t1, middle)
         why1 = f"the score's 1 / sigma makes a step of {1 / steps:.3g} unstable after t = {t1:.4g}"
-        sigma = float(coefficients(interpolant, t1).sigma)
+        sigma = float(coefficients_at(interpolant, t1).sigma)
         if sigma > LEFT_BY_END:
             raise UserError(
                 f"without a last step, diffusion {diffusion.name!r} with {steps} steps is stable only up to t = {t1:.3g} "
                 f"and leaves noise of {sigma:.2g} in the samples: use last_step 'tweedie', more steps, "
                 "or a w that vanishes with sigma."
             )
-    return Span(t0, t1, why0, why1)
+    return Interval(t0, t1, why0, why1)
 
 
 def _most_stable(interpolant: Interpolant, diffusion: Diffusion) -> float:
     times = torch.linspace(0.02, 0.9, 89, dtype=torch.float64)
-    return float(times[rho(interpolant, diffusion, times, 1.0).nan_to_num(nan=float("inf")).argmin()])
+    return float(times[stiffness(interpolant, diffusion, times, 1.0).nan_to_num(nan=float("inf")).argmin()])
 
 
 def _crossing(holds: Callable[[float], bool], outside: float, inside: float) -> float:
@@ -153,7 +153,7 @@ def check_grid(interpolant: Interpolant, target: Target, diffusion: Diffusion | 
             raise UserError(f"{why}: start or stop elsewhere, or leave t0 and t1 unset so that they are derived.")
     if diffusion is None:
         return
-    step = rho(interpolant, diffusion, times[:-1], times.diff())
+    step = stiffness(interpolant, diffusion, times[:-1], times.diff())
     worst = int(step.argmax())
     if not float(step[worst]) <= RHO_GRID:
         raise UserError(
@@ -163,20 +163,20 @@ def check_grid(interpolant: Interpolant, target: Target, diffusion: Diffusion | 
         )
 
 
-def trainable(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[float, float]:
+def trainable_interval(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[float, float]:
     """The times at which the target and its weight are finite: [0, 1], less a `MARGIN` at each end where they are not.
 
     SiT clips training of vp-sbdm in the same way, at t = 1 - 1e-5, where sigma is 1e-3.
     """
 
     def finite(t: float) -> bool:
-        c = coefficients(interpolant, t)
+        c = coefficients_at(interpolant, t)
         values = (*target.weights(c), weighting.weight(c, target))
         return all(float(value.abs()) < INFINITE for value in values)
 
     t0, t1 = 0.0, 1.0
     if not finite(t0):
-        t0 = _crossing(lambda t: float(coefficients(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
+        t0 = _crossing(lambda t: float(coefficients_at(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
     if not finite(t1):
-        t1 = _crossing(lambda t: float(coefficients(interpolant, t).sigma) >= MARGIN, 1.0, 0.0)
+        t1 = _crossing(lambda t: float(coefficients_at(interpolant, t).sigma) >= MARGIN, 1.0, 0.0)
     return t0, t1

@@ -84,7 +84,7 @@ def determinant(target: Target, c: Coefficients) -> Tensor:
     return a * c.sigma - b * c.alpha
 
 
-def solve(target: Target, c: Coefficients, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def data_and_noise(target: Target, c: Coefficients, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """(data, noise) from a prediction y of `target` at x; singular where det = 0."""
     a, b = target.weights(c)
     det = a * c.sigma - b * c.alpha

@@ -32,10 +32,10 @@ class Timestep(Component):
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         times = t0 + (t1 - t0) * self.map(u)
         times[0], times[-1] = t0, t1
-        return increasing(times, self.name)
+        return require_increasing(times, self.name)
 
 
-def increasing(times: Tensor, name: str) -> Tensor:
+def require_increasing(times: Tensor, name: str) -> Tensor:
     """The times, if each is above the one before; else UserError."""
     if not bool((times.diff() > 0).all()):
         at = int((times.diff() <= 0).nonzero()[0])
@@ -209,7 +209,7 @@ class Adapted(Timestep):
         first, last = (float(np.interp(t, knots, shares)) for t in (t0, t1))
         times = torch.from_numpy(np.interp(np.linspace(first, last, steps + 1), shares, knots))
         times[0], times[-1] = t0, t1
-        return increasing(times, self.name)
+        return require_increasing(times, self.name)
 
     def _distribution(self) -> tuple[Tensor, Tensor]:
         """Times from 0 to 1, and the share of steps before each; between them both are linear."""

@@ -19,7 +19,7 @@ from support import call, copied, finish, flags, start, trained
 from typer.main import get_command
 
 from sitkit.cli import console
-from sitkit.cli.app import app
+from sitkit.cli.commands import app
 from sitkit.registry import registries
 from sitkit.results.study_results import FILE as RESULTS
 from sitkit.results.study_results import find_study

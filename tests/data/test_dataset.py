@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sitkit.data.dataset import Dataset, Examples, in_memory, split
+from sitkit.data.dataset import Dataset, Examples, in_memory, split_holdout
 from sitkit.data.decoding import Pictures, Source, centre_square
 from sitkit.data.stream import batch
 from sitkit.registry import datasets, spec
@@ -242,12 +242,12 @@ def test_an_impossible_batch_is_refused(step: int, size: int) -> None:
 
 def test_the_split_holds_out_what_was_asked() -> None:
     for n, holdout, held in ((1000, 0.05, 50), (1000, 0.0, 0), (10, 0.05, 1), (2, 0.05, 1), (3, 0.5, 2)):
-        train, heldout = split(n, holdout)
+        train, heldout = split_holdout(n, holdout)
         assert len(heldout) == held and len(train) == n - held
     with pytest.raises(UserError, match=r"leaves none of 1 "):
-        split(1, 0.05)
+        split_holdout(1, 0.05)
     with pytest.raises(UserError, match="leaves none of 0 "):
-        split(0, 0.0)
+        split_holdout(0, 0.0)
     with pytest.raises(UserError, match="holdout must be"):
         datasets.create("digits", holdout=1.0)
 

@@ -13,10 +13,10 @@ import sitkit.models.exact as exact
 from sitkit.models.exact import Empirical, Exact
 from sitkit.registry import backbones, datasets, interpolants, targets
 from sitkit.runtime.errors import UserError
-from sitkit.transport.closed_form import Mixture, class_posterior, log_density, moments, readings, sample
+from sitkit.transport.closed_form import Mixture, class_posterior, log_density, moments, readings, sample_law
 from sitkit.transport.field import Field
 from sitkit.transport.interpolant import Coefficients, Interpolant
-from sitkit.transport.target import determinant, solve
+from sitkit.transport.target import data_and_noise, determinant
 
 INTERPOLANTS = interpolants.names()
 TARGETS = targets.names()
@@ -38,7 +38,7 @@ def mixture() -> Mixture:
 
 def noisy(mixture: Mixture, interpolant: Interpolant, t: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """One draw of x_t per time, and a label for each, the null class among them."""
-    data, _ = sample(mixture, len(t), seed)
+    data, _ = sample_law(mixture, len(t), seed)
     noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     c = interpolant.at(t, data)
     return c.alpha * data + c.sigma * noise, torch.arange(len(t)) % (mixture.num_classes + 1)
@@ -79,7 +79,7 @@ def test_readings_recovered_from_the_prediction_are_the_truth(name: str, target_
         prediction = network(x, TIMES, y)
         assert prediction.isfinite().all()
         c = interpolant.at(TIMES, x)
-        data, noise = solve(target, c, prediction, x)
+        data, noise = data_and_noise(target, c, prediction, x)
         velocity = c.d_alpha * data + c.d_sigma * noise
         finite = (determinant(target, c).abs() > 1e-9).squeeze(1)
         if target_name == "velocity":
@@ -217,10 +217,10 @@ def test_one_gaussian_by_hand() -> None:
 @pytest.mark.parametrize("label", [None, 0, 1])
 def test_samples_have_the_stated_moments(label: int | None, mixture: Mixture) -> None:
     n = 20_000
-    x, y = sample(mixture, n, seed=3)
-    again, _ = sample(mixture, n, seed=3)
+    x, y = sample_law(mixture, n, seed=3)
+    again, _ = sample_law(mixture, n, seed=3)
     assert torch.equal(x, again)
-    assert not torch.equal(x, sample(mixture, n, seed=4)[0])
+    assert not torch.equal(x, sample_law(mixture, n, seed=4)[0])
     if label is None:
         share = float((y == 1).double().mean())
         assert abs(share - 0.6) < 4 * math.sqrt(0.6 * 0.4 / n)

@@ -16,7 +16,7 @@ import pytest
 from support import ROOT
 from typer.main import get_command
 
-from sitkit.cli.app import app
+from sitkit.cli.commands import app
 from sitkit.registry import registries
 from sitkit.runs.config.sources import assemble, read_yaml
 

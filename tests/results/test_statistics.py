@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
-from sitkit.results.statistics import LEVEL, Measured, estimate, paired, rank
+from sitkit.results.statistics import LEVEL, CellValue, estimate, paired, rank
 
 TRIALS = 3000
 
@@ -21,10 +21,10 @@ def within(share: float, expected: float, trials: int = TRIALS) -> bool:
     return abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / trials)
 
 
-def cell(values: np.ndarray, stderr: float | None = None) -> list[Measured]:
+def cell(values: np.ndarray, stderr: float | None = None) -> list[CellValue]:
     """Values of training seeds 0, 1, ..., or (seeds, sampling seeds)."""
     table = values if values.ndim == 2 else values[:, None]
-    return [Measured(i, j, float(v), stderr) for i, row in enumerate(table) for j, v in enumerate(row)]
+    return [CellValue(i, j, float(v), stderr) for i, row in enumerate(table) for j, v in enumerate(row)]
 
 
 def share(trial: Callable[[np.random.Generator], bool], trials: int = TRIALS) -> float:
@@ -112,15 +112,15 @@ def test_one_pair_of_seeds_goes_by_the_errors_within_the_cells() -> None:
 
     def wrong(rng: np.random.Generator) -> bool:
         a, b = rng.normal(0, (0.3, 0.4))
-        told = paired([Measured(0, 0, a, 0.3)], [Measured(0, 0, b, 0.4)])
+        told = paired([CellValue(0, 0, a, 0.3)], [CellValue(0, 0, b, 0.4)])
         assert told.stderr == pytest.approx(0.5) and told.of == "samples" and told.p is not None
         return told.p <= LEVEL
 
     assert within(share(wrong), LEVEL)
-    alone = estimate([Measured(0, 0, 2.0, 0.5)])
+    alone = estimate([CellValue(0, 0, 2.0, 0.5)])
     assert (alone.low, alone.high) == pytest.approx((2 - 0.5 * float(ndtri(0.975)), 2 + 0.5 * float(ndtri(0.975))))
-    assert paired([Measured(0, 0, 1.0)], [Measured(0, 0, 2.0, 0.1)]).p is None
-    assert estimate([Measured(0, 0, 2.0)])[1:] == (None, -math.inf, math.inf, 1, "")
+    assert paired([CellValue(0, 0, 1.0)], [CellValue(0, 0, 2.0, 0.1)]).p is None
+    assert estimate([CellValue(0, 0, 2.0)])[1:] == (None, -math.inf, math.inf, 1, "")
 
 
 NUMBERS = st.lists(st.integers(-1000, 1000), min_size=2, max_size=6)
@@ -152,23 +152,23 @@ def test_higher_is_better_is_lower_of_the_negative(rows: dict[str, list[int]]) -
 
 
 def test_equal_seeds_alone_are_compared() -> None:
-    a = [Measured(0, 0, 1.0), Measured(1, 0, 2.0), Measured(7, 0, 99.0)]
-    b = [Measured(1, 0, 1.5), Measured(0, 0, 0.0)]
+    a = [CellValue(0, 0, 1.0), CellValue(1, 0, 2.0), CellValue(7, 0, 99.0)]
+    b = [CellValue(1, 0, 1.5), CellValue(0, 0, 0.0)]
     assert paired(a, b).difference == pytest.approx(0.75) and paired(a, b).units == 2
     with pytest.raises(ValueError, match="no measurements"):
-        paired(a, [Measured(3, 0, 1.0)])
-    told = rank({"a": a, "b": [Measured(3, 0, 1.0, 0.1)]}, lower_is_better=True)
+        paired(a, [CellValue(3, 0, 1.0)])
+    told = rank({"a": a, "b": [CellValue(3, 0, 1.0, 0.1)]}, lower_is_better=True)
     assert told is not None and not told.significant and not told.close, "nothing is said of what cannot be compared"
     assert rank({"a": a, "b": []}, lower_is_better=True) is None
 
 
 def test_numbers_of_a_run_that_diverged_break_nothing() -> None:
-    wild = [Measured(0, 0, 1.7e308), Measured(1, 0, 1.6e308)]
+    wild = [CellValue(0, 0, 1.7e308), CellValue(1, 0, 1.6e308)]
     told = estimate(wild)
     assert told.mean == pytest.approx(1.65e308) and told.stderr == pytest.approx(0.05e308)
-    calm = [Measured(0, 0, 1.0), Measured(1, 0, 1.1)]
-    broken = [Measured(0, 0, math.inf), Measured(1, 0, -math.inf)]
-    lost = [Measured(0, 0, math.nan), Measured(1, 0, 1.0)]
+    calm = [CellValue(0, 0, 1.0), CellValue(1, 0, 1.1)]
+    broken = [CellValue(0, 0, math.inf), CellValue(1, 0, -math.inf)]
+    lost = [CellValue(0, 0, math.nan), CellValue(1, 0, 1.0)]
     assert math.isnan(estimate(broken).mean) and math.isnan(estimate(lost).mean)
     for order in ("abcd", "dcba"):
         cells = {"a": wild, "b": calm, "c": broken, "d": lost}

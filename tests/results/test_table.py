@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sitkit.results.study_results import ReferenceNumber, Result, Results, with_estimates
+from sitkit.results.study_results import CellResult, ReferenceNumber, StudyResults, with_estimates
 from sitkit.results.table import CSV_COLUMNS, LATEX, as_csv, as_latex, as_markdown, first_sentence, grid, latex
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20).filter(str.strip)
@@ -20,7 +20,7 @@ AWKWARD = 'a|b\\|c \\ *d* _e_ `f` <b>g</b> [h](i) &amp; 50 % $x^2$ {j}~k # "l", 
 VALUES = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
-def results(rows: list[str], columns: list[str], values: list[float], **more: Any) -> Results:
+def results(rows: list[str], columns: list[str], values: list[float], **more: Any) -> StudyResults:
     """Numbers of two training seeds for each row and column, as many as there are; the rest is to do."""
     drawn = iter(values)
     cells = []
@@ -29,7 +29,7 @@ def results(rows: list[str], columns: list[str], values: list[float], **more: An
             for seed in (0, 1):
                 value = next(drawn, None)
                 cells.append(
-                    Result(
+                    CellResult(
                         row=row, column=column, seed=seed, sample_seed=0, metric="frechet", value=value, stderr=0.5, n=10,
                         nfe=4, state="todo" if value is None else "done", reference=ReferenceNumber(number=3.25, source="", setting={}),
                     )
@@ -39,7 +39,7 @@ def results(rows: list[str], columns: list[str], values: list[float], **more: An
         "runs": "../runs", "rows": tuple(rows), "columns": tuple(columns), "seeds": (0, 1), "sample_seeds": (0,), "lower_is_better": {"frechet": True},
         "cells": tuple(cells),
     }  # fmt: skip
-    return with_estimates(Results(**{**told, **more}))
+    return with_estimates(StudyResults(**{**told, **more}))
 
 
 NAMES = st.lists(TEXT, min_size=1, max_size=3, unique=True)

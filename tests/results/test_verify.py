@@ -14,10 +14,10 @@ from support import call, copied, run_study, write_study
 
 from sitkit.results.diff import differences, environment_differences
 from sitkit.results.explain import explain
-from sitkit.results.lookup import chosen, numbers
+from sitkit.results.lookup import cells_named, numbers
 from sitkit.results.statistics import paired
 from sitkit.results.study_results import read_results
-from sitkit.results.verify import device_of, gap, verify
+from sitkit.results.verify import device_of_record, difference, verify
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.environment import environment
 from sitkit.runs.run import ENVIRONMENT
@@ -163,7 +163,7 @@ def test_a_number_that_was_changed_by_hand_is_found(folder: Path) -> None:
     (changed,) = numbers(number.name, Path("runs"))
     assert changed.record["value"] != value
     (verdict,) = verify([changed])
-    assert verdict.verdict == "differs" and verdict.samples is True and 0 < (gap(verdict) or 0) < 1e-14
+    assert verdict.verdict == "differs" and verdict.samples is True and 0 < (difference(verdict) or 0) < 1e-14
     left = call("verify", "study:ODE")
     assert left.status == 1 and "3 of 4 numbers are the same" in left.out
     assert "its samples are the same to the bit" in left.err and "nothing that is recorded" in left.err
@@ -202,9 +202,11 @@ def test_what_cannot_be_computed_says_why_and_the_rest_goes_on(folder: Path) -> 
 
 def test_a_device_is_called_as_torch_calls_it() -> None:
     here = environment(torch.device("cpu"))
-    assert device_of(here) == "cpu"
-    assert device_of(here | {"device": "mps"}) == "mps"
-    assert device_of(here | {"device": "NVIDIA H100 80GB HBM3", "cuda": {"runtime": "12.8", "cudnn": 9}}) == "cuda"
+    assert device_of_record(here) == "cpu"
+    assert device_of_record(here | {"device": "mps"}) == "mps"
+    assert (
+        device_of_record(here | {"device": "NVIDIA H100 80GB HBM3", "cuda": {"runtime": "12.8", "cudnn": 9}}) == "cuda"
+    )
 
 
 def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
@@ -286,7 +288,7 @@ def test_a_cell_without_number_says_how_to_have_it(folder: Path) -> None:
         UserError, match=r"has no number yet \(todo\): sitkit ablate .*study\.yaml --runs .*runs continues"
     ):
         numbers("study:ODE")
-    assert len(chosen(results, "ODE:gvp", "study")) == 2
+    assert len(cells_named(results, "ODE:gvp", "study")) == 2
 
 
 def test_guided_numbers_and_those_of_a_run_in_one_file_come_again_too(folder: Path) -> None:

@@ -17,8 +17,8 @@ from sitkit.registry import interpolants, targets
 from sitkit.results.losscurve import curve_labels
 from sitkit.runs import diagnostics
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.diagnostics import BATCH, DRAWS, MAX_EXAMPLES, TIMES, loss_curve, smooth, velocity_losses
-from sitkit.runs.run import build, load
+from sitkit.runs.diagnostics import DRAWS, LOSS_BATCH, MAX_LOSS_EXAMPLES, TIMES, loss_curve, smooth, velocity_losses
+from sitkit.runs.run import build_network, load
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.training.train import train
@@ -39,10 +39,10 @@ def test_the_exact_field_of_a_gaussian_has_the_loss_that_cannot_be_learnt(
     """L_t = d Var(v | x_t) = d s^2 (d_alpha sigma - d_sigma alpha)^2 / (alpha^2 s^2 + sigma^2)."""
     config = tiny(tmp_path, LAW, "backbone=exact", f"interp={interp}", f"target={target}")
     data = load_examples(config.data)
-    field = Field(build(config), config.interp, config.target, data.num_classes)
-    index = data.heldout[:MAX_EXAMPLES]
+    field = Field(build_network(config), config.interp, config.target, data.num_classes)
+    index = data.heldout[:MAX_LOSS_EXAMPLES]
     times, losses = loss_curve(field, data, index)
-    assert len(index) == MAX_EXAMPLES and len(times) == len(losses) == TIMES
+    assert len(index) == MAX_LOSS_EXAMPLES and len(times) == len(losses) == TIMES
     assert times == sorted(times) and 0 <= times[0] < 0.02 and 0.98 < times[-1] <= 1
     c = config.interp.coefficients(torch.tensor(times, dtype=torch.float64))
     variance = (c.alpha * DEVIATION) ** 2 + c.sigma**2
@@ -50,14 +50,16 @@ def test_the_exact_field_of_a_gaussian_has_the_loss_that_cannot_be_learnt(
     # |error|^2 is a chi-square of d = 3 freedoms, of relative deviation sqrt(2 / 3).  The 4 noises of an example share it:
     # at the worst, t = 0, where the error is all data, 1,000 draws count, so sqrt(2 / 3000) = 0.026; 4 of them.
     ratio = np.array(losses) / wanted.numpy()
-    assert np.abs(ratio - 1).max() < 4 * math.sqrt(2 / (DIM * MAX_EXAMPLES))
+    assert np.abs(ratio - 1).max() < 4 * math.sqrt(2 / (DIM * MAX_LOSS_EXAMPLES))
 
 
 def test_a_network_that_says_nothing_has_the_loss_of_the_velocity_itself(tmp_path: Path) -> None:
     config = tiny(tmp_path, LAW)
     data = load_examples(config.data)
-    field = Field(build(config).eval(), config.interp, config.target, data.num_classes)  # the head is zero at first
-    _, losses = loss_curve(field, data, data.heldout[:MAX_EXAMPLES])
+    field = Field(
+        build_network(config).eval(), config.interp, config.target, data.num_classes
+    )  # the head is zero at first
+    _, losses = loss_curve(field, data, data.heldout[:MAX_LOSS_EXAMPLES])
     # E |data - noise|^2 = d (s^2 + 1) + |mean|^2 at every t, of the very same draws at each.
     wanted = DIM * (DEVIATION**2 + 1) + 0.3**2 + 1.0**2 + 0.7**2
     # Var |data - noise|^2 = 2 d 1.25^2 + 4 * 1.25 |mean|^2 = 17.3; at the worst 1,000 draws: sqrt(17.3 / 1000) = 0.13.
@@ -69,13 +71,13 @@ def test_a_network_that_says_nothing_has_the_loss_of_the_velocity_itself(tmp_pat
 def test_the_loss_does_not_depend_on_how_it_is_batched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path, LAW, "backbone=exact")
     data = load_examples(config.data)
-    field = Field(build(config), config.interp, config.target, data.num_classes)
+    field = Field(build_network(config), config.interp, config.target, data.num_classes)
     _, whole = loss_curve(field, data, data.heldout[:300])
     monkeypatch.setattr(diagnostics, "BATCH", 77)
     _, parts = loss_curve(field, data, data.heldout[:300])
     # Only the order of 1,200 float64 sums of values of size 1 differs, and float32 rounding inside a kernel.
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
-    assert 300 * DRAWS > BATCH
+    assert 300 * DRAWS > LOSS_BATCH
 
 
 def test_smoothing_keeps_straight_lines_of_the_logarithm_and_halves_a_spike() -> None:

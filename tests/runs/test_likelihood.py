@@ -20,13 +20,13 @@ from sitkit.registry import datasets, interpolants, samplers, targets
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runs.likelihood import density, dequantised, standard_errors
-from sitkit.runs.run import Run, build
+from sitkit.runs.run import Run, build_network
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
 from sitkit.solvers.log_density import likelihood, log_prior
 from sitkit.solvers.ode import Dopri5, Heun
-from sitkit.transport.closed_form import Mixture, log_density, sample
+from sitkit.transport.closed_form import Mixture, log_density, sample_law
 from sitkit.transport.field import Field
 
 
@@ -48,7 +48,7 @@ CASES += [(dim, i, "velocity") for dim in (8, 48) for i in interpolants.names()]
 @pytest.mark.parametrize(("dim", "interp", "target"), CASES)
 def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: str) -> None:
     field = field_of(dim, interp, target)
-    x, y = sample(law(dim), 8 if dim == 48 else 32, seed=3)
+    x, y = sample_law(law(dim), 8 if dim == 48 else 32, seed=3)
     solver = Dopri5()
     found = likelihood(field, x, y, sampler=solver, divergence="exact")
     t0, t1 = solver.plan(field.interpolant, field.target).times[[0, -1]].expand(len(x), 2).T
@@ -70,7 +70,7 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
 
 
 def test_a_finer_tolerance_is_nearer() -> None:
-    field, (x, y) = field_of(2, "linear"), sample(law(2), 32, seed=3)
+    field, (x, y) = field_of(2, "linear"), sample_law(law(2), 32, seed=3)
     truth = log_density(law(2), field.interpolant.at(torch.ones(32, dtype=torch.float64), x), x, y)
     found = likelihood(field, x, y, sampler=Dopri5(rtol=1e-8, atol=1e-8), divergence="exact")
     # 1e-8 a step over 30 steps is 3e-7; measured 5e-8.
@@ -79,7 +79,7 @@ def test_a_finer_tolerance_is_nearer() -> None:
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
 def test_probes_scatter_about_the_exact_divergence(kind: str) -> None:
-    field, (x, y) = field_of(8, "linear"), sample(law(8), 16, seed=5)
+    field, (x, y) = field_of(8, "linear"), sample_law(law(8), 16, seed=5)
     solver, seeds = Heun(steps=40), list(range(16))
     exact = likelihood(field, x, y, sampler=solver, divergence="exact")
     many = likelihood(field, x, y, sampler=solver, divergence=kind, probes=64, seeds=seeds)  # pyright: ignore[reportArgumentType]
@@ -149,7 +149,7 @@ class Rounded(Dataset):
 def run_of(folder: Path, **settings: object) -> Run:
     """A run with the closed-form network, without a training."""
     config: Config = assemble([Layer({"backbone": "exact", "metric": "mmd", "run": {"track": False}, **settings})])
-    network = build(config)
+    network = build_network(config)
     data = examples_of(config.data)
     return Run(folder, config, 0, network, Field(network, config.interp, config.target, data.num_classes))
 

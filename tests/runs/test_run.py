@@ -16,7 +16,7 @@ from sitkit.models.backbone import Backbone
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.run import CHECKPOINTS, build, find, folder_of, load, runs
+from sitkit.runs.run import CHECKPOINTS, build_network, find_run, folder_of, load, run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import load_tensors, save_tensors
@@ -51,18 +51,18 @@ def test_a_run_is_found_by_any_of_its_names(run: Path, name: str) -> None:
     identity = run.name.rpartition("-")[2]
     words = {"path": str(run), "name": run.name, "identity": identity, "start": identity[:4], "latest": "latest",
              "name with the root": str(run.parent / run.name)}  # fmt: skip
-    assert find(words[name], run.parent) == run
+    assert find_run(words[name], run.parent) == run
 
 
 def test_a_run_that_is_not_there_is_refused_with_the_nearest(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"No run '{run.name[:-1]}x' .*Did you mean '{run.name}'"):
-        find(run.name[:-1] + "x", run.parent)
+        find_run(run.name[:-1] + "x", run.parent)
     with pytest.raises(UserError, match=r"no runs in .*nowhere.*sitkit train"):
-        find("latest", tmp_path / "nowhere")
+        find_run("latest", tmp_path / "nowhere")
     shutil.copytree(run, run.parent / (run.name[:-1] + "x"))
     with pytest.raises(UserError, match="start of several runs"):
-        find(run.name.rpartition("-")[2][:5], run.parent)
-    assert runs(run.parent) == sorted(run.parent.iterdir())
+        find_run(run.name.rpartition("-")[2][:5], run.parent)
+    assert run_folders(run.parent) == sorted(run.parent.iterdir())
 
 
 def test_loading_gives_the_averaged_weights_or_the_raw_ones(run: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_configuration_spoilt_by_hand_is_named_with_its_line(run: Path) -> Non
 def test_initial_weights_belong_to_the_seed_and_leave_torch_s_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, two, other = (build(tiny(tmp_path, f"train.seed={seed}")) for seed in (0, 0, 1))
+    one, two, other = (build_network(tiny(tmp_path, f"train.seed={seed}")) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(map(torch.equal, one.parameters(), two.parameters()))
     assert not all(map(torch.equal, one.parameters(), other.parameters()))

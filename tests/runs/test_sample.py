@@ -18,7 +18,7 @@ from sitkit.registry import registries
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.run import Run, load
 from sitkit.runs.sample import sample, write_adm
-from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, Drawn
+from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, SampleSet
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import Event
@@ -154,7 +154,7 @@ def test_points_are_kept_to_the_bit_and_drawn_as_a_scatter(tmp_path: Path) -> No
     assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def grid(drawn: Drawn) -> np.ndarray:
+def grid(drawn: SampleSet) -> np.ndarray:
     with Image.open(drawn.folder / PICTURE) as picture:
         return np.asarray(picture.convert("L"))
 

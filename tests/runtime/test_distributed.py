@@ -64,7 +64,7 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
 def test_shares_are_all_of_it_once_and_even() -> None:
     for total in (0, 1, 7, 64, 101):
         for size in (1, 2, 3, 8):
-            shares = [distributed.World(rank, size, torch.device("cpu")).share(total) for rank in range(size)]
+            shares = [distributed.ProcessGroup(rank, size, torch.device("cpu")).share(total) for rank in range(size)]
             assert [i for share in shares for i in share] == list(range(total))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from sitkit.runtime.locks import share
+from sitkit.runtime.locks import divide_work
 
 
 def test_every_part_is_made_once_by_whoever_is_free(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_every_part_is_made_once_by_whoever_is_free(tmp_path: Path) -> None:
 
     workers = [
         threading.Thread(
-            target=share,
+            target=divide_work,
             args=(
                 20,
                 lambda i: (tmp_path / str(i)).exists(),
@@ -41,7 +41,7 @@ def test_every_part_is_made_once_by_whoever_is_free(tmp_path: Path) -> None:
 
 def test_the_first_part_is_the_one_asked_for(tmp_path: Path) -> None:
     done: list[int] = []
-    share(4, done.__contains__, done.append, tmp_path, first=2)
+    divide_work(4, done.__contains__, done.append, tmp_path, first=2)
     assert done == [2, 3, 0, 1]
 
 
@@ -52,8 +52,8 @@ def test_an_error_is_raised_and_the_part_is_free_again(tmp_path: Path) -> None:
         raise FileNotFoundError("the work's own")
 
     with pytest.raises(FileNotFoundError, match="the work's own"):
-        share(1, done.__contains__, fail, tmp_path)
-    share(1, done.__contains__, done.append, tmp_path)
+        divide_work(1, done.__contains__, fail, tmp_path)
+    divide_work(1, done.__contains__, done.append, tmp_path)
     assert done == [0]
 
 
@@ -74,6 +74,6 @@ def test_a_folder_removed_while_one_waits_ends_the_waiting(tmp_path: Path) -> No
     worker.start()
     assert begun.wait(60)
     made: list[int] = []
-    share(1, lambda i: whole.exists(), made.append, locks)
+    divide_work(1, lambda i: whole.exists(), made.append, locks)
     worker.join(60)
     assert made == []

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from support import BASE, STUDY, call, finish, read_csv, run_study, start, wait, write_study
 
-from sitkit.results.table import estimate
+from sitkit.results.table import format_estimate
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import load
-from sitkit.runs.run import runs as run_folders
+from sitkit.runs.run import load, run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.studies.study import trainings
@@ -57,7 +56,10 @@ def test_one_training_a_model_one_sampling_a_cell(whole: Path) -> None:
 
 def test_the_table_has_the_paper_s_number_beside_ours(whole: Path) -> None:
     text = (whole / "studies/study/table.md").read_text()
-    told = {(row["row"], row["column"]): estimate(float(row["value"]), float(row["stderr"])) for row in read_csv(whole)}
+    told = {
+        (row["row"], row["column"]): format_estimate(float(row["value"]), float(row["stderr"]))
+        for row in read_csv(whole)
+    }
     assert "# Two by two" in text and "| | 3 | 6 |" in text
     (linear,) = [line for line in text.splitlines() if line.startswith("| Linear |")]
     (gvp,) = [line for line in text.splitlines() if line.startswith("| GVP |")]
@@ -225,7 +227,7 @@ def test_seeds_give_a_mean_and_its_error(tmp_path: Path) -> None:
     assert [row["seed"] for row in read_csv(tmp_path)] == ["0", "1", "2"] * 2
     assert len(set(values)) == 3
     error = statistics.stdev(values) / math.sqrt(3)
-    assert f"{estimate(statistics.fmean(values), error)} [1.5]" in (table.folder / "table.md").read_text()
+    assert f"{format_estimate(statistics.fmean(values), error)} [1.5]" in (table.folder / "table.md").read_text()
 
 
 def test_named_columns_cross_with_the_grid(tmp_path: Path) -> None:

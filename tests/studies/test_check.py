@@ -13,7 +13,7 @@ import sitkit
 from sitkit.runs import checkpoint
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.studies.check import check, read_plan
-from sitkit.studies.cost import cost, network_cost, peak
+from sitkit.studies.cost import cost_of, network_cost, peak_bytes
 from sitkit.studies.study_file import read_study
 
 SHAPE = (1, 8, 8)
@@ -34,8 +34,8 @@ def test_the_peak_is_what_is_alive_at_once() -> None:
             x = x + 1
         x.view(10, 100).mul_(2)
 
-    assert peak(chain) == 2 * each
-    assert peak(lambda: [torch.zeros(1000) for _ in range(10)]) == 10 * each
+    assert peak_bytes(chain) == 2 * each
+    assert peak_bytes(lambda: [torch.zeros(1000) for _ in range(10)]) == 10 * each
 
 
 def test_a_network_costs_on_paper_what_it_costs_in_memory() -> None:
@@ -49,11 +49,11 @@ def test_a_network_costs_on_paper_what_it_costs_in_memory() -> None:
 
     def learn(n: int) -> int:
         network.zero_grad(set_to_none=True)
-        return peak(lambda: evaluate(n).square().mean().backward())
+        return peak_bytes(lambda: evaluate(n).square().mean().backward())
 
     @torch.no_grad()
     def draw(n: int) -> int:
-        return peak(lambda: evaluate(n))
+        return peak_bytes(lambda: evaluate(n))
 
     assert told.parameters == sum(p.numel() for p in network.parameters())
     assert told.learning == (learn(8) - learn(4)) // 4 and told.drawing == (draw(8) - draw(4)) // 4
@@ -70,7 +70,7 @@ def test_the_transformer_s_operations_are_the_paper_s() -> None:
 
 def test_what_a_run_takes_on_the_disk_is_what_it_was_said_to(tmp_path: Path) -> None:
     folder = trained()
-    told = cost(tiny(folder.parent), nfe=100)
+    told = cost_of(tiny(folder.parent), nfe=100)
     size = sum(path.stat().st_size for path in checkpoint.checkpoints(folder / "checkpoints"))
     kept = len(checkpoint.checkpoints(folder / "checkpoints"))
     # The header says what the run is, in a few kB.
@@ -191,4 +191,4 @@ def _places(study: Path):
 @pytest.mark.parametrize(("n", "kept"), [(2**24, 2**30), (2**24 + 1, 0)])
 def test_samples_that_an_evaluation_would_not_keep_take_no_room(n: int, kept: int) -> None:
     config = assemble([read_config("digits"), read_assignments(["metric=frechet", f"sample.n={n}"])])
-    assert cost(config, 1).samples == kept
+    assert cost_of(config, 1).samples == kept

@@ -19,13 +19,13 @@ from sitkit.runs.config.identity import final_step, locations_of, sampling_ident
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
-from sitkit.studies.study import Plan, trainings
+from sitkit.studies.study import StudyPlan, trainings
 from sitkit.studies.study_file import read_study
 
 HERE = tempfile.TemporaryDirectory(prefix="sitkit-studies-")
 
 
-def read(study: dict[str, Any], **more: Any) -> Plan:
+def read(study: dict[str, Any], **more: Any) -> StudyPlan:
     """A study from plain values, on the small base."""
     path = Path(HERE.name) / "study.yaml"
     (path.parent / "base.yaml").write_text(BASE)

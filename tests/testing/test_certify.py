@@ -12,7 +12,7 @@ from support import call
 from torch import Tensor
 
 from sitkit.solvers import torchsde_grid
-from sitkit.testing.certify import Cell, Examiner, cells, certify
+from sitkit.testing.certify import Combination, Examiner, cells, certify
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Coefficients
 
@@ -79,7 +79,7 @@ def test_a_factor_of_two_in_w_alone_keeps_the_law() -> None:
             return 2 * c.sigma
 
     examiner = Examiner(500, 64)
-    single = examiner.examine(Cell("gvp", "noise", "euler-maruyama", "sigma", "tweedie"))
+    single = examiner.examine(Combination("gvp", "noise", "euler-maruyama", "sigma", "tweedie"))
     assert single.verdict == "right"
     from sitkit.registry import diffusions, interpolants
 
@@ -89,6 +89,6 @@ def test_a_factor_of_two_in_w_alone_keeps_the_law() -> None:
 
 
 def test_refusals_come_before_the_solve() -> None:
-    verdict = Examiner(50, 64).examine(Cell("vp-sbdm", "velocity", "euler-maruyama", "kl", "mean"))
+    verdict = Examiner(50, 64).examine(Combination("vp-sbdm", "velocity", "euler-maruyama", "kl", "mean"))
     assert verdict.verdict == "refused"
     assert "leaves noise" in verdict.reason and "tweedie" in verdict.reason

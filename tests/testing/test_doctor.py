@@ -13,7 +13,7 @@ import pytest
 from support import ROOT, call
 
 from sitkit.runs.tracking import sync
-from sitkit.testing.doctor import EXTRAS, Finding, examine
+from sitkit.testing.doctor import EXTRAS, Finding, examine_machine
 
 PYPROJECT = ROOT / "pyproject.toml"
 
@@ -35,7 +35,7 @@ def test_every_missing_feature_names_an_extra_that_exists() -> None:
     text = PYPROJECT.read_text(encoding="utf-8")
     for modules, purpose, extra in EXTRAS:
         assert re.search(rf"^{extra} = \[", text, re.M), extra
-        finding = next(f for f in examine(0.1) if f.name == purpose)
+        finding = next(f for f in examine_machine(0.1) if f.name == purpose)
         here = all(importlib.util.find_spec(module) for module in modules)
         assert (finding.state, finding.remedy) == (
             ("ok", "") if here else ("missing", f"pip install 'sitkit[{extra}]'")
@@ -70,4 +70,4 @@ def test_a_store_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.db").write_text("by mistake a text file")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    assert store(examine(0.1)).detail == "is no SQLite database"
+    assert store(examine_machine(0.1)).detail == "is no SQLite database"

@@ -18,14 +18,14 @@ from sitkit.runs.averages import SNAPSHOTS, combination, gamma, rebuild
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.run import load
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.ema import EMA
 from sitkit.training.train import train
 
-HERE = World(0, 1, torch.device("cpu"))
+HERE = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def moved(network: nn.Module, step: int) -> None:

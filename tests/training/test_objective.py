@@ -18,10 +18,10 @@ from sitkit.models.loss import Batch, InterpolantLoss, Loss, interpolant_loss
 from sitkit.registry import couplings, guidances, interpolants, losses, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import CHECKPOINTS, build, load
+from sitkit.runs.run import CHECKPOINTS, build_network, load
 from sitkit.runtime.rng import TRAINING, normal
 from sitkit.runtime.tensors import load_tensors
-from sitkit.training.objective import Drawing, Inputs, objective_of
+from sitkit.training.objective import Inputs, TrainingInputs, objective_of
 from sitkit.training.train import train
 from sitkit.transport.field import Counted, Field
 
@@ -58,14 +58,14 @@ def registered() -> Iterator[None]:
 
 def inputs(config: Config, network: nn.Module, step: int = 0, rank: int = 0, size: int = 1) -> Inputs:
     data = load_examples(config.data)
-    drawing = Drawing(config, network, data, CPU, rank, size)
+    drawing = TrainingInputs(config, network, data, CPU, rank, size)
     return drawing(*batch(data, config.train.seed, step, config.train.batch, drawing.part))
 
 
 def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
     for coupling in couplings:
         config = tiny(tmp_path, f"coupling={coupling}", base="digits")
-        network = build(config)
+        network = build_network(config)
         whole = inputs(config, network)
         for size in (2, 4):
             parts = [inputs(config, network, rank=rank, size=size) for rank in range(size)]
@@ -78,9 +78,9 @@ def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
 def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, registered: None) -> None:
     words = ("loss={name: aligned, share: 0.25}", "train.steps=20", "run.checkpoint_every=10", "run.log_every=1")
     config = tiny(tmp_path / "whole", *words, base="digits")
-    network, data = build(config), load_examples(config.data)
+    network, data = build_network(config), load_examples(config.data)
     objective = objective_of(config, network, data.shape, data.num_classes)
-    again = objective_of(config, build(config), data.shape, data.num_classes)
+    again = objective_of(config, build_network(config), data.shape, data.num_classes)
     assert objective.parts is not None and again.parts is not None
     # Drawn from the seed, whatever was drawn before.
     assert all(map(torch.equal, objective.parts.parameters(), again.parts.parameters()))
@@ -124,7 +124,7 @@ def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
 
     try:
         config = tiny(tmp_path, "loss=binding", base="digits")
-        network, data = build(config), load_examples(config.data)
+        network, data = build_network(config), load_examples(config.data)
         objective_of(config, network, data.shape, data.num_classes)(*inputs(config, network))
         assert bound == [data.fingerprint]
     finally:
@@ -178,13 +178,13 @@ def test_a_network_of_two_times_is_read_at_one_and_called_with_two() -> None:
 
 def test_a_loss_has_keys_for_more_randomness(tmp_path: Path) -> None:
     config = tiny(tmp_path, base="digits")
-    one = inputs(config, build(config))
+    one = inputs(config, build_network(config))
     assert torch.equal(normal(one.keys, tuple(one.data.shape[1:]), TRAINING), one.noise)
 
 
 def test_bfloat16_is_the_network_s_and_the_loss_is_float32(tmp_path: Path) -> None:
     full, half = (tiny(tmp_path, f"train.precision={name}", base="digits") for name in ("fp32", "bf16"))
-    network, data = build(full), load_examples(full.data)
+    network, data = build_network(full), load_examples(full.data)
     nn.init.normal_(network.get_submodule("final_layer.linear").weight)  # pyright: ignore[reportArgumentType]
     seen: list[torch.dtype] = []
     network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *args: seen.append(args[2].dtype))

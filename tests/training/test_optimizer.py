@@ -15,10 +15,10 @@ from sitkit.data.dataset import load_examples
 from sitkit.runs import checkpoint
 from sitkit.runs.config.schema import TrainSettings
 from sitkit.runs.run import CHECKPOINTS, METRICS
-from sitkit.runtime.distributed import World
+from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.training.optimizer import Learner
-from sitkit.training.throughput import PASSES, Throughput, peak
+from sitkit.training.optimizer import Optimization
+from sitkit.training.throughput import PASSES, Throughput, peak_flops
 from sitkit.training.train import train
 
 
@@ -26,10 +26,10 @@ def settings(**values: object) -> TrainSettings:
     return TrainSettings.model_validate(values)
 
 
-def rates(given: TrainSettings, upto: int | None = None, learner: Learner | None = None) -> list[float]:
+def rates(given: TrainSettings, upto: int | None = None, learner: Optimization | None = None) -> list[float]:
     """The learning rate of each step."""
     parameter = nn.Parameter(torch.ones(1))
-    learner = learner or Learner([parameter], given)
+    learner = learner or Optimization([parameter], given)
     seen = []
     for _ in range(given.steps if upto is None else upto):
         seen.append(learner.lr)
@@ -69,7 +69,7 @@ def test_a_warm_up_longer_than_the_training_is_cut_and_fall_needs_a_schedule() -
 
 
 def test_a_gradient_that_is_not_finite_can_change_nothing() -> None:
-    learner = Learner([nn.Parameter(torch.ones(3))], settings(lr=0.1, nonfinite="skip", clip=1.0))
+    learner = Optimization([nn.Parameter(torch.ones(3))], settings(lr=0.1, nonfinite="skip", clip=1.0))
     (parameter,) = learner.parameters
     parameter.grad = torch.ones(3)
     learner.step()
@@ -129,11 +129,11 @@ def test_skipping_goes_on_and_stops_after_twenty_in_a_row(tmp_path: Path) -> Non
 
 
 def test_model_flops_utilisation_is_useful_flops_over_the_peak() -> None:
-    here = World(0, 2, torch.device("cpu"))
+    here = ProcessGroup(0, 2, torch.device("cpu"))
     speed = Throughput(10**9, here, torch.float32)
     speed.since -= 2.0
     seen = speed.read(100)
-    ceiling = 2 * peak(torch.device("cpu"), torch.float32)
+    ceiling = 2 * peak_flops(torch.device("cpu"), torch.float32)
     assert seen["mfu"] == pytest.approx(PASSES * 1e9 * seen["images_per_second"] / ceiling)
     assert 0 < seen["images_per_second"] <= 50
     assert "mfu" not in Throughput(None, here, torch.float32).read(1)

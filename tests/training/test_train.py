@@ -26,11 +26,11 @@ from sitkit.data.stream import batch
 from sitkit.registry import interpolants, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import CHECKPOINTS, METRICS, build, folder_of, load
+from sitkit.runs.run import CHECKPOINTS, METRICS, build_network, folder_of, load
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event
 from sitkit.runtime.tensors import load_tensors, read_header
-from sitkit.training.objective import Drawing, objective_of
+from sitkit.training.objective import TrainingInputs, objective_of
 from sitkit.training.train import metrics_from, train
 
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_read_is_refused_before_a_folder_is_made(tmp_path: Path) 
 def losses_of(config: Config, network: nn.Module) -> Callable[[int], float]:
     """The mean loss of a step."""
     data = load_examples(config.data)
-    drawing = Drawing(config, network, data, torch.device("cpu"))
+    drawing = TrainingInputs(config, network, data, torch.device("cpu"))
     objective = objective_of(config, network, data.shape, data.num_classes)
 
     def loss(step: int) -> float:
@@ -277,7 +277,7 @@ def losses_of(config: Config, network: nn.Module) -> Callable[[int], float]:
 
 def test_the_loss_of_a_step_depends_on_weights_and_step_alone(tmp_path: Path) -> None:
     config = tiny(tmp_path, base="digits")
-    network = build(config)
+    network = build_network(config)
     with torch.no_grad():
         one, two = (losses_of(config, network) for _ in "ab")
         seen = [float(one(step)) for step in range(5)]
@@ -290,7 +290,7 @@ def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
     """At the start the head is zero: with velocity on `linear` the loss is the mean of |data - noise|^2."""
     config = tiny(tmp_path, "train.batch=4000", "data.size=2000", "data.holdout=0")
     data = load_examples(config.data)
-    loss = losses_of(config, build(config))(0)
+    loss = losses_of(config, build_network(config))(0)
     values = data.read(np.arange(len(data))).double()
     # 2 epochs of all the data: its part is exact.  |noise|^2 per dimension has mean 1 and variance 2; the cross term -2
     # data noise has variance 4 E data^2 = 4/3: over 8,000 numbers the error is sqrt((2 + 4/3) / 8000) = 0.020; 4 of them.
@@ -300,7 +300,7 @@ def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
 def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
     # Adam's first step moves each parameter by lr * |g| / (|g| + eps), at most lr; warm-up makes it lr / warmup.
     config = tiny(tmp_path, "train.steps=1", "train.warmup=10", "train.lr=1e-2")
-    initial = build(config).state_dict()
+    initial = build_network(config).state_dict()
     moved = load(train(config), weights="raw").network.state_dict()
     steps = torch.cat([(moved[name] - initial[name]).abs().flatten() for name in initial])
     # Weights of size 1 are rounded to 2^-24 = 6e-8 each.

@@ -46,7 +46,7 @@ def test_ode_spans_by_hand() -> None:
         ("vp-sbdm", "data"): (0, 1 - 1e-5),
     }
     for (path, name), expected in table.items():
-        found = interval.derive(interpolants.create(path), targets.create(name), None, steps=1)
+        found = interval.derive_interval(interpolants.create(path), targets.create(name), None, steps=1)
         # vp-sbdm: 0.1 s + 9.95 s^2 = 1e-6 at s = 9.99e-6.
         assert (found.t0, found.t1) == pytest.approx(expected, abs=2e-8), (path, name)
         assert len(found.notes) == (found.t0 > 0) + (found.t1 < 1)
@@ -60,7 +60,7 @@ def test_derived_sde_spans_are_finite_and_stable(
     path, name, w = cell
     interpolant, target, form = interpolants.create(path), targets.create(name), diffusion(w, 10**power)
     try:
-        found = interval.derive(interpolant, target, form, steps=steps, end=end)
+        found = interval.derive_interval(interpolant, target, form, steps=steps, end=end)
     except UserError as error:
         assert "use " in str(error)
         return
@@ -68,11 +68,11 @@ def test_derived_sde_spans_are_finite_and_stable(
     for t in (found.t0, found.t1):
         assert not interval.singularity(interpolant, target, form, t)
     ends = torch.tensor([found.t0, found.t1], dtype=torch.float64)
-    stable = interval.rho(interpolant, form, ends, 1 / steps)
+    stable = interval.stiffness(interpolant, form, ends, 1 / steps)
     # Found by 60 bisections to the last bit; a fixed end of the user's is not the derivation's to move.
     assert float(stable[0]) <= interval.RHO_END * (1 + 1e-9)
     assert float(stable[1]) <= interval.RHO_END * (1 + 1e-9) or end < 1
-    assert float(interval.coefficients(interpolant, found.t0).alpha) <= interval.LATEST_START or found.t0 == 0
+    assert float(interval.coefficients_at(interpolant, found.t0).alpha) <= interval.LATEST_START or found.t0 == 0
 
 
 def test_what_is_singular_is_said() -> None:
@@ -92,9 +92,9 @@ def test_what_is_singular_is_said() -> None:
 
 def test_refusals_say_what_to_do() -> None:
     with pytest.raises(UserError, match=r"too strong for 10 explicit steps at every t: use at least \d+ steps"):
-        interval.derive(Linear(), Velocity(), Constant(1000), steps=10)
+        interval.derive_interval(Linear(), Velocity(), Constant(1000), steps=10)
     with pytest.raises(UserError, match="use last_step 'tweedie'"):
-        interval.derive(Linear(), Velocity(), Constant(), steps=20)
+        interval.derive_interval(Linear(), Velocity(), Constant(), steps=20)
     grid = torch.linspace(0, 0.99, 5, dtype=torch.float64)
     with pytest.raises(UserError, match=r"makes step 3 of this grid unstable"):
         interval.check_grid(Linear(), Velocity(), Constant(), grid)
@@ -104,10 +104,10 @@ def test_refusals_say_what_to_do() -> None:
 
 def test_the_number_of_steps_that_is_asked_for_is_enough() -> None:
     with pytest.raises(UserError) as refused:
-        interval.derive(Linear(), Velocity(), Constant(100), steps=10, end=0.96)
+        interval.derive_interval(Linear(), Velocity(), Constant(100), steps=10, end=0.96)
     steps = int(str(refused.value).split("at least ")[1].split()[0])
     try:
-        interval.derive(Linear(), Velocity(), Constant(100), steps=steps, end=0.96)
+        interval.derive_interval(Linear(), Velocity(), Constant(100), steps=steps, end=0.96)
     except UserError as error:
         # Stable somewhere is what was promised; an end may still ask for more.
         assert "too strong" not in str(error)
@@ -118,9 +118,9 @@ def test_training_times_are_finite(weighting: str) -> None:
     for path in interpolants.names():
         for name in targets.names():
             interpolant, target, weight = interpolants.create(path), targets.create(name), weightings.create(weighting)
-            t0, t1 = interval.trainable(interpolant, target, weight)
+            t0, t1 = interval.trainable_interval(interpolant, target, weight)
             assert 0 <= t0 <= 0.002 and 0.998 <= t1 <= 1
-            c = interval.coefficients(interpolant, torch.tensor([t0, t1], dtype=torch.float64))
+            c = interval.coefficients_at(interpolant, torch.tensor([t0, t1], dtype=torch.float64))
             for value in (*target.weights(c), weight.weight(c, target)):
                 # The steepest is the score's error of a data prediction, (alpha / sigma^2)^2 = 1e12 at the margin.
                 assert bool((value.abs() <= 1.001e12).all()), (path, name)
@@ -128,7 +128,10 @@ def test_training_times_are_finite(weighting: str) -> None:
 
 def test_training_runs_over_all_of_time_where_it_can() -> None:
     for path in ("linear", "gvp"):
-        assert interval.trainable(interpolants.create(path), Velocity(), weightings.create("velocity")) == (0.0, 1.0)
-    t0, t1 = interval.trainable(interpolants.create("vp-sbdm"), Velocity(), weightings.create("velocity"))
+        assert interval.trainable_interval(interpolants.create(path), Velocity(), weightings.create("velocity")) == (
+            0.0,
+            1.0,
+        )
+    t0, t1 = interval.trainable_interval(interpolants.create("vp-sbdm"), Velocity(), weightings.create("velocity"))
     # SiT clips the training of vp-sbdm at 1 - 1e-5.
     assert t0 == 0 and t1 == pytest.approx(1 - 1e-5, abs=2e-8)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sitkit.registry import interpolants, targets
 from sitkit.testing import check_target, inner_times
 from sitkit.transport.interpolant import Coefficients
-from sitkit.transport.target import determinant, solve
+from sitkit.transport.target import data_and_noise, determinant
 
 
 @pytest.mark.parametrize("name", targets.names())
@@ -45,7 +45,7 @@ NUMBER = st.floats(-10, 10, allow_nan=False)
 def test_solve_finds_data_and_noise(data: float, noise: float, t: float, path: str, name: str) -> None:
     c = interpolants.create(path).coefficients(torch.tensor(t, dtype=torch.float64))
     a, b = targets.create(name).weights(c)
-    found = solve(targets.create(name), c, a * data + b * noise, c.alpha * data + c.sigma * noise)
+    found = data_and_noise(targets.create(name), c, a * data + b * noise, c.alpha * data + c.sigma * noise)
     # Rounding 2e-16 of numbers up to 10 x 100, over determinants of at least 0.007: below 4e-11.
     assert [float(v) for v in found] == pytest.approx([data, noise], abs=1e-10)
 
@@ -57,9 +57,9 @@ def test_predictions_convert_into_one_another(path: str) -> None:
     x, y = torch.randn(2, *c.alpha.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for first in map(targets.create, targets.names()):
         for second in map(targets.create, targets.names()):
-            data, noise = solve(first, c, y, x)
+            data, noise = data_and_noise(first, c, y, x)
             a, b = second.weights(c)
-            data, noise = solve(second, c, a * data + b * noise, x)
+            data, noise = data_and_noise(second, c, a * data + b * noise, x)
             a, b = first.weights(c)
             # Two systems whose condition numbers at t = 1e-3 are at most 1e3 and 1e6: 2e-16 x 1e9.
             torch.testing.assert_close(a * data + b * noise, y, rtol=1e-6, atol=1e-6)
@@ -74,6 +74,6 @@ def test_solve_at_the_data_end_keeps_the_limits() -> None:
     """A score prediction at sigma = 0: the noise reads 0 and the data x / alpha."""
     one = torch.ones((), dtype=torch.float64)
     c = Coefficients(one, 0 * one, one, -one)
-    data, noise = solve(targets.create("score"), c, torch.tensor(-3.0), torch.tensor(0.7))
+    data, noise = data_and_noise(targets.create("score"), c, torch.tensor(-3.0), torch.tensor(0.7))
     assert float(data) == pytest.approx(0.7)
     assert abs(float(noise)) < 1e-29

@@ -134,11 +134,11 @@ def show(
     values = {k: v for k, v in (spec(component) if component else {}).items() if k != "name"}
     if values:
         console.table(("field", "value"), [(k, _in_short(v)) for k, v in values.items()])
-    from sitkit.evaluation.component_plots import draw
+    from sitkit.evaluation.component_plots import draw_component
 
     if component is not None:
         path = picture or Path(file_name(f"{chosen.kind}-{name}.png"))
-        if draw(component, path, interps):
+        if draw_component(component, path, interps):
             console.say(f"\npicture   {path}")
 
 
@@ -159,7 +159,7 @@ def certify(
     json: options.Json = False,
 ) -> None:
     """Check every combination, plugins included, against closed-form truth; exit 1 if one is wrong."""
-    from sitkit.testing.certify import as_plain
+    from sitkit.testing.certify import certificate_to_plain
     from sitkit.testing.certify import certify as verb
 
     axes: dict[str, Any] = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
@@ -167,7 +167,7 @@ def certify(
     with resumable("nothing is written. Begin again with"), console.progress() as progress:
         done = verb(chosen, quick=quick, folder=folder, progress=progress)
     if json:
-        console.as_json(as_plain(done))
+        console.as_json(certificate_to_plain(done))
     else:
         refused: dict[tuple[str, str], int] = {}
         for verdict in done.verdicts:
@@ -197,9 +197,9 @@ def certify(
 @app.command()
 def doctor(json: options.Json = False) -> None:
     """Versions, devices, plugins, the tracking store, and the line that brings what is missing; exit 1 if something is broken."""
-    from sitkit.testing.doctor import examine
+    from sitkit.testing.doctor import examine_machine
 
-    found = examine()
+    found = examine_machine()
     if json:
         console.as_json([asdict(finding) for finding in found])
     else:

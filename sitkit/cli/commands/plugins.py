@@ -28,9 +28,9 @@ def _kinds(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _packages(incomplete: str) -> list[str]:
-    from sitkit.registry.loading import find
+    from sitkit.registry.loading import find_plugins
 
-    return [found.package for found in find() if found.package.startswith(incomplete)]
+    return [found.package for found in find_plugins() if found.package.startswith(incomplete)]
 
 
 @plugin.command()
@@ -67,12 +67,12 @@ def list_(json: options.Json = False) -> None:
     """The plugins that are installed, what they bring, and what became of each when it was loaded."""
     from sitkit.registry.loading import load_plugins
     from sitkit.registry.plugin import installed
-    from sitkit.testing.plugins import state_of
+    from sitkit.testing.plugins import plugin_state
 
     load_plugins()
     entries: list[dict[str, Any]] = []
     for found in installed:
-        state, reason = state_of(found)
+        state, reason = plugin_state(found)
         brought = owned(found)
         entries.append({
             "name": found.name, "package": found.package, "version": found.version, "module": found.module,
@@ -108,11 +108,11 @@ def test(
     json: options.Json = False,
 ) -> None:
     """Try the laws on installed plugins, by closed-form truth where there is one; exit 1 if a law is broken."""
-    from sitkit.testing.plugins import examine, plugins_named
+    from sitkit.testing.plugins import plugins_named, test_plugin
 
     chosen = plugins_named(packages or [])
     with resumable("nothing is written. Begin again with"), console.progress() as progress:
-        found = [examine(one, progress) for one in chosen]
+        found = [test_plugin(one, progress) for one in chosen]
     if json:
         console.as_json([
             {"plugin": asdict(one.plugin), "ok": not one.failures, "verdicts": [asdict(v) for v in one.verdicts]}

@@ -12,7 +12,7 @@ from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 
 if TYPE_CHECKING:
-    from sitkit.results.verify import Verdict
+    from sitkit.results.verify import Verification
 from sitkit.cli.console import plain
 
 Result = Annotated[
@@ -27,7 +27,7 @@ Result = Annotated[
 @app.command()
 def explain(result: Result, runs: options.Folder = Path("runs"), json: options.Json = False) -> None:
     """The command that makes a number again, and what made it: code, data, seeds, settings, machine."""
-    from sitkit.results.diff import in_words
+    from sitkit.results.diff import describe_difference
     from sitkit.results.explain import code
     from sitkit.results.explain import explain as verb
     from sitkit.results.lookup import numbers
@@ -47,7 +47,7 @@ def explain(result: Result, runs: options.Folder = Path("runs"), json: options.J
         weights = [one.checkpoint["weights"], f"at step {one.checkpoint['step']}"]
         console.say(f"  weights    {' '.join([*weights, str(one.checkpoint.get('fingerprint') or '')[:12]])}")
         for key, value in one.settings.items():
-            console.say(f"  {key:10} {in_words(value)}")
+            console.say(f"  {key:10} {describe_difference(value)}")
         console.say(f"  rounding   {one.rounding}")
         for stage, what in one.stages.items():
             console.say(f"  {stage:10} {code(what)}")
@@ -66,14 +66,16 @@ def verify(
 ) -> None:
     """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
     from sitkit.results.lookup import numbers
-    from sitkit.results.verify import gap
+    from sitkit.results.verify import difference
     from sitkit.results.verify import verify as verb
 
     found = numbers(result, runs)
     with resumable("nothing is written. Begin again with"), console.progress() as progress:
         verdicts = verb(found, device, progress)
     if json:
-        console.as_json([plain(verdict) | {"path": str(verdict.path), "gap": gap(verdict)} for verdict in verdicts])
+        console.as_json(
+            [plain(verdict) | {"path": str(verdict.path), "gap": difference(verdict)} for verdict in verdicts]
+        )
     else:
         console.table(
             ("number", "was", "now", "verdict"),
@@ -90,7 +92,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _told(verdict: Verdict) -> str:
+def _told(verdict: Verification) -> str:
     values = [
         f"{key} was {verdict.was[key]}, is {verdict.now[key]}"
         for key in verdict.was

@@ -29,11 +29,11 @@ def _loaded(
     from sitkit.runs.config.mappings import merge
     from sitkit.runs.config.sampling_presets import read_preset
     from sitkit.runs.config.sources import Layer
-    from sitkit.runs.run import find, load
+    from sitkit.runs.run import find_run, load
 
     over = options.layer(flags, sets)
     if preset is not None:
-        base = read_preset(find(run, runs), preset)
+        base = read_preset(find_run(run, runs), preset)
         over = Layer(merge(base.values, over.values), base.where | over.where)
     return load(run, over=over, root=runs, step=step, device=flags.get("run.device") or "auto")
 
@@ -186,7 +186,7 @@ def runs(
     """The runs on disk and how far they are."""
     from sitkit.runs.checkpoint import checkpoints
     from sitkit.runs.run import read_config_of
-    from sitkit.runs.run import runs as folders
+    from sitkit.runs.run import run_folders as folders
     from sitkit.runtime.files import read_json
 
     rows = []

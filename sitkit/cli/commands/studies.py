@@ -13,13 +13,13 @@ from sitkit.cli.interrupt import resumable
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from sitkit.results.study_results import Results
+    from sitkit.results.study_results import StudyResults
     from sitkit.results.table import Grid
     from sitkit.studies.executors import Executor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sitkit.studies.check import Checked, Outlook
+    from sitkit.studies.check import CellForecast, CheckReport
     from sitkit.studies.cost import Cost
     from sitkit.studies.study import Refused
 import shlex
@@ -134,9 +134,9 @@ def ablate(
                           [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows])  # fmt: skip
             console.say(f"{len(rows)} cells from {len(done)} trainings")
         return
-    from sitkit.cli.live import overview
+    from sitkit.cli.live import live_view
 
-    with resumable(), overview() as (progress, watch):
+    with resumable(), live_view() as (progress, watch):
         outcome = verb(
             file, over, base, seeds=chosen[0], sample_seeds=chosen[1], keep_going=keep_going,
             executor=_executor(executor, workers, cpus, gpus), progress=progress, watch=watch,
@@ -153,7 +153,7 @@ def ablate(
 
 
 def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:
-    from sitkit.studies.executors import Here, Local, Ray
+    from sitkit.studies.executors import InProcess, Local, Ray
 
     if name == "ray" or name.startswith("ray://"):
         return Ray(None if name == "ray" else name, 1 if cpus is None else cpus, gpus, workers)
@@ -164,7 +164,7 @@ def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | 
     for flag, value in (("--cpus", cpus), ("--gpus", gpus)):
         if value is not None:
             raise UserError(f"{flag} {value:g} is of --executor ray; --executor local divides what there is.")
-    return Here() if workers in (None, 1) else Local(workers)
+    return InProcess() if workers in (None, 1) else Local(workers)
 
 
 STYLES = {"best": "bold green", "close": "dim", "failed": "red"}
@@ -184,7 +184,7 @@ def print_table(drawn: Grid) -> None:
     console.table(("", *drawn.columns), rows, drawn.title, drawn.notes)
 
 
-def print_failures(results: Results, runs: Path) -> None:
+def print_failures(results: StudyResults, runs: Path) -> None:
     """Each cell that went wrong on standard error, with its log in the folder of runs; exit status 1 if there is one."""
     for cell in results.failures:
         if cell.state == "refused":
@@ -229,9 +229,9 @@ def check(
         raise typer.Exit(2)
 
 
-def _print_checked(found: Checked) -> None:
-    groups: dict[tuple[Any, ...], list[Outlook]] = {}
-    costs: dict[tuple[str, ...], list[Outlook]] = {}
+def _print_checked(found: CheckReport) -> None:
+    groups: dict[tuple[Any, ...], list[CellForecast]] = {}
+    costs: dict[tuple[str, ...], list[CellForecast]] = {}
     notes: dict[str, str] = {}
     for cell in found.cells:
         groups.setdefault((cell.row, cell.column, cell.times, cell.nfe), []).append(cell)
@@ -260,7 +260,7 @@ def _print_checked(found: Checked) -> None:
     )
 
 
-def _range(cells: list[Outlook]) -> str:
+def _range(cells: list[CellForecast]) -> str:
     """Numbers of cells: 1-3, 7."""
     runs: list[list[int]] = []
     for number in sorted(cell.number for cell in cells):
@@ -271,7 +271,7 @@ def _range(cells: list[Outlook]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _span(cell: Outlook, notes: dict[str, str]) -> str:
+def _span(cell: CellForecast, notes: dict[str, str]) -> str:
     t0, t1 = cell.times
     return " ".join([f"{t0:.3g} to {t1:.4g}", *(notes[why] for why in cell.singular)])
 
@@ -290,7 +290,7 @@ def _print_refused(refused: list[Refused]) -> None:
         console.error(f"{cells[0].reason}{more}")
 
 
-def _states(cells: list[Outlook]) -> str:
+def _states(cells: list[CellForecast]) -> str:
     words = [cell.state if cell.state != "begun" else f"at step {cell.step}" for cell in cells]
     counts = {word: words.count(word) for word in words}
     return ", ".join(word if len(cells) == 1 else f"{count} {word}" for word, count in counts.items())
@@ -335,7 +335,7 @@ def search(
 ) -> None:
     """Search for the best way to sample a run; run again, or beside itself, it continues."""
     from sitkit.runs.run import load
-    from sitkit.studies.search import describe
+    from sitkit.studies.search import describe_choice
     from sitkit.studies.search import search as verb
 
     trained = load(run, over=options.layer({"run.device": device}, sets), root=runs, device=device or "auto")
@@ -353,7 +353,8 @@ def search(
             f"{setting.stderr:.2g}",
             setting.nfe,
             f"{setting.seconds:.3g}",
-            ("winner: " if setting is found.winner else "") + (describe(setting.chosen) or "the run's own setting"),
+            ("winner: " if setting is found.winner else "")
+            + (describe_choice(setting.chosen) or "the run's own setting"),
         )
         for setting in (*found.confirmed, found.reference)
     ]

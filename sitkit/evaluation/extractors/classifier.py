@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sitkit.data.dataset import Examples
 
-BATCH, RATE = 128, 2e-3
+CLASSIFIER_BATCH, RATE = 128, 2e-3
 # The side of the last map, and how many of its channels are the spatial features.
 SIDE, SPATIAL_CHANNELS = 4, 7
 
@@ -103,7 +103,7 @@ class RunClassifier(Extractor):
         optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=self.steps + 1)
         for step in range(self.steps):
-            x, y, *_ = batch(data, self.seed, step, BATCH)
+            x, y, *_ = batch(data, self.seed, step, CLASSIFIER_BATCH)
             loss = torch.nn.functional.cross_entropy(network(x.to(device)), y.to(device))
             optimizer.zero_grad()
             loss.backward()
@@ -147,6 +147,6 @@ def accuracy(network: nn.Module, data: Examples) -> float | None:
     device = next(network.parameters()).device
     right = 0
     with torch.no_grad():
-        for part in np.array_split(data.heldout, math.ceil(len(data.heldout) / BATCH)):
+        for part in np.array_split(data.heldout, math.ceil(len(data.heldout) / CLASSIFIER_BATCH)):
             right += int((network(data.read(part).to(device)).argmax(1).cpu().numpy() == data.labels[part]).sum())
     return right / len(data.heldout)

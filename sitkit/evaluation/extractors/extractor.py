@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sitkit.data.dataset import Examples
 
 # Rows that an extractor sees at once, the last block filled up: on a CPU the last digits of a row may follow their number.
-ROWS = 64
+FEATURE_ROWS = 64
 
 Outputs = Mapping[str, "Tensor"]
 
@@ -43,9 +43,13 @@ class Extraction:
 
         parts: list[Outputs] = []
         with torch.no_grad():
-            for block in x.detach().split(ROWS):
+            for block in x.detach().split(FEATURE_ROWS):
                 n = len(block)
-                whole = block if n == ROWS else torch.cat([block, block[-1:].expand(ROWS - n, *block.shape[1:])])
+                whole = (
+                    block
+                    if n == FEATURE_ROWS
+                    else torch.cat([block, block[-1:].expand(FEATURE_ROWS - n, *block.shape[1:])])
+                )
                 parts.append({name: rows[:n].cpu() for name, rows in self.apply(whole).items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

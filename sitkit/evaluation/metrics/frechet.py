@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Rows held at once, as double, where a product has as many rows as there are points.
-ROWS = 4096
+BOOTSTRAP_ROWS = 4096
 # The sizes at which the distance is measured to extrapolate it, from a tenth of the samples to all of them.
 SIZES = 15
 
@@ -56,7 +56,7 @@ class GaussianDistance(FeatureMetric):
         if self.bootstrap:
             error = bootstrap_error(lambda rows: seen.take(rows).distance(), torch.arange(n), self.bootstrap, seed)
         else:
-            error = delta_error(seen, roots[kept], axes[kept])
+            error = frechet_delta_error(seen, roots[kept], axes[kept])
         sizes = {"samples": n} | ({"reference": len(reference)} if self.reference is None else {})
         notes = rank_notes(sizes, d, int(kept.sum()))
         if self.extrapolate:
@@ -69,17 +69,19 @@ class GaussianDistance(FeatureMetric):
         value = seen.distance()
         return extrapolated(seen, value, seed) if self.extrapolate else value
 
-    def _seen(self, samples: Tensor, reference: Tensor) -> Seen:
-        return Seen.by(samples, fitted(reference) if self.reference is None else self._read(samples.shape[1]))
+    def _seen(self, samples: Tensor, reference: Tensor) -> ProjectedSamples:
+        return ProjectedSamples.by(
+            samples, fit_gaussian(reference) if self.reference is None else self._read(samples.shape[1])
+        )
 
-    def _read(self, dimension: int) -> Gaussian:
+    def _read(self, dimension: int) -> FittedGaussian:
         mean, covariance = read_statistics(Path(self.reference or ""), self.reads)
         if len(mean) != dimension:
             raise UserError(
                 f"{self.reference} has statistics of {len(mean)} {self.reads} and {self.features.name} gives {dimension}: "
                 "they are of another extractor."
             )
-        return Gaussian(mean, root(covariance))
+        return FittedGaussian(mean, root(covariance))
 
 
 @final
@@ -112,21 +114,21 @@ class SFID(GaussianDistance):
 
 def frechet(samples: Tensor, reference: Tensor) -> float:
     """The Frechet distance between sets of features (n, d) and (m, d), in float64."""
-    return Seen.by(samples, fitted(reference)).distance()
+    return ProjectedSamples.by(samples, fit_gaussian(reference)).distance()
 
 
-class Gaussian(NamedTuple):
+class FittedGaussian(NamedTuple):
     """A mean (d,), and rows (k, d) of any number whose rows^T rows is the covariance."""
 
     mean: Tensor
     rows: Tensor
 
 
-def fitted(x: Tensor) -> Gaussian:
+def fit_gaussian(x: Tensor) -> FittedGaussian:
     """The Gaussian with the mean and the unbiased covariance of x (n, d), in float64."""
     x = x.double()
     mean = x.mean(0)
-    return Gaussian(mean, (x - mean).div_(math.sqrt(len(x) - 1)))
+    return FittedGaussian(mean, (x - mean).div_(math.sqrt(len(x) - 1)))
 
 
 def root(covariance: Tensor) -> Tensor:
@@ -148,7 +150,7 @@ def fewer(rows: Tensor) -> Tensor:
     return rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R
 
 
-class Seen(NamedTuple):
+class ProjectedSamples(NamedTuple):
     """Samples and all that their distance to one Gaussian, or any subset's, takes of it; S1, S2 are the covariances.
 
     tr (S1 S2)^{1/2} is the sum of the singular values of F1 F2^T, S = F^T F.  F1 may be the samples less their mean and
@@ -165,14 +167,14 @@ class Seen(NamedTuple):
     trace: Tensor
 
     @classmethod
-    def by(cls, x: Tensor, target: Gaussian) -> Seen:
+    def by(cls, x: Tensor, target: FittedGaussian) -> ProjectedSamples:
         """Samples x (n, d) beside the Gaussian, in float64."""
         x = x.double()
         # m rows cost m d^2 to make fewer and save n d (m - d) of the product: worth it from n = d.
         rows = target.rows if len(x) < x.shape[1] else fewer(target.rows)
         return cls(x, fewer(rows @ (x - x.mean(0)).T).T, target.mean, target.rows.norm() ** 2)
 
-    def take(self, rows: Tensor) -> Seen:
+    def take(self, rows: Tensor) -> ProjectedSamples:
         """The samples of these indices (any number, repeated or not)."""
         return self._replace(x=self.x[rows], products=self.products[rows])
 
@@ -193,7 +195,7 @@ class Seen(NamedTuple):
         return max(float(gap + self.spread() + self.trace - 2 * roots.sum()), 0.0)
 
 
-def delta_error(seen: Seen, roots: Tensor, axes: Tensor) -> float:
+def frechet_delta_error(seen: ProjectedSamples, roots: Tensor, axes: Tensor) -> float:
     """Standard error of the distance over the samples, from each one's influence on their mean and covariance.
 
     influence = 2 (mu1 - mu2).c + |c|^2 - c^T T c - tr S1 + tr (S1 S2)^{1/2}, c = x - mu1: the derivative by mu1 is
@@ -206,14 +208,14 @@ def delta_error(seen: Seen, roots: Tensor, axes: Tensor) -> float:
     slope, level = 2 * (mean - seen.mean), seen.spread() - roots.sum()
     scaled = (axes / roots.sqrt()[:, None]).T
     total = 0.0
-    for x, products in zip(seen.x.split(ROWS), seen.products.split(ROWS), strict=True):
+    for x, products in zip(seen.x.split(BOOTSTRAP_ROWS), seen.products.split(BOOTSTRAP_ROWS), strict=True):
         c = x - mean
         influence = c @ slope + c.square().sum(1) - ((products - middle) @ scaled).square().sum(1) - level
         total += float(influence.square().sum())
     return math.sqrt(total / (n * (n - 1)))
 
 
-def extrapolated(seen: Seen, whole: float, seed: int) -> float:
+def extrapolated(seen: ProjectedSamples, whole: float, seed: int) -> float:
     """The distance at infinitely many samples: the bias is of order 1/n, so a line against 1/n shows its limit at 0.
 
     The distance of random subsets of SIZES sizes from n / 10 to n, least squares.  whole: that of all.

@@ -56,7 +56,7 @@ class Metric(Component):
         Metrics of finite sets are biased, so even a perfect model misses the ideal value; this is the yardstick.
         Each half has m / 2 points, so it lies above the floor of m samples against all m.
         """
-        first, second = split(reference, seed)
+        first, second = random_halves(reference, seed)
         return self.measure(first, second, seed=seed)
 
 
@@ -71,7 +71,7 @@ class FeatureMetric(Metric):
         return self.compare(*self._extracted(samples, reference), seed=seed)
 
     def halves(self, reference: Tensor, *, seed: int = 0) -> Measurement:
-        return Measurement(self.value(*self._extracted(*split(reference, seed)), seed=seed))
+        return Measurement(self.value(*self._extracted(*random_halves(reference, seed)), seed=seed))
 
     def _extracted(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         import torch
@@ -103,7 +103,7 @@ def generator(seed: int) -> Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def split(reference: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def random_halves(reference: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Two disjoint random sets of m // 2 rows each."""
     import torch
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Rows of a matrix of distances held at once.
-BLOCK = 1024
+DISTANCE_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Precision(Neighbourhoods):
     """
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        return share(samples, reference, self.k, "reference points")
+        return fraction_within(samples, reference, self.k, "reference points")
 
 
 @final
@@ -56,14 +56,14 @@ class Recall(Neighbourhoods):
     """
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        return share(reference, samples, self.k, "samples")
+        return fraction_within(reference, samples, self.k, "samples")
 
 
-def share(points: Tensor, manifold: Tensor, k: int, what: str) -> Measurement:
+def fraction_within(points: Tensor, manifold: Tensor, k: int, what: str) -> Measurement:
     """The share of points (n, d) within the balls around manifold (m, d), each as wide as its k-th neighbour is far."""
     if len(manifold) <= k:
         raise UserError(f"k = {k} neighbours need more than {k} {what}; got {len(manifold)}.")
-    n, value = len(points), float(within(points, manifold, radii(manifold, k)).double().mean())
+    n, value = len(points), float(within_manifold(points, manifold, radii(manifold, k)).double().mean())
     return Measurement(value, math.sqrt(value * (1 - value) / n))
 
 
@@ -72,11 +72,11 @@ def radii(x: Tensor, k: int) -> Tensor:
     import torch
 
     # The nearest of all is the point itself, at 0.
-    return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(BLOCK)])
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1).values for part in x.split(DISTANCE_BLOCK)])
 
 
-def within(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
+def within_manifold(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
     """Whether each row of points (n, d) is in any ball around centres (m, d), radius (m,) -> (n,) bool."""
     import torch
 
-    return torch.cat([(torch.cdist(part, centres) <= radius).any(1) for part in points.split(BLOCK)])
+    return torch.cat([(torch.cdist(part, centres) <= radius).any(1) for part in points.split(DISTANCE_BLOCK)])

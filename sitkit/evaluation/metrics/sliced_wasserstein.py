@@ -44,7 +44,7 @@ class SlicedWasserstein(FeatureMetric):
             error = bootstrap_error(lambda x: sliced_wasserstein(x, reference, u), samples, self.bootstrap, seed + 1)
         else:
             value = sliced_wasserstein(samples, reference, u)
-            error = delta_error(samples, reference, u, value)
+            error = wasserstein_delta_error(samples, reference, u, value)
         return Measurement(value, error)
 
 
@@ -80,7 +80,7 @@ def squared_distance(x: Tensor, y: Tensor) -> Tensor:
     return weights @ gaps.square()
 
 
-def delta_error(samples: Tensor, reference: Tensor, u: Tensor, value: float) -> float:
+def wasserstein_delta_error(samples: Tensor, reference: Tensor, u: Tensor, value: float) -> float:
     """Standard error of `value` = sqrt(mean_k W2^2_k) over the samples, from each one's influence on the mean of W2^2_k.
 
     The root's slope is 1 / (2 value); 0 where the value is.

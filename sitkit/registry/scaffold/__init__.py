@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from importlib.metadata import version
 from importlib.resources import files

@@ -11,7 +11,7 @@ from sitkit.results.report.page import Page
 from sitkit.results.report.run import run_page
 from sitkit.results.report.study import study_page
 from sitkit.results.study_results import find_study
-from sitkit.runs.run import find
+from sitkit.runs.run import find_run
 from sitkit.runtime.files import write_file
 
 REPORT = "report.html"
@@ -23,7 +23,7 @@ def report(target: str | Path, root: Path = Path("runs"), path: Path | None = No
     target: a run by folder, name, identity or "latest"; a study by folder, file or name.  Raises UserError for neither.
     """
     study = find_study(target, root)
-    folder = study or find(target, root)
+    folder = study or find_run(target, root)
     page = study_page(folder) if study else run_page(folder)
     path = path or folder / REPORT
     write_file(path, html(page))

@@ -17,7 +17,7 @@ from sitkit.evaluation.plots import (
     Curve,
     as_array,
     canvas,
-    draw,
+    draw_curves,
     label_axes,
     limits,
     plain_ticks,
@@ -50,7 +50,7 @@ def lines(
     clipped: values that diverge at an end leave the view there.
     """
     figure, (ax,) = canvas(1, SIZE)
-    draw(ax, [thinned(curve) for curve in series])
+    draw_curves(ax, [thinned(curve) for curve in series])
     if logx:
         ax.set_xscale("log")
         plain_ticks(ax.xaxis)

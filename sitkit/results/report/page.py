@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-Mark = Literal["", "best", "grey", "failed"]
+PlotMark = Literal["", "best", "grey", "failed"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Value:
 
     text: str
     sort: float | str | None = None
-    mark: Mark = ""
+    mark: PlotMark = ""
     note: str = ""
     code: str = ""
 
@@ -123,7 +123,7 @@ class Notes:
     alarm: bool = False
 
 
-Part = Table | Facts | Charts | Sheets | Code | Notes
+PagePart = Table | Facts | Charts | Sheets | Code | Notes
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Section:
 
     title: str
     intro: str
-    parts: Sequence[Part]
+    parts: Sequence[PagePart]
 
     @property
     def anchor(self) -> str:
@@ -181,10 +181,10 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def described(component: Mapping[str, Any]) -> str:
+def one_line(component: Mapping[str, Any]) -> str:
     """A component's plain values in one line: its name, then its fields."""
     rest = ", ".join(
-        f"{k} {described(v) if isinstance(v, Mapping) else plain(v)}" for k, v in component.items() if k != "name"
+        f"{k} {one_line(v) if isinstance(v, Mapping) else plain(v)}" for k, v in component.items() if k != "name"
     )
     name = str(component.get("name", ""))
     return f"{name} ({rest})" if rest else name

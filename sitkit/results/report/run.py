@@ -24,8 +24,8 @@ from sitkit.results.report.page import (
     Sheets,
     Table,
     Value,
-    described,
     number,
+    one_line,
 )
 from sitkit.results.report.sample_sheets import MOST_SHEETS, data_sheet, sample_sheet
 from sitkit.results.reproduce import evaluate_command, train_command
@@ -107,10 +107,10 @@ def run_page(folder: Path) -> Page:
 def _facts(trained: Trained, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     config, rows = trained.config, trained.rows
     facts = {
-        "data": described(_spec(config, "data")),
-        "interpolant": described(_spec(config, "interp")),
-        "target": described(_spec(config, "target")),
-        "weight": described(_spec(config, "weight")),
+        "data": one_line(_spec(config, "data")),
+        "interpolant": one_line(_spec(config, "interp")),
+        "target": one_line(_spec(config, "target")),
+        "weight": one_line(_spec(config, "weight")),
         "backbone": label(config.backbone) + parameters(trained.folder),
         "optimiser": f"AdamW, lr {config.train.lr:g}, batch {config.train.batch}",
         "steps": f"{number(trained.step)} of {number(config.train.steps)}",
@@ -191,7 +191,7 @@ def sampling_name(recipe: Mapping[str, Any]) -> str:
     if recipe["diffusion"]["name"] != "zero":
         parts.append(recipe["diffusion"]["name"])
     if recipe["guidance"]["name"] != "none":
-        parts.append(described(recipe["guidance"]))
+        parts.append(one_line(recipe["guidance"]))
     sample = recipe["sample"]
     if sample["weights"] != "ema":
         parts.append(sample["weights"])
@@ -257,7 +257,7 @@ def nfe_chart(curves: Mapping[str, Sequence[tuple[int, float, float | None]]], m
     values = [value for curve in curves.values() for _, value, _ in curve]
     return lines(
         series, label=f"{metric} against evaluations", xlabel="evaluations a sample (NFE)", ylabel=metric,
-        logx=True, logy=spread(values),
+        logx=True, logy=needs_log_axis(values),
     )  # fmt: skip
 
 
@@ -271,12 +271,12 @@ def _curves(runs: Sequence[Trained]) -> list[Charts]:
             curve = Curve(name, [s for s, _ in points], [v for _, v in points])
             title = name.replace("_", " ")
             svg = lines([curve], label=f"{title} against training steps", xlabel="training step", ylabel=title,
-                              logy=spread([v for _, v in points]))  # fmt: skip
+                              logy=needs_log_axis([v for _, v in points]))  # fmt: skip
             charts.append(Chart(svg, title))
     return [Charts(charts)] if charts else []
 
 
-def spread(values: Sequence[float]) -> bool:
+def needs_log_axis(values: Sequence[float]) -> bool:
     """Whether positive values differ so much that they need a logarithmic axis."""
     return min(values) > 0 and max(values) > 10 * min(values)
 

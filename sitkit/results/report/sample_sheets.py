@@ -17,7 +17,7 @@ from sitkit.runtime.errors import UserError, WorkFailed
 
 MOST_SHEETS = 48
 # Pixels of the page for one image, at least; larger images are shown smaller by `picture.sheet`.
-CELL, COLUMNS, SMALL, LARGE = 28, 10, 60, 20
+SHEET_CELL, COLUMNS, SMALL, LARGE = 28, 10, 60, 20
 
 
 def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:
@@ -50,7 +50,7 @@ def _sheet(images: np.ndarray, title: str, caption: str, alt: str) -> Sheet:
     columns = min(COLUMNS if side <= 64 else COLUMNS // 2, n)
     data = image_sheet(images[:n], columns)
     width, height = size_of(data)
-    zoom = max(1, round(CELL * columns / width))
+    zoom = max(1, round(SHEET_CELL * columns / width))
     return Sheet(data, width * zoom, height * zoom, title, caption, alt.format(last=n - 1))
 
 

@@ -17,7 +17,7 @@ from sitkit.results.report.page import (
     Facts,
     Notes,
     Page,
-    Part,
+    PagePart,
     Section,
     Sheets,
     Table,
@@ -30,15 +30,15 @@ from sitkit.results.report.run import (
     environment_facts,
     forms_of,
     metric_name,
+    needs_log_axis,
     nfe_chart,
     paths,
     read_training,
-    spread,
 )
 from sitkit.results.report.sample_sheets import MOST_SHEETS, data_sheet, sample_sheet
 from sitkit.results.reproduce import evaluate_command
-from sitkit.results.study_results import Result, Results, read_results, runs_of
-from sitkit.results.table import estimate, grid
+from sitkit.results.study_results import CellResult, StudyResults, read_results, runs_of
+from sitkit.results.table import format_estimate, grid
 from sitkit.runs.config.identity import label
 from sitkit.runs.run import CONFIG
 
@@ -72,11 +72,11 @@ def study_page(folder: Path) -> Page:
     return Page(results.title or folder.name, "Study", lead, sections)
 
 
-def _runs(results: Results) -> list[str]:
+def _runs(results: StudyResults) -> list[str]:
     return list(dict.fromkeys(cell.run for cell in results.cells if cell.run))
 
 
-def _facts(results: Results, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _facts(results: StudyResults, records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     states = [cell.state for cell in results.cells]
     metrics = dict.fromkeys(metric_name(record) for record in records.values())
     sizes = sorted({cell.n for cell in results.cells if cell.n is not None})
@@ -93,16 +93,16 @@ def _facts(results: Results, records: Mapping[str, Mapping[str, Any]]) -> dict[s
         if standing.standing in ("best", "lead"):
             words = "best" if standing.standing == "best" else "lowest mean" if _lower(results) else "highest mean"
             facts[f"{standing.column}: {words}" if standing.column else words] = (
-                f"{standing.row}, {estimate(standing.mean, standing.stderr)}"
+                f"{standing.row}, {format_estimate(standing.mean, standing.stderr)}"
             )
     return facts
 
 
-def _lower(results: Results) -> bool:
+def _lower(results: StudyResults) -> bool:
     return all(results.lower_is_better.values())
 
 
-def _alarms(results: Results) -> list[Notes]:
+def _alarms(results: StudyResults) -> list[Notes]:
     count = len(results.failures)
     todo = sum(cell.state == "todo" for cell in results.cells)
     said = [f"{count} of {len(results.cells)} cells have no number: see Failures."] if count else []
@@ -110,7 +110,7 @@ def _alarms(results: Results) -> list[Notes]:
     return [Notes(said, alarm=True)] if said else []
 
 
-def _table(results: Results) -> Table:
+def _table(results: StudyResults) -> Table:
     shown = grid(results)
     means = {(s.row, s.column): s.mean for s in results.estimates}
     rows = [
@@ -138,7 +138,7 @@ def _table(results: Results) -> Table:
     )
 
 
-def _comparison(results: Results) -> list[Charts]:
+def _comparison(results: StudyResults) -> list[Charts]:
     """The table as dots with their errors, unless it is curves against evaluations."""
     if len(results.estimates) < 2 or _curves(results):
         return []
@@ -149,7 +149,7 @@ def _comparison(results: Results) -> list[Charts]:
     return [Charts([Chart(svg, f"{metric} of every row", f"{better} is better; bars are standard errors.")])]
 
 
-def _curves(results: Results) -> dict[str, list[tuple[int, float, float | None]]]:
+def _curves(results: StudyResults) -> dict[str, list[tuple[int, float, float | None]]]:
     """The points of each row whose columns differ in evaluations; none where columns differ in anything else."""
     spent = {(cell.row, cell.column): cell.nfe for cell in results.cells if cell.nfe is not None}
     curves: dict[str, list[tuple[int, float, float | None]]] = {}
@@ -161,7 +161,7 @@ def _curves(results: Results) -> dict[str, list[tuple[int, float, float | None]]
     return {row: sorted(points) for row, points in curves.items()} if rising and all(rising) else {}
 
 
-def _against_nfe(results: Results) -> list[Charts]:
+def _against_nfe(results: StudyResults) -> list[Charts]:
     curves, metric = _curves(results), "; ".join(results.lower_is_better)
     if not curves:
         return []
@@ -185,7 +185,7 @@ def _against_nfe(results: Results) -> list[Charts]:
     return [Charts(charts)]
 
 
-def _firsts(results: Results) -> Iterator[Result]:
+def _firsts(results: StudyResults) -> Iterator[CellResult]:
     """The first seed's cell of every row and column."""
     seen = set()
     for cell in results.cells:
@@ -194,9 +194,9 @@ def _firsts(results: Results) -> Iterator[Result]:
             yield cell
 
 
-def _samples(results: Results, runs: Path, trained: Mapping[str, Trained]) -> list[Part]:
+def _samples(results: StudyResults, runs: Path, trained: Mapping[str, Trained]) -> list[PagePart]:
     cells = list(_firsts(results))
-    shown: list[Part] = []
+    shown: list[PagePart] = []
     sheets = [sheet for run in list(trained.values())[:1] if (sheet := data_sheet(run.config))]
     for cell in cells[:MOST_SHEETS]:
         folder = runs / (cell.run or "") / "samples" / (cell.samples or "")
@@ -211,7 +211,7 @@ def _samples(results: Results, runs: Path, trained: Mapping[str, Trained]) -> li
     return shown
 
 
-def _losses(results: Results, trained: Mapping[str, Trained]) -> list[Charts]:
+def _losses(results: StudyResults, trained: Mapping[str, Trained]) -> list[Charts]:
     """The loss of one training for each model, named by the first row that uses it."""
     named: dict[str, Trained] = {}
     for cell in _firsts(results):
@@ -225,7 +225,7 @@ def _losses(results: Results, trained: Mapping[str, Trained]) -> list[Charts]:
             curves.append(Curve(name, [s for s, _ in points], [v for _, v in points]))
     if not curves:
         return []
-    logarithmic = spread([float(v) for curve in curves for v in curve.values])
+    logarithmic = needs_log_axis([float(v) for curve in curves for v in curve.values])
     svg = lines(curves, label="training losses", xlabel="training step", ylabel="loss", logy=logarithmic)
     seed = min(results.seeds, default=0)
     return [Charts([Chart(svg, "loss", f"Training seed {seed}.")])]
@@ -243,7 +243,7 @@ def _paths(trained: Mapping[str, Trained], records: Mapping[str, Mapping[str, An
     return [Charts(charts)] if charts else []
 
 
-def _failures(results: Results) -> list[Table]:
+def _failures(results: StudyResults) -> list[Table]:
     words = {"refused": "impossible", "failed": "went wrong"}
     rows = [
         [
@@ -259,7 +259,7 @@ def _failures(results: Results) -> list[Table]:
     return [Table("Cells without a number", ("row", "column", "#seed", "state", "reason", "log"), rows)] if rows else []
 
 
-def _numbers(results: Results, runs: Path, records: Mapping[str, Mapping[str, Any]]) -> Table:
+def _numbers(results: StudyResults, runs: Path, records: Mapping[str, Mapping[str, Any]]) -> Table:
     several = len(results.sample_seeds) > 1
     rows = []
     for cell in results.cells:
@@ -290,6 +290,6 @@ def _numbers(results: Results, runs: Path, records: Mapping[str, Mapping[str, An
     return Table(f"All {len(rows)} cells", columns, rows, notes, folded=len(rows) > 24)
 
 
-def _environment(records: Mapping[str, Mapping[str, Any]]) -> Sequence[Part]:
+def _environment(records: Mapping[str, Mapping[str, Any]]) -> Sequence[PagePart]:
     first = next(iter(records.values()), None)
     return [Facts(environment_facts(first["environment"]))] if first else []

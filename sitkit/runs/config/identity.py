@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.registry import Component, registries, spec
-from sitkit.runs.config.schema import TRAINING, Config
+from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity, readable
 from sitkit.solvers.ode import AdaptiveODE
@@ -20,7 +20,7 @@ from sitkit.solvers.ode import AdaptiveODE
 def training_identity(config: Config) -> str:
     """What determines the weights: data, model, loss, optimiser and training seed, and nothing else."""
     plain = config.plain()
-    return identity({key: plain[key] for key in TRAINING})
+    return identity({key: plain[key] for key in TRAINING_KEYS})
 
 
 def slug(config: Config) -> str:
@@ -117,7 +117,7 @@ def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
     found = []
     for config in configs:
         step, metric = final_step(config), config.metric[0]
-        trains = tuple(getattr(config, name) for name in TRAINING)
+        trains = tuple(getattr(config, name) for name in TRAINING_KEYS)
         draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)
         key, name = once(trains, lambda config=config: (training_identity(config), slug(config)))
         samples = once(draws, lambda c=config, step=step, key=key: sampling_identity(c, step, key))

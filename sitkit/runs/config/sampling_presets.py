@@ -10,7 +10,7 @@ from sitkit.runs.config.sources import Layer, read_yaml, to_yaml
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import write_file
 
-FOLDER = "presets"
+PRESETS_FOLDER = "presets"
 KEYS = ("sampler", "diffusion", "guidance", "sample")
 
 
@@ -20,14 +20,14 @@ def write_preset(run_folder: Path, name: str, config: Config, comment: str = "")
     values = {key: plain[key] for key in KEYS[:3]} | {
         "sample": {key: plain["sample"][key] for key in ("weights", "ema")}
     }
-    path = run_folder / FOLDER / f"{name}.yaml"
+    path = run_folder / PRESETS_FOLDER / f"{name}.yaml"
     write_file(path, "".join(f"# {line}\n" for line in comment.splitlines()) + to_yaml(values))
     return path
 
 
 def read_preset(run_folder: Path, name: str) -> Layer:
     """The settings of a run's preset.  Raises UserError with the nearest right name, or for a key that is no sampling."""
-    folder = Path(run_folder) / FOLDER
+    folder = Path(run_folder) / PRESETS_FOLDER
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
         has = f"It has: {', '.join(known)}." if known else "It has none; `sitkit search` makes one."

@@ -206,7 +206,18 @@ DEFAULTS: dict[str, Any] = {
     "guidance": "none",
     "metric": "frechet",
 }
-TRAINING = ("interp", "target", "weight", "loss", "timestep", "coupling", "backbone", "autoencoder", "data", "train")
+TRAINING_KEYS = (
+    "interp",
+    "target",
+    "weight",
+    "loss",
+    "timestep",
+    "coupling",
+    "backbone",
+    "autoencoder",
+    "data",
+    "train",
+)
 
 
 def _plain(value: Any) -> Any:

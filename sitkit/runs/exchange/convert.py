@@ -40,7 +40,7 @@ from sitkit.runtime.tensors import save_tensors
 INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
 CODES = {"sit": "SiT", "repa": "REPA", "dit": "DiT"}
 # The tensors that tell the architecture.
-TELLING = (
+ARCHITECTURE_TENSORS = (
     "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight", "y_embedder.embedding_table.weight",
     "blocks.0.mlp.fc1.weight",
 )  # fmt: skip
@@ -71,7 +71,7 @@ def import_checkpoint(
     args = vars(held["args"]) if isinstance(held.get("args"), argparse.Namespace) else {}
     states = {k: v for k, v in held.items() if k in ("model", "ema") and isinstance(v, Mapping)} or {"ema": held}
     states = {kind: _tensors(state, path) for kind, state in states.items()}
-    for name in TELLING:
+    for name in ARCHITECTURE_TENSORS:
         if name not in newest_of(states):
             raise UserError(f"{path}: no SiT network: it has no {name}.")
     source = _source(path, source, args, states)
@@ -179,7 +179,7 @@ def _architecture(
     state: Mapping[str, Tensor], heads: int | None, path: Path
 ) -> tuple[dict[str, Any], tuple[int, ...], int]:
     """(fields of the backbone, shape of the states, number of classes), read off the shapes of the tensors."""
-    patches, positions, head, table, fc1 = (state[name] for name in TELLING)
+    patches, positions, head, table, fc1 = (state[name] for name in ARCHITECTURE_TENSORS)
     axes = (patches.ndim, positions.ndim, head.ndim, table.ndim, fc1.ndim)
     if axes != (4, 3, 2, 2, 2):
         raise UserError(f"{path}: no SiT network: its tensors have {axes} axes where a SiT's have (4, 3, 2, 2, 2).")

@@ -15,7 +15,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.run import load
-from sitkit.runs.sample import bound
+from sitkit.runs.sample import bind_guidance
 from sitkit.runtime import rng
 
 
@@ -38,7 +38,7 @@ class Served(PythonModel):
             rng.normal(keys, run.shape, rng.INITIAL),
             y.to(device),
             diffusion=fitted(config.diffusion, run),
-            guidance=bound(config.guidance, run),
+            guidance=bind_guidance(config.guidance, run),
             seeds=keys,
         )
         return config.autoencoder.decode(drawn.x).cpu().numpy()

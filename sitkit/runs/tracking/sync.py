@@ -34,10 +34,10 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 METRICS = "metrics.jsonl"
 CURSOR, TOLD = "tracking.json", "tracked.json"
-ARTIFACTS = ("config.yaml", "environment.json", "**/*.png")
+RUN_ARTIFACTS = ("config.yaml", "environment.json", "**/*.png")
 TOKEN, PARENT = "sitkit.token", "mlflow.parentRunId"
 MODEL = "model"
-PATIENCE = 20.0
+SERVER_TIMEOUT = 20.0
 
 # MLflow's own limits.
 METRICS_A_CALL, ENTRIES_A_CALL = 1000, 100
@@ -153,7 +153,7 @@ def sync(
     folder = Path(folder).resolve()
     uri = uri or tracking_uri()
     # A sync given up at exit may still be going on while the next one begins.
-    with FileLock(folder / "tracking.lock", timeout=PATIENCE):
+    with FileLock(folder / "tracking.lock", timeout=SERVER_TIMEOUT):
         cursor = _cursor(folder)
         client = _client(uri)
         run, cursor = _run(client, folder, cursor, uri, experiment, name)
@@ -243,7 +243,7 @@ def _client(uri: str) -> MlflowClient:
         return MlflowClient(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     # Two processes that create one database at once crash each other, and a kill would leave half of one.
-    with FileLock(f"{database}.lock", timeout=PATIENCE):
+    with FileLock(f"{database}.lock", timeout=SERVER_TIMEOUT):
         if not database.exists() or database.stat().st_size == 0:
             for stale in database.parent.glob(f"{database.name}.tmp-*"):
                 stale.unlink()

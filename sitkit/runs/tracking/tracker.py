@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from sitkit.runs.tracking.sync import (
-    ARTIFACTS,
     METRICS,
-    PATIENCE,
+    RUN_ARTIFACTS,
+    SERVER_TIMEOUT,
     TOLD,
     Status,
     catch_up,
@@ -44,13 +44,13 @@ class Tracker:
         experiment: str = "sitkit",
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-        artifacts: Sequence[str] = ARTIFACTS,
+        artifacts: Sequence[str] = RUN_ARTIFACTS,
         parent: str | None = None,
         children: Mapping[Path, Mapping[str, Any]] | None = None,
         model: Sequence[int] | None = None,
         enabled: bool = True,
         interval: float = 30.0,
-        patience: float = PATIENCE,
+        patience: float = SERVER_TIMEOUT,
         on_warning: Callable[[str], object] = warnings.warn,
     ) -> None:
         self.folder, self.artifacts, self.enabled = Path(folder).resolve(), tuple(artifacts), enabled

@@ -5,8 +5,8 @@ folder divide a study among themselves; the system frees a dead one's lock, and 
 must be on a file system whose locks hold across its machines (NFS 4, Lustre and CephFS; NFS 3 only with lockd).
 """
 
-from sitkit.studies.executors.executor import PATIENCE, Ended, Executor, Here, Tell, perform
+from sitkit.studies.executors.executor import POLL_SECONDS, Ended, Executor, InProcess, Tell, perform
 from sitkit.studies.executors.local import Local
 from sitkit.studies.executors.ray import Ray
 
-__all__ = ["PATIENCE", "Ended", "Executor", "Here", "Local", "Ray", "Tell", "perform"]
+__all__ = ["POLL_SECONDS", "Ended", "Executor", "InProcess", "Local", "Ray", "Tell", "perform"]

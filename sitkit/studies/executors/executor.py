@@ -13,14 +13,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 from sitkit.runs.config.identity import location_of
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.locks import attempt
+from sitkit.runtime.locks import make_once
 from sitkit.runtime.progress import Event, Progress
 from sitkit.studies.tasks import FAILED, Task, failure, note
 
 # Seconds that an executor waits for news before it looks at something else.
-PATIENCE = 1.0
+POLL_SECONDS = 1.0
 # Seconds in which a worker that is told to stop writes its checkpoint.
-FAREWELL = 60.0
+STOP_TIMEOUT = 60.0
 
 
 class Ended(NamedTuple):
@@ -65,7 +65,7 @@ def perform(task: Task, since: str, tell: Progress) -> Ended:
         return task.done or failure(task.path, since) is not None
 
     try:
-        if attempt(task.path.with_suffix(".lock"), over, do):
+        if make_once(task.path.with_suffix(".lock"), over, do):
             return ended
     except OSError as error:
         return Ended("failed", f"{task.path.parent} cannot be written: {error.strerror or error}.")
@@ -111,7 +111,7 @@ def _do(task: Task, tell: Progress) -> Ended:
     return Ended("failed", reason)
 
 
-class Here:
+class InProcess:
     """This process, one task after another."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class Here:
         """Nothing runs but this."""
 
 
-def as_plain(task: Task, since: str) -> dict[str, Any]:
+def task_to_plain(task: Task, since: str) -> dict[str, Any]:
     """A task as plain values, for another process, and the folder from which its paths start."""
     log = str(task.path.absolute())
     return {"kind": task.kind, "config": task.config.plain(), "since": since, "cwd": os.getcwd(), "log": log}

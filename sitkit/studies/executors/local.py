@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.runtime.progress import Event
-from sitkit.studies.executors.executor import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
+from sitkit.studies.executors.executor import POLL_SECONDS, STOP_TIMEOUT, Ended, Tell, perform_plain, task_to_plain
 from sitkit.studies.tasks import Task
 
 
@@ -54,7 +54,7 @@ class Local:
         worker.task = task
         with contextlib.suppress(OSError):
             # Of one that has died while it was idle the pipe tells when it is waited for.
-            worker.pipe.send(as_plain(task, since))
+            worker.pipe.send(task_to_plain(task, since))
 
     def _hire(self, slot: int, gpus: list[str]) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -69,7 +69,7 @@ class Local:
         """What the workers say."""
         busy = {worker.pipe: (i, worker) for i, worker in enumerate(self._crew) if worker is not None and worker.task}
         ended = []
-        for pipe in connection.wait(list(busy), PATIENCE):
+        for pipe in connection.wait(list(busy), POLL_SECONDS):
             slot, worker = busy[pipe]  # pyright: ignore[reportArgumentType]
             assert worker.task is not None
             try:
@@ -94,7 +94,7 @@ class Local:
                     os.kill(worker.process.pid, signal.SIGINT)
                 worker.pipe.close()
             for worker in crew:
-                worker.process.join(FAREWELL)
+                worker.process.join(STOP_TIMEOUT)
         finally:
             for worker in crew:
                 worker.process.kill()

@@ -9,7 +9,7 @@ from typing import Any
 
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.progress import Event
-from sitkit.studies.executors.executor import FAREWELL, PATIENCE, Ended, Tell, as_plain, perform_plain
+from sitkit.studies.executors.executor import POLL_SECONDS, STOP_TIMEOUT, Ended, Tell, perform_plain, task_to_plain
 from sitkit.studies.tasks import Task
 
 
@@ -72,14 +72,14 @@ class Ray:
         """Hand the task to the cluster."""
         if self._news is None:
             self._connect(task.config.run.device)
-        self._running[self._perform.remote(as_plain(task, since), self._news)] = task
+        self._running[self._perform.remote(task_to_plain(task, since), self._news)] = task
 
     def wait(self, tell: Tell) -> list[tuple[Task, Ended]]:
         """What has come from the cluster."""
         if not self._running:
             return []
         ray, ended = self._ray, []
-        ready, rest = ray.wait(list(self._running), num_returns=1, timeout=PATIENCE)
+        ready, rest = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
         ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0] if rest else []
         by_log = {str(task.path.absolute()): task for task in self._running.values()}
         # Whoever carries the news may be gone, as when the cluster ends: how the tasks end is told apart from it.
@@ -103,7 +103,7 @@ class Ray:
             self._ray.cancel(reference)
         try:
             if self._running:
-                self._ray.wait(list(self._running), num_returns=len(self._running), timeout=FAREWELL)
+                self._ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_TIMEOUT)
         finally:
             self._ray.shutdown()
 

@@ -18,17 +18,17 @@ from sitkit.runs.run import Run
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.runtime.progress import Progress, silent
-from sitkit.studies.search.confirm import Outcome, conclude, describe
-from sitkit.studies.search.evaluator import Bench
+from sitkit.studies.search.confirm import SearchOutcome, conclude, describe_choice
+from sitkit.studies.search.evaluator import Evaluator
 from sitkit.studies.search.space import read_search
-from sitkit.studies.search.trials import FOLDER, open_study, work
+from sitkit.studies.search.trials import SEARCHES, open_study, work
 
-__all__ = ["Outcome", "describe", "search"]
+__all__ = ["SearchOutcome", "describe_choice", "search"]
 
 
 def search(
     run: Run, path: Path | str, *, trials: int | None = None, storage: str | None = None, progress: Progress = silent
-) -> Outcome:
+) -> SearchOutcome:
     """Bring the study of a file to `trials` measured ones, confirm the best and compare the winner with the run's own way.
 
     trials, storage: instead of the file's.  Processes that share a study share its number of trials.  The study belongs
@@ -42,9 +42,9 @@ def search(
     if wanted < 1:
         raise UserError(f"trials must be at least 1; got {wanted}.")
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    bench = Bench(run, quest, axes, progress)
+    bench = Evaluator(run, quest, axes, progress)
     study = open_study(bench, name, storage or quest.storage)
     work(study, bench, wanted)
     # Processes that share a study end together; what the first confirms, the others read.
-    with FileLock(run.folder / FOLDER / f"{name}.lock"):
+    with FileLock(run.folder / SEARCHES / f"{name}.lock"):
         return conclude(study, bench, name)

@@ -20,24 +20,24 @@ from sitkit.registry import spec
 from sitkit.runs.config.sampling_presets import write_preset
 from sitkit.runtime.files import write_file, write_json
 from sitkit.runtime.progress import Event
-from sitkit.studies.search.evaluator import Bench, Measured
-from sitkit.studies.search.space import Search, shown
-from sitkit.studies.search.trials import FOLDER, distinct, quiet
+from sitkit.studies.search.evaluator import Evaluator, TrialResult
+from sitkit.studies.search.space import Search, plain_choice
+from sitkit.studies.search.trials import SEARCHES, distinct, quiet
 
 # The picture ends at so many times the worst confirmed value.
 OUTLIER = 3.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """What a search found.  counts: trials measured, repeated, refused, failed; `verdict` is one sentence."""
 
     search: Search
     counts: dict[str, int]
     refused: dict[str, int]
-    confirmed: list[Measured]
-    reference: Measured
-    winner: Measured | None
+    confirmed: list[TrialResult]
+    reference: TrialResult
+    winner: TrialResult | None
     verdict: str
     record: Path
     table: Path
@@ -55,7 +55,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def candidates(done: Sequence[FrozenTrial], bench: Bench) -> list[FrozenTrial]:
+def candidates(done: Sequence[FrozenTrial], bench: Evaluator) -> list[FrozenTrial]:
     """The trials to confirm: the best by the metric, or of the front as many, spread evenly from its cheapest to its best."""
     sign, most = (1 if bench.metric.lower_is_better else -1), bench.quest.confirm.best
     if bench.quest.objective.against is None:
@@ -68,7 +68,7 @@ def candidates(done: Sequence[FrozenTrial], bench: Bench) -> list[FrozenTrial]:
     return [best[round(k * (len(best) - 1) / (most - 1))] for k in range(most)]
 
 
-def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
+def conclude(study: optuna.Study, bench: Evaluator, name: str) -> SearchOutcome:
     """Confirm, choose, compare, and write what was found."""
     run, quest = bench.run, bench.quest
     trials = study.get_trials(deepcopy=False)
@@ -87,12 +87,12 @@ def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
     winner = min(eligible, key=lambda setting: sign * setting.mean, default=None)
     comparison = compare(bench, winner, reference)
     bench.progress(Event("confirm", whole, whole))
-    folder = run.folder / FOLDER
+    folder = run.folder / SEARCHES
     preset = write_preset(run.folder, name, winner.config, comparison["verdict"]) if winner else None
     paths = {kind: folder / f"{name}.{kind}" for kind in ("json", "csv", "png")}
     counts, refused = tally(trials)
-    write_file(paths["csv"], as_csv(trials, bench))
-    draw(done, confirmed, reference, bench, paths["png"])
+    write_file(paths["csv"], trials_csv(trials, bench))
+    draw_search(done, confirmed, reference, bench, paths["png"])
     record = {
         "run": run.folder.name,
         "training": run.identity,
@@ -109,19 +109,19 @@ def conclude(study: optuna.Study, bench: Bench, name: str) -> Outcome:
     }
     write_json(paths["json"], record)
     verdict = str(comparison["verdict"])
-    return Outcome(
+    return SearchOutcome(
         quest, counts, refused, confirmed, reference, winner, verdict, paths["json"], paths["csv"], paths["png"], preset
     )
 
 
-def _own(bench: Bench) -> dict[str, Any]:
+def _own(bench: Evaluator) -> dict[str, Any]:
     """The run's own setting, with more steps where the search was given more evaluations than it spends."""
     budget = bench.quest.objective.nfe
     spent = bench.cost(bench.setting({}, 2, 0))
     return {} if budget is None or spent is None or spent >= budget else bench.afford({}, budget)
 
 
-def compare(bench: Bench, winner: Measured | None, reference: Measured) -> dict[str, Any]:
+def compare(bench: Evaluator, winner: TrialResult | None, reference: TrialResult) -> dict[str, Any]:
     """Winner and reference on seeds that chose neither, seed by seed: common noise drops out of the difference."""
     what = bench.metric.name
     if winner is None:
@@ -134,8 +134,8 @@ def compare(bench: Bench, winner: Measured | None, reference: Measured) -> dict[
     gain = -gap if bench.metric.lower_is_better else gap
     beats = gain > 2 * error and gain > 0
     verdict = (
-        f"{describe(winner.chosen)} {'beats' if beats else 'does not beat'} the run's own setting "
-        f"({describe(reference.chosen) or 'as it is'}) by more than two standard errors: "
+        f"{describe_choice(winner.chosen)} {'beats' if beats else 'does not beat'} the run's own setting "
+        f"({describe_choice(reference.chosen) or 'as it is'}) by more than two standard errors: "
         f"{what} {ours.mean:.4g} ± {ours.stderr:.2g} "
         f"at {ours.nfe} evaluations against {theirs.mean:.4g} ± {theirs.stderr:.2g} at {theirs.nfe}, "
         f"difference {gap:.4g} ± {error:.2g} over {len(fresh)} fresh seeds of {bench.quest.confirm.n} samples."
@@ -153,7 +153,7 @@ def compare(bench: Bench, winner: Measured | None, reference: Measured) -> dict[
     }
 
 
-def describe(chosen: Mapping[str, Any]) -> str:
+def describe_choice(chosen: Mapping[str, Any]) -> str:
     """ "heun steps=25 grid=power(rho=2), cfg scale=1.5, raw" """
     roots: dict[str, list[str]] = {}
     for key, value in chosen.items():
@@ -169,10 +169,10 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         rest = ", ".join(f"{k}={_short(v)}" for k, v in value.items() if k != "name")
         return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
-    return f"{value:.4g}" if isinstance(value, float) else str(shown(value)).replace(" ", "")
+    return f"{value:.4g}" if isinstance(value, float) else str(plain_choice(value)).replace(" ", "")
 
 
-def _row(setting: Measured) -> dict[str, Any]:
+def _row(setting: TrialResult) -> dict[str, Any]:
     return {
         "trial": None if setting.trial < 0 else setting.trial,
         "chosen": setting.chosen,
@@ -204,7 +204,7 @@ def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]
     return counts, reasons
 
 
-def as_csv(trials: Sequence[FrozenTrial], bench: Bench) -> str:
+def trials_csv(trials: Sequence[FrozenTrial], bench: Evaluator) -> str:
     """One line a trial: what was chosen, what came of it."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.user_attrs.get("chosen", {}) if key != "nfe"))
     text = io.StringIO()
@@ -217,7 +217,7 @@ def as_csv(trials: Sequence[FrozenTrial], bench: Bench) -> str:
             "measured" if trial.number in first else "repeated" if trial.state == TrialState.COMPLETE else "given up"
         )
         value = trial.values[0] if trial.state == TrialState.COMPLETE else ""
-        chosen = [shown(known.get("chosen", {}).get(key, "")) for key in keys]
+        chosen = [plain_choice(known.get("chosen", {}).get(key, "")) for key in keys]
         writer.writerow(
             [
                 trial.number,
@@ -232,8 +232,8 @@ def as_csv(trials: Sequence[FrozenTrial], bench: Bench) -> str:
     return text.getvalue()
 
 
-def draw(
-    done: Sequence[FrozenTrial], confirmed: Sequence[Measured], reference: Measured, bench: Bench, path: Path
+def draw_search(
+    done: Sequence[FrozenTrial], confirmed: Sequence[TrialResult], reference: TrialResult, bench: Evaluator, path: Path
 ) -> None:
     """The metric against its cost: every trial, the confirmed front with its errors, the run's own setting."""
     import numpy as np
@@ -242,7 +242,7 @@ def draw(
     figure, (ax,) = plots.canvas(1, (8, 5))
 
     # Along the trials' numbers where there is one objective: what is confirmed stands at its own trial.
-    costs: dict[str | None, Callable[[Measured], float]] = {
+    costs: dict[str | None, Callable[[TrialResult], float]] = {
         "nfe": lambda s: s.nfe,
         "seconds": lambda s: s.seconds,
         None: lambda s: s.trial,

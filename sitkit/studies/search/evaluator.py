@@ -14,12 +14,12 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.evaluate import evaluate
-from sitkit.runs.run import Run, adapted, load
+from sitkit.runs.run import Run, load, with_settings
 from sitkit.runtime.progress import Progress
-from sitkit.studies.search.space import Axis, Search, layer_of, metric_of, within
+from sitkit.studies.search.space import Axis, Search, layer_of, metric_of, steps_within_budget
 
 
-class Measured(NamedTuple):
+class TrialResult(NamedTuple):
     """A setting measured on some seeds: the metric's values, evaluations and seconds a sample; `trial` -1: the run's own."""
 
     trial: int
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
         return statistics.stdev(self.values) / math.sqrt(len(self.values))
 
 
-class Bench:
+class Evaluator:
     """What a trial is tried on: the run with each kind of weights, at a size and seed."""
 
     def __init__(self, run: Run, quest: Search, axes: list[Axis], progress: Progress) -> None:
@@ -58,7 +58,7 @@ class Bench:
 
     def setting(self, chosen: Mapping[str, Any], n: int, seed: int) -> Config:
         """The run's configuration with these settings, to draw n samples from a seed and measure the search's metric."""
-        config = adapted(self.run.config, layer_of(chosen))
+        config = with_settings(self.run.config, layer_of(chosen))
         drawn = config.sample.model_copy(update={"n": n, "seed": seed})
         return config.model_copy(update={"sample": drawn, "metric": (self.metric,)})
 
@@ -75,7 +75,7 @@ class Bench:
             return chosen
         run = self.at(config)
         config = config.model_copy(update={"sampler": fitted(config.sampler, run)})
-        return {**chosen, "sampler.steps": within(config, fitted(config.diffusion, run), budget)}
+        return {**chosen, "sampler.steps": steps_within_budget(config, fitted(config.diffusion, run), budget)}
 
     def measure(self, config: Config) -> tuple[float, int, float]:
         """The metric, evaluations and seconds a sample."""
@@ -83,12 +83,14 @@ class Bench:
         record = evaluate(self.at(config), lambda event: said(event) if event.message else None)[0].record
         return float(record["value"]), int(record["sampling"]["nfe"]), record["sampling"]["seconds"] / record["n"]
 
-    def confirm(self, trial: int, chosen: dict[str, Any], seeds: Sequence[int]) -> Measured:
+    def confirm(self, trial: int, chosen: dict[str, Any], seeds: Sequence[int]) -> TrialResult:
         """A setting measured with each of the seeds, at the confirmation's size."""
         configs = [self.setting(chosen, self.quest.confirm.n, seed) for seed in seeds]
         each = [self.measure(config) for config in configs]
         seconds = statistics.fmean(second for *_, second in each)
-        return Measured(trial, chosen, configs[0], tuple(v for v, *_ in each), max(nfe for _, nfe, _ in each), seconds)
+        return TrialResult(
+            trial, chosen, configs[0], tuple(v for v, *_ in each), max(nfe for _, nfe, _ in each), seconds
+        )
 
     def better(self, a: float, b: float) -> bool:
         """Whether a is the better value of the metric."""

@@ -29,7 +29,7 @@ from sitkit.registry.settings_files import experiments
 from sitkit.runs.config.mappings import flat, merge
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
-from sitkit.runs.run import adapted
+from sitkit.runs.run import with_settings
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.transport.diffusion import Diffusion
 
@@ -37,7 +37,7 @@ PARTS = ("sampler.", "diffusion.", "guidance.")
 ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "sample.ema", "nfe")
 
 
-class Objective(Settings):
+class SearchGoal(Settings):
     """The metric to better, what it is weighed against (nothing: the metric alone), and the most evaluations a sample."""
 
     metric: str | dict[str, Any] = "frechet"
@@ -68,7 +68,7 @@ class Search(Settings):
     """A search as people write it.  heartbeat: seconds between a worker's signs of life; silent thrice as long, it is dead."""
 
     title: str = ""
-    objective: Objective = Objective.model_validate({})
+    objective: SearchGoal = SearchGoal.model_validate({})
     space: dict[str, Any] = Field(min_length=1)
     screen: Screen = Screen.model_validate({})
     confirm: Confirm = Confirm.model_validate({})
@@ -118,7 +118,7 @@ class Axis(NamedTuple):
         return zip(self.choices, self.places, strict=True)
 
 
-def shown(value: Any) -> Any:
+def plain_choice(value: Any) -> Any:
     """A choice as a plain value that a table or a database takes: itself, or its JSON."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
@@ -187,7 +187,7 @@ def _check(axis: Axis, axes: Sequence[Axis], config: Config) -> None:
     for values in itertools.product(*([value for value, _ in a.written()] for a in around)):
         chosen = dict(zip((a.key for a in around), values, strict=True))
         try:
-            possible = adapted(config, layer_of(chosen))
+            possible = with_settings(config, layer_of(chosen))
             fields = (key for key in flat(possible.plain()) if key.startswith(PARTS) and not key.endswith(".name"))
             known.update(key for key in fields if in_force(possible, key))
             if in_force(possible, axis.key):
@@ -205,7 +205,7 @@ def _check(axis: Axis, axes: Sequence[Axis], config: Config) -> None:
         failure: UserError | None = None
         for chosen in bases:
             try:
-                adapted(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
+                with_settings(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
                 break
             except UserError as error:
                 failure = error
@@ -241,14 +241,14 @@ def layer_of(chosen: Mapping[str, Any], where: Mapping[str, str] | None = None) 
     return Layer(values, dict(where or {}))
 
 
-def within(config: Config, diffusion: Diffusion, budget: int) -> int:
+def steps_within_budget(config: Config, diffusion: Diffusion, budget: int) -> int:
     """The most steps of a configuration's sampler that spend at most `budget` evaluations a sample.
 
     Raises UserError where not even the fewest do, or where so few give no right samples.
     """
 
     def cost(steps: int) -> int:
-        sampler = adapted(config, layer_of({"sampler.steps": steps})).sampler
+        sampler = with_settings(config, layer_of({"sampler.steps": steps})).sampler
         return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe or 0
 
     steps = budget

@@ -22,21 +22,21 @@ from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event
-from sitkit.studies.search.evaluator import Bench
-from sitkit.studies.search.space import Axis, in_force, shown
+from sitkit.studies.search.evaluator import Evaluator
+from sitkit.studies.search.space import Axis, in_force, plain_choice
 
-FOLDER = "searches"
+SEARCHES = "searches"
 # So many trials in a row that measure nothing new end a search: the space is exhausted, or impossible.
-BARREN = 100
+MAX_UNPRODUCTIVE = 100
 # Trials drawn at random before TPE has something to go by.
 STARTUP = 10
 POLL = 0.5
 
 
-def open_study(bench: Bench, name: str, storage: str | None) -> optuna.Study:
+def open_study(bench: Evaluator, name: str, storage: str | None) -> optuna.Study:
     """The study in its database, both made if they are not there."""
     run, quest = bench.run, bench.quest
-    folder = run.folder / FOLDER
+    folder = run.folder / SEARCHES
     folder.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(folder / f'{name}.db').resolve().as_posix()}"
     parts = quest.model_dump(mode="json", include={"objective", "space", "screen", "seed"})
@@ -128,13 +128,13 @@ class ByNumber(optuna.samplers.BaseSampler):
         self._now.after_trial(study, trial, state, values)
 
 
-class Surplus(Exception):
+class EnoughTrials(Exception):
     """The trials that were asked for are measured or being measured by others."""
 
 
-def work(study: optuna.Study, bench: Bench, wanted: int) -> None:
+def work(study: optuna.Study, bench: Evaluator, wanted: int) -> None:
     """Run trials until the study has `wanted` measured ones; what others are at is waited for, what the dead left redone."""
-    objective = Objective(study, bench, wanted)
+    objective = TrialObjective(study, bench, wanted)
     waiting = False
     while True:
         all_trials = study.get_trials(deepcopy=False)
@@ -144,24 +144,24 @@ def work(study: optuna.Study, bench: Bench, wanted: int) -> None:
         if len(done) >= wanted:
             return
         barren = _barren(all_trials)
-        if barren >= BARREN:
+        if barren >= MAX_UNPRODUCTIVE:
             _exhausted(all_trials, done, barren, bench)
             return
         running = [trial for trial in all_trials if trial.state == TrialState.RUNNING]
         with quiet():
             if len(done) + len(running) < wanted:
                 waiting = False
-                study.optimize(objective, n_trials=1, catch=(Surplus,))
+                study.optimize(objective, n_trials=1, catch=(EnoughTrials,))
                 continue
             if not waiting:
                 waiting = True
                 bench.progress(Event("search", message=f"waiting for {len(running)} trials of other processes."))
             fail_stale_trials(study)
-        _bury(study, running, timedelta(seconds=3 * bench.quest.heartbeat))
+        _fail_dead_trials(study, running, timedelta(seconds=3 * bench.quest.heartbeat))
         time.sleep(POLL)
 
 
-def measured(trial: FrozenTrial) -> bool:
+def is_measured(trial: FrozenTrial) -> bool:
     """Whether a trial is one of those asked for: finished, and not a setting measured before."""
     return trial.state == TrialState.COMPLETE and "repeats" not in trial.user_attrs
 
@@ -169,12 +169,12 @@ def measured(trial: FrozenTrial) -> bool:
 def distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """The measured trials, of two that are one setting the first: processes may hit on it at the same time."""
     first: dict[str, FrozenTrial] = {}
-    for trial in filter(measured, trials):
+    for trial in filter(is_measured, trials):
         first.setdefault(trial.user_attrs["sampling"], trial)
     return list(first.values())
 
 
-def _bury(study: optuna.Study, running: Sequence[FrozenTrial], grace: timedelta) -> None:
+def _fail_dead_trials(study: optuna.Study, running: Sequence[FrozenTrial], grace: timedelta) -> None:
     """End trials whose process died before its first sign of life: Optuna would take them to be running for ever."""
     for trial in running:
         begun = trial.datetime_start
@@ -188,13 +188,13 @@ def _barren(trials: Sequence[FrozenTrial]) -> int:
     """How many finished trials since the last that measured something, those taken over from the dead left out."""
     count = 0
     for trial in reversed(trials):
-        if measured(trial):
+        if is_measured(trial):
             break
         count += trial.state == TrialState.PRUNED or "repeats" in trial.user_attrs
     return count
 
 
-def _exhausted(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], barren: int, bench: Bench) -> None:
+def _exhausted(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], barren: int, bench: Evaluator) -> None:
     if not done:
         reason = next((t.user_attrs["reason"] for t in reversed(trials) if "reason" in t.user_attrs), "")
         raise UserError(f"none of {barren} settings of this space can be sampled; the last one: {reason}")
@@ -203,16 +203,16 @@ def _exhausted(trials: Sequence[FrozenTrial], done: Sequence[FrozenTrial], barre
     )
 
 
-def _best(done: Sequence[FrozenTrial], bench: Bench) -> float | None:
+def _best(done: Sequence[FrozenTrial], bench: Evaluator) -> float | None:
     values = [trial.values[0] for trial in done]
     return (min if bench.metric.lower_is_better else max)(values) if values else None
 
 
 @final
-class Objective:
+class TrialObjective:
     """One trial: settings proposed, refused before any work or measured; what is known of it is kept with the trial."""
 
-    def __init__(self, study: optuna.Study, bench: Bench, wanted: int) -> None:
+    def __init__(self, study: optuna.Study, bench: Evaluator, wanted: int) -> None:
         self.study, self.bench, self.wanted = study, bench, wanted
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
@@ -243,7 +243,7 @@ class Objective:
         """Two processes may both find one trial missing; numbers are in order, so the later one sees that it is not."""
         before = [t for t in self.study.get_trials(deepcopy=False) if t.number < trial.number]
         if len(distinct(before)) + sum(t.state == TrialState.RUNNING for t in before) >= self.wanted:
-            raise Surplus
+            raise EnoughTrials
 
     def _choose(self, trial: Trial) -> dict[str, Any]:
         """The settings that are in force, outer ones first, and the steps that a budget of evaluations allows."""
@@ -281,7 +281,7 @@ class Objective:
 def proposed(trial: Trial, axis: Axis) -> Any:
     """Optuna's value for an axis."""
     if axis.range is None:
-        known = {shown(choice): choice for choice in axis.choices}
+        known = {plain_choice(choice): choice for choice in axis.choices}
         return known[trial.suggest_categorical(axis.key, list(known))]
     low, high, log, step = axis.range.low, axis.range.high, axis.range.log, axis.range.step
     if axis.range.whole:

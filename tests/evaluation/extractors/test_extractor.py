@@ -11,7 +11,7 @@ import torch
 import sitkit
 from sitkit.data.dataset import Examples, in_memory
 from sitkit.evaluation.extractors.classifier import RunClassifier
-from sitkit.evaluation.extractors.extractor import ROWS, Extraction
+from sitkit.evaluation.extractors.extractor import FEATURE_ROWS, Extraction
 from sitkit.evaluation.extractors.pretrained import Dinov2, Inception
 from sitkit.registry import extractors
 from sitkit.runtime.errors import UserError
@@ -49,15 +49,15 @@ def built(digits: Examples, dino: Path) -> dict[str, Extraction]:
 
 @pytest.mark.parametrize("name", ["pixels", "run-classifier", "dinov2"])
 def test_a_row_is_its_image_s_alone(built: dict[str, Extraction], digits: Examples, name: str) -> None:
-    extraction, x = built[name], digits.read(np.arange(ROWS + 9))
+    extraction, x = built[name], digits.read(np.arange(FEATURE_ROWS + 9))
     rows = extraction(x.clone().requires_grad_())
     assert set(rows) == set(extraction.outputs)
     for output, values in rows.items():
-        assert values.dtype == torch.float32 and values.ndim == 2 and len(values) == ROWS + 9, output
+        assert values.dtype == torch.float32 and values.ndim == 2 and len(values) == FEATURE_ROWS + 9, output
         assert not values.requires_grad
         # Blocks are filled up to one size, so that the same place in a block gives the same bits for any number of rows.
         assert torch.equal(extraction(x[:5])[output], values[:5])
-        assert torch.equal(extraction(x[ROWS:])[output], values[ROWS:])
+        assert torch.equal(extraction(x[FEATURE_ROWS:])[output], values[FEATURE_ROWS:])
         assert float(values.std()) > 0
 
 

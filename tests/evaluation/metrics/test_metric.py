@@ -19,8 +19,8 @@ from sitkit.evaluation.extractors.extractor import Pixels
 from sitkit.evaluation.metrics.frechet import SFID, Frechet, frechet, root
 from sitkit.evaluation.metrics.inception_score import InceptionScore, inception_score
 from sitkit.evaluation.metrics.kernel import KID, MMD, discrepancy, gaussians, rms_distance
-from sitkit.evaluation.metrics.metric import Metric, split
-from sitkit.evaluation.metrics.precision_recall import Precision, Recall, radii, share
+from sitkit.evaluation.metrics.metric import Metric, random_halves
+from sitkit.evaluation.metrics.precision_recall import Precision, Recall, fraction_within, radii
 from sitkit.evaluation.metrics.sliced_wasserstein import (
     SlicedWasserstein,
     directions,
@@ -160,10 +160,10 @@ def test_the_modules_import_no_heavy_library() -> None:
 
 def test_halves_are_disjoint_and_depend_on_the_seed() -> None:
     x = torch.arange(11.0)[:, None]
-    first, second = split(x, 3)
+    first, second = random_halves(x, 3)
     assert len(first) == len(second) == 5
     assert len({*first.flatten().tolist(), *second.flatten().tolist()}) == 10
-    assert not torch.equal(first, split(x, 4)[0])
+    assert not torch.equal(first, random_halves(x, 4)[0])
 
 
 # Frechet ------------------------------------------------------------------------------------------------------------
@@ -287,9 +287,9 @@ def test_frechet_says_when_a_covariance_is_singular() -> None:
 def test_frechet_halves_agree_with_the_metric() -> None:
     x = normal(100, 5, seed=0)
     # Equal laws: E = tr(S) (1/50 + 1/50) from the means and about as much again from the covariances.
-    assert 0 < frechet(*split(x, 1)) < 1
+    assert 0 < frechet(*random_halves(x, 1)) < 1
     for metric in (Frechet(bootstrap=10), Frechet(extrapolate=True)):
-        halved = metric.compare(*split(x, 1), seed=1)
+        halved = metric.compare(*random_halves(x, 1), seed=1)
         assert metric.halves(x, seed=1).value == pytest.approx(halved.value, rel=1e-12)
     assert Frechet().halves(x, seed=1) != Frechet().halves(x, seed=2)
 
@@ -550,7 +550,7 @@ def test_precision_and_recall_equal_those_of_prdc(capsys: pytest.CaptureFixture[
     # More than one block of rows; a share is a count, so that it is equal or off by 1 / 1500.
     assert Precision().compare(x, y).value == pytest.approx(other["precision"], abs=1e-12)
     assert Recall().compare(x, y).value == pytest.approx(other["recall"], abs=1e-12)
-    assert 0.2 < other["precision"] < 0.99 and share(x, y, 3, "").value == pytest.approx(other["precision"])
+    assert 0.2 < other["precision"] < 0.99 and fraction_within(x, y, 3, "").value == pytest.approx(other["precision"])
 
 
 # Parity with other libraries on the same features -------------------------------------------------------------------

@@ -27,7 +27,7 @@ from sitkit.results.report.page import Page, Section, Table, Value
 from sitkit.results.report.run import _facts, lower_is_better, metric_name, read_training, sampling_name
 from sitkit.results.reproduce import evaluate_command
 from sitkit.results.study_results import read_results, runs_of
-from sitkit.results.table import estimate as shown
+from sitkit.results.table import format_estimate as shown
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 

@@ -18,14 +18,14 @@ from filelock import FileLock
 from rich.console import Console
 from support import BASE, STUDY, call, finish, read_csv, start, tiny, wait, write_study
 
-from sitkit.cli.live import Overview
+from sitkit.cli.live import LiveView
 from sitkit.runs.config.identity import location_of
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.locks import attempt
+from sitkit.runtime.locks import make_once
 from sitkit.runtime.progress import Event, silent
 from sitkit.studies.ablate import ablate
-from sitkit.studies.executors import Ended, Here, Local, Ray, Tell, local, perform
+from sitkit.studies.executors import Ended, InProcess, Local, Ray, Tell, local, perform
 from sitkit.studies.executors.local import gpus
 from sitkit.studies.scheduler import RETRIES, Work
 from sitkit.studies.status import StudyStatus
@@ -115,7 +115,7 @@ def test_ctrl_c_stops_the_workers_after_a_checkpoint_and_the_command_continues(a
     }
     for name in stopped:
         assert list((tmp_path / name).parent.parent.glob("checkpoints/step-*.safetensors"))
-        assert attempt((tmp_path / name).with_suffix(".lock"), lambda: False, lambda: None)
+        assert make_once((tmp_path / name).with_suffix(".lock"), lambda: False, lambda: None)
     assert finish(start("ablate", study.name, "--workers", "2", cwd=tmp_path)).status == 0
     assert [row["value"] for row in read_csv(tmp_path)] == [row["value"] for row in read_csv(alone)]
 
@@ -311,7 +311,7 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
     study = write_study(tmp_path, STUDY.replace("label: GVP", "label: GVP\n    columns: {'6': {diffusion: kl}}"))
     plan = read_study(study, read_assignments([f"run.folder={tmp_path / 'runs'}"]))
     seen = StudyStatus(plan)
-    work, drawn = Work(seen.missing()), Overview()
+    work, drawn = Work(seen.missing()), LiveView()
 
     def shown() -> str:
         console = Console(width=120, record=True, file=io.StringIO())
@@ -335,7 +335,7 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
 
 def test_the_board_shows_names_as_they_are(tmp_path: Path) -> None:
     text = "base: base.yaml\nrows: [{label: '[/row]'}]\ncolumns: {'[/column]': {sampler: heun}}\n"
-    seen, drawn = board(write_study(tmp_path, text)), Overview()
+    seen, drawn = board(write_study(tmp_path, text)), LiveView()
     drawn.watch(seen, Work(seen.missing()))
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(drawn.draw())
@@ -363,7 +363,7 @@ def test_torchrun_is_told_what_to_use_instead(tmp_path: Path, monkeypatch: pytes
 
 
 def test_executors_with_nothing_to_do_start_nothing() -> None:
-    for executor in (Here(), Local(2), Ray()):
+    for executor in (InProcess(), Local(2), Ray()):
         Work([]).do(executor)
         assert executor.wait(lambda task, event: None) == []
 

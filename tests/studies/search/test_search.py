@@ -22,15 +22,15 @@ from support import ROOT
 from sitkit.runs.config.sampling_presets import read_preset, write_preset
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runs.evaluate import evaluate
-from sitkit.runs.run import Run, adapted, load
+from sitkit.runs.run import Run, load, with_settings
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import silent
 from sitkit.studies.search import search
 from sitkit.studies.search.confirm import front
-from sitkit.studies.search.evaluator import Bench
-from sitkit.studies.search.space import in_force, layer_of, read_search, within
-from sitkit.studies.search.trials import ByNumber, Objective, Surplus, distinct, open_study, quiet
+from sitkit.studies.search.evaluator import Evaluator
+from sitkit.studies.search.space import in_force, layer_of, read_search, steps_within_budget
+from sitkit.studies.search.trials import ByNumber, EnoughTrials, TrialObjective, distinct, open_study, quiet
 from sitkit.training.train import train
 
 SPACE = """
@@ -124,28 +124,28 @@ def test_settings_are_in_force_where_they_exist(run: Run) -> None:
         ({}, "sample.weights", True), (sde, "diffusion.eta", False), ({**sde, "diffusion": "kl-eta"}, "diffusion.eta", True),
     ]  # fmt: skip
     for chosen, key, expected in cases:
-        assert in_force(adapted(run.config, layer_of(chosen)), key) is expected, (chosen, key)
+        assert in_force(with_settings(run.config, layer_of(chosen)), key) is expected, (chosen, key)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4", "euler-maruyama", "stochastic-heun"])
 @pytest.mark.parametrize("guidance", ["none", {"name": "cfg", "interval": [0.2, 0.7]}])
 def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any) -> None:
-    config = adapted(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
+    config = with_settings(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
 
     def cost(steps: int) -> int | None:
         solver = dataclasses.replace(config.sampler, steps=steps)  # pyright: ignore[reportCallIssue]
         return solver.plan(config.interp, config.target, config.diffusion, config.guidance).nfe
 
     for budget in (24, 31, 50):
-        steps = within(config, config.diffusion, budget)
+        steps = steps_within_budget(config, config.diffusion, budget)
         spent, more = cost(steps), cost(steps + 1)
         assert spent is not None and more is not None and spent <= budget < more
 
 
 def test_a_budget_below_one_step_is_refused(run: Run) -> None:
-    config = adapted(run.config, layer_of({"sampler": "rk4"}))
+    config = with_settings(run.config, layer_of({"sampler": "rk4"}))
     with pytest.raises(UserError, match="fewest steps"):
-        within(config, config.diffusion, 3)
+        steps_within_budget(config, config.diffusion, 3)
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -331,13 +331,13 @@ def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
     quest, axes = read_search(written(tmp_path, SPACE), run.config)
-    bench = Bench(run, quest, axes, silent)
+    bench = Evaluator(run, quest, axes, silent)
     study = open_study(bench, "quest", None)
-    objective = Objective(study, bench, wanted=2)
+    objective = TrialObjective(study, bench, wanted=2)
     with quiet():
         early = [study.ask() for _ in range(3)]
     # Two are wanted and two of lower number are on their way; for the second there is only one.
-    with pytest.raises(Surplus):
+    with pytest.raises(EnoughTrials):
         objective(early[2])
     assert not list(run.folder.glob("samples/*"))
     objective(early[1])
@@ -359,11 +359,11 @@ def test_a_misspelt_field_is_told_what_the_choices_have(run: Run, tmp_path: Path
 
 
 def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:
-    config = adapted(
+    config = with_settings(
         run.config, layer_of({"sampler": "euler-maruyama", "sampler.last_step": "tweedie", "diffusion": "kl"})
     )
     write_preset(run.folder, "mine", config, "found by hand\nin two lines")
-    back = adapted(run.config, read_preset(run.folder, "mine"))
+    back = with_settings(run.config, read_preset(run.folder, "mine"))
     assert (back.sampler, back.diffusion, back.guidance) == (config.sampler, config.diffusion, config.guidance)
     with pytest.raises(UserError, match="Did you mean 'mine'"):
         read_preset(run.folder, "mien")
