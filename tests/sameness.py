@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from sitkit.cli import main
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "project" / "golden"
 # Parts of a record whose keys depend on what is installed and on where the code lies.
 OPEN = ("packages", "plugins", "plugin_code", "components", "git")
 # Another processor adds floats in another order, which is a relative error of about 1e-7 in each sum.  Adam divides the

@@ -19,7 +19,6 @@ from sitkit.runtime.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-import torch
 
 # Which examples are held out is a property of the data, the same for every training seed.
 SPLIT_SEED = 2401_08740
@@ -159,6 +158,8 @@ def _read(values: np.ndarray, flip: bool, index: np.ndarray, keys: np.ndarray | 
 
 def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor:
     """Examples as they are read: uint8 images as v / 127.5 - 1, mirrored where flip is set and the key is odd."""
+
+    import torch
 
     x = torch.from_numpy(values)
     if x.dtype == torch.uint8:

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
     from torch import Tensor
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
 
 
 # Decoded pictures up to this many bytes are kept: a small set is decoded once, a large one as it is read.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from sitkit.data.dataset import Dataset, Examples, split_holdout
 from sitkit.registry import datasets
@@ -17,10 +17,6 @@ from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
     from torch import Tensor
 
     from sitkit.data.dataset import Examples

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.decoding import centre_square
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, suggest
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sitkit.data.dataset import Examples
-from sitkit.data.decoding import centre_square
+
 
 # A label at or above this is taken for an identifier: each class costs a row of the label table.
 MOST_CLASSES = 100_000

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from sitkit.data.dataset import Examples
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from sitkit.data.dataset import Examples
-import functools
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-from sitkit.data.dataset import Examples
 
 DataBatch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
 Item = TypeVar("Item")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, final
 
 from sitkit.data.dataset import Dataset, in_memory
 from sitkit.registry import datasets
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
     from sitkit.data.dataset import Examples
     from sitkit.transport.closed_form import Mixture
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from sitkit.data.dataset import Examples
 
 
 @final

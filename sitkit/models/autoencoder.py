@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
+from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import header_of, open_tensors
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sitkit.data.dataset import Examples
-from sitkit.data.latents import Posterior
+
 
 # What the names of its tensors begin with in a file that holds other things too.
 PACKED = "autoencoder/"

@@ -44,6 +44,8 @@ class BrokenPlugin:
 
 @dataclass
 class Loading:
+    """The state of loading: its lock, whether it has begun, and the plugin that is being imported."""
+
     lock: threading.RLock = field(default_factory=threading.RLock)
     started: bool = False
     current: Plugin | None = None

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
-from sitkit.runtime.tensors import read_header
+
 
 OPTIMIZER = "optimizer."
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")

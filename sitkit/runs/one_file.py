@@ -10,22 +10,19 @@ It is safetensors, so nothing in it is run, and other tools read the weights.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sitkit.models.autoencoder import PACKED
 from sitkit.runs.config.schema import Config
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.tensors import load_tensors, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-import re
-from typing import NamedTuple
-
-from sitkit.runtime.errors import WorkFailed
 
 KIND = "run"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import replacing, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-from sitkit.runtime.files import replacing, to_json
+
 
 HEADER_KEY = "sitkit"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.registry import samplers
 from sitkit.solvers.guidance import Guidance
+from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, ode_span, require_at_least
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target
@@ -14,8 +15,6 @@ from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, ode_span, require_at_least
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 from sitkit.registry import samplers
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import Guidance
+from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, require_at_least, with_user_ends
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target
@@ -17,7 +18,6 @@ from sitkit.transport.timestep import Timestep, Uniform
 if TYPE_CHECKING:
     from torch import Tensor
 
-from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, require_at_least, with_user_ends
 
 LastStep = Literal["none", "mean", "euler", "tweedie"]
 

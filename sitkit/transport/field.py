@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sitkit.runtime.errors import UserError
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target, data_and_noise
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Network: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 
 
 class Readings(NamedTuple):
@@ -52,6 +52,8 @@ class Field:
 
     def labels(self, y: Tensor | int | None, x: Tensor) -> Tensor:
         """y as (b,) int64 on x's device; None is the null class.  Raises UserError for a label that does not exist."""
+        import torch
+
         if y is None:
             y = self.null_class
         y = torch.as_tensor(y, device=x.device).long().expand(len(x))
@@ -69,6 +71,8 @@ class Field:
         dtype, float32 at least.  The score is -noise / sigma, so it is infinite or undefined where sigma = 0; the
         others are finite where the target's determinant is (see `sitkit.transport.target`).
         """
+        import torch
+
         time = torch.as_tensor(t, device=x.device)
         if time.dtype not in (torch.float32, torch.float64):
             time = time.double() if x.dtype == torch.float64 else time.float()

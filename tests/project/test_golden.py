@@ -236,7 +236,6 @@ def described(command: Any) -> dict[str, Any]:
     }
     if hasattr(command, "commands"):
         found["commands"] = {name: described(inner) for name, inner in command.commands.items()}
-        found["order"] = list(command.commands)
     return found
 
 

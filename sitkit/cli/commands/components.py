@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sitkit.cli import console, options
+from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import registries, registry_of, spec
 from sitkit.registry.settings_files import shelves
@@ -15,10 +18,6 @@ from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sitkit.registry import Component
-import dataclasses
-from dataclasses import asdict
-
-from sitkit.cli.app import app
 
 
 @app.command(name="list")

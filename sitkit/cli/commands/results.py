@@ -9,11 +9,12 @@ import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.app import app
+from sitkit.cli.console import plain
 from sitkit.cli.interrupt import resumable
 
 if TYPE_CHECKING:
     from sitkit.results.verify import Verification
-from sitkit.cli.console import plain
+
 
 Result = Annotated[
     str,

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sitkit.cli import console, options
+from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import extractors
 from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     pass
-
-from sitkit.cli.app import app
 
 
 def _loaded(

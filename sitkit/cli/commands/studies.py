@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.app import app
+from sitkit.cli.console import plain
 from sitkit.cli.interrupt import resumable
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from sitkit.results.study_results import StudyResults
     from sitkit.results.table import Grid
-    from sitkit.studies.executors import Executor
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
     from sitkit.studies.check import CellForecast, CheckReport
     from sitkit.studies.cost import Cost
+    from sitkit.studies.executors import Executor
     from sitkit.studies.study import Refused
-import shlex
 
-from sitkit.cli.console import plain
 
 SeedList = Annotated[
     str | None, typer.Option("--seeds", metavar="0,1,2", help="Training seeds in place of the study's own.")

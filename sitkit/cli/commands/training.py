@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sitkit.cli import console, options
+from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
-from sitkit.runtime.errors import UserError
+from sitkit.registry import datasets
+from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
     pass
-
-from sitkit.cli.app import app
-from sitkit.registry import datasets
-from sitkit.runtime.errors import suggest
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -85,7 +86,8 @@ def class_name(name: str, registry: Registry) -> str:
         )
     kind = registry.kind.capitalize()
     cls = "".join(word.capitalize() for word in name.split("-")).removesuffix(kind) + kind
-    if cls in {registry.base_class.__name__, *(other.__name__ for other in registry.values())}:
+    own = vars(sys.modules[registry.base_class.__module__]).keys() | {other.__name__ for other in registry.values()}
+    if cls in own:
         raise UserError(f"{name!r} would make the class {cls}, which is sitkit's own: choose another name.")
     return cls
 

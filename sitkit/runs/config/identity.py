@@ -72,6 +72,7 @@ def number_identity(samples: str, metric: Mapping[str, Any], data: str) -> str:
 
 
 def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file.  Raises UserError where there is no such file."""
     try:
         stat = Path(path).stat()
     except OSError:

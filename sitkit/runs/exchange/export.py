@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from sitkit.data.described import description
 from sitkit.models.autoencoder import PACKED
+from sitkit.models.backbone import SiTBackbone
 from sitkit.registry import origins
+from sitkit.runs.config.identity import label
+from sitkit.runs.diagnostics import fitted
+from sitkit.runs.one_file import HUB_FILE, KIND, parse_address, upload, weights_fingerprint
+from sitkit.runs.run import Run
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import replacing
 from sitkit.runtime.tensors import save_tensors
 
 if TYPE_CHECKING:
     from sitkit.runs.run import Run
-import tempfile
-from dataclasses import replace
-
-import torch
-
-from sitkit.models.backbone import SiTBackbone
-from sitkit.runs.config.identity import label
-from sitkit.runs.diagnostics import fitted
-from sitkit.runs.one_file import HUB_FILE, KIND, parse_address, upload, weights_fingerprint
-from sitkit.runs.run import Run
 
 
 def write_run(run: Run, path: Path) -> Path:
