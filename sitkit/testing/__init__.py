@@ -8,6 +8,18 @@ AssertionError with the law's name, the place and the numbers; no test framework
     check_interpolant(sitkit.interpolants.create("poly", power=3))
 """
 
+# The order of these imports is the order in which the laws of a kind are checked: algebra first, sampling last.
+# isort: off
+from sitkit.testing.transport import (
+    check_coupling,
+    check_diffusion,
+    check_elementwise,
+    check_interpolant,
+    check_target,
+    check_timestep,
+    check_weighting,
+    inner_times,
+)
 from sitkit.testing import data as data
 from sitkit.testing import models as models
 from sitkit.testing.every_component import check_component
@@ -24,16 +36,6 @@ from sitkit.testing.solvers import (
     over_the_middle,
     weak_error,
 )
-from sitkit.testing.transport import (
-    check_coupling,
-    check_diffusion,
-    check_elementwise,
-    check_interpolant,
-    check_target,
-    check_timestep,
-    check_weighting,
-    inner_times,
-)
 from sitkit.testing.truth import (
     MEAN,
     STD,
@@ -44,6 +46,7 @@ from sitkit.testing.truth import (
     gaussian_moments,
     gaussian_network,
 )
+# isort: on
 
 __all__ = [
     "MEAN",

@@ -155,7 +155,7 @@ def test_batches_are_the_same_in_another_process() -> None:
     # Another process has another hash seed and another history.
     code = """
 import hashlib
-from sitkit.data.dataset import batch
+from sitkit.data.stream import batch
 from sitkit.registry import datasets
 examples = datasets.create("points", law="moons", size=100).load()
 x, y, _ = batch(examples, 1, 33, 16)

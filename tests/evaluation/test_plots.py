@@ -222,9 +222,9 @@ def test_pictures_leave_pyplot_alone(tmp_path: Path) -> None:
     """In a process of its own, since other libraries import pyplot."""
     code = f"""if True:
         import sys
-        from sitkit import picture
+        from sitkit.evaluation import plots
         from sitkit.evaluation.plots import Curve
-        picture.curves([Curve("a", [1, 2], [3, 4])], {str(tmp_path / "a.png")!r}, title="", xlabel="x", ylabel="y")
+        plots.curves([Curve("a", [1, 2], [3, 4])], {str(tmp_path / "a.png")!r}, title="", xlabel="x", ylabel="y")
         assert "matplotlib.pyplot" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -327,7 +327,7 @@ def test_the_empirical_law_in_blocks_is_the_same(
     x = torch.randn(11, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = torch.arange(11) % 3
     whole = network(x, t, y)
-    monkeypatch.setattr(exact, "BLOCK", 80)
+    monkeypatch.setattr(exact, "MIXTURE_BLOCK", 80)
     close(network(x, t, y), whole, 1e-14)
 
 

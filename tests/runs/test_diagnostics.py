@@ -73,7 +73,7 @@ def test_the_loss_does_not_depend_on_how_it_is_batched(tmp_path: Path, monkeypat
     data = load_examples(config.data)
     field = Field(build_network(config), config.interp, config.target, data.num_classes)
     _, whole = loss_curve(field, data, data.heldout[:300])
-    monkeypatch.setattr(diagnostics, "BATCH", 77)
+    monkeypatch.setattr(diagnostics, "LOSS_BATCH", 77)
     _, parts = loss_curve(field, data, data.heldout[:300])
     # Only the order of 1,200 float64 sums of values of size 1 differs, and float32 rounding inside a kernel.
     np.testing.assert_allclose(parts, whole, rtol=1e-6)

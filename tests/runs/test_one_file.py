@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from support import Called, autoencoder, call, copied, flags, tiny, trained
 
 import sitkit
+from sitkit.data.dataset import load_examples
 from sitkit.models.autoencoder import _network as autoencoders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import load_tensors, save_tensors
@@ -149,9 +150,9 @@ def test_a_run_samples_when_its_data_are_gone(tmp_path: Path, monkeypatch: pytes
     expected = drawn(call("sample", run, *DRAW))
     shutil.rmtree(run / "samples")
     monkeypatch.setattr("sitkit.data.dataset.Dataset.load", gone)
-    for kind in ("digits.Digits", "points.Points"):
+    for kind in ("digits.Digits", "toy.Points"):
         monkeypatch.setattr(f"sitkit.data.{kind}.load", gone)
-    sitkit.runs.run.examples.cache_clear()
+    load_examples.cache_clear()
     assert alike(drawn(call("sample", run, *DRAW)), expected)
     assert next(run.glob("samples/*/grid.png")).stat().st_size > 1000
     assert call("convert", run, "--to", "one.safetensors").status == 0
@@ -167,7 +168,7 @@ def test_other_data_in_their_place_are_noticed(tmp_path: Path, monkeypatch: pyte
     words = flags("data={name: npz, path: mine.npz}", "train.steps=2", base="digits")
     assert call("train", "digits", *words).status == 0
     np.savez("mine.npz", images=255 - images)
-    sitkit.runs.run.examples.cache_clear()
+    load_examples.cache_clear()
     refused = call("evaluate", "latest", *DRAW)
     assert refused.status == 2 and "changed since it was trained" in refused.err.replace("\n", " ")
     assert call("sample", "latest", *DRAW).status == 0

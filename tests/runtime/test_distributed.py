@@ -17,13 +17,13 @@ from sitkit.runtime.errors import UserError
 # What each of two processes does; what it finds goes to standard output as "rank: value".
 TOGETHER = """
 import sys, torch
-from sitkit import world
-from sitkit.registry import UserError, WorkFailed
+from sitkit.runtime import distributed
+from sitkit.runtime.errors import UserError, WorkFailed
 
 def tell(name, value):
     sys.stdout.write(f"{here.rank} {name} {value}\\n"); sys.stdout.flush()
 
-with world.joined("cpu") as here:
+with distributed.joined("cpu") as here:
     tell("size", here.size)
     tell("lead", here.lead)
     tell("share", list(here.share(5)))
@@ -32,7 +32,7 @@ with world.joined("cpu") as here:
     mine = torch.tensor([1.0, 5.0]) * (here.rank + 1)
     tell("mean", here.mean(mine).tolist())
     tell("kept", mine.tolist())
-    with world.joined("cpu") as inner:
+    with distributed.joined("cpu") as inner:
         tell("inner", (inner.rank, inner.size))
     here.barrier()
 """
@@ -85,11 +85,11 @@ def test_two_processes(tmp_path: Path) -> None:
 
 FAILING = """
 import sys, time, torch
-from sitkit import world
-from sitkit.registry import UserError, WorkFailed
+from sitkit.runtime import distributed
+from sitkit.runtime.errors import UserError, WorkFailed
 
 try:
-    with world.joined("cpu") as here:
+    with distributed.joined("cpu") as here:
         here.barrier()
         {what}
         here.barrier()

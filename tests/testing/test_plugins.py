@@ -13,8 +13,7 @@ PLUGINS = ROOT / "plugins"
 
 LIAR = """
 from typing import ClassVar
-from support import ROOT
-from sitkit.solvers.sampler import FixedStepODE
+from sitkit.solvers.ode import FixedStepODE
 
 @sitkit.samplers.register("liar")
 @dataclass(frozen=True)

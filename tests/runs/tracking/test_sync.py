@@ -556,7 +556,7 @@ def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: py
 def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
     code = """if True:
         import sys
-        from sitkit.tracker import Tracker
+        from sitkit.runs.tracking.tracker import Tracker
         with Tracker(sys.argv[1], name="n", enabled=False):
             pass
         assert not {"mlflow", "filelock", "torch"} & set(sys.modules), sorted(sys.modules)

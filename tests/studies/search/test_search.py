@@ -240,7 +240,7 @@ def _value(run: Run, n: int, seed: int) -> float:
 
 
 def test_one_objective_spends_its_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sitkit.studies.search.trials.BARREN", 25)
+    monkeypatch.setattr("sitkit.studies.search.trials.MAX_UNPRODUCTIVE", 25)
     text = """
 objective: {metric: sliced-wasserstein, nfe: 16}
 space: {sampler: [euler, heun, dopri5], sampler.grid: [uniform, cosine]}
@@ -258,7 +258,7 @@ confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
 
 
 def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sitkit.studies.search.trials.BARREN", 5)
+    monkeypatch.setattr("sitkit.studies.search.trials.MAX_UNPRODUCTIVE", 5)
     text = "objective: {nfe: 3}\nspace: {sampler: [rk4]}\nscreen: {n: 20}"
     with pytest.raises(UserError, match=r"none of .* settings .*fewest steps"):
         search(run, written(tmp_path, text))
