@@ -35,7 +35,7 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
     read, smoothed, and stored with the run beside the checkpoint it belongs to.  Score and noise predictions are
     converted first, as in SiT section 2.5.
     """
-    path = run.folder / f"velocity-loss-{run.average}-{run.step:08d}.json"
+    path = run.folder / f"velocity-loss-{run.weights_name}-{run.step:08d}.json"
     if not path.is_file():
         data = run.examples
         index = data.heldout[:MAX_LOSS_EXAMPLES]
@@ -51,7 +51,6 @@ def velocity_losses(run: Run) -> tuple[tuple[float, float], ...]:
 
 def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float], list[float]]:
     """Times and the velocity loss at each, summed over dimensions; equal for equal weights (noise has its own seed)."""
-    device = next(iter(getattr(field.network, "parameters", list)()), torch.empty(0)).device
     ends = interval.derive_interval(field.interpolant, field.target, None, steps=1)
     low, high = interval.trainable_interval(field.interpolant, Velocity(), VelocitySpace())
     times = torch.linspace(max(ends.t0, low), min(ends.t1, high), TIMES, dtype=torch.float64)
@@ -64,7 +63,9 @@ def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[fl
         for first in range(0, len(x), LOSS_BATCH):
             part = slice(first, first + LOSS_BATCH)
             total += float(
-                _squared_errors(field, x[part].to(device), y[part].to(device), keys[part].to(device), t).sum()
+                _squared_errors(
+                    field, x[part].to(field.device), y[part].to(field.device), keys[part].to(field.device), t
+                ).sum()
             )
         losses.append(total / len(x))
     return times.tolist(), losses
@@ -105,11 +106,10 @@ def fitted(component: C, run: Run) -> C:
 
 def curvatures(run: Run) -> tuple[tuple[float, float], ...]:
     """(t, |x''|) of a run along 64 paths of its unguided flow, classes in turn, stored beside the checkpoint it belongs to."""
-    path = run.folder / f"curvature-{run.average}-{run.step:08d}.json"
+    path = run.folder / f"curvature-{run.weights_name}-{run.step:08d}.json"
     if not path.is_file():
-        device = next(iter(run.network.parameters()), torch.empty(0)).device
         index = torch.arange(CURVATURE_PATHS)
-        x = rng.normal(rng.sample_keys(PATH_SEED, index).to(device), run.shape, rng.INITIAL)
+        x = rng.normal(rng.sample_keys(PATH_SEED, index).to(run.device), run.shape, rng.INITIAL)
         y = index % run.field.null_class if run.field.null_class else None
         times, values = zip(*path_curvature(run.field, x, y), strict=True)
         write_json(path, {"times": times, "curvature": values})

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from filelock import FileLock
 
 from sitkit.data.dataset import load_examples
@@ -77,13 +76,14 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
 
 def _extractions(run: Run, wanted: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
     """The extractors of the metrics, ready for work."""
-    device = next(iter(run.network.parameters()), torch.empty(0)).device
     seen = load_examples(run.config.data.source())
     eyes: dict[Extractor, Extraction] = {}
     for metric in wanted:
         if isinstance(metric, FeatureMetric):
             if metric.features not in eyes:
-                eyes[metric.features] = metric.features.build(seen, device, run.folder.parent / "extractors", progress)
+                eyes[metric.features] = metric.features.build(
+                    seen, run.device, run.folder.parent / "extractors", progress
+                )
             metric.require(eyes[metric.features])
     if any(metric.reads_data for metric in wanted) and not len(seen):
         # Data that are not here say so when they are read.
@@ -138,7 +138,7 @@ def command(run: Run, metric: Metric) -> list[str]:
             settings[f"sample.{key}"] = value
     settings["metric"] = [spec(metric)]
     words = ["sitkit", "evaluate", str(run.source), "--step", str(run.step), "-n", str(run.config.sample.n)]
-    words += ["--device", next(iter(run.network.parameters()), torch.empty(0)).device.type]
+    words += ["--device", run.device.type]
     for key, value in settings.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     return words
@@ -167,7 +167,6 @@ def _measure(
         eye, learnt, features = None, False, None
         measured: Measurement = metric.measure(drawn.x, reference.x(), seed=SEED)
     file = getattr(metric, "reference", None)
-    device = next(iter(run.network.parameters()), torch.empty(0)).device
     return {
         "metric": spec(metric),
         "value": measured.value,
@@ -184,7 +183,7 @@ def _measure(
         "training": run.identity,
         "data": run.examples.fingerprint,
         "checkpoint": {
-            "step": run.step, "weights": run.average, "fingerprint": weights_fingerprint(run.network.state_dict()),
+            "step": run.step, "weights": run.weights_name, "fingerprint": weights_fingerprint(run.network.state_dict()),
         },
         "samples": drawn.folder.name,
         "labels": config.sample.model_dump(mode="json")["labels"],
@@ -193,6 +192,6 @@ def _measure(
         "rounding": drawn.record["rounding"],
         "sampling": drawn.record,
         "trained": read_json(run.folder / ENVIRONMENT) if (run.folder / ENVIRONMENT).is_file() else None,
-        "environment": environment(device),
+        "environment": environment(run.device),
         "command": command(run, metric),
     }  # fmt: skip

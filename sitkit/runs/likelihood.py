@@ -96,7 +96,7 @@ def _measure(
     run: Run, index: np.ndarray, recipe: dict[str, Any], sampler: AdaptiveODE | FixedStepODE, progress: Progress
 ) -> dict[str, Any]:
     data, sampler = run.examples, fitted(sampler, run)
-    device = next(iter(run.network.parameters()), torch.empty(0)).device
+    device = run.device
     # Latents of rounded images are not rounded.
     width = data.bin_width if isinstance(run.config.autoencoder, Identity) else None
     parts: list[LogDensity] = []

@@ -68,8 +68,8 @@ def settings_of_file(path: Path) -> dict[str, Any]:
     )
 
 
-def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, Tensor], str]:
-    """(step, the network's state, its digest) of a file.
+def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, Tensor]]:
+    """Return (step, the network's state) of a file.
 
     Raises UserError where it holds other weights than `config` or `step` ask for, where its autoencoder is not the one
     that it was made with, and where the weights are not those that it was written with.
@@ -85,7 +85,7 @@ def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, 
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACKED)}
     if weights_fingerprint(tensors) != marks["weights"]:
         raise UserError(f"{path}: the weights are not those that were written there: copy it again.")
-    return int(told["step"]), tensors, marks["weights"]
+    return int(told["step"]), tensors
 
 
 SCHEME = "hf://"

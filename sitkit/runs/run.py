@@ -10,6 +10,7 @@ or one file that `sitkit convert` wrote, whose samples and evaluations go to run
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 import warnings
@@ -65,7 +66,12 @@ class Run:
         return self.file or self.folder
 
     @property
-    def average(self) -> str:
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.field.device
+
+    @property
+    def weights_name(self) -> str:
         """Which weights the network has, as names of files say it: "ema", "raw", or "ema-0.05" where one was chosen."""
         return weights_name(self.config)
 
@@ -78,14 +84,32 @@ class Run:
         return found
 
     @functools.cached_property
-    def outline(self) -> Examples:
+    def data_description(self) -> Examples:
         """What sampling must know of the data, which may be gone; points are read where they can be, to be drawn over."""
         return data_description(self.source, self.config)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of what the network models."""
-        return modelled_shape(self.config.autoencoder, self.outline)
+        return modelled_shape(self.config.autoencoder, self.data_description)
+
+    def with_settings(self, over: Layer | Config) -> Run:
+        """Return this run with other settings of sampling and evaluation.
+
+        The weights are read again, of the same step and onto the same device, if sample.weights or sample.ema changed.
+
+        Args:
+            over: settings on top of the run's own, or a whole configuration that names the same training.
+
+        Raises:
+            UserError: for a setting that the training fixed, and for weights that the run neither keeps nor can rebuild.
+        """
+        config = _changed(self.source, self.config, over)
+        run = dataclasses.replace(self, config=config)
+        if run.weights_name == self.weights_name or not config.backbone.trainable:
+            return run
+        _, network = _read_network(self.source, config, self.data_description, self.step, str(self.device))
+        return dataclasses.replace(run, network=network, field=dataclasses.replace(self.field, network=network))
 
 
 def data_description(source: Path, config: Config) -> Examples:
@@ -232,7 +256,7 @@ def load(
     weights: Literal["ema", "raw"] | None = None,
     step: int | None = None,
     device: str = "auto",
-    over: Layer | None = None,
+    over: Layer | Config | None = None,
     root: Path = Path("runs"),
 ) -> Run:
     """The trained run in a folder (or by name, identity, "latest"), in one file, or on the Hugging Face hub (hf://owner/name).
@@ -248,29 +272,43 @@ def load(
         config = config.model_copy(update={"run": config.run.model_copy(update={"folder": root})})
     use_threads(config)
     if over is not None:
-        fixed = next((key for key in TRAINING_KEYS if key in over.values), None)
-        if fixed is not None:
-            raise UserError(
-                f"{locate(over.where, [fixed])}{fixed} was fixed when {source} was trained: train another run with it."
-            )
-        config = with_settings(config, over)
+        config = _changed(source, config, over)
     if weights is not None:
         chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
         config = config.model_copy(update={"sample": chosen})
     known = data_description(source, config)
-    network, at, folder = build_network(config, known=known), 0, source
+    at, network = _read_network(source, config, known, step, device)
+    field, file = Field(network, config.interp, config.target, known.num_classes), None
     if source.is_file():
-        at, state, digest = weights_of_file(source, config, step)
-        folder = root / f"{slug(config)}-{digest[:12]}"
-        _fill(network, state, source)
+        source, file = root / f"{slug(config)}-{read_run_header(source)['fingerprints']['weights'][:12]}", source
+    return Run(source, config, at, network, field, file)
+
+
+def _changed(source: Path, config: Config, over: Layer | Config) -> Config:
+    """The configuration of a run with other settings.  Raises UserError for a setting that the training fixed."""
+    if isinstance(over, Config):
+        own, plain, where = config.plain(), over.plain(), {}
+        fixed = [key for key in TRAINING_KEYS if plain[key] != own[key]]
     else:
-        check_unchanged(folder, {"autoencoder": config.autoencoder.fingerprint()})
-        if config.backbone.trainable:
-            at, state, path = load_weights(folder, config, step)
-            _fill(network, state, path)
-    network = network.to(device_of(device)).eval().requires_grad_(False)
-    field = Field(network, config.interp, config.target, known.num_classes)
-    return Run(folder, config, at, network, field, source if source.is_file() else None)
+        fixed, where = [key for key in TRAINING_KEYS if key in over.values], over.where
+    if fixed:
+        raise UserError(
+            f"{locate(where, fixed[:1])}{fixed[0]} was fixed when {source} was trained: train another run with it."
+        )
+    return over if isinstance(over, Config) else sampling_config(config, over)
+
+
+def _read_network(
+    source: Path, config: Config, known: Examples, step: int | None, device: str
+) -> tuple[int, nn.Module]:
+    """(step, network on the device) with the weights that config.sample names."""
+    network, at = build_network(config, known=known), 0
+    if not source.is_file():
+        check_unchanged(source, {"autoencoder": config.autoencoder.fingerprint()})
+    if config.backbone.trainable:
+        at, state, path = load_weights(source, config, step)
+        _fill(network, state, path)
+    return at, network.to(device_of(device)).eval().requires_grad_(False)
 
 
 def start_from(network: nn.Module, name: str, root: Path) -> None:
@@ -288,8 +326,8 @@ def start_from(network: nn.Module, name: str, root: Path) -> None:
     _fill(network, state, source, "that train.init is to start")
 
 
-def with_settings(config: Config, over: Layer) -> Config:
-    """A run's configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
+def sampling_config(config: Config, over: Layer) -> Config:
+    """Return a configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
     from sitkit.runs.config.mappings import merge
 
     values = merge(config.plain(), over.values)
@@ -322,20 +360,23 @@ def checkpoint_at(folder: Path, step: int | None = None) -> Path:
     return newest
 
 
-def load_weights(folder: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
-    """(step, state of the network, where it was read) of a run's weights, those that config.sample asks for.
+def load_weights(source: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
+    """Return (step, state of the network, path of the file) of the weights of a run that config.sample names.
 
-    step: by default the newest.  Raises UserError for an average that the run neither keeps nor can rebuild.
+    source: the run's folder or its one file.  step: by default the newest.
+    Raises UserError for an average that the run neither keeps nor can rebuild.
     """
+    if source.is_file():
+        return *weights_of_file(source, config, step), source
     decays, chosen = config.train.ema_decays, config.sample.ema
     if chosen is not None and chosen not in decays:
         if chosen > averages.WIDEST:
             raise UserError(
-                f"sample.ema: {folder} keeps no average of decay {chosen}, only of {', '.join(map(str, decays))}; "
+                f"sample.ema: {source} keeps no average of decay {chosen}, only of {', '.join(map(str, decays))}; "
                 "up to 0.2887 it is the relative width of a power-function average."
             )
-        return *averages.rebuild(folder, chosen, step), folder / averages.SNAPSHOTS
-    path = checkpoint_at(folder, step)
+        return *averages.rebuild(source, chosen, step), source / averages.SNAPSHOTS
+    path = checkpoint_at(source, step)
     header, tensors = load_tensors(path)
     prefix = (
         "model." if config.sample.weights == "raw" else averages.prefix(decays, decays[0] if chosen is None else chosen)

@@ -54,8 +54,7 @@ def bind_guidance(guidance: Guidance, run: Run) -> Guidance:
     """The guidance with what it needs of other runs, which lie beside this one."""
 
     def load_field(name: str, step: int, weights: Weights) -> Field:
-        parameter = next(iter(run.network.parameters()), torch.empty(0))
-        other = load(name, step=step, weights=weights, device=str(parameter.device), root=run.folder.parent)
+        other = load(name, step=step, weights=weights, device=str(run.device), root=run.folder.parent)
         if other.folder.name != Path(name).name:
             # A short name could mean another run tomorrow, and the samples' identity would not change with it.
             raise UserError(f"guidance.run must name the run in full: {other.folder.name}, not {name!r}.")
@@ -77,7 +76,7 @@ class SamplePlan:
 
     def __post_init__(self) -> None:
         config = self.run.config
-        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.outline.num_classes)
+        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.data_description.num_classes)
         _ = self.plan
 
     @functools.cached_property
@@ -104,7 +103,7 @@ class SamplePlan:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(iter(self.run.network.parameters()), torch.empty(0)).device
+        return self.run.device
 
     @property
     def at_once(self) -> int:
@@ -123,7 +122,7 @@ class SamplePlan:
             # On a CPU the block is always whole: a row's last digits may depend on the number of rows.
             index = torch.arange(start, start + (size if self.device.type == "cpu" else wanted))
             keys = rng.sample_keys(config.sample.seed, index)
-            y = labels_of(config, index, keys, run.outline.num_classes)
+            y = labels_of(config, index, keys, run.data_description.num_classes)
             keys = keys.to(self.device)
             drawn = self.sampler.sample(
                 run.field,
@@ -132,7 +131,7 @@ class SamplePlan:
                 diffusion=self.diffusion,
                 guidance=self.guidance,
                 seeds=keys,
-                trajectory=run.outline.is_plane and start == 0,
+                trajectory=run.data_description.is_plane and start == 0,
             )
             if drawn.trajectory is not None:
                 paths = drawn.trajectory[:, : min(100, wanted)].cpu()
@@ -158,7 +157,7 @@ class SamplePlan:
             "intervals": len(plan.times) - 1,
             "last_step": plan.last_step,
             "notes": list(plan.notes),
-            "rounding": ROUNDING if self.run.outline.is_image else "none",
+            "rounding": ROUNDING if self.run.data_description.is_image else "none",
             "at_once": self.at_once,
             "environment": environment(self.device),
         }
@@ -186,7 +185,7 @@ def sample(
     are not finite.
     """
     folder = run.folder / "samples" / sampling_identity(run.config, run.step)
-    shards = Shards(folder, run.outline, run.config.sample.n, keep, extractions)
+    shards = Shards(folder, run.data_description, run.config.sample.n, keep, extractions)
     with joined(run.config.run.device) as world:
         if not shards.finished:
             drawing = SamplePlan(run)
@@ -204,7 +203,7 @@ def sample(
             told(0)
     record = shards.record
     assert record is not None
-    return SampleSet(folder, run.outline, record)
+    return SampleSet(folder, run.data_description, record)
 
 
 def _make(i: int, shards: Shards, drawing: SamplePlan, told: ProgressReporter) -> None:

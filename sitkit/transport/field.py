@@ -11,6 +11,7 @@ from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Target, data_and_noise
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Network: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
@@ -39,6 +40,14 @@ class Field:
     target: Target
     num_classes: int | None = None
     times: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters; the CPU for a network without any."""
+        import torch
+
+        parameters = getattr(self.network, "parameters", list)()
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
 
     @property
     def null_class(self) -> int:

@@ -18,7 +18,7 @@ from sitkit.results.losscurve import curve_labels
 from sitkit.runs import diagnostics
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.diagnostics import DRAWS, LOSS_BATCH, MAX_LOSS_EXAMPLES, TIMES, loss_curve, smooth, velocity_losses
-from sitkit.runs.run import build_network, load
+from sitkit.runs.run import build_network, load, read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.training.train import train
@@ -108,12 +108,12 @@ def test_the_losses_of_a_run_are_kept_beside_it(tmp_path: Path) -> None:
 
 
 def test_without_held_out_data_there_is_nothing_to_measure_on(tmp_path: Path) -> None:
-    run = load(trained())
-    data = dataclasses.replace(run.config.data, holdout=0.0)
-    bare = dataclasses.replace(run, folder=tmp_path, config=run.config.model_copy(update={"data": data}))
+    folder = copied(trained(), tmp_path)
+    config = read_config_of(folder)
+    write_config(folder, config.model_copy(update={"data": dataclasses.replace(config.data, holdout=0.0)}))
     with pytest.raises(UserError, match=r"held-out data.*data\.holdout above 0"):
-        velocity_losses(bare)
-    assert not list(tmp_path.iterdir())
+        velocity_losses(load(folder))
+    assert not list(folder.glob("velocity-loss*"))
 
 
 def test_the_losses_of_runs_side_by_side(tmp_path: Path) -> None:

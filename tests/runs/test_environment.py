@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from support import copied, tiny, trained
 
 import sitkit
 from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.config.sources import Layer
 from sitkit.runs.environment import code_version, continued, environment, git_state
 from sitkit.runs.evaluate import evaluate
 from sitkit.runs.one_file import weights_fingerprint
@@ -156,8 +156,7 @@ def test_a_finished_training_keeps_the_record_of_where_it_was_trained(tmp_path: 
 def test_a_number_s_record_says_all_that_it_depends_on(tmp_path: Path) -> None:
     folder = copied(trained(), tmp_path / "runs")
     run = load(folder)
-    config = run.config.model_copy(update={"sample": run.config.sample.model_copy(update={"n": 20, "seed": 3})})
-    (number,) = evaluate(replace(run, config=config))
+    (number,) = evaluate(run.with_settings(Layer({"sample": {"n": 20, "seed": 3}})))
     record = read_json(number.path)
     assert record["environment"]["packages"]["torch"] and "git" in record["sampling"]["environment"]
     assert record["trained"] == read_json(folder / ENVIRONMENT)

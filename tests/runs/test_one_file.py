@@ -104,7 +104,7 @@ def test_a_chosen_average_and_no_other(tmp_path: Path, monkeypatch: pytest.Monke
     for chosen in ("0.9", "0.5", "0.07"):
         assert call("convert", run, "--to", f"{chosen}.safetensors", "--ema", chosen).status == 0
         over = sitkit.load(f"{chosen}.safetensors", device="cpu")
-        assert over.average == f"ema-{chosen}"
+        assert over.weights_name == f"ema-{chosen}"
         assert alike(
             drawn(call("sample", f"{chosen}.safetensors", *DRAW)), drawn(call("sample", run, *DRAW, "--ema", chosen))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import shutil
 import warnings
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import copied, tiny, trained
+from support import ROOT, copied, tiny, trained
 
 import sitkit
 from sitkit.models.backbone import Backbone
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import training_identity
-from sitkit.runs.config.sources import read_assignments
+from sitkit.runs.config.sources import Layer, read_assignments
+from sitkit.runs.evaluate import evaluate
+from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import CHECKPOINTS, build_network, find_run, folder_of, load, run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -190,3 +193,46 @@ def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> N
     assert isinstance(config.backbone, Backbone) and not config.backbone.trainable
     folder = train(config)
     assert load(folder).step == 0 and not (folder / CHECKPOINTS).exists()
+
+
+def test_the_settings_of_a_run_change_in_one_way_only() -> None:
+    found = []
+    for path in sorted([*(ROOT / "sitkit").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not any(keyword.arg == "config" for keyword in node.keywords):
+                continue
+            if ast.unparse(node.func).rpartition(".")[2] == "replace":
+                found.append(str(path.relative_to(ROOT)))
+    assert found == ["sitkit/runs/run.py"], "use Run.with_settings, which reads the weights that the settings name"
+
+
+def test_the_weights_of_a_record_are_those_that_its_settings_name(tmp_path: Path) -> None:
+    folder = train(tiny(tmp_path, "train.ema=[0.5, 0.999]", "train.posthoc=[0.05, 0.1]", "run.sample_every=0"))
+    settings = [{"weights": "raw"}, {}, {"ema": 0.999}, {"ema": 0.5}, {"ema": 0.07}]
+    fingerprints = {}
+    run = load(folder, device="cpu")
+    for sample in settings:
+        over = Layer({"sample": {"weights": "ema", "ema": None, "n": 8, **sample}})
+        run = run.with_settings(over)
+        (evaluation,) = evaluate(run)
+        checkpoint = read_json(evaluation.path)["checkpoint"]
+        fresh = load(folder, device="cpu", over=over)
+        fingerprint = weights_fingerprint(fresh.network.state_dict())
+        assert checkpoint == {"step": 40, "weights": fresh.weights_name, "fingerprint": fingerprint}
+        assert fingerprint == weights_fingerprint(load(folder, over=run.config).network.state_dict())
+        fingerprints[fresh.weights_name] = fingerprint
+    assert fingerprints["ema"] == fingerprints["ema-0.5"] and len(set(fingerprints.values())) == 4
+
+
+def test_other_settings_leave_the_network_and_the_step(run: Path) -> None:
+    trained_run = load(run, device="cpu")
+    same = trained_run.with_settings(Layer({"sample": {"n": 3}}))
+    assert same.network is trained_run.network and same.config.sample.n == 3
+    raw = trained_run.with_settings(Layer({"sample": {"weights": "raw"}}))
+    assert raw.network is raw.field.network is not trained_run.network
+    assert (raw.step, raw.device) == (trained_run.step, trained_run.device)
+    with pytest.raises(UserError, match=r"train was fixed when .* was trained"):
+        trained_run.with_settings(Layer({"train": {"lr": 1.0}}))
+    train_settings = trained_run.config.train.model_copy(update={"seed": 5})
+    with pytest.raises(UserError, match=r"train was fixed when .* was trained"):
+        trained_run.with_settings(trained_run.config.model_copy(update={"train": train_settings}))

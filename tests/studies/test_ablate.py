@@ -324,7 +324,7 @@ columns: {fast: {sample: {ema: 0.5}}, slow: {sample: {ema: 0.999}}}
         run = load(str(cell.run), over=read_assignments([f"sample.ema={ema}"]), root=tmp_path / "runs")
         weights = record["checkpoint"]
         assert (weights["weights"], weights["fingerprint"]) == (
-            run.average,
+            run.weights_name,
             weights_fingerprint(run.network.state_dict()),
         )
     assert cells[0].value != cells[1].value

@@ -64,8 +64,8 @@ def sample(
 
     flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
     trained = _loaded(run, runs, sets, flags, preset, step)
-    if adm is not None and not trained.outline.is_image:
-        raise UserError(f"--adm writes images; this run models examples of shape {trained.outline.shape}.")
+    if adm is not None and not trained.data_description.is_image:
+        raise UserError(f"--adm writes images; this run models examples of shape {trained.data_description.shape}.")
     with resumable(), console.progress() as progress:
         drawn = verb(trained, progress)
         if adm is not None:
@@ -121,10 +121,9 @@ def evaluate(
     flags["metric"] = _metrics(metric, features, run, runs)
     trained = _loaded(run, runs, sets, flags, preset, step)
     if n is None and not any(text.startswith("sample.n=") for text in sets or []):
-        from dataclasses import replace
+        from sitkit.runs.config.sources import Layer
 
-        drawn = trained.config.sample.model_copy(update={"n": min(len(trained.examples) or 50_000, 50_000)})
-        trained = replace(trained, config=trained.config.model_copy(update={"sample": drawn}))
+        trained = trained.with_settings(Layer({"sample": {"n": min(len(trained.examples) or 50_000, 50_000)}}))
     with resumable(), console.progress() as progress:
         done = verb(trained, progress)
     if json:

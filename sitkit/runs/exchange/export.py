@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +34,10 @@ def write_run(run: Run, path: Path) -> Path:
     state = {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}
     config = {key: value for key, value in run.config.plain().items() if key != "run"}
     told = {
-        "format": 1, "kind": KIND, "step": run.step, "weights": run.average, "config": config,
-        "data": description(run.outline),
+        "format": 1, "kind": KIND, "step": run.step, "weights": run.weights_name, "config": config,
+        "data": description(run.data_description),
         "fingerprints": {
-            "training": run.identity, "data": run.outline.fingerprint,
+            "training": run.identity, "data": run.data_description.fingerprint,
             "autoencoder": run.config.autoencoder.fingerprint(), "weights": weights_fingerprint(state),
         },
         "components": origins(),
@@ -57,7 +56,7 @@ def export(run: Run, path: Path) -> Path:
     Raises UserError where it cannot be written so, or what is measured on data and they are gone.
     """
     ready = {"sampler": fitted(run.config.sampler, run), "diffusion": fitted(run.config.diffusion, run)}
-    return write_run(replace(run, config=run.config.model_copy(update=ready)), path)
+    return write_run(run.with_settings(run.config.model_copy(update=ready)), path)
 
 
 def push(run: Run, address: str, *, private: bool = False) -> str:
@@ -73,16 +72,16 @@ def push(run: Run, address: str, *, private: bool = False) -> str:
 
 def card(run: Run, address: str) -> str:
     """The README of a run on the hub: what it is, and how to sample it."""
-    config, marks = run.config, f"training {run.identity}, data {run.outline.fingerprint[:12]}"
+    config, marks = run.config, f"training {run.identity}, data {run.data_description.fingerprint[:12]}"
     made = ", ".join(label(part) for part in (config.interp, config.target, config.weight, config.backbone))
     return f"""---
 library_name: sitkit
-pipeline_tag: {"unconditional-image-generation" if run.outline.is_image else "other"}
+pipeline_tag: {"unconditional-image-generation" if run.data_description.is_image else "other"}
 ---
 
 # {address.rpartition("/")[2]}
 
-A scalable interpolant transformer trained by sitkit: {made}, on {label(config.data)}, step {run.step}, weights {run.average}.
+A scalable interpolant transformer trained by sitkit: {made}, on {label(config.data)}, step {run.step}, weights {run.weights_name}.
 
 ```sh
 sitkit sample {address} -n 64

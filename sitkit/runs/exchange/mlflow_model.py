@@ -30,13 +30,12 @@ class Served(PythonModel):
         """A table with columns `index` and `label`, (n,) integers each -> samples (n, *shape) float32."""
         run = self.run
         config = run.config
-        device = next(iter(run.network.parameters()), torch.empty(0)).device
         index, y = (torch.from_numpy(np.array(model_input[name], dtype=np.int64)) for name in ("index", "label"))
-        keys = rng.sample_keys(config.sample.seed, index).to(device)
+        keys = rng.sample_keys(config.sample.seed, index).to(run.device)
         drawn = fitted(config.sampler, run).sample(
             run.field,
             rng.normal(keys, run.shape, rng.INITIAL),
-            y.to(device),
+            y.to(run.device),
             diffusion=fitted(config.diffusion, run),
             guidance=bind_guidance(config.guidance, run),
             seeds=keys,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 import traceback
@@ -87,10 +86,7 @@ def _do(task: Task, tell: Progress) -> Ended:
         if task.kind == "train":
             train(config, tell)
         else:
-            # The cell's own settings choose the weights: its average need not be the run's first.
-            sampling = Layer({"sample": config.sample.model_dump(mode="json")})
-            run = load(config.run.folder / task.place.run, over=sampling, device=config.run.device)
-            evaluate(dataclasses.replace(run, config=config), tell)
+            evaluate(load(config.run.folder / task.place.run, over=config, device=config.run.device), tell)
     except Busy:
         note(task.path, "left to the process that is training it")
         return Ended("busy")

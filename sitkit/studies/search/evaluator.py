@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import Layer
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.evaluate import evaluate
-from sitkit.runs.run import Run, load, with_settings
+from sitkit.runs.one_file import weights_name
+from sitkit.runs.run import Run, sampling_config
 from sitkit.runtime.progress import Progress
 from sitkit.studies.search.space import Axis, Search, layer_of, metric_of, steps_within_budget
 
@@ -45,20 +42,17 @@ class Evaluator:
     def __init__(self, run: Run, quest: Search, axes: list[Axis], progress: Progress) -> None:
         self.run, self.quest, self.axes, self.progress = run, quest, axes, progress
         self.metric = metric_of(quest)
-        self._runs = {(run.config.sample.weights, run.config.sample.ema): run}
+        self._runs = {run.weights_name: run}
 
     def at(self, config: Config) -> Run:
         """The run with this configuration and the weights it asks for."""
-        weights, ema = config.sample.weights, config.sample.ema
-        if (weights, ema) not in self._runs:
-            device = next(iter(self.run.network.parameters()), torch.empty(0)).device
-            over = Layer({"sample": {"weights": weights, "ema": ema}})
-            self._runs[weights, ema] = load(self.run.source, step=self.run.step, device=str(device), over=over)
-        return dataclasses.replace(self._runs[weights, ema], config=config)
+        name = weights_name(config)
+        self._runs[name] = self._runs.get(name, self.run).with_settings(config)
+        return self._runs[name]
 
     def setting(self, chosen: Mapping[str, Any], n: int, seed: int) -> Config:
         """The run's configuration with these settings, to draw n samples from a seed and measure the search's metric."""
-        config = with_settings(self.run.config, layer_of(chosen))
+        config = sampling_config(self.run.config, layer_of(chosen))
         drawn = config.sample.model_copy(update={"n": n, "seed": seed})
         return config.model_copy(update={"sample": drawn, "metric": (self.metric,)})
 

@@ -29,7 +29,7 @@ from sitkit.registry.settings_files import experiments
 from sitkit.runs.config.mappings import flat, merge
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
-from sitkit.runs.run import with_settings
+from sitkit.runs.run import sampling_config
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.transport.diffusion import Diffusion
 
@@ -187,7 +187,7 @@ def _check(axis: Axis, axes: Sequence[Axis], config: Config) -> None:
     for values in itertools.product(*([value for value, _ in a.written()] for a in around)):
         chosen = dict(zip((a.key for a in around), values, strict=True))
         try:
-            possible = with_settings(config, layer_of(chosen))
+            possible = sampling_config(config, layer_of(chosen))
             fields = (key for key in flat(possible.plain()) if key.startswith(PARTS) and not key.endswith(".name"))
             known.update(key for key in fields if in_force(possible, key))
             if in_force(possible, axis.key):
@@ -205,7 +205,7 @@ def _check(axis: Axis, axes: Sequence[Axis], config: Config) -> None:
         failure: UserError | None = None
         for chosen in bases:
             try:
-                with_settings(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
+                sampling_config(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
                 break
             except UserError as error:
                 failure = error
@@ -248,7 +248,7 @@ def steps_within_budget(config: Config, diffusion: Diffusion, budget: int) -> in
     """
 
     def cost(steps: int) -> int:
-        sampler = with_settings(config, layer_of({"sampler.steps": steps})).sampler
+        sampler = sampling_config(config, layer_of({"sampler.steps": steps})).sampler
         return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe or 0
 
     steps = budget

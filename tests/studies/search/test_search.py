@@ -22,7 +22,7 @@ from support import ROOT
 from sitkit.runs.config.sampling_presets import read_preset, write_preset
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runs.evaluate import evaluate
-from sitkit.runs.run import Run, load, with_settings
+from sitkit.runs.run import Run, load, sampling_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import silent
@@ -124,13 +124,13 @@ def test_settings_are_in_force_where_they_exist(run: Run) -> None:
         ({}, "sample.weights", True), (sde, "diffusion.eta", False), ({**sde, "diffusion": "kl-eta"}, "diffusion.eta", True),
     ]  # fmt: skip
     for chosen, key, expected in cases:
-        assert in_force(with_settings(run.config, layer_of(chosen)), key) is expected, (chosen, key)
+        assert in_force(sampling_config(run.config, layer_of(chosen)), key) is expected, (chosen, key)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4", "euler-maruyama", "stochastic-heun"])
 @pytest.mark.parametrize("guidance", ["none", {"name": "cfg", "interval": [0.2, 0.7]}])
 def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any) -> None:
-    config = with_settings(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
+    config = sampling_config(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
 
     def cost(steps: int) -> int | None:
         solver = dataclasses.replace(config.sampler, steps=steps)  # pyright: ignore[reportCallIssue]
@@ -143,7 +143,7 @@ def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any)
 
 
 def test_a_budget_below_one_step_is_refused(run: Run) -> None:
-    config = with_settings(run.config, layer_of({"sampler": "rk4"}))
+    config = sampling_config(run.config, layer_of({"sampler": "rk4"}))
     with pytest.raises(UserError, match="fewest steps"):
         steps_within_budget(config, config.diffusion, 3)
 
@@ -235,8 +235,7 @@ def _bare(folder: str, names: list[str]) -> set[str]:
 
 
 def _value(run: Run, n: int, seed: int) -> float:
-    drawn = run.config.sample.model_copy(update={"n": n, "seed": seed})
-    return evaluate(dataclasses.replace(run, config=run.config.model_copy(update={"sample": drawn})))[0].value
+    return evaluate(run.with_settings(Layer({"sample": {"n": n, "seed": seed}})))[0].value
 
 
 def test_one_objective_spends_its_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,11 +358,11 @@ def test_a_misspelt_field_is_told_what_the_choices_have(run: Run, tmp_path: Path
 
 
 def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:
-    config = with_settings(
+    config = sampling_config(
         run.config, layer_of({"sampler": "euler-maruyama", "sampler.last_step": "tweedie", "diffusion": "kl"})
     )
     write_preset(run.folder, "mine", config, "found by hand\nin two lines")
-    back = with_settings(run.config, read_preset(run.folder, "mine"))
+    back = sampling_config(run.config, read_preset(run.folder, "mine"))
     assert (back.sampler, back.diffusion, back.guidance) == (config.sampler, config.diffusion, config.guidance)
     with pytest.raises(UserError, match="Did you mean 'mine'"):
         read_preset(run.folder, "mien")
