@@ -36,7 +36,7 @@ from train import CLASSES, SHAPE, baseline, latents, network_of, ours, timed
 import sitkit
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
-from sitkit.runs.run import CHECKPOINTS
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.parallel import tf32
 from sitkit.training.throughput import PASSES, peak_flops
@@ -102,9 +102,9 @@ def resume_right(device: torch.device) -> dict[str, Any]:
             ]
         )  # fmt: skip
         whole = train(assemble([read_config("digits"), settings]))
-        half, last = checkpoints(whole / CHECKPOINTS)
+        half, last = checkpoints(RunFolder(whole).checkpoints)
         elsewhere = read_assignments([f"run.folder={folder}/continued"])
-        begun = whole.parent.with_name("continued") / whole.name / CHECKPOINTS
+        begun = RunFolder(whole.parent.with_name("continued") / whole.name).checkpoints
         begun.mkdir(parents=True)
         shutil.copy(half, begun)
         train(assemble([read_config("digits"), settings, elsewhere]))

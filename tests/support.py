@@ -23,7 +23,7 @@ from sitkit import cli
 from sitkit.runs import checkpoint
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
-from sitkit.runs.run import CHECKPOINTS
+from sitkit.runs.run_folder import RunFolder
 from sitkit.studies.ablate import ablate
 from sitkit.studies.status import StudyOutcome
 from sitkit.training.train import train
@@ -94,7 +94,7 @@ def copied(run: Path, root: Path) -> Path:
 
 def weights(folder: Path) -> bytes:
     """The newest checkpoint of a run, to the byte."""
-    return checkpoint.checkpoints(folder / CHECKPOINTS)[-1].read_bytes()
+    return checkpoint.checkpoints(RunFolder(folder).checkpoints)[-1].read_bytes()
 
 
 def call(*words: str | Path) -> Called:

@@ -113,21 +113,13 @@ RunName = Annotated[
 
 def layer(flags: Mapping[str, Any], sets: list[str] | None) -> Any:
     """Settings from the flags that were given ("train.steps": 2), then from --set."""
-    from sitkit.runs.config.mappings import merge
+    from sitkit.runs.config.mappings import merge, nest
     from sitkit.runs.config.sources import Layer, read_assignments
 
-    values: Any = {}
-    where: dict[str, str] = {}
-    for key, value in flags.items():
-        if value is None:
-            continue
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = merge(values, nested)
-        where[key] = FLAGS.get(key, f"--{key}")
+    given = {key: value for key, value in flags.items() if value is not None}
+    where = {key: FLAGS.get(key, f"--{key}") for key in given}
     assigned = read_assignments(sets or [])
-    return Layer(merge(values, assigned.values), where | assigned.where)
+    return Layer(merge(nest(given), assigned.values), where | assigned.where)
 
 
 FLAGS = {

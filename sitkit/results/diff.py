@@ -13,9 +13,9 @@ from sitkit.results.statistics import LEVEL, Comparison, paired
 from sitkit.runs.config.schema import TRAINING_KEYS
 from sitkit.runs.environment import code_version
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import CONFIG, ENVIRONMENT, find_run, load_weights, read_config_of
+from sitkit.runs.run import find_run, load_weights, read_config_of
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
 
 Stage = Literal["training", "sampling", "evaluation", "nothing"]
 # Packages that store and show, and compute nothing.
@@ -150,7 +150,7 @@ def number_differences(a: NamedEvaluation, b: NamedEvaluation) -> Iterator[Diffe
     """What differs between what two numbers depend on."""
     trained: list[Difference] = []
     if a.folder != b.folder:
-        if all((number.folder / CONFIG).is_file() for number in (a, b)):
+        if all(RunFolder(number.folder).config.is_file() for number in (a, b)):
             trained = list(training_differences(a.folder, b.folder))
         elif a.record["training"] != b.record["training"]:
             trained = [Difference("training", a.record["training"], b.record["training"], "training")]
@@ -190,7 +190,7 @@ def training_differences(a: Path, b: Path) -> Iterator[Difference]:
     for key, (x, y) in _unequal(plain[0]["run"], plain[1]["run"]):
         affects: Stage = "training" if key in ROUNDING_NOTE else "nothing"
         yield Difference(f"run.{key}", x, y, affects, rounding=affects != "nothing")
-    made = [read_json(f / ENVIRONMENT) if (f / ENVIRONMENT).is_file() else {} for f in (a, b)]
+    made = [RunFolder(f).read_environment() for f in (a, b)]
     for what in ("data", "autoencoder"):
         yield from _settings({what: made[0].get(what)}, {what: made[1].get(what)}, "training", "fingerprint of ")
     if all(made):

@@ -10,7 +10,7 @@ from sitkit.results.lookup import NamedEvaluation
 from sitkit.results.reproduce import evaluate_command, train_command
 from sitkit.results.study_results import read_results
 from sitkit.runs.environment import code_version
-from sitkit.runs.run import CONFIG
+from sitkit.runs.run_folder import RunFolder
 
 
 class Explanation(NamedTuple):
@@ -48,7 +48,7 @@ def explain(number: NamedEvaluation) -> Explanation:
         "evaluation": record["environment"],
     }
     commands = {"number": evaluate_command(number.folder, record)}
-    if (number.folder / CONFIG).is_file():
+    if RunFolder(number.folder).config.is_file():
         commands["training"] = train_command(number.folder)
     else:
         commands["number"] = shlex.join(record["command"])

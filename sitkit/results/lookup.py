@@ -19,8 +19,9 @@ from typing import Any
 
 from sitkit.results.statistics import CellValue
 from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
-from sitkit.runs.evaluate import EVALUATIONS, title
+from sitkit.runs.evaluate import title
 from sitkit.runs.run import find_run
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import read_json
 
@@ -74,7 +75,7 @@ def numbers(target: str, root: Path = Path("runs")) -> list[NamedEvaluation]:
     study, rest = _study(target, root)
     if study is not None:
         return _of_study(study, rest)
-    short = sorted(root.glob(f"*/{EVALUATIONS}/{target}*.json")) if re.fullmatch("[0-9a-f]{4,12}", target) else []
+    short = sorted(root.glob(f"*/evaluations/{target}*.json")) if re.fullmatch("[0-9a-f]{4,12}", target) else []
     if len(short) == 1:
         return [read(short[0])]
     run, _, which = target.partition(":")
@@ -95,7 +96,7 @@ def read(path: Path) -> NamedEvaluation:
     record = read_json(path)
     lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
     if len(lacks) > len(RECORDED) // 2:
-        raise UserError(f"{path} is not the record of a number: give a file of a run's folder {EVALUATIONS}.")
+        raise UserError(f"{path} is not the record of a number: give a file of a run's folder evaluations.")
     if not lacks:
         sampled = record["sampling"] if isinstance(record["sampling"], dict) else {}
         lacks = [f"sampling.{key}" for key in sorted(SAMPLED - sampled.keys())]
@@ -120,7 +121,7 @@ def _study(target: str, root: Path) -> tuple[Path | None, str]:
 
 
 def _of_run(folder: Path, which: str) -> list[NamedEvaluation]:
-    found = [read(path) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
+    found = [read(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
     if not found:
         raise UserError(f"{folder} has no numbers yet: sitkit evaluate {folder} makes one.")
     chosen = [

@@ -13,10 +13,10 @@ import torch
 
 from sitkit.results.diff import Difference, record_differences
 from sitkit.results.lookup import NamedEvaluation
-from sitkit.runs.averages import SNAPSHOTS
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.evaluate import evaluate
-from sitkit.runs.run import CHECKPOINTS, CONFIG, DATA_FILE, ENVIRONMENT, Run, load
+from sitkit.runs.run import Run, load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
@@ -25,7 +25,7 @@ from sitkit.runtime.progress import Event, Progress, silent
 
 VALUES = ("value", "stderr", "halves", "n", "nfe")
 # What a run is given, and what others have learnt from the data; everything else is made again.
-GIVEN = (CONFIG, ENVIRONMENT, DATA_FILE, CHECKPOINTS, SNAPSHOTS)
+GIVEN = ("config.yaml", "environment.json", "data.json", "checkpoints", "ema")
 EXTRACTORS = "extractors"
 
 
@@ -83,8 +83,8 @@ def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: P
         return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])
     record = read_json(made.path)
     now = {key: record.get(key) for key in VALUES}
-    then = number.folder / "samples" / number.record["samples"] / ARRAYS
-    samples = _equal(then, run.folder / "samples" / record["samples"] / ARRAYS)
+    then = RunFolder(number.folder).samples / number.record["samples"] / ARRAYS
+    samples = _equal(then, RunFolder(run.folder).samples / record["samples"] / ARRAYS)
     if now == was:
         return Verification(number.name, number.path, "same", was, now, samples, "", [])
     what = {None: "", True: "its samples are the same to the bit", False: "its samples differ"}[samples]
@@ -123,7 +123,7 @@ def _given(number: NamedEvaluation, root: Path) -> Path:
     home = number.folder.parent.resolve()
     if (home / EXTRACTORS).is_dir() and not (root / EXTRACTORS).exists():
         (root / EXTRACTORS).symlink_to(home / EXTRACTORS)
-    if not (number.folder / CONFIG).is_file():
+    if not RunFolder(number.folder).config.is_file():
         # Of a run in one file.
         return Path(number.record["command"][2]).resolve()
     guide = number.record["sampling"]["recipe"]["guidance"].get("run")

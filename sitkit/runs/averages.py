@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.schema import TrainSettings
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
 from sitkit.runtime.tensors import open_tensors, read_header
 
-SNAPSHOTS = "ema"
 WIDEST = 12**-0.5  # gamma = 0: all weights alike
 # Relative L2 errors of a rebuilt profile, from which on it is said aloud, and refused.
 DOUBTFUL, WRONG = 0.05, 0.3
@@ -90,7 +90,7 @@ def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> st
     numbers = sum(p.numel() for p in network.parameters() if p.requires_grad)
     count = math.ceil(settings.steps / interval(settings))
     each = snapshot_bytes(settings, numbers) // count
-    there = sum(path.stat().st_size for path in checkpoints(folder / SNAPSHOTS))
+    there = sum(path.stat().st_size for path in checkpoints(RunFolder(folder).snapshots))
     free = shutil.disk_usage(folder).free
     if each * count - there > free:
         raise UserError(
@@ -98,7 +98,7 @@ def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> st
             "raise train.posthoc_every, or set train.posthoc_dtype=float16."
         )
     told = {"count": count, "every": interval(settings), "widths": list(settings.posthoc), "bytes": each * count}
-    write_json(folder / SNAPSHOTS / "snapshots.json", told | {"dtype": settings.posthoc_dtype})
+    write_json(RunFolder(folder).snapshots / "snapshots.json", told | {"dtype": settings.posthoc_dtype})
     return f"post-hoc EMA: {count} snapshots of {each / 1e6:,.1f} MB, {each * count / 1e6:,.1f} MB in all."
 
 
@@ -141,13 +141,13 @@ def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, d
     (relative L2).  Raises UserError where there are no snapshots, where the step lies beyond them, and where they
     cannot represent the profile: an error above 30 %.
     """
-    found = checkpoints(folder / SNAPSHOTS)
+    found = checkpoints(RunFolder(folder).snapshots)
     if not found:
         raise UserError(
             f"{folder} keeps no snapshots to rebuild an average of width {width} from: "
             "train with --set train.posthoc=[0.05,0.1]."
         )
-    steps = [int(path.stem.rpartition("-")[2]) for path in found]
+    steps = [step_of(path) for path in found]
     end = steps[-1] if step is None else step
     if end > steps[-1]:
         raise UserError(f"The snapshots of {folder} end at step {steps[-1]}, before step {end}.")

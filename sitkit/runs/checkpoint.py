@@ -92,6 +92,16 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of a step in a folder."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint by the name of its file."""
+    return int(path.stem.rpartition("-")[2])
+
+
 def latest_checkpoint(folder: str | Path, on_warning: Callable[[str], object] = warnings.warn) -> Path | None:
     """The newest whole checkpoint of a folder, or None; each newer one that is damaged is named in a warning."""
     for path in reversed(checkpoints(folder)):

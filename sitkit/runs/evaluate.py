@@ -19,17 +19,17 @@ from sitkit.runs.config.identity import file_digest, number_identity, sampling_i
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import ENVIRONMENT, METRICS, Run, read_config_of
+from sitkit.runs.run import Run, read_config_of
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample import sample
 from sitkit.runs.sample_set import SampleSet, keeps_samples
-from sitkit.runs.tracking.sync import run_id
+from sitkit.runs.tracking.sync import METRICS, run_id
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 
-EVALUATIONS = "evaluations"
 # What the metrics draw at random (bootstrap, directions, subsets, halves) comes from this seed.
 SEED = 0
 
@@ -52,9 +52,8 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     digit for any batch and number of processes, and after any kill.
     Raises UserError before any sample is drawn for a metric that cannot be had.
     """
-    paths = {
-        metric: run.folder / EVALUATIONS / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric
-    }
+    folder = RunFolder(run.folder).evaluations
+    paths = {metric: folder / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric}
     missing = [metric for metric, path in paths.items() if not path.is_file()]
     if missing:
         with joined(run.config.run.device) as world:
@@ -191,7 +190,7 @@ def _measure(
         "nfe": drawn.record["nfe"],
         "rounding": drawn.record["rounding"],
         "sampling": drawn.record,
-        "trained": read_json(run.folder / ENVIRONMENT) if (run.folder / ENVIRONMENT).is_file() else None,
+        "trained": RunFolder(run.folder).read_environment() or None,
         "environment": environment(run.device),
         "command": command(run, metric),
     }  # fmt: skip

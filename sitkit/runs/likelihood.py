@@ -22,6 +22,7 @@ from sitkit.registry import spec
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json, write_json
@@ -30,7 +31,6 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.solvers.log_density import LogDensity, likelihood
 from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE
 
-LIKELIHOODS = "likelihoods"
 MAX_HELDOUT, LIKELIHOOD_BATCH = 1000, 100
 
 
@@ -86,7 +86,7 @@ def density(
         "seed": seed,
         "batch": LIKELIHOOD_BATCH,
     }
-    path = run.folder / LIKELIHOODS / f"{identity(run.identity, recipe, data.fingerprint)}.json"
+    path = RunFolder(run.folder).likelihoods / f"{identity(run.identity, recipe, data.fingerprint)}.json"
     if not path.is_file():
         write_json(path, _measure(run, index, recipe, sampler, progress))
     return Density(path, read_json(path))

@@ -1,10 +1,7 @@
 """What a run is: a folder with its configuration, curves, checkpoints, samples and evaluations.
 
-runs/<slug>-<training identity>/
-    config.yaml  environment.json  data.json  metrics.jsonl  checkpoints/  previews/  samples/<identity>/
-    evaluations/<identity>.json
-
-or one file that `sitkit convert` wrote, whose samples and evaluations go to runs/<slug>-<digest of its weights>/.
+A run is a folder runs/<slug>-<training identity>/, whose files `sitkit.runs.run_folder` names, or one file that
+`sitkit convert` wrote, whose samples and evaluations go to runs/<slug>-<digest of its weights>/.
 """
 
 from __future__ import annotations
@@ -26,19 +23,17 @@ from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape
 from sitkit.runs import averages
-from sitkit.runs.checkpoint import checkpoints, latest_checkpoint
+from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runs.config.sources import Layer, locate, to_yaml, validate
 from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file, weights_name, weights_of_file
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.distributed import device_of
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import read_json, write_file
 from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.transport.field import Field
-
-CONFIG, METRICS, ENVIRONMENT, CHECKPOINTS = "config.yaml", "metrics.jsonl", "environment.json", "checkpoints"
-DATA_FILE = "data.json"
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,8 @@ def data_description(source: Path, config: Config) -> Examples:
 def _described(source: Path) -> dict[str, Any] | None:
     if source.is_file():
         return read_run_header(source)["data"]
-    return read_json(source / DATA_FILE) if (source / DATA_FILE).is_file() else None
+    path = RunFolder(source).data
+    return read_json(path) if path.is_file() else None
 
 
 def folder_of(config: Config) -> Path:
@@ -146,8 +142,7 @@ def fingerprints(config: Config) -> dict[str, str]:
 
 def check_unchanged(folder: Path, marks: Mapping[str, str]) -> None:
     """Raise UserError where a run was begun with data or an autoencoder of other fingerprints than `marks`."""
-    path = folder / ENVIRONMENT
-    recorded = read_json(path) if path.exists() else {}
+    recorded = RunFolder(folder).read_environment()
     for what, mark in marks.items():
         if recorded.get(what, mark) != mark:
             raise UserError(
@@ -175,7 +170,7 @@ def build_network(config: Config, seed: int | None = None, known: Examples | Non
 
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: every setting resolved."""
-    write_file(folder / CONFIG, to_yaml(config.plain()))
+    write_file(RunFolder(folder).config, to_yaml(config.plain()))
 
 
 def find_run(name: str | Path, root: Path) -> Path:
@@ -184,7 +179,7 @@ def find_run(name: str | Path, root: Path) -> Path:
     Raises UserError that names the nearest run, or how to make one.
     """
     path = Path(name)
-    if (path / CONFIG).is_file():
+    if RunFolder(path).config.is_file():
         return path
     if path.is_file():
         read_run_header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
@@ -193,7 +188,7 @@ def find_run(name: str | Path, root: Path) -> Path:
         raise UserError(f"There is no file {path}.")
     known = {run.name: run for run in run_folders(root)}
     if str(name) == "latest" and known:
-        return max(known.values(), key=lambda run: (run / CONFIG).stat().st_mtime)
+        return max(known.values(), key=lambda run: RunFolder(run).config.stat().st_mtime)
     if path.name in known and path.parent in (Path(), root):
         return known[path.name]
     short = [run for run in known.values() if run.name.rpartition("-")[2].startswith(str(name))]
@@ -209,7 +204,7 @@ def find_run(name: str | Path, root: Path) -> Path:
 
 def run_folders(root: Path) -> list[Path]:
     """The run folders under a root, by name."""
-    return sorted(path.parent for path in Path(root).glob(f"*/{CONFIG}"))
+    return sorted(path.parent for path in Path(root).glob("*/config.yaml"))
 
 
 def located(name: str | Path, root: Path) -> Path:
@@ -232,7 +227,7 @@ def read_config_of(source: Path) -> Config:
     """
     from sitkit.runs.config.sources import read_yaml
 
-    layer = Layer(settings_of_file(source)) if source.is_file() else read_yaml(source / CONFIG)
+    layer = Layer(settings_of_file(source)) if source.is_file() else read_yaml(RunFolder(source).config)
     try:
         return validate(Config, layer.values, layer.where)
     except UserError as error:
@@ -241,8 +236,7 @@ def read_config_of(source: Path) -> Config:
 
 def _from_a_package(source: Path, message: str) -> str:
     """Where the component that a message misses came from when the run was made, and how to have it again."""
-    path = source / ENVIRONMENT
-    made = read_run_header(source) if source.is_file() else read_json(path) if path.is_file() else {}
+    made = read_run_header(source) if source.is_file() else RunFolder(source).read_environment()
     for component, package in made.get("components", {}).items():
         kind, _, name = component.partition(" ")
         if f"No {kind} named {name!r}." in message:
@@ -340,22 +334,22 @@ def sampling_config(config: Config, over: Layer) -> Config:
 
 def checkpoint_at(folder: Path, step: int | None = None) -> Path:
     """The newest whole checkpoint of a run, or the one at a step."""
-    found = checkpoints(folder / CHECKPOINTS)
+    found = checkpoints(RunFolder(folder).checkpoints)
     if step is not None:
         for path in found:
-            if int(path.stem.rpartition("-")[2]) == step:
+            if step_of(path) == step:
                 return path
         raise UserError(
             f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in found) or 'none'}."
         )
     damaged: list[str] = []
-    newest = latest_checkpoint(folder / CHECKPOINTS, damaged.append)
+    newest = latest_checkpoint(RunFolder(folder).checkpoints, damaged.append)
     if newest is None and found:
         read_header(found[-1])  # Raises, with what is wrong with it.
     for text in damaged:
         warnings.warn(text, stacklevel=2)
     if newest is None:
-        again = shlex.join(["sitkit", "train", str(folder / CONFIG)])
+        again = shlex.join(["sitkit", "train", str(RunFolder(folder).config)])
         raise UserError(f"{folder} has no checkpoint yet: continue its training with `{again}`.")
     return newest
 
@@ -375,7 +369,7 @@ def load_weights(source: Path, config: Config, step: int | None = None) -> tuple
                 f"sample.ema: {source} keeps no average of decay {chosen}, only of {', '.join(map(str, decays))}; "
                 "up to 0.2887 it is the relative width of a power-function average."
             )
-        return *averages.rebuild(source, chosen, step), source / averages.SNAPSHOTS
+        return *averages.rebuild(source, chosen, step), RunFolder(source).snapshots
     path = checkpoint_at(source, step)
     header, tensors = load_tensors(path)
     prefix = (

@@ -21,6 +21,7 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run, load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD, SampleSet, Shards, block_size, to_float, to_storage
 from sitkit.runtime import archives, rng
 from sitkit.runtime.distributed import joined
@@ -184,7 +185,7 @@ def sample(
     Raises UserError before any evaluation for a setting that cannot give right samples; WorkFailed for samples that
     are not finite.
     """
-    folder = run.folder / "samples" / sampling_identity(run.config, run.step)
+    folder = RunFolder(run.folder).samples / sampling_identity(run.config, run.step)
     shards = Shards(folder, run.data_description, run.config.sample.n, keep, extractions)
     with joined(run.config.run.device) as world:
         if not shards.finished:

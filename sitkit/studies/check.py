@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from sitkit.registry.settings_files import experiments
 from sitkit.runs import checkpoint
+from sitkit.runs.checkpoint import step_of
 from sitkit.runs.config.identity import ResultLocation
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble, locate, read_config, read_yaml
-from sitkit.runs.run import CHECKPOINTS, CONFIG
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.studies import study
 from sitkit.studies.cost import Cost, cost_of, require
@@ -77,8 +78,8 @@ def read_plan(
     """The plan of a study's file; of a configuration (a file, a preset, the folder of a run) that of its only cell."""
     if path in experiments:
         path = str(experiments[path])
-    if (Path(path) / CONFIG).is_file():
-        path = str(Path(path) / CONFIG)
+    if RunFolder(path).config.is_file():
+        path = str(RunFolder(path).config)
     if Path(path).is_file() and _is_study(read_yaml(path)):
         return read_study(path, over, base, seeds, sample_seeds)
     for flag, value in (("--base", base), ("--seeds", seeds), ("--sample-seeds", sample_seeds)):
@@ -160,8 +161,8 @@ class _Forecasts:
 
     def _state(self, config: Config, place: ResultLocation) -> tuple[CellState, int]:
         if place.training not in self._steps:
-            newest = checkpoint.checkpoints(self.board.runs / place.run / CHECKPOINTS)[-1:]
-            step = int(newest[0].stem.rpartition("-")[2]) if newest else 0
+            newest = checkpoint.checkpoints(RunFolder(self.board.runs / place.run).checkpoints)[-1:]
+            step = step_of(newest[0]) if newest else 0
             self._steps[place.training] = trained(config), step
         done, step = self._steps[place.training]
         if self.board.measurements.find(place) is not None:

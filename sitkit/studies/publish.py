@@ -11,6 +11,7 @@ from typing import Any
 
 from sitkit.results.report import REPORT, report
 from sitkit.results.study_results import FILE, StudyResults, read_results, runs_of
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.tracking.sync import METRICS, is_sent
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
@@ -92,5 +93,7 @@ def _children(folder: Path, results: StudyResults) -> dict[Path, dict[str, Any]]
         trainings[runs / cell.run] = mark
         if cell.samples is not None:
             here: Mapping[str, Any] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
-            cells[runs / cell.run / "samples" / cell.samples] = mark | {f"sitkit.{k}": str(v) for k, v in here.items()}
+            cells[RunFolder(runs / cell.run).samples / cell.samples] = mark | {
+                f"sitkit.{k}": str(v) for k, v in here.items()
+            }
     return trainings | cells

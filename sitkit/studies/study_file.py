@@ -10,7 +10,7 @@ from typing import Any
 
 from sitkit.registry.settings_files import experiments
 from sitkit.results.study_results import FACTS
-from sitkit.runs.config.mappings import flat, merge
+from sitkit.runs.config.mappings import flat, merge, nest
 from sitkit.runs.config.schema import Config, RunSettings, SampleSettings, TrainSettings
 from sitkit.runs.config.sources import Layer, assemble, component_keys, locate, read_config, read_yaml, validate
 from sitkit.runtime.errors import UserError, suggest
@@ -284,10 +284,7 @@ def _columns(study: Study, where: Mapping[str, str]) -> dict[str, Layer]:
         settings: Any = study.columns.get(named, {})
         lines = _within(where, f"columns.{named}")
         for key, value in zip(study.grid, values, strict=True):
-            nested: Any = value
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            settings = merge(settings, nested)
+            settings = merge(settings, nest({key: value}))
             lines[key] = where.get(f"grid.{key}", "")
         title = ", ".join(filter(None, (named, *map(_value_name, values))))
         columns[title] = Layer(settings, lines)

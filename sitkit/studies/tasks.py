@@ -20,8 +20,8 @@ from typing import Any, Literal
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import ResultLocation, number_identity
 from sitkit.runs.config.schema import Config
-from sitkit.runs.evaluate import EVALUATIONS
-from sitkit.runs.run import CHECKPOINTS, CONFIG, ENVIRONMENT, folder_of
+from sitkit.runs.run import folder_of
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import read_header
@@ -103,8 +103,8 @@ def trained(config: Config) -> bool:
     """Whether the training of a configuration is complete on disk."""
     folder = folder_of(config)
     if not config.backbone.trainable:
-        return (folder / CONFIG).is_file()
-    found = checkpoints(folder / CHECKPOINTS)
+        return RunFolder(folder).config.is_file()
+    found = checkpoints(RunFolder(folder).checkpoints)
     try:
         return bool(found) and read_header(found[-1])["step"] == config.train.steps
     except UserError:
@@ -122,9 +122,9 @@ class Measurements:
         """The record of a cell's number and its path within the runs, or None; data that have changed do not count."""
         folder = self.runs / place.run
         if place.run not in self._data:
-            if not (folder / ENVIRONMENT).is_file():
+            if not RunFolder(folder).environment.is_file():
                 return None
-            self._data[place.run] = read_json(folder / ENVIRONMENT)["data"]
+            self._data[place.run] = read_json(RunFolder(folder).environment)["data"]
         named = number_identity(place.samples, json.loads(place.metric), self._data[place.run])
-        path = folder / EVALUATIONS / f"{named}.json"
+        path = RunFolder(folder).evaluations / f"{named}.json"
         return (path.relative_to(self.runs).as_posix(), read_json(path)) if path.is_file() else None

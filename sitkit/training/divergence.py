@@ -13,7 +13,7 @@ from sitkit.data.dataset import Examples
 from sitkit.data.stream import indices
 from sitkit.runs.checkpoint import latest_checkpoint
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import CHECKPOINTS
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime import rng
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import WorkFailed
@@ -70,7 +70,7 @@ class LossWindow:
             # The lead says it for all; this ends when the lead has.
             self.here.barrier()
         what = f"loss became {loss}" if not torch.tensor(loss).isfinite() else f"gradient's norm became {norm}"
-        kept = latest_checkpoint(self.folder / CHECKPOINTS)
+        kept = latest_checkpoint(RunFolder(self.folder).checkpoints)
         last = f"The last good checkpoint is {kept} (step {saved})." if kept else "There is no checkpoint before it."
         raise WorkFailed(
             f"The {what} at step {step}. {last} The examples of that step are in {path}. "

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sitkit.runs.averages import FIXED, SNAPSHOTS, gamma, power_prefix, prefix, width_of
+from sitkit.runs.averages import FIXED, gamma, power_prefix, prefix, width_of
+from sitkit.runs.checkpoint import checkpoint_file
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import save_tensors
@@ -87,7 +89,7 @@ class EMA:
         if here.lead:
             tensors = {name: tensor.to(dtype) for name, tensor in whole.items()} | rest
             header = {"format": 1, "step": step, "widths": [width_of(key) for key in powers]}
-            save_tensors(folder / SNAPSHOTS / f"step-{step:08d}.safetensors", tensors, header)
+            save_tensors(checkpoint_file(RunFolder(folder).snapshots, step), tensors, header)
 
 
 def _share(step: int, decay: float | None, exponent: float | None) -> float:

@@ -27,10 +27,6 @@ from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.schema import Config
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import (
-    CHECKPOINTS,
-    DATA_FILE,
-    ENVIRONMENT,
-    METRICS,
     build_network,
     check_unchanged,
     fingerprints,
@@ -39,6 +35,7 @@ from sitkit.runs.run import (
     use_threads,
     write_config,
 )
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import show
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime import rng
@@ -116,13 +113,13 @@ def _recorded(
         check_unchanged(folder, marks)
         write_config(folder, config)
         _describe(config, folder, environment(here.device) | {"processes": here.size, **marks})
-        write_json(folder / DATA_FILE, description(load_examples(config.data)))
+        write_json(RunFolder(folder).data, description(load_examples(config.data)))
         with Tracker(
             folder,
             name=folder.name,
             params=flat(config.plain()),
             tags={"sitkit.kind": "training", "sitkit.identity": folder.name.rpartition("-")[2]},
-            artifacts=("previews/*.png", "config.yaml", ENVIRONMENT),
+            artifacts=("previews/*.png", "config.yaml", "environment.json"),
             model=load_examples(config.data).shape if config.run.log_model else None,
             enabled=config.run.track,
             on_warning=lambda text: progress(Event("train", message=text)),
@@ -134,7 +131,7 @@ def _recorded(
 
 def _describe(config: Config, folder: Path, now: dict[str, Any]) -> None:
     """What the training runs on; what has been trained keeps what it was trained on."""
-    path, newest = folder / ENVIRONMENT, latest_checkpoint(folder / CHECKPOINTS, lambda text: None)
+    path, newest = RunFolder(folder).environment, latest_checkpoint(RunFolder(folder).checkpoints, lambda text: None)
     step = int(read_header(newest)["step"]) if newest else 0
     before = read_json(path) if path.is_file() else {}
     if not before or step < config.train.steps:
@@ -167,7 +164,7 @@ def _loop(
     window = LossWindow(config, data, drawing, folder, here)
     network.train()
     with (
-        metrics_from(folder / METRICS, step, write=here.lead) as log,
+        metrics_from(RunFolder(folder).metrics, step, write=here.lead) as log,
         interruptible(5.0 if here.size > 1 else 0.0) as interrupted,
         feed(
             data, settings.seed, range(step, settings.steps), settings.batch, part=drawing.part,
@@ -230,7 +227,7 @@ def _preview(config: Config, data: Examples, network: nn.Module, folder: Path, s
     start = rng.normal(keys, shape, rng.INITIAL)
     drawn = Heun(steps=PREVIEW_STEPS).sample(field, start, y, seeds=keys)
     if here.lead:
-        show(config.autoencoder.decode(drawn.x), y, data, folder / "previews" / f"step-{step:08d}.png")
+        show(config.autoencoder.decode(drawn.x), y, data, RunFolder(folder).previews / f"step-{step:08d}.png")
 
 
 @contextlib.contextmanager

@@ -6,9 +6,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sitkit.runs.checkpoint import latest_checkpoint, load_optimizer, optimizer_tensors, prune_checkpoints
+from sitkit.runs.checkpoint import (
+    checkpoint_file,
+    latest_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    prune_checkpoints,
+)
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import CHECKPOINTS
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.tensors import load_tensors, save_tensors
 from sitkit.training.ema import EMA
@@ -41,15 +47,15 @@ class TrainingState:
                 "config": config.plain(),
                 "schedule": self.learner.schedule.state_dict(),
             }
-            save_tensors(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", whole, header)
-            prune_checkpoints(folder / CHECKPOINTS, config.run.keep)
+            save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), whole, header)
+            prune_checkpoints(RunFolder(folder).checkpoints, config.run.keep)
 
     def resume(self, folder: Path) -> int:
         """Take the state of the newest whole checkpoint of a run; the step it is of, 0 where there is none.
 
         It may come from any number of processes, replicated or sharded.
         """
-        newest = self.here.broadcast(latest_checkpoint(folder / CHECKPOINTS) if self.here.lead else None)
+        newest = self.here.broadcast(latest_checkpoint(RunFolder(folder).checkpoints) if self.here.lead else None)
         if newest is None:
             return 0
         header, tensors = load_tensors(newest)

@@ -18,7 +18,8 @@ from support import autoencoder, tiny
 from sitkit.data.dataset import in_memory
 from sitkit.models.autoencoder import Autoencoder, modelled, modelled_shape
 from sitkit.registry import autoencoders
-from sitkit.runs.run import ENVIRONMENT, load
+from sitkit.runs.run import load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -210,9 +211,9 @@ def test_training_through_it_records_it_and_notices_another(tmp_path: Path, arch
     config = tiny(tmp_path / "runs", *settings(vae, archive), base="digits")
     run = load(train(config))
     assert run.shape == (2, 4, 4) and run.network.x_embedder.proj.weight.shape[1] == 2  # pyright: ignore
-    assert read_json(run.folder / ENVIRONMENT)["autoencoder"] == config.autoencoder.fingerprint()
-    text = (run.folder / ENVIRONMENT).read_text()
-    (run.folder / ENVIRONMENT).write_text(text.replace(config.autoencoder.fingerprint(), "0" * 64))
+    assert read_json(RunFolder(run.folder).environment)["autoencoder"] == config.autoencoder.fingerprint()
+    text = RunFolder(run.folder).environment.read_text()
+    RunFolder(run.folder).environment.write_text(text.replace(config.autoencoder.fingerprint(), "0" * 64))
     for again in (lambda: train(config), lambda: load(run.folder)):
         with pytest.raises(UserError, match=r"The autoencoder of .* changed since it was begun"):
             again()

@@ -20,7 +20,7 @@ from sitkit.results.study_results import read_results
 from sitkit.results.verify import device_of_record, difference, verify
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.environment import environment
-from sitkit.runs.run import ENVIRONMENT
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.tensors import load_tensors, save_tensors
@@ -231,8 +231,8 @@ def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_pat
     assert told.verdict == "Their weights differ. What differs in training can explain it."
     copy = copied(by_seed[0], tmp_path / "elsewhere")
     assert differences(str(by_seed[0]), str(copy)).verdict == "Their weights are equal to the bit."
-    made = read_json(copy / ENVIRONMENT)
-    write_json(copy / ENVIRONMENT, made | {"threads": 64})
+    made = read_json(RunFolder(copy).environment)
+    write_json(RunFolder(copy).environment, made | {"threads": 64})
     newest = checkpoints(copy / "checkpoints")[-1]
     newest.unlink()
     told = differences(str(by_seed[0]), str(copy))

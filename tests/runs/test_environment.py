@@ -18,7 +18,8 @@ from sitkit.runs.config.sources import Layer
 from sitkit.runs.environment import code_version, continued, environment, git_state
 from sitkit.runs.evaluate import evaluate
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import ENVIRONMENT, load
+from sitkit.runs.run import load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.files import read_json, to_json, write_json
 from sitkit.training.train import train
 
@@ -141,7 +142,7 @@ def test_a_training_that_goes_on_elsewhere_keeps_what_it_ran_on_before() -> None
 def test_a_finished_training_keeps_the_record_of_where_it_was_trained(tmp_path: Path) -> None:
     """Calling the command again, with other code or packages, trains nothing and must not claim that it did."""
     folder = copied(trained(), tmp_path / "runs")
-    path = folder / ENVIRONMENT
+    path = RunFolder(folder).environment
     then = read_json(path) | {"python": "3.1.4"}
     write_json(path, then)
     config = tiny(tmp_path / "runs")
@@ -159,7 +160,7 @@ def test_a_number_s_record_says_all_that_it_depends_on(tmp_path: Path) -> None:
     (number,) = evaluate(run.with_settings(Layer({"sample": {"n": 20, "seed": 3}})))
     record = read_json(number.path)
     assert record["environment"]["packages"]["torch"] and "git" in record["sampling"]["environment"]
-    assert record["trained"] == read_json(folder / ENVIRONMENT)
+    assert record["trained"] == read_json(RunFolder(folder).environment)
     assert record["data"] == record["reference"]["fingerprint"] == run.examples.fingerprint
     assert record["seeds"] == {"train": 0, "sample": 3, "metric": 0}
     assert record["nfe"] == record["sampling"]["nfe"] > 0 and record["rounding"] == "none"

@@ -19,7 +19,8 @@ from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.sources import Layer, read_assignments
 from sitkit.runs.evaluate import evaluate
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import CHECKPOINTS, build_network, find_run, folder_of, load, run_folders
+from sitkit.runs.run import build_network, find_run, folder_of, load, run_folders
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import load_tensors, save_tensors
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def only_checkpoint(run: Path) -> Path:
-    (path,) = checkpoints(run / CHECKPOINTS)
+    (path,) = checkpoints(RunFolder(run).checkpoints)
     return path
 
 
@@ -161,7 +162,7 @@ def test_a_checkpoint_in_place_of_a_run_is_told_apart(run: Path) -> None:
 
 def test_a_run_without_checkpoint_or_with_another_s_is_refused(run: Path) -> None:
     path = only_checkpoint(run)
-    foreign = checkpoints(trained("digits") / CHECKPOINTS)[0]
+    foreign = checkpoints(RunFolder(trained("digits")).checkpoints)[0]
     shutil.copy(foreign, path.with_name("step-00000099.safetensors"))
     with pytest.raises(UserError, match=r"step-00000099.safetensors does not fit the network of its run"):
         load(run)
@@ -192,7 +193,7 @@ def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> N
     config = tiny(tmp_path, "data={name: gaussian-mixture}", "backbone=exact", "sample.labels=none")
     assert isinstance(config.backbone, Backbone) and not config.backbone.trainable
     folder = train(config)
-    assert load(folder).step == 0 and not (folder / CHECKPOINTS).exists()
+    assert load(folder).step == 0 and not RunFolder(folder).checkpoints.exists()
 
 
 def test_the_settings_of_a_run_change_in_one_way_only() -> None:

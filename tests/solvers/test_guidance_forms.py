@@ -18,7 +18,8 @@ from sitkit.registry import guidances, interpolants, samplers, targets
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import sampling_identity
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.run import CHECKPOINTS, load
+from sitkit.runs.run import load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample import sample
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import (
@@ -298,7 +299,7 @@ def test_a_network_beside_another_counts_on_the_same_meter() -> None:
 def test_a_run_is_guided_by_its_own_earlier_checkpoint(tmp_path: Path) -> None:
     config = tiny(tmp_path, "run.checkpoint_every=20", "train.lr=1e-2", "train.ema=0.5")
     folder = train(config)
-    assert [path.stem[-2:] for path in checkpoints(folder / CHECKPOINTS)] == ["20", "40"]
+    assert [path.stem[-2:] for path in checkpoints(RunFolder(folder).checkpoints)] == ["20", "40"]
 
     def drawn(*settings: str) -> tuple[Tensor, dict[str, Any], str]:
         over = read_assignments(["sampler.steps=4", "sample.n=8", *settings])

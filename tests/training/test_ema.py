@@ -14,10 +14,11 @@ from support import call, finish, flags, start, tiny, wait, weights
 from torch import nn
 
 from sitkit.runs import averages as weight_averages
-from sitkit.runs.averages import SNAPSHOTS, combination, gamma, rebuild
+from sitkit.runs.averages import combination, gamma, rebuild
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.run import load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -223,8 +224,8 @@ def test_an_average_that_cannot_be_had_is_refused(run: Path, words: tuple[str, .
 
 
 def test_the_disk_that_snapshots_take_is_known_before_and_kept_to(run: Path) -> None:
-    told = read_json(run / SNAPSHOTS / "snapshots.json")
-    found = checkpoints(run / SNAPSHOTS)
+    told = read_json(RunFolder(run).snapshots / "snapshots.json")
+    found = checkpoints(RunFolder(run).snapshots)
     assert told["count"] == len(found) == 32 and told["every"] == 2
     for path in found:
         tensors = load_tensors(path)[1]
@@ -242,13 +243,13 @@ def test_a_killed_training_leaves_the_same_snapshots_when_it_continues(run: Path
     words = ["train", "points", "--runs", tmp_path / "runs", *flags(*POSTHOC, "run.checkpoint_every=5")]
     process = start(*words, cwd=tmp_path)
     folder = tmp_path / "runs" / run.name
-    wait(process, lambda: len(checkpoints(folder / SNAPSHOTS)) >= 8)
+    wait(process, lambda: len(checkpoints(RunFolder(folder).snapshots)) >= 8)
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
-    assert len(checkpoints(folder / SNAPSHOTS)) < 32
+    assert len(checkpoints(RunFolder(folder).snapshots)) < 32
     assert call(*words).status == 0
-    names = [path.name for path in checkpoints(run / SNAPSHOTS)]
-    assert [path.name for path in checkpoints(folder / SNAPSHOTS)] == names
+    names = [path.name for path in checkpoints(RunFolder(run).snapshots)]
+    assert [path.name for path in checkpoints(RunFolder(folder).snapshots)] == names
     for name in names:
-        assert (folder / SNAPSHOTS / name).read_bytes() == (run / SNAPSHOTS / name).read_bytes()
+        assert (RunFolder(folder).snapshots / name).read_bytes() == (RunFolder(run).snapshots / name).read_bytes()
     assert load_tensors(checkpoints(folder / "checkpoints")[-1])[1].keys() and weights(run)

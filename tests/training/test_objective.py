@@ -18,7 +18,8 @@ from sitkit.models.loss import Batch, InterpolantLoss, Loss, interpolant_loss
 from sitkit.registry import couplings, guidances, interpolants, losses, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import CHECKPOINTS, build_network, load
+from sitkit.runs.run import build_network, load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.rng import TRAINING, normal
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.objective import Inputs, TrainingInputs, objective_of
@@ -96,12 +97,12 @@ def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, 
     assert float(mean.detach()) == pytest.approx(float(each.mean())) and not each.requires_grad
 
     whole = train(config)
-    tensors = load_tensors(checkpoints(whole / CHECKPOINTS)[-1])[1]
+    tensors = load_tensors(checkpoints(RunFolder(whole).checkpoints)[-1])[1]
     assert not torch.equal(tensors["parts.weight"], objective.parts.state_dict()["weight"])  # It has learnt.
     assert not any(name.startswith("ema.parts") or "weight_0" in name for name in tensors)
     assert load(whole).step == 20  # Samples need no parts.
     # Killed half-way, parts and their moments continue as they were.
-    newest = checkpoints(whole / CHECKPOINTS)[-1]
+    newest = checkpoints(RunFolder(whole).checkpoints)[-1]
     before = newest.read_bytes()
     newest.unlink()
     assert train(config) == whole and newest.read_bytes() == before

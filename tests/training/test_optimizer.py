@@ -14,7 +14,7 @@ from torch import nn
 from sitkit.data.dataset import load_examples
 from sitkit.runs import checkpoint
 from sitkit.runs.config.schema import TrainSettings
-from sitkit.runs.run import CHECKPOINTS, METRICS
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.training.optimizer import Optimization
@@ -91,7 +91,7 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
     curves = []
     for parts in (1, 4):
         folder = train(tiny(tmp_path, *words, f"train.accumulate={parts}", base="digits"))
-        curves.append([json.loads(row)["loss"] for row in (folder / METRICS).read_text().splitlines()])
+        curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
     # Means of means in another order: a few roundings of 6e-8 a step.
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     assert curves[0] != curves[1]
@@ -123,9 +123,9 @@ def test_skipping_goes_on_and_stops_after_twenty_in_a_row(tmp_path: Path) -> Non
     words = ("train.lr=1e30", "train.nonfinite=skip", "run.log_every=5", "train.steps=60", "run.checkpoint_every=1000")
     with pytest.raises(WorkFailed, match="at step 21"):
         train(tiny(tmp_path, *words, base="digits"))
-    rows = [json.loads(row) for row in next(tmp_path.glob(f"*/{METRICS}")).read_text().splitlines()]
+    rows = [json.loads(row) for row in next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()]
     assert [row["skipped"] for row in rows] == [4, 5, 5, 5]
-    assert not list(tmp_path.glob(f"*/{CHECKPOINTS}/*"))
+    assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
 def test_model_flops_utilisation_is_useful_flops_over_the_peak() -> None:
@@ -155,7 +155,7 @@ def test_a_compiled_training_compiles_once_and_learns_the_same(tmp_path: Path) -
         torch._dynamo.reset()
         counters.clear()
         folder = train(tiny(tmp_path / compiled, *words, f"run.compile={compiled}", base="digits"))
-        curves.append([json.loads(row)["loss"] for row in (folder / METRICS).read_text().splitlines()])
+        curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
         graphs.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
     assert graphs == [(0, 0), (1, 0)]
     # Fused sums round otherwise: 6e-8 each, over 30 steps.

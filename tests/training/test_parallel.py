@@ -16,7 +16,7 @@ from support import autoencoder, flags, tiny, wait
 
 from sitkit.runs import averages
 from sitkit.runs.checkpoint import checkpoints
-from sitkit.runs.run import CHECKPOINTS, METRICS
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.training.train import train
 
@@ -26,7 +26,7 @@ WORDS = (f"train.steps={STEPS}", "run.log_every=1", "run.checkpoint_every=10", "
 
 
 def losses(runs: Path) -> list[float]:
-    (path,) = runs.glob(f"*/{METRICS}")
+    (path,) = runs.glob("*/metrics.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     return [row["loss"] for row in rows]
@@ -77,14 +77,14 @@ def test_killed_and_continued_by_another_number_of_processes(
     tmp_path: Path, curve: list[float], parallel: str, whom: str
 ) -> None:
     process = launch(tmp_path, f"run.parallel={parallel}")
-    wait(process, lambda: any(checkpoints(run / CHECKPOINTS) for run in tmp_path.glob("*")))
+    wait(process, lambda: any(checkpoints(RunFolder(run).checkpoints) for run in tmp_path.glob("*")))
     ranks = children(process.pid)
     for pid in [process.pid, *ranks] if whom == "all" else ranks[-1:]:
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
     (run,) = tmp_path.glob("digits-*")
-    step = read_header(checkpoints(run / CHECKPOINTS)[-1])["step"]
+    step = read_header(checkpoints(RunFolder(run).checkpoints)[-1])["step"]
     assert 10 <= step < STEPS
     # To one process, or to two that lay it out the other way.
     if whom == "one":
@@ -157,9 +157,9 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Pa
         done = subprocess.run([sys.executable, *command, "--runs", runs], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         (run,) = (tmp_path / runs).glob("digits-*")
-        rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+        rows = [json.loads(line) for line in RunFolder(run).metrics.read_text().splitlines()]
         assert [row["skipped"] for row in rows] == [0, 0, 1, 0, 0, 0]
-        ends.append(load_tensors(checkpoints(run / CHECKPOINTS)[-1])[1])
+        ends.append(load_tensors(checkpoints(RunFolder(run).checkpoints)[-1])[1])
     for name, tensor in ends[0].items():
         assert bool(tensor.isfinite().all()) if tensor.is_floating_point() else True
         if name.startswith(("model.", "optimizer.")) and name != "optimizer.json":

@@ -26,7 +26,8 @@ from sitkit.data.stream import batch
 from sitkit.registry import interpolants, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import CHECKPOINTS, METRICS, build_network, folder_of, load
+from sitkit.runs.run import build_network, folder_of, load
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event
 from sitkit.runtime.tensors import load_tensors, read_header
@@ -36,7 +37,7 @@ from sitkit.training.train import metrics_from, train
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl that are whole."""
-    path = folder / METRICS
+    path = RunFolder(folder).metrics
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -50,7 +51,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_tensors(checkpoints(folder / CHECKPOINTS)[-1])[1]
+    return load_tensors(checkpoints(RunFolder(folder).checkpoints)[-1])[1]
 
 
 def test_every_interpolant_target_and_weighting_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +96,7 @@ def test_a_run_stopped_and_continued_ends_at_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         train(config, at(15, lambda: signal.raise_signal(signal.SIGINT)))
     parts = folder_of(config).resolve()
-    assert [path.stem for path in checkpoints(parts / CHECKPOINTS)] == ["step-00000015"]
+    assert [path.stem for path in checkpoints(RunFolder(parts).checkpoints)] == ["step-00000015"]
     said: list[Event] = []
     assert train(config, said.append).resolve() == parts
     assert [event.message for event in said if event.message] == [f"continuing {folder_of(config)} at step 15."]
@@ -169,7 +170,9 @@ def check_kills(whole: Path, here: Path, kills: int, blind: int) -> None:
     assert weights(run) == weights(whole)
     # The logged losses too: no step twice, none left out, each the mean that it was.
     assert losses(run) == losses(whole)
-    assert {path.suffix for path in (run / CHECKPOINTS).iterdir()} == {".safetensors"}  # nothing half-written stays
+    assert {path.suffix for path in RunFolder(run).checkpoints.iterdir()} == {
+        ".safetensors"
+    }  # nothing half-written stays
 
 
 def test_killed_at_random_and_run_again_ends_at_the_same_bytes(whole: Path, tmp_path: Path) -> None:
@@ -195,7 +198,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
     process.send_signal(signal.SIGINT)
     left = finish(process)
     assert left.status == 130 and "Traceback" not in left.err
-    (kept,) = checkpoints(run / CHECKPOINTS)
+    (kept,) = checkpoints(RunFolder(run).checkpoints)
     step = read_header(kept)["step"]
     assert 5 <= step < STEPS
     told = re.search(r"^stopped; .* Continue with: sitkit (.*)$", left.err, re.MULTILINE)
@@ -223,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_loss_and_checkpoint(tmp_path:
     _, first, said, kept, step = told.groups()
     # The step is where the loss first was not finite, however late that is noticed.
     assert int(first) == 2
-    found = checkpoints(run / CHECKPOINTS)
+    found = checkpoints(RunFolder(run).checkpoints)
     if every == 1:
         assert [str(path) for path in found] == [kept] and step == "1"
         assert read_header(kept)["step"] == 1
@@ -312,7 +315,7 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path: Path, dec
     config = tiny(tmp_path, f"train.ema={decay}", "run.checkpoint_every=1", "run.keep=100", "train.steps=8")
     folder = train(config)
     average: dict[str, torch.Tensor] = {}
-    for path in checkpoints(folder / CHECKPOINTS):
+    for path in checkpoints(RunFolder(folder).checkpoints):
         saved = load_tensors(path)[1]
         raw = {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
         # The first average is the weights themselves.
@@ -324,14 +327,14 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path: Path, dec
 
 def test_checkpoints_beyond_those_kept_are_removed(tmp_path: Path) -> None:
     folder = train(tiny(tmp_path, "run.checkpoint_every=10", "run.keep=2"))
-    assert [path.stem[-2:] for path in checkpoints(folder / CHECKPOINTS)] == ["30", "40"]
+    assert [path.stem[-2:] for path in checkpoints(RunFolder(folder).checkpoints)] == ["30", "40"]
 
 
 def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path: Path) -> None:
     config = tiny(tmp_path, "run.checkpoint_every=10", "run.log_every=5")
     folder = train(config)
     whole, seen = weights(folder), losses(folder)
-    newest = checkpoints(folder / CHECKPOINTS)[-1]
+    newest = checkpoints(RunFolder(folder).checkpoints)[-1]
     newest.write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="damaged or cut short"):
         train(config)
@@ -339,7 +342,7 @@ def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(t
 
 
 def test_rows_after_the_checkpoint_and_torn_rows_come_again(tmp_path: Path) -> None:
-    path = tmp_path / METRICS
+    path = RunFolder(tmp_path).metrics
     path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"ste')
     with metrics_from(path, 10) as log:
         log({"step": 15})
@@ -364,7 +367,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def test_a_checkpoint_carries_its_configuration(tmp_path: Path) -> None:
     config = tiny(tmp_path)
-    header = read_header(checkpoints(train(config) / CHECKPOINTS)[-1])
+    header = read_header(checkpoints(RunFolder(train(config)).checkpoints)[-1])
     assert header["step"] == 40 and {k: v for k, v in header["config"].items() if k != "run"} == settings(config)
 
 
@@ -373,8 +376,8 @@ def test_training_starts_from_another_run(tmp_path: Path) -> None:
     whole = trained()
     root = copied(whole, tmp_path / "runs").parent
     folder = train(tiny(root, f"train.init={whole.name}", "train.steps=1", "train.lr=1e-30"))
-    _, given = load_tensors(checkpoints(whole / CHECKPOINTS)[-1])
-    _, taken = load_tensors(checkpoints(folder / CHECKPOINTS)[-1])
+    _, given = load_tensors(checkpoints(RunFolder(whole).checkpoints)[-1])
+    _, taken = load_tensors(checkpoints(RunFolder(folder).checkpoints)[-1])
     names = [name for name in given if name.startswith("ema.")]
     assert names and all(torch.equal(given[name], taken[name]) for name in names)
     with pytest.raises(UserError, match="must name the run in full"):

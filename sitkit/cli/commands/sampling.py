@@ -11,6 +11,7 @@ from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import extractors
+from sitkit.runs.checkpoint import step_of
 from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def runs(
     rows = []
     for folder in folders(runs):
         found = checkpoints(folder / "checkpoints")
-        step = int(found[-1].stem.rpartition("-")[2]) if found else 0
+        step = step_of(found[-1]) if found else 0
         total = read_config_of(folder).train.steps
         evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
         told = [e for e in evaluations if {"value", "metric"} <= e.keys()]

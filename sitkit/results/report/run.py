@@ -29,12 +29,12 @@ from sitkit.results.report.page import (
 )
 from sitkit.results.report.sample_sheets import MOST_SHEETS, data_sheet, sample_sheet
 from sitkit.results.reproduce import evaluate_command, train_command
-from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import to_yaml
-from sitkit.runs.evaluate import EVALUATIONS
-from sitkit.runs.run import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, read_config_of
+from sitkit.runs.run import read_config_of
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import RECORD
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -56,13 +56,13 @@ class Trained(NamedTuple):
 
 def read_training(folder: Path) -> Trained:
     """The training in a folder, as far as it has come."""
-    found = checkpoints(folder / CHECKPOINTS)
-    path = folder / ENVIRONMENT
+    found = checkpoints(RunFolder(folder).checkpoints)
+    path = RunFolder(folder).environment
     return Trained(
         folder,
         read_config_of(folder),
-        int(found[-1].stem.rpartition("-")[2]) if found else 0,
-        list(read_rows(folder / METRICS)),
+        step_of(found[-1]) if found else 0,
+        list(read_rows(RunFolder(folder).metrics)),
         read_json(path) if path.exists() else {},
     )
 
@@ -83,7 +83,7 @@ def run_page(folder: Path) -> Page:
     """The page of the run in a folder.  Raises UserError where its configuration cannot be read."""
     trained = read_training(folder)
     config = trained.config
-    records = [read(path).record for path in sorted((folder / EVALUATIONS).glob("*.json"))]
+    records = [read(path).record for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
     records.sort(key=lambda r: (r["metric"]["name"], r["sampling"]["nfe"], r["value"]))
     whole = trained.step >= config.train.steps or not config.backbone.trainable
     lead = (
@@ -148,7 +148,7 @@ def duration(seconds: float) -> str:
 
 def parameters(folder: Path) -> str:
     """How many weights the newest checkpoint's network has, in words; nothing where there is no checkpoint."""
-    found = checkpoints(folder / CHECKPOINTS)
+    found = checkpoints(RunFolder(folder).checkpoints)
     if not found:
         return ""
     with open_tensors(found[-1]) as file:
@@ -356,7 +356,7 @@ def paths(configs: Sequence[Config], forms: Sequence[Any]) -> list[Charts]:
 def _configuration(trained: Trained) -> list[Code]:
     return [
         Code("Train it again", train_command(trained.folder)),
-        Code(CONFIG, to_yaml(trained.config.plain()), folded=True),
+        Code("config.yaml", to_yaml(trained.config.plain()), folded=True),
     ]
 
 

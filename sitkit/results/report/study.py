@@ -40,7 +40,7 @@ from sitkit.results.reproduce import evaluate_command
 from sitkit.results.study_results import CellResult, StudyResults, read_results, runs_of
 from sitkit.results.table import format_estimate, grid
 from sitkit.runs.config.identity import label
-from sitkit.runs.run import CONFIG
+from sitkit.runs.run_folder import RunFolder
 
 MARKS: Mapping[str, Any] = {"best": "best", "close": "grey", "failed": "failed"}
 MOST_CURVES = 8
@@ -51,7 +51,7 @@ def study_page(folder: Path) -> Page:
     results = read_results(folder)
     runs = runs_of(folder, results)
     records = {cell.evaluation: read(runs / cell.evaluation).record for cell in results.cells if cell.evaluation}
-    trained = {name: read_training(runs / name) for name in _runs(results) if (runs / name / CONFIG).is_file()}
+    trained = {name: read_training(runs / name) for name in _runs(results) if (RunFolder(runs / name).config).is_file()}
     columns = f" and {len(results.columns)} columns" if len(results.columns) > 1 else ""
     lead = (
         f"{len(results.rows)} rows{columns}, {len(results.cells)} cells from {len(_runs(results))} trainings, "
@@ -199,7 +199,7 @@ def _samples(results: StudyResults, runs: Path, trained: Mapping[str, Trained]) 
     shown: list[PagePart] = []
     sheets = [sheet for run in list(trained.values())[:1] if (sheet := data_sheet(run.config))]
     for cell in cells[:MOST_SHEETS]:
-        folder = runs / (cell.run or "") / "samples" / (cell.samples or "")
+        folder = RunFolder(runs / (cell.run or "")).samples / (cell.samples or "")
         caption = f"{number(cell.value, 3)} at {cell.nfe} evaluations"
         title = f"{cell.row}, {cell.column}" if cell.column else cell.row
         if (folder / "record.json").is_file() and (sheet := sample_sheet(folder, title, caption)):

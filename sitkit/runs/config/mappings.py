@@ -13,6 +13,16 @@ def flat(values: Any, key: str = "") -> dict[str, Any]:
     return {k: v for name, value in values.items() for k, v in flat(value, f"{key}.{name}" if key else name).items()}
 
 
+def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted keys as nested mappings, later ones on top."""
+    values: Any = {}
+    for key, value in settings.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = merge(values, value)
+    return values
+
+
 def merge(base: Any, over: Any) -> Any:
     """`over` on top of `base`, for every source alike.
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sitkit.registry import Registry, registries
 from sitkit.registry.settings_files import presets
-from sitkit.runs.config.mappings import flat, merge
+from sitkit.runs.config.mappings import flat, merge, nest
 from sitkit.runs.config.schema import DEFAULTS, Config
 from sitkit.runtime.errors import UserError, suggest
 
@@ -183,10 +183,7 @@ def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"{flag} {text}: write key=value, as in {flag} train.lr=2e-4.")
-        nested: Any = read_value(value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = merge(values, nested)
+        values = merge(values, nest({key: read_value(value)}))
         where[key] = f"{flag} {text}"
     return Layer(values, where)
 

@@ -31,9 +31,11 @@ from torch import Tensor
 from sitkit.models.backbone import SiTBackbone
 from sitkit.models.sit import MAX_PERIOD
 from sitkit.registry import backbones, targets
+from sitkit.runs.checkpoint import checkpoint_file
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
-from sitkit.runs.run import CHECKPOINTS, folder_of, write_config
+from sitkit.runs.run import folder_of, write_config
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import save_tensors
 
@@ -106,7 +108,7 @@ def import_checkpoint(
     tensors = {f"ema.{name}": t for name, t in newest_of(states).items()}
     tensors |= {f"model.{name}": t for name, t in states.get("model", newest_of(states)).items()}
     header = {"format": 1, "step": step, "config": config.plain(), "origin": path.name}
-    save_tensors(folder / CHECKPOINTS / f"step-{step:08d}.safetensors", tensors, header)
+    save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), tensors, header)
     write_config(folder, config)
     return Imported(folder, tuple(notes))
 

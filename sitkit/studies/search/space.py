@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from sitkit.evaluation.metrics.metric import Metric
 from sitkit.registry import metrics
 from sitkit.registry.settings_files import experiments
-from sitkit.runs.config.mappings import flat, merge
+from sitkit.runs.config.mappings import flat, nest
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
 from sitkit.runs.run import sampling_config
@@ -230,15 +230,7 @@ def in_force(config: Config, key: str) -> bool:
 
 def layer_of(chosen: Mapping[str, Any], where: Mapping[str, str] | None = None) -> Layer:
     """Dotted settings as a layer, `nfe` left out: it is spent by `within`."""
-    values: Any = {}
-    for key, value in chosen.items():
-        if key == "nfe":
-            continue
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = merge(values, nested)
-    return Layer(values, dict(where or {}))
+    return Layer(nest({key: value for key, value in chosen.items() if key != "nfe"}), dict(where or {}))
 
 
 def steps_within_budget(config: Config, diffusion: Diffusion, budget: int) -> int:
