@@ -15,30 +15,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sitkit.results.statistics import CellValue
 from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
-from sitkit.runs.evaluate import title
+from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run import find_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.runtime.files import read_json
-
-# What a record has, and within it that of its samples.
-RECORDED = {
-    "value", "stderr", "halves", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
-    "sampling", "checkpoint", "seeds", "environment", "command",
-}  # fmt: skip
-SAMPLED = {"recipe", "nfe", "at_once", "kept"}
 
 
 @dataclass(frozen=True)
-class NamedEvaluation:
-    """A number: its file and record; the cell of a study, and its folder, if it was named as one."""
+class NamedEvaluation(Evaluation):
+    """A number with the cell of a study, and the folder of the study, if it was named as one."""
 
-    path: Path
-    record: dict[str, Any]
     cell: CellResult | None = None
     study: Path | None = None
 
@@ -56,28 +45,23 @@ class NamedEvaluation:
         return f"{self.study.name}:{self.cell.row}:{self.cell.column}:{seeds}"
 
     @property
-    def metric(self) -> str:
-        """The metric, with its features."""
-        return title(self.record)
-
-    @property
     def measured(self) -> CellValue:
         """The number with its seeds, to be compared with others."""
         seeds = self.record["seeds"]
-        return CellValue(seeds["train"], seeds["sample"], float(self.record["value"]), self.record["stderr"])
+        return CellValue(seeds["train"], seeds["sample"], self.value, self.stderr)
 
 
 def numbers(target: str, root: Path = Path("runs")) -> list[NamedEvaluation]:
     """What a name means: one number or several.  Raises UserError for a name that means none, with the nearest one."""
     path = Path(target)
     if path.suffix == ".json" and path.name != FILE:
-        return [read(path)]
+        return [NamedEvaluation.read(path)]
     study, rest = _study(target, root)
     if study is not None:
         return _of_study(study, rest)
     short = sorted(root.glob(f"*/evaluations/{target}*.json")) if re.fullmatch("[0-9a-f]{4,12}", target) else []
     if len(short) == 1:
-        return [read(short[0])]
+        return [NamedEvaluation.read(short[0])]
     run, _, which = target.partition(":")
     try:
         folder = find_run(run, root)
@@ -89,24 +73,6 @@ def numbers(target: str, root: Path = Path("runs")) -> list[NamedEvaluation]:
             f"{error} Nor is it the name of a study in {root.parent / STUDIES}, or the file of a number."
         ) from None
     return _of_run(folder, which)
-
-
-def read(path: Path) -> NamedEvaluation:
-    """The number in a file.  Raises UserError that says what the file lacks, and how to have the number again."""
-    record = read_json(path)
-    lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
-    if len(lacks) > len(RECORDED) // 2:
-        raise UserError(f"{path} is not the record of a number: give a file of a run's folder evaluations.")
-    if not lacks:
-        sampled = record["sampling"] if isinstance(record["sampling"], dict) else {}
-        lacks = [f"sampling.{key}" for key in sorted(SAMPLED - sampled.keys())]
-    if lacks:
-        again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
-        raise UserError(
-            f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and what it says is "
-            f"measured again by `{again}` with its settings."
-        )
-    return NamedEvaluation(path, record)
 
 
 def _study(target: str, root: Path) -> tuple[Path | None, str]:
@@ -121,7 +87,7 @@ def _study(target: str, root: Path) -> tuple[Path | None, str]:
 
 
 def _of_run(folder: Path, which: str) -> list[NamedEvaluation]:
-    found = [read(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
+    found = [NamedEvaluation.read(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
     if not found:
         raise UserError(f"{folder} has no numbers yet: sitkit evaluate {folder} makes one.")
     chosen = [
@@ -144,7 +110,9 @@ def _of_study(study: Path, rest: str) -> list[NamedEvaluation]:
         raise UserError(f"{study.name}:{rest} has no number yet ({states}): {shlex.join(results.command)} continues.")
     runs = runs_of(study, results)
     return [
-        NamedEvaluation(path, read(path).record, cell, study) for cell in done if (path := runs / str(cell.evaluation))
+        NamedEvaluation(path, Evaluation.read(path).record, cell, study)
+        for cell in done
+        if (path := runs / str(cell.evaluation))
     ]
 
 

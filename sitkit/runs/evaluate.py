@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock
@@ -34,15 +36,77 @@ from sitkit.runtime.progress import Event, Progress, silent
 SEED = 0
 
 
-class Evaluation(NamedTuple):
-    """A number, its yardstick (the metric between two random halves of the data), and everything it depends on."""
+# The keys of a record, and of the record of its samples within it.
+RECORDED = {
+    "value", "stderr", "halves", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
+    "sampling", "checkpoint", "seeds", "environment", "command",
+}  # fmt: skip
+SAMPLED = {"recipe", "nfe", "at_once", "kept"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A number of a run on disk: evaluations/<identity>.json.
+
+    record: the content of the file; everything that the number depends on.
+    """
 
     path: Path
     record: dict[str, Any]
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the record of a number.  Raises UserError that says which keys the file lacks, and how to measure it again."""
+        record = read_json(path)
+        lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
+        if len(lacks) > len(RECORDED) // 2:
+            raise UserError(f"{path} is not the record of a number: give a file of a run's folder evaluations.")
+        if not lacks:
+            sampling = record["sampling"] if isinstance(record["sampling"], dict) else {}
+            lacks = [f"sampling.{key}" for key in sorted(SAMPLED - sampling.keys())]
+        if lacks:
+            again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
+            raise UserError(
+                f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and what it says is "
+                f"measured again by `{again}` with its settings."
+            )
+        return cls(path, record)
+
     @property
     def value(self) -> float:
+        """The value of the metric."""
         return float(self.record["value"])
+
+    @property
+    def stderr(self) -> float | None:
+        """The standard error of the value; None for a metric without one."""
+        return self.record["stderr"]
+
+    @property
+    def halves(self) -> float | None:
+        """The same metric between two random halves of the data; None for a metric that does not compare with data."""
+        return self.record["halves"]
+
+    @property
+    def n(self) -> int:
+        """The number of samples."""
+        return self.record["n"]
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network per sample."""
+        return self.record["nfe"]
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric, with its features unless they are the values themselves."""
+        metric = self.record["metric"]
+        features = metric.get("features", {}).get("name", "pixels")
+        return metric["name"] if features == "pixels" else f"{metric['name']}-{features}"
+
+    def __repr__(self) -> str:
+        stderr = "" if self.stderr is None else f" ± {self.stderr:.2g}"
+        return f"Evaluation({self.metric} = {self.value:.4g}{stderr}, n = {self.n}, NFE = {self.nfe})"
 
 
 def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
@@ -57,62 +121,52 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
     missing = [metric for metric, path in paths.items() if not path.is_file()]
     if missing:
         with joined(run.config.run.device) as world:
-            eyes = _extractions(run, missing, progress)
+            extractions = _extractions(run, missing, progress)
             keep = keeps_samples(run.config, missing)
-            costly = tuple(eye for extractor, eye in eyes.items() if extractor.learnt or not keep)
-            drawn = sample(run, progress, keep=keep, extractions=costly)
+            stored = tuple(done for extractor, done in extractions.items() if extractor.learnt or not keep)
+            samples = sample(run, progress, keep=keep, extractions=stored)
             reference = Reference(load_examples(run.config.data.source()), run.folder.parent / "references")
             first = world.rank * len(missing) // world.size
             for metric in missing[first:] + missing[:first]:
                 path = paths[metric]
-                with FileLock(drawn.folder / f".{path.stem}.lock"):
+                with FileLock(samples.folder / f".{path.stem}.lock"):
                     if not path.is_file():
-                        write_json(path, _measure(run, metric, drawn, eyes, reference, progress))
+                        write_json(path, _measure(run, metric, samples, extractions, reference, progress))
             if world.lead and run.config.run.track:
-                _track(run, drawn, [Evaluation(path, read_json(path)) for path in paths.values()], progress)
-    return [Evaluation(path, read_json(path)) for path in paths.values()]
+                _track(run, samples, [Evaluation.read(path) for path in paths.values()], progress)
+    return [Evaluation.read(path) for path in paths.values()]
 
 
-def _extractions(run: Run, wanted: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
+def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
     """The extractors of the metrics, ready for work."""
-    seen = load_examples(run.config.data.source())
-    eyes: dict[Extractor, Extraction] = {}
-    for metric in wanted:
+    data = load_examples(run.config.data.source())
+    extractions: dict[Extractor, Extraction] = {}
+    for metric in metrics:
         if isinstance(metric, FeatureMetric):
-            if metric.features not in eyes:
-                eyes[metric.features] = metric.features.build(
-                    seen, run.device, run.folder.parent / "extractors", progress
-                )
-            metric.require(eyes[metric.features])
-    if any(metric.reads_data for metric in wanted) and not len(seen):
-        # Data that are not here say so when they are read.
-        seen.read(np.arange(0))
+            if metric.features not in extractions:
+                folder = run.folder.parent / "extractors"
+                extractions[metric.features] = metric.features.build(data, run.device, folder, progress)
+            metric.require(extractions[metric.features])
+    if any(metric.reads_data for metric in metrics) and not len(data):
+        data.read(np.arange(0))  # Raises, with the reason why the data are not here.
     if run.config.sample.n < 2:
         raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
-    return eyes
+    return extractions
 
 
-def title(record: dict[str, Any]) -> str:
-    """The metric of a record by name, with its features unless they are the values themselves."""
-    metric = record["metric"]
-    features = metric.get("features", {}).get("name", "pixels")
-    return metric["name"] if features == "pixels" else f"{metric['name']}-{features}"
-
-
-def _track(run: Run, drawn: SampleSet, done: list[Evaluation], progress: Progress) -> None:
+def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress: Progress) -> None:
     """The numbers as a child of the training's run: its curves are one point each."""
-    row: dict[str, Any] = {"step": run.step, "time": time.time(), "nfe": drawn.record["nfe"]}
-    for evaluation in done:
-        name = title(evaluation.record)
-        row |= {name: evaluation.value}
-        if evaluation.record["halves"] is not None:
-            row |= {f"{name}_halves": evaluation.record["halves"]}
-    write_file(drawn.folder / METRICS, to_json(row) + "\n")
+    row: dict[str, Any] = {"step": run.step, "time": time.time(), "nfe": samples.record["nfe"]}
+    for evaluation in evaluations:
+        row[evaluation.metric] = evaluation.value
+        if evaluation.halves is not None:
+            row[f"{evaluation.metric}_halves"] = evaluation.halves
+    write_file(samples.folder / METRICS, to_json(row) + "\n")
     tracker = Tracker(
-        drawn.folder,
-        name=f"{run.folder.name} {drawn.folder.name}",
-        params=flat(drawn.record["recipe"]),
-        tags={"sitkit.kind": "evaluation", "sitkit.identity": drawn.folder.name},
+        samples.folder,
+        name=f"{run.folder.name} {samples.folder.name}",
+        params=flat(samples.record["recipe"]),
+        tags={"sitkit.kind": "evaluation", "sitkit.identity": samples.folder.name},
         artifacts=("*.png", "record.json"),
         parent=run_id(run.folder),
         on_warning=lambda text: progress(Event("evaluate", message=text)),
@@ -146,35 +200,34 @@ def command(run: Run, metric: Metric) -> list[str]:
 def _measure(
     run: Run,
     metric: Metric,
-    drawn: SampleSet,
-    eyes: dict[Extractor, Extraction],
+    samples: SampleSet,
+    extractions: dict[Extractor, Extraction],
     reference: Reference,
     progress: Progress,
 ) -> dict[str, Any]:
-    data, config = reference.data, run.config
+    """Measure a metric of samples and return its record."""
+    config, extraction, learned, features = run.config, None, False, None
     if isinstance(metric, FeatureMetric):
-        eye, learnt = eyes[metric.features], metric.features.learnt
-        samples = drawn.features(eye)[metric.reads].double()
-        # Where the data are not read, nor perhaps here, the samples stand in their place.
-        target = reference.features(eye, learnt, progress)[metric.reads].double() if metric.reads_data else samples
-        require_comparable(samples, target)
-        measured = metric.compare(samples, target, seed=SEED)
-        # Gigabytes, of pixels: the halves need as many.
-        del samples, target
-        features = {"fingerprint": eye.fingerprint, **eye.record}
+        extraction, learned = extractions[metric.features], metric.features.learnt
+        x = samples.features(extraction)[metric.reads].double()
+        # A metric that does not read the data takes the samples in their place: the data need not be here.
+        target = reference.features(extraction, learned, progress)[metric.reads].double() if metric.reads_data else x
+        require_comparable(x, target)
+        measured = metric.compare(x, target, seed=SEED)
+        del x, target  # Gigabytes, for pixels: the halves need as many.
+        features = {"fingerprint": extraction.fingerprint, **extraction.record}
     else:
-        eye, learnt, features = None, False, None
-        measured: Measurement = metric.measure(drawn.x, reference.x(), seed=SEED)
+        measured: Measurement = metric.measure(samples.x, reference.x(), seed=SEED)
     file = getattr(metric, "reference", None)
     return {
         "metric": spec(metric),
         "value": measured.value,
         "stderr": measured.stderr,
-        "halves": reference.halves(metric, eye, learnt),
+        "halves": reference.halves(metric, extraction, learned),
         "notes": list(measured.notes),
-        "n": drawn.n,
+        "n": samples.n,
         "reference": {
-            "data": spec(config.data.source()), "n": reference.n, "fingerprint": data.fingerprint,
+            "data": spec(config.data.source()), "n": reference.n, "fingerprint": reference.data.fingerprint,
             "file": file, "sha256": file_digest(file) if file else None,
         },
         "features": features,
@@ -184,12 +237,12 @@ def _measure(
         "checkpoint": {
             "step": run.step, "weights": run.weights_name, "fingerprint": weights_fingerprint(run.network.state_dict()),
         },
-        "samples": drawn.folder.name,
+        "samples": samples.folder.name,
         "labels": config.sample.model_dump(mode="json")["labels"],
         "seeds": {"train": config.train.seed, "sample": config.sample.seed, "metric": SEED},
-        "nfe": drawn.record["nfe"],
-        "rounding": drawn.record["rounding"],
-        "sampling": drawn.record,
+        "nfe": samples.record["nfe"],
+        "rounding": samples.record["rounding"],
+        "sampling": samples.record,
         "trained": RunFolder(run.folder).read_environment() or None,
         "environment": environment(run.device),
         "command": command(run, metric),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,38 +43,23 @@ def convert(
     if to is not None:
         if kind or heads or vae:
             raise UserError("--from, --heads and --vae belong to an import; --to exports.")
-        _export(source, to, private, step, options.layer({"sample.ema": ema}, sets), runs)
+        from sitkit.runs.exchange.export import export
+
+        exported = export(
+            source, to, private=private, step=step, settings=options.layer({"sample.ema": ema}, sets), runs=runs
+        )
+        console.say(f"{'uploaded' if to.startswith('hf://') else 'written '}  {exported.address}")
+        for note in exported.notes:
+            console.err.print(note, markup=False)
+        if not to.endswith(".pt"):
+            console.say(f"next      sitkit sample {shlex.quote(to)}")
         return
     if private or sets or ema is not None or step is not None:
         raise UserError("--private, --ema, --step and --set belong to an export: add --to.")
-    from sitkit.runs.exchange.convert import import_checkpoint
+    from sitkit.runs.exchange.convert import convert as verb
 
-    done = import_checkpoint(Path(source), runs, kind, heads, vae)
-    for note in done.notes:
+    imported = verb(source, code=kind, heads=heads, vae=vae, runs=runs)
+    for note in imported.notes:
         console.err.print(note, markup=False)
-    console.say(f"run       {done.folder}")
-    console.say(f"next      sitkit sample {shlex.quote(str(done.folder))}")
-
-
-def _export(source: str, to: str, private: bool, step: int | None, over: Any, runs: Path) -> None:
-    remote = to.startswith("hf://")
-    if private and not remote:
-        raise UserError("--private belongs to an upload: --to hf://OWNER/NAME.")
-    if not remote and Path(to).suffix not in (".safetensors", ".pt"):
-        raise UserError(f"--to {to}: give a .safetensors, a .pt for the official code, or hf://OWNER/NAME.")
-    from sitkit.runs.exchange.export import export, export_official, push
-    from sitkit.runs.run import load
-
-    run = load(source, root=runs, device="cpu", step=step, over=over)
-    if remote:
-        console.say(f"uploaded  {push(run, to, private=private)}")
-    elif to.endswith(".pt"):
-        console.say(f"written   {export_official(run, Path(to))}")
-        return
-    else:
-        console.say(f"written   {export(run, Path(to))}")
-    if run.config.autoencoder.packed() is None and (weights := getattr(run.config.autoencoder, "path", None)):
-        console.err.print(
-            f"Latents are decoded by {weights} of the hub, which is named in the file, not held.", markup=False
-        )
-    console.say(f"next      sitkit sample {shlex.quote(to)}")
+    console.say(f"run       {imported.folder}")
+    console.say(f"next      sitkit sample {shlex.quote(str(imported.folder))}")

@@ -135,10 +135,10 @@ def evaluate(
             evaluation.record["metric"]["name"],
             evaluation.record["metric"].get("features", {}).get("name", ""),
             f"{evaluation.value:.4g}",
-            "-" if evaluation.record["stderr"] is None else f"{evaluation.record['stderr']:.2g}",
-            "-" if evaluation.record["halves"] is None else f"{evaluation.record['halves']:.4g}",
-            evaluation.record["n"],
-            evaluation.record["sampling"]["nfe"],
+            "-" if evaluation.stderr is None else f"{evaluation.stderr:.2g}",
+            "-" if evaluation.halves is None else f"{evaluation.halves:.4g}",
+            evaluation.n,
+            evaluation.nfe,
         )
         for evaluation in done
     ]
@@ -146,7 +146,7 @@ def evaluate(
     for record in (evaluation.record for evaluation in done):
         if record["reference"]["file"]:
             notes.append(f"{record['metric']['name']}: against the statistics in {record['reference']['file']}.")
-    if any(evaluation.record["halves"] is not None for evaluation in done):
+    if any(evaluation.halves is not None for evaluation in done):
         notes.append("halves: the same metric between two random halves of the data.")
     seen = {e.record["metric"]["features"]["name"]: e.record["features"] for e in done if e.record["features"]}
     for name, told in seen.items():

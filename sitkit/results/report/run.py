@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from sitkit.evaluation.plots import Curve
 from sitkit.registry import metrics
-from sitkit.results.lookup import read
 from sitkit.results.report.charts import lines
 from sitkit.results.report.page import (
     Chart,
@@ -33,6 +32,7 @@ from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import to_yaml
+from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run import read_config_of
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import RECORD
@@ -83,7 +83,7 @@ def run_page(folder: Path) -> Page:
     """The page of the run in a folder.  Raises UserError where its configuration cannot be read."""
     trained = read_training(folder)
     config = trained.config
-    records = [read(path).record for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
+    records = [Evaluation.read(path).record for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
     records.sort(key=lambda r: (r["metric"]["name"], r["sampling"]["nfe"], r["value"]))
     whole = trained.step >= config.train.steps or not config.backbone.trainable
     lead = (

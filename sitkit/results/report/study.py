@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.evaluation.plots import Curve
-from sitkit.results.lookup import read
 from sitkit.results.report.charts import Interval, intervals, lines
 from sitkit.results.report.page import (
     Chart,
@@ -40,6 +39,7 @@ from sitkit.results.reproduce import evaluate_command
 from sitkit.results.study_results import CellResult, StudyResults, read_results, runs_of
 from sitkit.results.table import format_estimate, grid
 from sitkit.runs.config.identity import label
+from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder
 
 MARKS: Mapping[str, Any] = {"best": "best", "close": "grey", "failed": "failed"}
@@ -50,7 +50,9 @@ def study_page(folder: Path) -> Page:
     """The page of the study whose results.json lies in a folder.  Raises UserError where it cannot be read."""
     results = read_results(folder)
     runs = runs_of(folder, results)
-    records = {cell.evaluation: read(runs / cell.evaluation).record for cell in results.cells if cell.evaluation}
+    records = {
+        cell.evaluation: Evaluation.read(runs / cell.evaluation).record for cell in results.cells if cell.evaluation
+    }
     trained = {name: read_training(runs / name) for name in _runs(results) if (RunFolder(runs / name).config).is_file()}
     columns = f" and {len(results.columns)} columns" if len(results.columns) > 1 else ""
     lead = (

@@ -21,7 +21,7 @@ import math
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ from sitkit.models.backbone import SiTBackbone
 from sitkit.models.sit import MAX_PERIOD
 from sitkit.registry import backbones, targets
 from sitkit.runs.checkpoint import checkpoint_file
-from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runs.run import folder_of, write_config
 from sitkit.runs.run_folder import RunFolder
@@ -40,121 +39,117 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import save_tensors
 
 INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
-CODES = {"sit": "SiT", "repa": "REPA", "dit": "DiT"}
-# The tensors that tell the architecture.
+# The tensors whose shapes determine the architecture.
 ARCHITECTURE_TENSORS = (
     "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight", "y_embedder.embedding_table.weight",
     "blocks.0.mlp.fc1.weight",
 )  # fmt: skip
-# DiT's timesteps, of which the first is the least noise.
+# The number of DiT's timesteps; the first has the least noise.
 TIMESTEPS = 1000
 VAE = "stabilityai/sd-vae-ft-"
 VAE_FACTOR = 8
 
 
 class Imported(NamedTuple):
-    """The folder of the run, and what was decided on the way, a line each."""
+    """The folder of the run, and notes on what the file left open."""
 
     folder: Path
     notes: tuple[str, ...]
 
 
-def import_checkpoint(
-    path: Path, runs: Path, source: str | None = None, heads: int | None = None, vae: str | None = None
+def convert(
+    checkpoint: str | Path,
+    *,
+    code: str | None = None,
+    heads: int | None = None,
+    vae: str | None = None,
+    runs: Path = Path("runs"),
 ) -> Imported:
-    """A run of a .pt file of SiT, REPA, DiT or fast-DiT, under `runs`: it samples, without the data it was trained on.
+    """Make a run of a published checkpoint (.pt of SiT, REPA, DiT or fast-DiT); it samples without its training data.
 
-    source: "sit", "repa" or "dit", by default as the file tells.  heads: of attention, by default the preset's of that width and
-    depth.  vae: folder or hub name of the autoencoder that decodes latents, or "none"; by default the official one for
-    four channels.  Raises UserError for a file that is no such checkpoint, holds anything but tensors and settings
-    (nothing in it is run), or is of a network that cannot be taken exactly.
+    Args:
+        checkpoint: the file.  Nothing in it is executed.
+        code: "sit", "repa" or "dit"; by default what the file says.
+        heads: heads of attention; by default those of the preset with the same width and depth.
+        vae: folder or hub name of the autoencoder that decodes latents, or "none"; by default the official one for
+            states of four channels.
+        runs: the folder of runs.
+
+    Returns:
+        The folder of the run, and a note for each decision that the file left open.
+
+    Raises:
+        UserError: for a file that is not such a checkpoint or holds anything but tensors and settings, and for a network
+            that cannot be converted exactly.
     """
-    held = read_pickle(path)
-    args = vars(held["args"]) if isinstance(held.get("args"), argparse.Namespace) else {}
-    states = {k: v for k, v in held.items() if k in ("model", "ema") and isinstance(v, Mapping)} or {"ema": held}
+    path = Path(checkpoint)
+    content = read_pickle(path)
+    args = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+    states = {k: v for k, v in content.items() if k in ("model", "ema") and isinstance(v, Mapping)} or {"ema": content}
     states = {kind: _tensors(state, path) for kind, state in states.items()}
+    newest = "ema" if "ema" in states else "model"
     for name in ARCHITECTURE_TENSORS:
-        if name not in newest_of(states):
+        if name not in states[newest]:
             raise UserError(f"{path}: no SiT network: it has no {name}.")
-    source = _source(path, source, args, states)
-    notes = [f"{path.name}: read as a checkpoint of {CODES[source]}."]
-    dropped = sorted({name.partition(".")[0] for s in states.values() for name in s if name.startswith("projectors.")})
-    if dropped:
+    published = CODES[_code_of(path, code, args, states)]
+    notes = [f"{path.name}: read as a checkpoint of {published.title}."]
+    if any(name.startswith("projectors.") for state in states.values() for name in state):
         notes.append("REPA's projectors are left out: they serve its training alone.")
     states = {kind: {n: t for n, t in s.items() if not n.startswith("projectors.")} for kind, s in states.items()}
-    backbone, shape, classes = _architecture(newest_of(states), heads, path)
-    if source == "dit":
-        backbone |= {"time_scale": TIMESTEPS}
-    missing = [key for key in ("path_type", "prediction") if key not in args]
-    if source == "dit":
-        notes.append("noise prediction on DDPM's linear betas, 1,000 levels: interpolant ddpm.")
-    elif missing:
-        notes.append(f"the file does not say {' and '.join(missing)}: taken for linear, velocity, as those published.")
-    config = _config(path, runs, source, args, backbone, shape, classes, vae)
-    if config.autoencoder.name == "identity" and shape[0] == 4:
+    backbone, shape, classes = _architecture(states[newest], heads, path)
+    settings, remarks = published.settings(path, args)
+    notes += remarks
+    if vae is None and shape[0] == 4:
+        vae = VAE + str(args.get("vae", "ema"))
+    elif shape[0] == 4 and vae == "none":
         notes.append("without an autoencoder the samples are latents.")
-    network = blank_network(config)
+    config = assemble([_layer(path, runs, backbone, shape, classes, vae), Layer(settings)])
+    with torch.device("meta"):
+        network = config.backbone.build(shape, classes)
     for state in states.values():
         try:
             network.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise UserError(f"{path}: no SiT network: {str(error).splitlines()[-1].strip()}") from None
-    if source == "repa":
-        states = {kind: _negated(_turned(state, 1)) for kind, state in states.items()}
-    elif source == "dit":
-        states = {kind: _turned(state, TIMESTEPS - 1) for kind, state in states.items()}
+    states = {kind: published.weights(state) for kind, state in states.items()}
     folder = folder_of(config)
-    step = int(held["steps"]) if isinstance(held.get("steps"), int) else 0
-    tensors = {f"ema.{name}": t for name, t in newest_of(states).items()}
-    tensors |= {f"model.{name}": t for name, t in states.get("model", newest_of(states)).items()}
+    step = int(content["steps"]) if isinstance(content.get("steps"), int) else 0
+    tensors = {f"ema.{name}": t for name, t in states[newest].items()}
+    tensors |= {f"model.{name}": t for name, t in states.get("model", states[newest]).items()}
     header = {"format": 1, "step": step, "config": config.plain(), "origin": path.name}
     save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), tensors, header)
     write_config(folder, config)
     return Imported(folder, tuple(notes))
 
 
-def newest_of(states: Mapping[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The averaged weights where there are some, else the only ones."""
-    return states["ema"] if "ema" in states else states["model"]
-
-
-def blank_network(config: Config) -> torch.nn.Module:
-    """The network of a configuration, on no device: to check names and shapes against."""
-    with torch.device("meta"):
-        data: Any = config.data
-        side = [s // VAE_FACTOR for s in data.shape[1:]] if config.autoencoder.name == "sd-vae" else data.shape[1:]
-        channels = 4 if config.autoencoder.name == "sd-vae" else data.shape[0]
-        return config.backbone.build((channels, *side), data.num_classes)
-
-
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What torch.save wrote: tensors, plain values and argparse.Namespace; anything else is refused, unrun."""
+    """Read a file of torch.save: tensors, plain values and argparse.Namespace.  Raises UserError for anything else."""
     try:
         with path.open("rb") as file:
-            begins = file.read(40)
+            start = file.read(40)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if begins[:4] != b"PK\x03\x04" and begins[:1] != b"\x80":
-        # A page of HTML in the file's place, a pointer of Git LFS, nothing at all.
-        raise UserError(f"{path} is no file of torch.save: it begins with {begins!r}. Was it downloaded whole?")
+    if start[:4] != b"PK\x03\x04" and start[:1] != b"\x80":
+        # For example a page of HTML, a pointer of Git LFS, or an empty file.
+        raise UserError(f"{path} is no file of torch.save: it begins with {start!r}. Was it downloaded whole?")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) ([\w.]+)", str(error))
+        request = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?) ([\w.]+)", str(error))
         raise UserError(
-            f"{path} is refused: its pickle asks for {asked[1] if asked else 'code'}, and only tensors, plain values and "
+            f"{path} is refused: its pickle asks for {request[1] if request else 'code'}, and only tensors, plain values and "
             "argparse.Namespace are read. Nothing in it was run."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
-        # Of torch's words the first sentence: the rest guesses.
-        told = str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
-        raise UserError(f"{path} is no file of torch.save, or is cut short: {told}.") from None
-    if not isinstance(held, Mapping):
-        raise UserError(f"{path} holds a {type(held).__name__}, not a checkpoint or the state of a network.")
-    return dict(held)
+        # The first sentence of torch's message; the rest guesses.
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
+        raise UserError(f"{path} is no file of torch.save, or is cut short: {reason}.") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint or the state of a network.")
+    return dict(content)
 
 
 def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
@@ -164,30 +159,32 @@ def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
 
 
-def _source(path: Path, asked: str | None, args: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> str:
-    if asked not in (None, *CODES):
-        raise UserError(f"--from {asked}: known are {', '.join(CODES)}.")
+def _code_of(path: Path, code: str | None, args: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> str:
+    if code not in (None, *CODES):
+        raise UserError(f"--from {code}: known are {', '.join(CODES)}.")
     model = str(args.get("model", "")) or path.name
-    repa = any(name.startswith("projectors.") for state in states.values() for name in state) or "enc_type" in args
-    told = "repa" if repa else next((code for code in ("sit", "dit") if model.lower().startswith(code)), None)
-    if asked is None and told is None:
+    if any(name.startswith("projectors.") for state in states.values() for name in state) or "enc_type" in args:
+        detected = "repa"
+    else:
+        detected = next((known for known in ("sit", "dit") if model.lower().startswith(known)), None)
+    if code is None and detected is None:
         raise UserError(
             f"{path} does not say which code it is of, and they have the same names: add --from sit, repa or dit."
         )
-    return asked or str(told)
+    return code or str(detected)
 
 
 def _architecture(
     state: Mapping[str, Tensor], heads: int | None, path: Path
 ) -> tuple[dict[str, Any], tuple[int, ...], int]:
-    """(fields of the backbone, shape of the states, number of classes), read off the shapes of the tensors."""
+    """Return (fields of the backbone, shape of the states, number of classes) by the shapes of the tensors."""
     patches, positions, head, table, fc1 = (state[name] for name in ARCHITECTURE_TENSORS)
     axes = (patches.ndim, positions.ndim, head.ndim, table.ndim, fc1.ndim)
     if axes != (4, 3, 2, 2, 2):
         raise UserError(f"{path}: no SiT network: its tensors have {axes} axes where a SiT's have (4, 3, 2, 2, 2).")
     hidden, channels, patch = patches.shape[0], patches.shape[1], patches.shape[2]
     side = math.isqrt(positions.shape[1])
-    # Of a block that is missing the depth tells, and the check of all names then says which.
+    # The highest number of a block; the check of all names reports a missing one.
     depth = 1 + max(int(block[1]) for name in state if (block := re.match(r"blocks\.(\d+)\.", name)))
     if any(".q_norm." in name for name in state):
         raise UserError(f"{path}: its queries and keys are normalised by LayerNorm, and sitkit's qk_norm is RMSNorm.")
@@ -206,15 +203,10 @@ def _architecture(
     return fields, (channels, side * patch, side * patch), table.shape[0] - 1
 
 
-def _config(
-    path: Path, runs: Path, source: str, args: Mapping[str, Any], backbone: Mapping[str, Any],
-    shape: tuple[int, ...], classes: int, vae: str | None,
-) -> Config:  # fmt: skip
-    kind, prediction = str(args.get("path_type", "linear")).lower(), str(args.get("prediction", "velocity"))
-    if kind not in INTERPOLANTS:
-        raise UserError(f"{path}: its path {kind!r} is unknown here; known: {', '.join(INTERPOLANTS)}.")
-    if vae is None and shape[0] == 4:
-        vae = VAE + str(args.get("vae", "ema"))
+def _layer(
+    path: Path, runs: Path, backbone: Mapping[str, Any], shape: tuple[int, ...], classes: int, vae: str | None
+) -> Layer:
+    """The settings that follow from the tensors and the flags."""
     autoencoder: dict[str, Any] = {"name": "identity"}
     if vae not in (None, "none"):
         autoencoder = {"name": "sd-vae", "path": vae}
@@ -222,26 +214,32 @@ def _config(
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     data = {
-        "name": "absent",
-        "shape": list(shape),
-        "num_classes": classes,
-        "origin": f"{path.name} {digest}",
-        "holdout": 0,
-    }
-    path_of, target = INTERPOLANTS[kind], "velocity" if prediction == "v" else prediction
+        "name": "absent", "shape": list(shape), "num_classes": classes, "origin": f"{path.name} {digest}", "holdout": 0,
+    }  # fmt: skip
+    return Layer({"backbone": dict(backbone), "autoencoder": autoencoder, "data": data, "run": {"folder": str(runs)}})
+
+
+def _stated_path(path: Path, args: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(settings, notes) by the arguments that SiT and REPA store."""
+    kind, prediction = str(args.get("path_type", "linear")).lower(), str(args.get("prediction", "velocity"))
+    if kind not in INTERPOLANTS:
+        raise UserError(f"{path}: its path {kind!r} is unknown here; known: {', '.join(INTERPOLANTS)}.")
+    target = "velocity" if prediction == "v" else prediction
     if target not in targets:
         raise UserError(f"{path}: its prediction {prediction!r} is unknown here; known: v, {', '.join(targets)}.")
-    if source == "dit":
-        path_of, target = "ddpm", "noise"
-    values = {
-        "interp": path_of, "target": target, "backbone": dict(backbone),
-        "autoencoder": autoencoder, "data": data, "run": {"folder": str(runs)},
-    }  # fmt: skip
-    return assemble([Layer(values)])
+    missing = [key for key in ("path_type", "prediction") if key not in args]
+    note = f"the file does not say {' and '.join(missing)}: taken for linear, velocity, as those published."
+    return {"interp": INTERPOLANTS[kind], "target": target}, [note] * bool(missing)
+
+
+def _ddpm(path: Path, args: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(settings, notes) of DiT."""
+    note = "noise prediction on DDPM's linear betas, 1,000 levels: interpolant ddpm."
+    return {"interp": "ddpm", "target": "noise", "backbone": {"time_scale": TIMESTEPS}}, [note]
 
 
 def _turned(state: Mapping[str, Tensor], s: float) -> dict[str, Tensor]:
-    """The weights for which network(x, t) is network'(x, s - t) of those given."""
+    """Return the weights of the network (x, t) -> network(x, s - t)."""
     w = state["t_embedder.mlp.0.weight"].double()
     half = w.shape[1] // 2
     angle = s * torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float64) / half)
@@ -251,5 +249,20 @@ def _turned(state: Mapping[str, Tensor], s: float) -> dict[str, Tensor]:
 
 
 def _negated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the network of opposite sign."""
+    """Return the weights of the network of opposite sign."""
     return {**state, **{name: -state[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}}
+
+
+class PublishedCode(NamedTuple):
+    """A published code: its title, its settings (path, args) -> (settings, notes), and the weights of our network."""
+
+    title: str
+    settings: Callable[[Path, Mapping[str, Any]], tuple[dict[str, Any], list[str]]]
+    weights: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+CODES = {
+    "sit": PublishedCode("SiT", _stated_path, dict),
+    "repa": PublishedCode("REPA", _stated_path, lambda state: _negated(_turned(state, 1))),
+    "dit": PublishedCode("DiT", _ddpm, lambda state: _turned(state, TIMESTEPS - 1)),
+}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,19 +15,18 @@ from sitkit.models.autoencoder import PACKED
 from sitkit.models.backbone import SiTBackbone
 from sitkit.registry import origins
 from sitkit.runs.config.identity import label
+from sitkit.runs.config.mappings import merge, nest
+from sitkit.runs.config.sources import Layer
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.one_file import HUB_FILE, KIND, parse_address, upload, weights_fingerprint
-from sitkit.runs.run import Run
+from sitkit.runs.run import Run, load
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import replacing
 from sitkit.runtime.tensors import save_tensors
 
-if TYPE_CHECKING:
-    from sitkit.runs.run import Run
 
-
-def write_run(run: Run, path: Path) -> Path:
-    """Write a run, with the weights that it was loaded with and the settings that it has now, to one file.
+def _write_run(run: Run, path: Path) -> Path:
+    """Write the weights and the settings of a run to one file.
 
     Raises UserError for a network that is given rather than trained, and WorkFailed where the file cannot be written.
     """
@@ -33,7 +34,7 @@ def write_run(run: Run, path: Path) -> Path:
         raise UserError(f"backbone {run.config.backbone.name!r} has no weights to export: it is made of the data.")
     state = {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}
     config = {key: value for key, value in run.config.plain().items() if key != "run"}
-    told = {
+    header = {
         "format": 1, "kind": KIND, "step": run.step, "weights": run.weights_name, "config": config,
         "data": description(run.data_description),
         "fingerprints": {
@@ -44,34 +45,74 @@ def write_run(run: Run, path: Path) -> Path:
     }  # fmt: skip
     packed = run.config.autoencoder.packed()
     if packed is not None:
-        told["autoencoder"] = packed[0]
+        header["autoencoder"] = packed[0]
         state |= {f"{PACKED}{name}": tensor for name, tensor in packed[1].items()}
-    save_tensors(path, state, told)
+    save_tensors(path, state, header)
     return path
 
 
-def export(run: Run, path: Path) -> Path:
-    """A run as one file that samples on its own: with what its sampler, grid and w need to be measured of it.
+class Exported(NamedTuple):
+    """The path or the web address of an exported run, and a note if its autoencoder is not part of the file."""
 
-    Raises UserError where it cannot be written so, or what is measured on data and they are gone.
+    address: str
+    notes: tuple[str, ...]
+
+
+def export(
+    run: Run | str | Path,
+    to: str | Path,
+    *,
+    private: bool = False,
+    ema: float | None = None,
+    step: int | None = None,
+    settings: Mapping[str, Any] | Layer = MappingProxyType({}),
+    runs: Path = Path("runs"),
+) -> Exported:
+    """Write a run to one file that samples on its own, to a checkpoint of the official code, or to the Hugging Face hub.
+
+    The file holds what the sampler, its grid and w need to be measured on the run.
+
+    Args:
+        run: a run, or its name in `runs`.
+        to: NAME.safetensors, one file; NAME.pt, as the official code reads it; or hf://OWNER/NAME.
+        private: whether a repository that is made on the hub is private.
+        ema: the average of the weights, as sample.ema.
+        step: the step of the checkpoint, if `run` is a name; by default the newest.
+        settings: settings of sampling with dotted keys, stored in the file.
+        runs: the folder of runs.
+
+    Raises:
+        UserError: before any upload, for a run that cannot be written so.
+        WorkFailed: if the file cannot be written or the hub does not take it.
     """
-    ready = {"sampler": fitted(run.config.sampler, run), "diffusion": fitted(run.config.diffusion, run)}
-    return write_run(run.with_settings(run.config.model_copy(update=ready)), path)
-
-
-def push(run: Run, address: str, *, private: bool = False) -> str:
-    """A run as one file, with a card, in a repository of the Hugging Face hub; returns its web address.
-
-    Raises UserError before any upload for what `export` refuses, WorkFailed where the hub does not take it.
-    """
-    parse_address(address)
+    to = str(to)
+    remote = to.startswith("hf://")
+    if private and not remote:
+        raise UserError("--private belongs to an upload: --to hf://OWNER/NAME.")
+    if not remote and Path(to).suffix not in (".safetensors", ".pt"):
+        raise UserError(f"--to {to}: give a .safetensors, a .pt for the official code, or hf://OWNER/NAME.")
+    over = settings if isinstance(settings, Layer) else Layer(nest(settings))
+    if ema is not None:
+        over = Layer(merge(over.values, {"sample": {"ema": ema}}), over.where)
+    run = run.with_settings(over) if isinstance(run, Run) else load(run, root=runs, device="cpu", step=step, over=over)
+    if to.endswith(".pt"):
+        return Exported(str(_write_official(run, Path(to))), ())
+    if remote:
+        parse_address(to)
+    measured = {"sampler": fitted(run.config.sampler, run), "diffusion": fitted(run.config.diffusion, run)}
+    run = run.with_settings(run.config.model_copy(update=measured))
+    autoencoder, notes = run.config.autoencoder, ()
+    if autoencoder.packed() is None and (weights := getattr(autoencoder, "path", None)):
+        notes = (f"Latents are decoded by {weights} of the hub, which is named in the file, not held.",)
+    if not remote:
+        return Exported(str(_write_run(run, Path(to))), notes)
     with tempfile.TemporaryDirectory() as folder:
-        file = export(run, Path(folder) / HUB_FILE)
-        return upload(file, card(run, address), address, private=private)
+        file = _write_run(run, Path(folder) / HUB_FILE)
+        return Exported(upload(file, card(run, to), to, private=private), notes)
 
 
 def card(run: Run, address: str) -> str:
-    """The README of a run on the hub: what it is, and how to sample it."""
+    """Return the README of a run on the hub: its components, and how to sample it."""
     config, marks = run.config, f"training {run.identity}, data {run.data_description.fingerprint[:12]}"
     made = ", ".join(label(part) for part in (config.interp, config.target, config.weight, config.backbone))
     return f"""---
@@ -98,8 +139,8 @@ The settings are in the metadata of `{HUB_FILE}`. Fingerprints: {marks}.
 """
 
 
-def export_official(run: Run, path: Path) -> Path:
-    """A run's weights as the official code reads them: torch.save of {"ema": state}, names and shapes as they are.
+def _write_official(run: Run, path: Path) -> Path:
+    """Write the weights of a run as the official code reads them: torch.save of {"ema": state}.
 
     Raises UserError for a network that the official code does not have.
     """
@@ -108,6 +149,6 @@ def export_official(run: Run, path: Path) -> Path:
         raise UserError(
             "The official code has no such network: it needs backbone 'sit' with time_scale 1 and no qk_norm."
         )
-    with replacing(path) as fresh:
-        torch.save({"ema": {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}}, fresh)
+    with replacing(path) as file:
+        torch.save({"ema": {name: tensor.cpu() for name, tensor in run.network.state_dict().items()}}, file)
     return path

@@ -74,8 +74,8 @@ class Evaluator:
     def measure(self, config: Config) -> tuple[float, int, float]:
         """The metric, evaluations and seconds a sample."""
         said = self.progress
-        record = evaluate(self.at(config), lambda event: said(event) if event.message else None)[0].record
-        return float(record["value"]), int(record["sampling"]["nfe"]), record["sampling"]["seconds"] / record["n"]
+        (done,) = evaluate(self.at(config), lambda event: said(event) if event.message else None)
+        return done.value, done.nfe, done.record["sampling"]["seconds"] / done.n
 
     def confirm(self, trial: int, chosen: dict[str, Any], seeds: Sequence[int]) -> TrialResult:
         """A setting measured with each of the seeds, at the confirmation's size."""
