@@ -12,7 +12,7 @@ from typing import Literal
 
 from sitkit.registry.loading import load_plugins
 from sitkit.registry.plugin import broken, loaded
-from sitkit.runs.tracking.sync import reach
+from sitkit.runs.tracking.store import reach
 
 FindingState = Literal["ok", "missing", "broken"]
 

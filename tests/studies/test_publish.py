@@ -12,7 +12,7 @@ from support import call
 
 from sitkit.results.study_results import read_results, runs_of
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.tracking import sync
+from sitkit.runs.tracking import store, sync
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.progress import Event
 from sitkit.studies.ablate import ablate
@@ -54,7 +54,7 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
     left = call(*words)
     # MLflow says by itself that it makes a database, where this is the first one of the process.
     assert left.status == 0 and "did not take the run" not in left.err, left.err
-    client = sync._client(uri)
+    client = store.make_client(uri)
     runs: dict[str, Any] = {
         r.info.run_id: r for r in client.search_runs([e.experiment_id for e in client.search_experiments()])
     }
@@ -98,7 +98,7 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
     (tmp_path / "study.yaml").write_text(STUDY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(Tracker.__init__, "__kwdefaults__", {**INIT, "interval": 0.05})
-    client = sync._client(f"sqlite:///{tmp_path}/mlflow.db")
+    client = store.make_client(f"sqlite:///{tmp_path}/mlflow.db")
     folder, seen = tmp_path / "studies" / "study", []
 
     def look(event: Event) -> None:

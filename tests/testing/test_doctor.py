@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from support import ROOT, call
 
-from sitkit.runs.tracking import sync
+from sitkit.runs.tracking.store import reach
 from sitkit.testing.doctor import EXTRAS, Finding, examine_machine
 
 PYPROJECT = ROOT / "pyproject.toml"
@@ -61,7 +61,7 @@ def test_a_store_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     try:
-        assert sync.reach(5) == (f"http://127.0.0.1:{server.server_port}", "")
+        assert reach(5) == (f"http://127.0.0.1:{server.server_port}", "")
     finally:
         server.shutdown()
         server.server_close()

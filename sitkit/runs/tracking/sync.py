@@ -1,16 +1,14 @@
 """MLflow as a sink fed from the run folder.
 
 metrics.jsonl on disk is the source of truth; a cursor beside it (tracking.json) says how much of it the tracker has.
-So a tracker that was down, or a process that was killed, loses nothing: the next `sync` sends the rest.
-This is the only module that imports mlflow, and only when it sends.
+So a tracker that was down, or a process that was killed, loses nothing: the next `send_run` sends the rest.
+mlflow is imported only when something is sent.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
 import shutil
 import tempfile
 import time
@@ -21,9 +19,16 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
+from sitkit.runs.tracking.store import (
+    SERVER_TIMEOUT,
+    active_run,
+    allowed_name,
+    experiment_id,
+    make_client,
+    public,
+    tracking_uri,
+)
 from sitkit.runtime.files import read_json, to_json, write_json
 
 if TYPE_CHECKING:
@@ -37,23 +42,11 @@ CURSOR, TOLD = "tracking.json", "tracked.json"
 RUN_ARTIFACTS = ("config.yaml", "environment.json", "**/*.png")
 TOKEN, PARENT = "sitkit.token", "mlflow.parentRunId"
 MODEL = "model"
-SERVER_TIMEOUT = 20.0
 
 # MLflow's own limits.
 METRICS_A_CALL, ENTRIES_A_CALL = 1000, 100
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 CUT = " ... (cut)"
-
-# Set before mlflow is imported, unless the user has set them.  Its own 7 retries of 120 s would hold a run for minutes;
-# a pooled SQLite connection would go on writing to a database that was deleted.
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
-}
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,6 @@ class Cursor:
 
     `token` marks the run in any store, so that it is found again where its id was not yet written down.
     `offset` is the length of metrics.jsonl that was sent and `last` the line that ends there.
-    `doubt` is set while lines are on their way: after a kill they may have arrived.
-    `floor` is the last step of every metric that the store had when we had to ask it: points up to it are not sent.
     `artifacts` maps a path to the [size, mtime_ns] that was sent.
     """
 
@@ -72,44 +63,7 @@ class Cursor:
     run: str = ""
     offset: int = 0
     last: str = ""
-    doubt: bool = False
-    floor: Mapping[str, int] = field(default_factory=dict)
     artifacts: Mapping[str, list[int]] = field(default_factory=dict)
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a relative SQLite path is made absolute."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    database = _database(uri)
-    return f"sqlite:///{database.resolve().as_posix()}" if database else uri
-
-
-def reach(patience: float) -> tuple[str, str]:
-    """The store's address, without user and password, and why it cannot be used now ("" where it can).
-
-    A server must answer its health check within `patience` seconds; a database file must be one, in a folder that can be
-    written.  Nothing is created.  Other addresses are MLflow's own to judge, when it is used.
-    """
-    uri = tracking_uri()
-    database = _database(uri)
-    if database is not None:
-        return uri, _unusable(database)
-    if not uri.startswith(("http://", "https://")):
-        return public(uri), ""
-    try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=patience):
-            return public(uri), ""
-    except (OSError, ValueError) as error:
-        return public(uri), f"does not answer: {getattr(error, 'reason', error)}"
-
-
-def _unusable(database: Path) -> str:
-    if database.exists():
-        with database.open("rb") as file:
-            start = file.read(16)
-        return "" if start in (b"", b"SQLite format 3\0") else "is no SQLite database"
-    folder = next(parent for parent in database.parents if parent.exists())
-    return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written"
 
 
 def run_id(folder: str | Path) -> str | None:
@@ -118,7 +72,7 @@ def run_id(folder: str | Path) -> str | None:
     return (read_json(path)["run"] or None) if path.exists() else None
 
 
-def sync(
+def send_run(
     folder: str | Path,
     *,
     name: str,
@@ -135,11 +89,11 @@ def sync(
 ) -> None:
     """Send what the tracker has not got of a run folder; calling it again sends nothing twice.
 
-    A line of metrics.jsonl is {"step": int, "time": seconds since 1970, name: number, ...}; the step of a name only
-    rises.  A point keeps its line's time, so that a line sent twice is one point to MLflow.  A line that is no such
-    thing is passed over with a warning.  A file that was cut back by a resumed training is compared with the store
-    by step.  A store that does not know the run gets it whole.  MLflow never changes a parameter: a value that
-    differs later becomes the tag "changed.<name>".
+    A line of metrics.jsonl is {"step": int, "time": seconds since 1970, name: number, ...}.  A point keeps the time of
+    its line, so that a line sent twice, as after a kill, is one point to a database.  Any other line is skipped with a
+    warning.  A resumed training cuts the file back: it is sent again from its start, and the steps that were trained
+    twice have two points.  A store that does not know the run gets all of it.  MLflow never changes a
+    parameter: a value that differs later becomes the tag "changed.<name>".
 
     artifacts: files, sent again when they change and put where they lie in the folder; missing ones wait.
     parent: the id of the run under which MLflow shows this one (`run_id`).
@@ -155,7 +109,7 @@ def sync(
     # A sync given up at exit may still be going on while the next one begins.
     with FileLock(folder / "tracking.lock", timeout=SERVER_TIMEOUT):
         cursor = _cursor(folder)
-        client = _client(uri)
+        client = make_client(uri)
         run, cursor = _run(client, folder, cursor, uri, experiment, name)
         _describe(client, run, params or {}, {**(tags or {}), **({PARENT: parent} if parent else {})})
         # Before what `is_sent` looks at: a run that is whole has its children.
@@ -181,7 +135,7 @@ def catch_up(
         return False
     told = read_json(folder / TOLD)
     files = matching(folder, told.pop("patterns"))
-    sync(folder, artifacts=files, uri=uri, on_warning=on_warning, **told)
+    send_run(folder, artifacts=files, uri=uri, on_warning=on_warning, **told)
     return True
 
 
@@ -195,7 +149,6 @@ def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
     return (
         bool(cursor.run)
         and cursor.uri == public(uri or tracking_uri())
-        and not cursor.doubt
         and cursor.offset == (metrics.stat().st_size if metrics.exists() else 0)
         and all(cursor.artifacts.get(path.relative_to(folder).as_posix()) == _stamp(path) for path in files)
     )
@@ -211,7 +164,12 @@ def _cursor(folder: Path) -> Cursor:
     if not path.exists():
         # On disk before the run exists in the store, or a kill between the two would leave a second run.
         write_json(path, dataclasses.asdict(Cursor(uuid.uuid4().hex)))
-    return Cursor(**read_json(path))
+    return _read_cursor(path)
+
+
+def _read_cursor(path: Path) -> Cursor:
+    # Release 0.1 wrote two more keys.
+    return Cursor(**{key: value for key, value in read_json(path).items() if key not in ("doubt", "floor")})
 
 
 def _move(folder: Path, cursor: Cursor, **changes: Any) -> Cursor:
@@ -220,90 +178,21 @@ def _move(folder: Path, cursor: Cursor, **changes: Any) -> Cursor:
     return moved
 
 
-def _database(uri: str) -> Path | None:
-    path = uri.partition("sqlite:///")[2].partition("?")[0]
-    return Path(path) if path else None
-
-
-def public(uri: str) -> str:
-    """The address without user and password: it goes to the screen and to disk."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
-
-
-def _client(uri: str) -> MlflowClient:
-    from filelock import FileLock
-
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
-
-    database = _database(uri)
-    if database is None:
-        return MlflowClient(uri)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that create one database at once crash each other, and a kill would leave half of one.
-    with FileLock(f"{database}.lock", timeout=SERVER_TIMEOUT):
-        if not database.exists() or database.stat().st_size == 0:
-            for stale in database.parent.glob(f"{database.name}.tmp-*"):
-                stale.unlink()
-            fresh = database.with_name(f"{database.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            MlflowClient(f"sqlite:///{fresh.as_posix()}")
-            os.replace(fresh, database)
-        return MlflowClient(uri)
-
-
 def _run(
     client: MlflowClient, folder: Path, cursor: Cursor, uri: str, experiment: str, name: str
 ) -> tuple[Run, Cursor]:
     """The run in the store: the one known, else the one that carries our token, else a new one."""
     if cursor.run and cursor.uri == public(uri):
-        known = _known_run(client, cursor.run)
+        known = active_run(client, cursor.run)
         if known is not None:
             return known, cursor
-    number = _experiment(client, uri, experiment)
+    number = experiment_id(client, uri, experiment)
     marked = client.search_runs([number], f"tags.`{TOKEN}` = '{cursor.token}'", max_results=1)
     first = next((row for row in map(_row, _lines(folder / METRICS, 0)) if row), None)
     started = float(first["time"]) if first else time.time()
     run = marked[0] if marked else client.create_run(number, int(started * 1000), {TOKEN: cursor.token}, name)
-    fresh = Cursor(cursor.token, public(uri), run.info.run_id, doubt=True)
+    fresh = Cursor(cursor.token, public(uri), run.info.run_id)
     return run, _move(folder, fresh)
-
-
-def _known_run(client: MlflowClient, number: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(number)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
-
-
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    known = client.get_experiment_by_name(name)
-    if known is not None:
-        return known.experiment_id
-    database = _database(uri)
-    # MLflow would put artifacts into whatever directory the first process happened to run in.
-    place = (database.parent / "mlruns" / _word(name)).as_uri() if database else None
-    try:
-        return client.create_experiment(name, place)
-    except MlflowException:
-        known = client.get_experiment_by_name(name)
-        if known is None:
-            raise
-        return known.experiment_id
-
-
-def _word(name: str) -> str:
-    """A name that MLflow takes; it would refuse any other at every try."""
-    parts = re.sub(r"[^\w./ -]", "_", name[:250]).split("/")
-    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
 
 
 def _text(value: Any, longest: int) -> str:
@@ -315,9 +204,9 @@ def _describe(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: M
     """The parameters and tags that the run lacks or has otherwise."""
     from mlflow.entities import Param, RunTag
 
-    wanted = {_word(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
+    wanted = {allowed_name(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
     had = run.data.params
-    labels = {_word(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
+    labels = {allowed_name(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
     labels |= {f"changed.{key}"[:250]: value for key, value in wanted.items() if had.get(key, value) != value}
     new = [Param(key, value) for key, value in wanted.items() if key not in had]
     marks = [RunTag(key, value) for key, value in labels.items() if run.data.tags.get(key) != value]
@@ -348,7 +237,7 @@ def _points(row: Mapping[str, Any]) -> list[Metric]:
 
     moment = round(row["time"] * 1000)
     numbers = {
-        _word(key): float(value)
+        allowed_name(key): float(value)
         for key, value in row.items()
         if key not in ("step", "time")
         and (isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity"))
@@ -361,25 +250,20 @@ def _send_metrics(
 ) -> Cursor:
     path = folder / METRICS
     if not _intact(path, cursor):
-        cursor = dataclasses.replace(cursor, offset=0, last="", doubt=True)
-    if cursor.doubt:
-        # Kept for good: a training that was cut back logs the steps that the store has once more, and later.
-        cursor = dataclasses.replace(cursor, floor=_last_steps(client, run))
+        cursor = dataclasses.replace(cursor, offset=0, last="")
     for group in _groups(_lines(path, cursor.offset)):
-        if not cursor.doubt:
-            cursor = _move(folder, cursor, doubt=True)
         points: list[Metric] = []
         for line in group:
             row = _row(line)
             if row is None:
                 on_warning(f"{path} has a line that is not a step's metrics, which is not sent: {line[:80]!r}.")
             else:
-                points += [point for point in _points(row) if point.step > cursor.floor.get(point.key, -1)]
+                points += _points(row)
         for start in range(0, len(points), METRICS_A_CALL):
             client.log_batch(run.info.run_id, metrics=points[start : start + METRICS_A_CALL])
         end = cursor.offset + sum(map(len, group))
         cursor = _move(folder, cursor, offset=end, last=group[-1].decode(errors="replace"))
-    return _move(folder, cursor, doubt=False) if cursor.doubt else cursor
+    return cursor
 
 
 def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -407,13 +291,6 @@ def _intact(path: Path, cursor: Cursor) -> bool:
     with path.open("rb") as file:
         file.seek(max(0, cursor.offset - len(last)))
         return file.read(len(last)) == last
-
-
-def _last_steps(client: MlflowClient, run: Run) -> dict[str, int]:
-    """The last step of every metric that the store has: asked only where we cannot know."""
-    return {
-        key: max(point.step for point in client.get_metric_history(run.info.run_id, key)) for key in run.data.metrics
-    }
 
 
 def _stamp(path: Path) -> list[int]:
@@ -471,8 +348,8 @@ def _nest(client: MlflowClient, parent: str, cursor: Cursor, folder: Path, tags:
     """Tags for the run of another folder in the cursor's store, which comes under `parent` unless it has one already."""
     if not (folder / CURSOR).exists():
         return
-    other = Cursor(**read_json(folder / CURSOR))
-    known = _known_run(client, other.run) if other.run and other.uri == cursor.uri else None
+    other = _read_cursor(folder / CURSOR)
+    known = active_run(client, other.run) if other.run and other.uri == cursor.uri else None
     if known is not None:
         _describe(client, known, {}, {**tags, **({} if PARENT in known.data.tags else {PARENT: parent})})
 

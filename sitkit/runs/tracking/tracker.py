@@ -9,17 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sitkit.runs.tracking.store import SERVER_TIMEOUT, public, tracking_uri
 from sitkit.runs.tracking.sync import (
     METRICS,
     RUN_ARTIFACTS,
-    SERVER_TIMEOUT,
     TOLD,
     Status,
     catch_up,
     matching,
-    public,
-    sync,
-    tracking_uri,
+    send_run,
 )
 from sitkit.runtime.files import write_json
 
@@ -29,9 +27,9 @@ class Tracker:
 
     The end is FINISHED, KILLED after ctrl-C, and FAILED after any other exception.  Leaving waits at most `patience`
     seconds.  Nothing is raised: an outage is one call of `on_warning` (from the thread), and what was missed is sent
-    by a later `sync`.  Not enabled, it does nothing and imports nothing.
+    by a later `send_run`.  Not enabled, it does nothing and imports nothing.
 
-    artifacts: patterns of files in the folder, looked up at every sync.  children, model: as for `sync`; children that
+    artifacts: patterns of files in the folder, looked up at every sync.  children, model: as for `send_run`; children that
     were not sent whole, because the tracker was down, are sent first.  What it was told stays in tracked.json, for
     `catch_up`.
     """
@@ -102,7 +100,7 @@ class Tracker:
         try:
             for child in self.children:
                 catch_up(child, uri=self.uri, on_warning=self.on_warning)
-            sync(
+            send_run(
                 self.folder, artifacts=matching(self.folder, self.artifacts), status=status, children=self.children,
                 uri=self.uri, on_warning=self.on_warning, **self._told,
             )  # fmt: skip

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from sitkit.runs.tracking import sync as tracking
-from sitkit.runs.tracking.sync import run_id, sync
+from sitkit.runs.tracking.store import make_client
+from sitkit.runs.tracking.sync import run_id, send_run
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, write_json
 
@@ -41,9 +42,9 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A store that two processes made at the same moment.  Once for all tests: making one takes 2 s."""
     database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._client("http://127.0.0.1")  # Imports mlflow, so that the two need not.
+    make_client("http://127.0.0.1")  # Imports mlflow, so that the two need not.
     uri = f"sqlite:///{database}"
-    children = [fork(lambda name=name: tracking._client(uri).create_experiment(name)) for name in "ab"]
+    children = [fork(lambda name=name: make_client(uri).create_experiment(name)) for name in "ab"]
     return Made(database, [os.waitpid(child, 0)[1] for child in children])
 
 
@@ -90,7 +91,7 @@ def log(folder: Path, steps: range, *, moment: float = T0, **more: Any) -> None:
 
 
 def client(uri: str) -> Any:
-    return tracking._client(uri)
+    return make_client(uri)
 
 
 def runs(uri: str) -> list[Any]:
@@ -107,6 +108,15 @@ def check_whole(uri: str, folder: Path, steps: int) -> None:
     assert len(runs(uri)) == 1
     assert points(uri, folder, "loss") == [(s, 1 / (1 + s)) for s in range(steps)]
     assert points(uri, folder, "rate") == [(s, s) for s in range(steps)]
+
+
+def check_complete(uri: str, folder: Path, steps: int, resumed: int) -> None:
+    """One run with every step: once before the step at which the training resumed, at most twice after it."""
+    assert len(runs(uri)) == 1
+    for key, expected in (("loss", [(s, 1 / (1 + s)) for s in range(steps)]), ("rate", [(s, s) for s in range(steps)])):
+        sent = points(uri, folder, key)
+        assert sorted(set(sent)) == expected
+        assert max(map(sent.count, expected[:resumed])) == 1 and max(map(sent.count, expected)) <= 2
 
 
 def sent_bytes(folder: Path) -> int:
@@ -143,7 +153,7 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
         "artifacts": files,
     }
     for _ in range(2):
-        sync(folder, **told)
+        send_run(folder, **told)
     check_whole(store, folder, 3)
     run = client(store).get_run(run_id(folder))
     assert run.info.run_name == "gvp" and run.info.status == "RUNNING"
@@ -154,12 +164,12 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert run.info.start_time == round(T0 * 1000)
 
     cursor = (folder / "tracking.json").read_bytes()
-    sync(folder, **told)
+    send_run(folder, **told)
     assert (folder / "tracking.json").read_bytes() == cursor, "a sync with nothing new sends nothing"
 
     log(folder, range(3, 5))
     (folder / "pictures" / "1.png").write_bytes(b"another")
-    sync(folder, **told, status="FINISHED")
+    send_run(folder, **told, status="FINISHED")
     check_whole(store, folder, 5)
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED"
@@ -169,7 +179,7 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert (place / "config.yaml").read_text() == "lr: 1e-4\n"
 
     told["params"] = {"lr": 2e-4}
-    sync(folder, **told)
+    send_run(folder, **told)
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "RUNNING"
     assert run.data.params["lr"] == "0.0001" and run.data.tags["changed.lr"] == "0.0002"
@@ -180,7 +190,7 @@ def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> No
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, "time": T0, "loss": "NaN", "rate": "-Infinity", "note": "text"}) + "\n")
     params = {f"p{i}": i for i in range(250)} | {"long": "x" * 6001, "fits": "x" * 6000, "k€y": 1}
-    sync(folder, name="n", params=params, tags={"long": "y" * 9000})
+    send_run(folder, name="n", params=params, tags={"long": "y" * 9000})
     run = client(store).get_run(run_id(folder))
     assert len(run.data.params) == 253
     assert run.data.params["fits"] == "x" * 6000 and run.data.params["k_y"] == "1"
@@ -193,7 +203,7 @@ def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> No
     assert run.data.metrics["rate"] == -sys.float_info.max, "MLflow keeps infinity as the largest number"
     before = {key: len(points(store, folder, key)) for key in run.data.metrics}
     write_json(folder / "tracking.json", read_json(folder / "tracking.json") | {"offset": 0, "last": ""})
-    sync(folder, name="n", params=params)
+    send_run(folder, name="n", params=params)
     assert {key: len(points(store, folder, key)) for key in run.data.metrics} == before
 
 
@@ -201,7 +211,7 @@ def test_more_points_than_one_call_takes(store: str, folder: Path) -> None:
     wide = {f"class/{i}": float(i) for i in range(2300)}
     log(folder, range(1), **wide)
     log(folder, range(1, 1200))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(store, folder, 1200)
     metrics = client(store).get_run(run_id(folder)).data.metrics
     assert all(metrics[key] == value for key, value in wide.items())
@@ -215,12 +225,12 @@ def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> N
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 1700000002.0, "lo')
     said: list[str] = []
-    sync(folder, name="n", on_warning=said.append)
+    send_run(folder, name="n", on_warning=said.append)
     check_whole(store, folder, 2)
     assert len(said) == 4 and all("metrics.jsonl has a line" in text for text in said)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f'ss": {1 / 3}, "rate": 2}}\n')
-    sync(folder, name="n", on_warning=said.append)
+    send_run(folder, name="n", on_warning=said.append)
     check_whole(store, folder, 3)
     assert len(said) == 4
 
@@ -228,8 +238,8 @@ def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> N
 def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "study").mkdir()
     assert run_id(tmp_path / "study") is None
-    sync(tmp_path / "study", name="study")
-    sync(folder, name="cell", parent=run_id(tmp_path / "study"))
+    send_run(tmp_path / "study", name="study")
+    send_run(folder, name="cell", parent=run_id(tmp_path / "study"))
     assert client(store).get_run(run_id(folder)).data.tags["mlflow.parentRunId"] == run_id(tmp_path / "study")
 
 
@@ -237,11 +247,11 @@ def test_children_are_nested_once_and_tagged(store: str, tmp_path: Path, folder:
     """A training that two studies share stays under the first, and carries the tags of both."""
     (tmp_path / "unsent").mkdir()
     log(folder, range(2))
-    sync(folder, name="training")
+    send_run(folder, name="training")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         tags = {folder: {f"sitkit.study.{name}": "true"}, tmp_path / "unsent": {"a": "b"}, tmp_path / "missing": {}}
-        sync(tmp_path / name, name=name, children=tags)
+        send_run(tmp_path / name, name=name, children=tags)
     tags = client(store).get_run(run_id(folder)).data.tags
     assert tags["mlflow.parentRunId"] == run_id(tmp_path / "one")
     assert tags["sitkit.study.one"] == tags["sitkit.study.two"] == "true"
@@ -271,7 +281,7 @@ def test_children_that_were_missed_are_sent_with_their_parent(
     )
     assert [a.path for a in client(store).list_artifacts(run_id(folder))] == ["grid.png"]
     # Whole, it is not sent again, and asks nobody.
-    monkeypatch.setattr(tracking, "sync", lambda *a, **k: pytest.fail("sent again"))
+    monkeypatch.setattr(tracking, "send_run", lambda *a, **k: pytest.fail("sent again"))
     assert not tracking.catch_up(folder)
     log(folder, range(3, 4))
     with pytest.raises(pytest.fail.Exception):
@@ -291,7 +301,7 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
 
     run = copied(trained("points"), tmp_path / "runs")
     for status in ("RUNNING", "FINISHED", "FINISHED"):
-        sync(run, name="n", model=(2,), status=status)
+        send_run(run, name="n", model=(2,), status=status)
         kept = [a.path for a in client(store).list_artifacts(run_id(run))]
         assert kept == ([] if status == "RUNNING" else ["model"])
     place = client(store).download_artifacts(run_id(run), "model")
@@ -309,28 +319,26 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
 # Kills, resumes and lost stores
 
 
-@pytest.mark.parametrize("written", ["before", "during", "after creation"])
+@pytest.mark.parametrize("written", ["before", "after creation"])
 def test_a_kill_between_sending_and_the_cursor_doubles_nothing(store: str, folder: Path, written: str) -> None:
     """The state on disk after such a kill is the cursor from before, with everything in the store."""
     log(folder, range(40))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     cursor = read_json(folder / "tracking.json")
     log(folder, range(40, 100))
-    sync(folder, name="n")
-    if written == "during":
-        cursor["doubt"] = True
-    elif written == "after creation":
+    send_run(folder, name="n")
+    if written == "after creation":
         cursor = dataclasses.asdict(tracking.Cursor(cursor["token"]))
     write_json(folder / "tracking.json", cursor)
     log(folder, range(100, 110))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(store, folder, 110)
 
 
 @pytest.mark.parametrize("sent", [40, 90, 100])
 @pytest.mark.parametrize("grown", [71, 100, 140])
 @pytest.mark.parametrize("looked", [True, False])
-def test_a_file_cut_back_and_grown_again_doubles_nothing(
+def test_the_file_of_a_resumed_training_is_sent_again(
     store: str, folder: Path, sent: int, grown: int, looked: bool
 ) -> None:
     """A kill at step 100, the cursor written at `sent`, everything in the store; training goes on from step 70.
@@ -338,21 +346,21 @@ def test_a_file_cut_back_and_grown_again_doubles_nothing(
     The second attempt's lines are shorter, so that an offset from the first falls beyond their steps.
     """
     log(folder, range(sent), moment=T0 + 0.123456)
-    sync(folder, name="n")
+    send_run(folder, name="n")
     cursor = read_json(folder / "tracking.json")
     log(folder, range(sent, 100), moment=T0 + 0.123456)
-    sync(folder, name="n")
+    send_run(folder, name="n")
     if sent < 100:
-        write_json(folder / "tracking.json", cursor | {"doubt": True})
+        write_json(folder / "tracking.json", cursor)
     cut_back(folder, 70)
     said: list[str] = []
     if looked:
-        sync(folder, name="n", on_warning=said.append)
+        send_run(folder, name="n", on_warning=said.append)
     log(folder, range(70, grown), moment=T0 + 5000)
-    sync(folder, name="n", on_warning=said.append)
-    sync(folder, name="n", on_warning=said.append)
+    send_run(folder, name="n", on_warning=said.append)
+    send_run(folder, name="n", on_warning=said.append)
     assert said == []
-    check_whole(store, folder, max(grown, 100))
+    check_complete(store, folder, max(grown, 100), resumed=70)
 
 
 def kill_once_seen(store: str, folder: Path, table: str) -> None:
@@ -360,7 +368,7 @@ def kill_once_seen(store: str, folder: Path, table: str) -> None:
 
     def send() -> None:
         os.nice(19)
-        sync(folder, name="n")
+        send_run(folder, name="n")
 
     with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as look:
         count = f"SELECT count(*) FROM {table}"
@@ -378,48 +386,48 @@ def test_a_real_kill_as_soon_as_the_run_exists_leaves_one_run(store: str, tmp_pa
         folder.mkdir()
         log(folder, range(3))
         kill_once_seen(store, folder, "runs")
-        sync(folder, name="n")
+        send_run(folder, name="n")
         assert len(runs(store)) == number + 1
         assert len(points(store, folder, "loss")) == 3
 
 
-def test_a_real_kill_as_soon_as_points_arrive_doubles_nothing(store: str, folder: Path) -> None:
-    """Even where the training is then cut back and logs the same steps at other times."""
+def test_a_real_kill_as_soon_as_points_arrive_loses_nothing(store: str, folder: Path) -> None:
+    """The training is then cut back and logs the same steps at other times."""
     log(folder, range(50))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     log(folder, range(50, 500))
     kill_once_seen(store, folder, "metrics")
     cut_back(folder, 100)
     log(folder, range(100, 600), moment=T0 + 5000)
-    sync(folder, name="n")
-    check_whole(store, folder, 600)
+    send_run(folder, name="n")
+    check_complete(store, folder, 600, resumed=100)
 
 
 def test_real_kills_at_random_moments_double_nothing(store: str, folder: Path) -> None:
     log(folder, range(6000))
     sent = []
     for pause in (0.02, 0.15, 0.3, 0.6):
-        child = fork(lambda: sync(folder, name="n"))
+        child = fork(lambda: send_run(folder, name="n"))
         time.sleep(pause)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         sent.append(sent_bytes(folder))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(store, folder, 6000)
     assert sent == sorted(sent)
 
 
 def test_a_store_that_lost_the_run_gets_it_whole(store: str, folder: Path, template: Path) -> None:
     log(folder, range(5))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     lost = run_id(folder)
     shutil.copy(template, store.removeprefix("sqlite:///"))
     log(folder, range(5, 8))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(store, folder, 8)
     assert run_id(folder) != lost
     client(store).delete_run(run_id(folder))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(store, folder, 8)
 
 
@@ -427,16 +435,16 @@ def test_another_store_gets_it_whole_and_the_first_goes_on(
     store: str, folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log(folder, range(5))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     shutil.copy(template, tmp_path / "other.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(f"sqlite:///{tmp_path}/other.db", folder, 5)
     assert read_json(folder / "tracking.json")["uri"] == f"sqlite:///{tmp_path}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     log(folder, range(5, 7))
-    sync(folder, name="n")
+    send_run(folder, name="n")
     check_whole(store, folder, 7)
 
 
@@ -449,7 +457,7 @@ def test_a_store_deleted_under_a_running_process_is_made_anew(
     shutil.copy(template, tmp_path / "mlflow.db")
     log(folder, range(3))
     for _ in range(2):
-        sync(folder, name="n")
+        send_run(folder, name="n")
         assert {p.name for p in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
         # Not through MLflow, which would read from the deleted file what it wrote there.
         with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as look:
@@ -469,7 +477,7 @@ def test_processes_may_send_at_once_also_the_same_run(store: str, tmp_path: Path
     for folder in folders:
         folder.mkdir()
         log(folder, range(3))
-    children = [fork(lambda folder=folder: sync(folder, name=folder.name)) for folder in [*folders, *folders]]
+    children = [fork(lambda folder=folder: send_run(folder, name=folder.name)) for folder in [*folders, *folders]]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
     assert len(runs(store)) == 2
     assert all(len(points(store, folder, "loss")) == 3 for folder in folders)
@@ -479,7 +487,7 @@ def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> Non
     from filelock import FileLock
 
     with FileLock(folder / "tracking.lock"):
-        child = fork(lambda: sync(folder, name="n"))
+        child = fork(lambda: send_run(folder, name="n"))
         time.sleep(0.5)
         assert not (folder / "tracking.json").exists()
     assert os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,138 @@
+"""The MLflow store: its address, whether it can be reached, and a client.
+
+mlflow is imported only when a client is made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SERVER_TIMEOUT = 20.0
+
+# Set before mlflow is imported, unless the user has set them.  Its own 7 retries of 120 s would hold a run for minutes;
+# a pooled SQLite connection would go on writing to a database that was deleted.
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
+}
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a relative SQLite path is made absolute."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = _database(uri)
+    return f"sqlite:///{database.resolve().as_posix()}" if database else uri
+
+
+def reach(patience: float) -> tuple[str, str]:
+    """The store's address, without user and password, and why it cannot be used now ("" where it can).
+
+    A server must answer its health check within `patience` seconds; a database file must be one, in a folder that can be
+    written.  Nothing is created.  Other addresses are MLflow's own to judge, when it is used.
+    """
+    uri = tracking_uri()
+    database = _database(uri)
+    if database is not None:
+        return uri, _unusable(database)
+    if not uri.startswith(("http://", "https://")):
+        return public(uri), ""
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=patience):
+            return public(uri), ""
+    except (OSError, ValueError) as error:
+        return public(uri), f"does not answer: {getattr(error, 'reason', error)}"
+
+
+def _unusable(database: Path) -> str:
+    if database.exists():
+        with database.open("rb") as file:
+            start = file.read(16)
+        return "" if start in (b"", b"SQLite format 3\0") else "is no SQLite database"
+    folder = next(parent for parent in database.parents if parent.exists())
+    return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written"
+
+
+def _database(uri: str) -> Path | None:
+    path = uri.partition("sqlite:///")[2].partition("?")[0]
+    return Path(path) if path else None
+
+
+def public(uri: str) -> str:
+    """The address without user and password: it goes to the screen and to disk."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def make_client(uri: str) -> MlflowClient:
+    """Return a client of the store at an address; a database is created if there is none."""
+    from filelock import FileLock
+
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    database = _database(uri)
+    if database is None:
+        return MlflowClient(uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that create one database at once crash each other, and a kill would leave half of one.
+    with FileLock(f"{database}.lock", timeout=SERVER_TIMEOUT):
+        if not database.exists() or database.stat().st_size == 0:
+            for stale in database.parent.glob(f"{database.name}.tmp-*"):
+                stale.unlink()
+            fresh = database.with_name(f"{database.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            MlflowClient(f"sqlite:///{fresh.as_posix()}")
+            os.replace(fresh, database)
+        return MlflowClient(uri)
+
+
+def active_run(client: MlflowClient, number: str) -> Run | None:
+    """Return the run with an id; None if the store does not have it or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(number)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """Return the id of an experiment, which is created if there is none of that name."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return experiment.experiment_id
+    database = _database(uri)
+    # MLflow would put artifacts into whatever directory the first process happened to run in.
+    place = (database.parent / "mlruns" / allowed_name(name)).as_uri() if database else None
+    try:
+        return client.create_experiment(name, place)
+    except MlflowException:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return experiment.experiment_id
+
+
+def allowed_name(name: str) -> str:
+    """A name that MLflow takes; it would refuse any other at every try."""
+    parts = re.sub(r"[^\w./ -]", "_", name[:250]).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
