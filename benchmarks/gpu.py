@@ -40,7 +40,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.parallel import tf32
 from sitkit.training.throughput import PASSES, peak_flops
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 # Wanted of sit-xl/2 on one H100 or H200.
 WANTED = {"mfu": 0.55, "over_baseline": 3.0}
@@ -101,13 +101,13 @@ def resume_right(device: torch.device) -> dict[str, Any]:
                 "backbone={name: sit, patch_size: 4, hidden_size: 32, depth: 1, num_heads: 2}",
             ]
         )  # fmt: skip
-        whole = train(assemble([read_config("digits"), settings]))
+        whole = run_training(assemble([read_config("digits"), settings]))
         half, last = checkpoints(RunFolder(whole).checkpoints)
         elsewhere = read_assignments([f"run.folder={folder}/continued"])
         begun = RunFolder(whole.parent.with_name("continued") / whole.name).checkpoints
         begun.mkdir(parents=True)
         shutil.copy(half, begun)
-        train(assemble([read_config("digits"), settings, elsewhere]))
+        run_training(assemble([read_config("digits"), settings, elsewhere]))
         ran, continued = (load_tensors(path)[1] for path in (last, begun / last.name))
     off = max(error(continued[name], ran[name]) for name in ran if name.startswith("model.") and ran[name].any())
     return {"continued": {"error": off, "bound": 1e-6, "right": off <= 1e-6}}

@@ -26,7 +26,7 @@ from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run_folder import RunFolder
 from sitkit.studies.ablate import ablate
 from sitkit.studies.status import StudyOutcome
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 # Settings of the smallest networks that still have every part.
 SMALL = {
@@ -64,7 +64,7 @@ def flags(*settings: str, base: str = "points") -> list[str]:
 @functools.cache
 def trained(base: str = "points") -> Path:
     """The folder of a run that was trained once for all tests: not to be written to."""
-    return train(tiny(Path(STARTED.name) / "runs", base=base))
+    return run_training(tiny(Path(STARTED.name) / "runs", base=base))
 
 
 def autoencoder(folder: Path, seed: int = 0, channels: int = 3) -> Path:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from sitkit.runtime.progress import Event, Progress
+from sitkit.runtime.progress import Progress
+from sitkit.runtime.progress_bar import bars, lines
 
 if TYPE_CHECKING:
     pass
@@ -87,71 +87,8 @@ def table(
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A function for events: live bars on a terminal, else a line every few seconds."""
-    with _bars() if err.is_terminal else _lines() as report:
+    with bars(err) if err.is_terminal else lines(err) as report:
         yield report
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-    from rich.table import Column
-
-    # Where the terminal is narrow the bar gives way, then the numbers go on below; counts and times are never cut.
-    folded = Column(overflow="fold")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(max(4, min(40, err.width - 80))),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}", table_column=folded),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=err) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(event: Event) -> None:
-            if event.message:
-                bars.console.print(escape(event.message))
-            if not event.total:
-                return
-            if event.stage not in tasks or event.done < bars.tasks[bars.task_ids.index(tasks[event.stage])].completed:
-                if event.stage in tasks:
-                    bars.remove_task(tasks[event.stage])
-                tasks[event.stage] = bars.add_task(event.stage, total=event.total, numbers="")
-            bars.update(tasks[event.stage], completed=event.done, total=event.total, numbers=numbers(event.values))
-
-        yield report
-
-
-@contextmanager
-def _lines(every: float = 5.0) -> Iterator[Progress]:
-    said: dict[tuple[str, str], float] = {}
-    last: dict[tuple[str, str], tuple[int, int]] = {}
-
-    def report(event: Event) -> None:
-        if event.message:
-            err.print(escape(event.message))
-        now, what, place = time.monotonic(), (event.task, event.stage), (event.done, event.total)
-        if place == last.get(what):
-            return
-        if event.total and (event.done == event.total or now - said.get(what, -every) >= every):
-            said[what], last[what] = now, place
-            of = f"{event.task}: " if event.task else ""
-            err.print(f"{of}{event.stage} {event.done}/{event.total} {numbers(event.values)}".rstrip())
-
-    yield report
-
-
-def numbers(values: Mapping[str, float]) -> str:
-    """ "loss 0.123  images/s 4567" """
-    return "  ".join(
-        f"{name} {value:.4g}" if abs(value) < 1000 else f"{name} {value:.0f}" for name, value in values.items()
-    )
-
-
-Action = Callable[..., Any]
 
 
 def plain(value: Any) -> Any:

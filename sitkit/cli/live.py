@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sitkit.cli import console
 from sitkit.runtime.progress import Event, Progress
+from sitkit.runtime.progress_bar import format_values
 
 if TYPE_CHECKING:
     from sitkit.studies.scheduler import TaskStatus, Work
@@ -142,7 +143,7 @@ def _tasks(going: list[TaskStatus], room: int) -> list[Any]:
     for standing in going[:room]:
         event = standing.event
         assert event is not None
-        values = console.numbers(event.values)
+        values = format_values(event.values)
         bar = ProgressBar(total=100, completed=100 * standing.part, width=20)
         stage = state(standing)
         table.add_row(

@@ -111,24 +111,12 @@ RunName = Annotated[
 ]
 
 
-def layer(flags: Mapping[str, Any], sets: list[str] | None) -> Any:
-    """Settings from the flags that were given ("train.steps": 2), then from --set."""
-    from sitkit.runs.config.mappings import merge, nest
-    from sitkit.runs.config.sources import Layer, read_assignments
+def layer(flags: Mapping[str, Any], sets: list[str] | None, training: bool = False) -> Any:
+    """Return the settings from the flags that were given, then from --set.
 
-    given = {key: value for key, value in flags.items() if value is not None}
-    where = {key: FLAGS.get(key, f"--{key}") for key in given}
-    assigned = read_assignments(sets or [])
-    return Layer(merge(nest(given), assigned.values), where | assigned.where)
+    training: --steps, --seed and --runs are settings of the training, not of the sampling.
+    """
+    from sitkit.runs.config.sources import SAMPLING_SETTINGS, TRAINING_SETTINGS, flags_to_layer, read_assignments
 
-
-FLAGS = {
-    "train.steps": "--steps",
-    "train.seed": "--seed",
-    "sampler.steps": "--steps",
-    "sample.n": "-n",
-    "sample.seed": "--seed",
-    "sample.ema": "--ema",
-    "run.folder": "--runs",
-    "run.device": "--device",
-}
+    names = TRAINING_SETTINGS if training else SAMPLING_SETTINGS
+    return flags_to_layer(flags, read_assignments(sets or []), names, lambda f: f"--{f}" if len(f) > 1 else f"-{f}")

@@ -14,7 +14,7 @@ import torch
 from sitkit.results.diff import Difference, record_differences
 from sitkit.results.lookup import NamedEvaluation
 from sitkit.runs.config.sources import Layer
-from sitkit.runs.evaluate import evaluate
+from sitkit.runs.evaluate import measure_run
 from sitkit.runs.run import Run, load
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD
@@ -78,7 +78,7 @@ def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: P
     was = {key: number.record.get(key) for key in VALUES}
     try:
         run = run_as_measured(number, root, device)
-        (made,) = evaluate(run, progress)
+        (made,) = measure_run(run, progress)
     except (UserError, WorkFailed) as error:
         return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])
     record = read_json(made.path)
@@ -105,7 +105,7 @@ def run_as_measured(number: NamedEvaluation, root: Path, device: str | None = No
     recipe["sample"] = {"batch": record["sampling"]["at_once"], **recipe["sample"]}
     over = {**recipe, "metric": [record["metric"]], "run": {"track": False, "keep_samples": record["sampling"]["kept"]}}
     source = _given(number, root)
-    run = load(source, step=step, device=device or device_of_record(environment), over=Layer(over), root=root)
+    run = load(source, step=step, device=device or device_of_record(environment), settings=Layer(over), root=root)
     torch.set_num_threads(environment["threads"])
     if run.examples.fingerprint != record["data"]:
         raise UserError(f"The data of {number.folder} changed since the number was measured.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from filelock import FileLock
@@ -16,14 +17,15 @@ from sitkit.data.dataset import load_examples
 from sitkit.evaluation.extractors.extractor import Extraction, Extractor
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
 from sitkit.evaluation.reference import Reference
-from sitkit.registry import spec
+from sitkit.registry import extractors, spec
 from sitkit.runs.config.identity import file_digest, number_identity, sampling_identity
 from sitkit.runs.config.mappings import flat
+from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer, nest
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import Run, read_config_of
+from sitkit.runs.run import Run, open_run, read_config_of
 from sitkit.runs.run_folder import RunFolder
-from sitkit.runs.sample import sample
+from sitkit.runs.sample import draw_samples
 from sitkit.runs.sample_set import SampleSet, keeps_samples
 from sitkit.runs.tracking.sync import METRICS, run_id
 from sitkit.runs.tracking.tracker import Tracker
@@ -31,7 +33,9 @@ from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.progress_bar import reporting
 
+MAX_SAMPLES = 50_000
 # What the metrics draw at random (bootstrap, directions, subsets, halves) comes from this seed.
 SEED = 0
 
@@ -109,7 +113,62 @@ class Evaluation:
         return f"Evaluation({self.metric} = {self.value:.4g}{stderr}, n = {self.n}, NFE = {self.nfe})"
 
 
-def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
+def evaluate(
+    run: Run | str | Path = "latest",
+    *,
+    metric: Spec[Metric] | Sequence[Spec[Metric]] | None = None,
+    features: Spec[Extractor] | None = None,
+    progress: Progress | None = None,
+    **flags: Unpack[SamplingFlags],
+) -> list[Evaluation]:
+    """Measure samples of a run against its data, or return the numbers that are on disk already.
+
+    Args:
+        run: a run, or its folder, name or identity, or "latest".
+        metric: one metric or several; names may be joined by commas.  By default those of the run.
+        features: the extractor in whose feature space every metric compares.
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+        flags: as in `sample`.  Without `n` as many samples are drawn as there are examples, at most 50,000.
+
+    Returns:
+        One evaluation a metric: its value with a standard error, and the record.
+
+    Raises:
+        UserError: before any sample is drawn, for a metric that cannot be computed.
+        WorkFailed: for samples that are not finite.
+    """
+    chosen = open_run(run, flags, "evaluate")
+    metrics = _named_metrics(metric, features, chosen)
+    if metrics is not None:
+        chosen = chosen.with_settings(flags_to_layer({"metric": metrics}))
+    settings = flags.get("settings")
+    given = settings.values if isinstance(settings, Layer) else nest(settings or {})
+    if flags.get("n") is None and "n" not in given.get("sample", {}):
+        n = min(len(chosen.examples) or MAX_SAMPLES, MAX_SAMPLES)
+        chosen = chosen.with_settings(Layer({"sample": {"n": n}}))
+    with reporting(progress) as report:
+        return measure_run(chosen, report)
+
+
+def _named_metrics(
+    metric: Spec[Metric] | Sequence[Spec[Metric]] | None, features: Spec[Extractor] | None, run: Run
+) -> list[Any] | None:
+    """Return the metrics as settings, each with the features; None if neither is given."""
+    if metric is None and features is None:
+        return None
+    several = metric if isinstance(metric, (list, tuple)) else [] if metric is None else [metric]
+    words = [word for item in several for word in (item.split(",") if isinstance(item, str) else [item])]
+    chosen = [word.strip() if isinstance(word, str) else word for word in words] or [
+        configured.name for configured in run.config.metric
+    ]
+    if features is None:
+        return chosen
+    extractor = spec(extractors.parse(features))
+    named = [word if isinstance(word, Mapping) else {"name": getattr(word, "name", word)} for word in chosen]
+    return [{**word, "features": extractor} for word in named]
+
+
+def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
     """Every metric of the configuration on one set of the run's samples; what is done is not done again.
 
     Ranks under torchrun, or several processes on one folder, share the work.  On a CPU the numbers are the same to the last
@@ -124,7 +183,7 @@ def evaluate(run: Run, progress: Progress = silent) -> list[Evaluation]:
             extractions = _extractions(run, missing, progress)
             keep = keeps_samples(run.config, missing)
             stored = tuple(done for extractor, done in extractions.items() if extractor.learnt or not keep)
-            samples = sample(run, progress, keep=keep, extractions=stored)
+            samples = draw_samples(run, progress, keep=keep, extractions=stored)
             reference = Reference(load_examples(run.config.data.source()), run.folder.parent / "references")
             first = world.rank * len(missing) // world.size
             for metric in missing[first:] + missing[:first]:

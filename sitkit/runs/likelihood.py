@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,22 +20,25 @@ from torch import Tensor
 
 from sitkit.models.autoencoder import Identity, modelled
 from sitkit.registry import spec
+from sitkit.runs.config.sources import Layer, Spec
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
-from sitkit.runs.run import Run
+from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress, silent
-from sitkit.solvers.log_density import LogDensity, likelihood
+from sitkit.runtime.progress_bar import reporting
+from sitkit.solvers.log_density import LogDensity, integrate_log_density
 from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE
+from sitkit.solvers.sampler import Sampler
 
 MAX_HELDOUT, LIKELIHOOD_BATCH = 1000, 100
 
 
-class Density(NamedTuple):
+class HeldoutLikelihood(NamedTuple):
     """A likelihood on disk: where, and the record."""
 
     path: Path
@@ -46,16 +50,63 @@ class Density(NamedTuple):
         return float(self.record["value"])
 
 
-def density(
+Divergence = Literal["auto", "exact", "rademacher", "gaussian"]
+
+
+def likelihood(
+    run: Run | str | Path = "latest",
+    *,
+    n: int | None = None,
+    probes: int = 1,
+    divergence: Divergence = "auto",
+    sampler: Spec[Sampler] = "dopri5",
+    steps: int | None = None,
+    seed: int = 0,
+    ema: float | None = None,
+    runs: str | Path | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | Layer | None = None,
+    progress: Progress | None = None,
+) -> HeldoutLikelihood:
+    """Measure the log-likelihood of held-out data under the probability-flow ODE, or return it from disk.
+
+    Args:
+        run: a run, or its folder, name or identity, or "latest".
+        n: held-out examples; all, at most 1,000, by default.
+        probes: probes of the divergence for each example.
+        divergence: "auto" (exact up to 32 dimensions, else rademacher), "exact", "rademacher", "gaussian".
+        sampler: an ODE solver.
+        steps: intervals of a fixed-step solver.
+        seed: seed of dequantisation and probes.
+        ema, runs, device, settings, progress: as in `sample`.
+
+    Returns:
+        Bits per dimension (nats per dimension for data that are not rounded), with standard errors in the record.
+
+    Raises:
+        UserError: where nothing is held out, for a sampler that solves no ODE, and for n or probes below 1.
+        WorkFailed: for log-densities that are not finite.
+    """
+    if divergence not in get_args(Divergence):
+        known = ", ".join(get_args(Divergence))
+        raise UserError(f"divergence {divergence}: no such estimate. Known: {known}.")
+    flags = {"sampler": sampler, "steps": steps, "ema": ema, "runs": runs, "device": device, "settings": settings}
+    chosen = open_run(run, flags, "likelihood")
+    with reporting(progress) as report:
+        solver: Any = chosen.config.sampler
+        return measure_likelihood(chosen, report, n=n, probes=probes, divergence=divergence, sampler=solver, seed=seed)
+
+
+def measure_likelihood(
     run: Run,
     progress: Progress = silent,
     *,
     n: int | None = None,
     probes: int = 1,
-    divergence: Literal["auto", "exact", "rademacher", "gaussian"] = "auto",
+    divergence: Divergence = "auto",
     sampler: AdaptiveODE | FixedStepODE = Dopri5(),
     seed: int = 0,
-) -> Density:
+) -> HeldoutLikelihood:
     """Measure the first n held-out examples (all, at most 1,000) into likelihoods/<identity>.json, or read it there.
 
     The densities are conditional on the examples' labels, where there are any and config.sample.labels is not "none".
@@ -89,7 +140,7 @@ def density(
     path = RunFolder(run.folder).likelihoods / f"{identity(run.identity, recipe, data.fingerprint)}.json"
     if not path.is_file():
         write_json(path, _measure(run, index, recipe, sampler, progress))
-    return Density(path, read_json(path))
+    return HeldoutLikelihood(path, read_json(path))
 
 
 def _measure(
@@ -108,7 +159,7 @@ def _measure(
         x = (dequantised(x, width, keys) if width else x).to(device)
         x = modelled(run.config.autoencoder, data, x)
         y = torch.from_numpy(data.labels[some]).to(device) if recipe["labels"] == "given" else None
-        part = likelihood(
+        part = integrate_log_density(
             run.field,
             x,
             y,

@@ -25,8 +25,19 @@ from sitkit.models.autoencoder import modelled_shape
 from sitkit.runs import averages
 from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.identity import slug, training_identity
+from sitkit.runs.config.mappings import merge
+from sitkit.runs.config.sampling_presets import read_preset
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
-from sitkit.runs.config.sources import Layer, locate, to_yaml, validate
+from sitkit.runs.config.sources import (
+    SAMPLING_SETTINGS,
+    Layer,
+    SamplingFlags,
+    flags_to_layer,
+    locate,
+    require_flags,
+    to_yaml,
+    validate,
+)
 from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file, weights_name, weights_of_file
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.distributed import device_of
@@ -248,25 +259,38 @@ def load(
     run: str | Path,
     *,
     weights: Literal["ema", "raw"] | None = None,
+    ema: float | None = None,
     step: int | None = None,
     device: str = "auto",
-    over: Layer | Config | None = None,
-    root: Path = Path("runs"),
+    settings: Layer | Config | Mapping[str, Any] | None = None,
+    root: str | Path = "runs",
 ) -> Run:
-    """The trained run in a folder (or by name, identity, "latest"), in one file, or on the Hugging Face hub (hf://owner/name).
+    """Load a trained run: its configuration, its network, and the field that reads the network.
 
-    It has its config, its network, and its field, ready to sample; its data need not be there.
-    weights: "ema" (the first one) or "raw", by default what sample.weights and sample.ema say.  step: a checkpoint's
-    step, by default the newest.  over: settings of sampling and evaluation.  Raises UserError for a run that is not
-    there, has no checkpoint yet, or whose checkpoint is damaged, and for a setting that its training has fixed.
+    Its data need not be there.
+
+    Args:
+        run: a folder, a name, an identity or its beginning, "latest", one file, or hf://owner/name.
+        weights: "ema" (the first average) or "raw"; by default what sample.weights and sample.ema say.
+        ema: the decay of a stored average, or the relative width of one to rebuild.
+        step: the step of the checkpoint, by default the newest.
+        device: "cpu", "cuda", "cuda:1", or "auto".
+        settings: settings of sampling and evaluation, by dotted key.
+        root: the folder of runs.
+
+    Raises:
+        UserError: for a run that is not there, has no checkpoint yet or a damaged one, and for a setting that its
+            training fixed.
     """
-    source = located(run, root)
+    source = located(run, Path(root))
     config = read_config_of(source)
     if source.is_file():
-        config = config.model_copy(update={"run": config.run.model_copy(update={"folder": root})})
+        config = config.model_copy(update={"run": config.run.model_copy(update={"folder": Path(root)})})
     use_threads(config)
-    if over is not None:
-        config = _changed(source, config, over)
+    if settings is not None or ema is not None:
+        if not isinstance(settings, (Layer, Config)):
+            settings = flags_to_layer({"ema": ema}, settings, SAMPLING_SETTINGS)
+        config = _changed(source, config, settings)
     if weights is not None:
         chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
         config = config.model_copy(update={"sample": chosen})
@@ -274,8 +298,60 @@ def load(
     at, network = _read_network(source, config, known, step, device)
     field, file = Field(network, config.interp, config.target, known.num_classes), None
     if source.is_file():
-        source, file = root / f"{slug(config)}-{read_run_header(source)['fingerprints']['weights'][:12]}", source
+        weights_id = read_run_header(source)["fingerprints"]["weights"][:12]
+        source, file = Path(root) / f"{slug(config)}-{weights_id}", source
     return Run(source, config, at, network, field, file)
+
+
+def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
+    """Return a run with the settings that the keyword arguments of a verb make; `flags` as in `SamplingFlags`."""
+    require_flags(flags, SamplingFlags, verb)
+    flags = dict(flags)
+    preset, settings, step = (flags.pop(name, None) for name in ("preset", "settings", "step"))
+    root = Path(flags.pop("runs", None) or "runs")
+    layer = flags_to_layer(flags, settings, SAMPLING_SETTINGS)
+    if preset is not None:
+        base = read_preset(run.folder if isinstance(run, Run) else find_run(run, root), preset)
+        layer = Layer(merge(base.values, layer.values), base.where | layer.where)
+    if isinstance(run, Run) and step in (None, run.step):
+        return run.with_settings(layer) if layer.values else run
+    source = run.source if isinstance(run, Run) else run
+    return load(source, settings=layer, root=root, step=step, device=flags.get("device") or "auto")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How far a run is: step of steps, the number of its sample sets and evaluations, and its first numbers.
+
+    values: (metric, value) of the first three evaluations.
+    """
+
+    folder: Path
+    step: int
+    steps: int
+    samplings: int
+    evaluations: int
+    values: tuple[tuple[str, float], ...]
+
+
+def list_runs(root: str | Path = "runs") -> list[RunSummary]:
+    """Return a summary of each run in a folder, by name."""
+    summaries = []
+    for folder in run_folders(Path(root)):
+        saved = checkpoints(RunFolder(folder).checkpoints)
+        records = [read_json(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
+        values = [(r["metric"]["name"], float(r["value"])) for r in records if {"value", "metric"} <= r.keys()]
+        summaries.append(
+            RunSummary(
+                folder=folder,
+                step=step_of(saved[-1]) if saved else 0,
+                steps=read_config_of(folder).train.steps,
+                samplings=len(list(folder.glob("samples/*/record.json"))),
+                evaluations=len(records),
+                values=tuple(values[:3]),
+            )
+        )
+    return summaries
 
 
 def _changed(source: Path, config: Config, over: Layer | Config) -> Config:
@@ -322,8 +398,6 @@ def start_from(network: nn.Module, name: str, root: Path) -> None:
 
 def sampling_config(config: Config, over: Layer) -> Config:
     """Return a configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
-    from sitkit.runs.config.mappings import merge
-
     values = merge(config.plain(), over.values)
     if "sampler" in over.values and "diffusion" not in over.values and "name" in values["sampler"]:
         # Another kind of sampler takes its own default w, as it would from the start.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.images import ROUNDING
 from sitkit.runs.config.identity import sampling_identity, sampling_recipe
 from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import SamplingFlags
 from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
-from sitkit.runs.run import Run, load
+from sitkit.runs.run import Run, load, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD, SampleSet, Shards, block_size, to_float, to_storage
 from sitkit.runtime import archives, rng
@@ -29,6 +30,7 @@ from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import to_json
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance, Weights
 from sitkit.solvers.sampler import Plan, Sampler
@@ -175,6 +177,30 @@ class SampleBatch(NamedTuple):
 
 
 def sample(
+    run: Run | str | Path = "latest", *, progress: Progress | None = None, **flags: Unpack[SamplingFlags]
+) -> SampleSet:
+    """Draw samples of a run, or return those that are on disk already.
+
+    Args:
+        run: a run, or its folder, name or identity, or "latest".
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+        flags: the flags of `sitkit sample` by name: `sampler`, `diffusion`, `guidance` (a name, a mapping with `name` and
+            fields, or an object), `steps` (intervals of the sampler), `n` (number of samples), `seed` (sample seed), `ema`
+            (which average of the weights), `step` (of the checkpoint), `preset` (a way of sampling that a search saved),
+            `runs` (the folder of runs), `device`, `settings` (any setting by its dotted key).
+
+    Returns:
+        The samples: x (n, *shape) float32, labels y (n,), and the record.  In a notebook they show their picture.
+
+    Raises:
+        UserError: before any evaluation, for a setting that cannot give right samples.
+        WorkFailed: for samples that are not finite.
+    """
+    with reporting(progress) as report:
+        return draw_samples(open_run(run, flags, "sample"), report)
+
+
+def draw_samples(
     run: Run, progress: Progress = silent, *, keep: bool = True, extractions: tuple[Extraction, ...] = ()
 ) -> SampleSet:
     """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.

@@ -46,6 +46,13 @@ class SampleSet:
     data: Examples
     record: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"SampleSet({self.n} samples of shape {tuple(self.data.shape)}, NFE {self.record['nfe']}, {self.folder})"
+
+    def _repr_png_(self) -> bytes | None:
+        path = self.folder / PICTURE
+        return path.read_bytes() if path.is_file() else None
+
     @property
     def n(self) -> int:
         """How many samples were drawn."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, final
 
 from sitkit.registry import Component, guidances
 from sitkit.runtime.errors import UserError
@@ -22,14 +22,13 @@ Weights = Literal["ema", "raw"]
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sitkit.transport.field import Field
+    from sitkit.transport.field import Field, Network
     from sitkit.transport.interpolant import Interpolant
 
-    Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-    # (x, t) -> (p, q), each a number or shaped to multiply x.
-    Gains = Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]
-    # (run, step, weights) -> the field of that run.
-    Loader = Callable[[str, int, Weights], Field]
+# (x, t) -> (p, q), each a number or shaped to multiply x.
+Gains: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]"
+# (run, step, weights) -> the field of that run.
+Loader: TypeAlias = "Callable[[str, int, Weights], Field]"
 
 # Networks get the time in the state's dtype: a float32 time lies up to 6e-8 beside the planned one.
 SLACK = 1e-6

@@ -51,10 +51,12 @@ def log_prob(
     seeds: Tensor | Sequence[int] | None = None,
 ) -> Tensor:
     """log p(data | y) in nats: data (b, ...) -> (b,).  See `likelihood`, which also says what it cost."""
-    return likelihood(field, data, y, sampler=sampler, divergence=divergence, probes=probes, seeds=seeds).log_prob
+    return integrate_log_density(
+        field, data, y, sampler=sampler, divergence=divergence, probes=probes, seeds=seeds
+    ).log_prob
 
 
-def likelihood(
+def integrate_log_density(
     field: Field,
     data: Tensor,
     y: Tensor | None = None,

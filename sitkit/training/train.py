@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,12 +25,15 @@ from sitkit.runs.averages import check_space, due
 from sitkit.runs.checkpoint import latest_checkpoint
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import (
+    Run,
     build_network,
     check_unchanged,
     fingerprints,
     folder_of,
+    load,
     start_from,
     use_threads,
     write_config,
@@ -43,6 +46,7 @@ from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import read_header
 from sitkit.solvers.ode import Heun
 from sitkit.training.divergence import LossWindow
@@ -61,7 +65,34 @@ class Busy(UserError):
     """Another process is training the run."""
 
 
-def train(config: Config, progress: Progress = silent) -> Path:
+def train(
+    config: Config | str | Path = "digits", *, progress: Progress | None = None, **flags: Unpack[TrainingFlags]
+) -> Run:
+    """Train a combination of components; the same call continues a training that was stopped.
+
+    Args:
+        config: a configuration, the name of a preset, or a YAML file.
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+        flags: the flags of `sitkit train` by name, as in `configure`.
+
+    Returns:
+        The trained run: its configuration, its network with averaged weights, and the field that reads the network.
+
+    Raises:
+        UserError: before any work, for what is impossible, and where another process trains the run.
+        WorkFailed: where the loss or the gradient is not finite.
+
+    Example:
+        run = sitkit.train("digits", interp="gvp", steps=2000, settings={"train.lr": 1e-3})
+    """
+    require_flags(flags, TrainingFlags, "train")
+    settings = configure(config, **flags)
+    with reporting(progress) as report:
+        folder = run_training(settings, report)
+    return load(folder, device=settings.run.device)
+
+
+def run_training(config: Config, progress: Progress = silent) -> Path:
     """Train to config.train.steps and return the run's folder; continue where the folder already holds a checkpoint.
 
     Under torchrun the processes share each batch; all of them see the run's folder, and the lead alone writes to it.  On

@@ -410,7 +410,7 @@ def test_a_bar_at_80_columns_cuts_no_count_and_no_time(monkeypatch: pytest.Monke
 
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(width=80, file=file, force_terminal=True, color_system=None))
-    with console._bars() as report:
+    with console.progress() as report:
         report(Event("train", 0, 400_000))
         values = {"loss": 0.4332, "images/s": 328.6, "mfu": 0.1714, "GiB": 71.2}
         report(Event("train", 123_456, 400_000, values))

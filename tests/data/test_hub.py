@@ -27,7 +27,7 @@ from sitkit.registry import datasets
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.tensors import load_tensors
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (12, 9, 9, 3), dtype=np.uint8)
 LABELS = [k % 3 for k in range(12)]
@@ -259,12 +259,12 @@ def test_a_training_from_a_stream_continues_to_the_same_bits(tmp_path: Path, str
         f"data={{name: hub, path: {streamed}, size: 8, channels: 1, streaming: true, window: 2}}", "train.steps=20",
         "run.checkpoint_every=10", "train.batch=16", "run.sample_every=0",
     ]  # fmt: skip
-    whole = train(tiny(tmp_path / "whole", *words, base="digits"))
+    whole = run_training(tiny(tmp_path / "whole", *words, base="digits"))
     half, _ = checkpoints(whole / "checkpoints")
     begun = tmp_path / "continued" / whole.name / "checkpoints"
     begun.mkdir(parents=True)
     shutil.copy(half, begun)
-    continued = train(tiny(tmp_path / "continued", *words, base="digits"))
+    continued = run_training(tiny(tmp_path / "continued", *words, base="digits"))
     ends = [load_tensors(checkpoints(run / "checkpoints")[-1])[1] for run in (whole, continued)]
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 

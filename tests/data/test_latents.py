@@ -19,7 +19,7 @@ from sitkit.models.encode import encode
 from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runs.run import load
 from sitkit.runtime.errors import UserError
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_latents_train_sample_and_are_measured_as_images(folder: Path, tmp_path:
         "train.steps=3",
         "run.sample_every=3",
     ]
-    run = load(train(tiny(tmp_path, *settings, base="digits")))
+    run = load(run_training(tiny(tmp_path, *settings, base="digits")))
     assert run.shape == (2, 4, 4) and len(list((run.folder / "previews").glob("*.png"))) == 1
     done = call("evaluate", run.folder, "-n", "20", "--steps", "2", "--metric", "mmd", "--runs", tmp_path, "--json")
     assert done.status == 0, done.err
@@ -113,7 +113,7 @@ def test_another_autoencoder_is_refused_before_any_work(folder: Path, tmp_path: 
             base="digits",
         )
         with pytest.raises(UserError, match="latents of the autoencoder with fingerprint"):
-            train(config)
+            run_training(config)
     assert not (tmp_path / "runs").exists()
 
 

@@ -23,7 +23,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +209,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_through_it_records_it_and_notices_another(tmp_path: Path, archive: Path) -> None:
     vae = autoencoder(tmp_path / "vae")
     config = tiny(tmp_path / "runs", *settings(vae, archive), base="digits")
-    run = load(train(config))
+    run = load(run_training(config))
     assert run.shape == (2, 4, 4) and run.network.x_embedder.proj.weight.shape[1] == 2  # pyright: ignore
     assert read_json(RunFolder(run.folder).environment)["autoencoder"] == config.autoencoder.fingerprint()
     text = RunFolder(run.folder).environment.read_text()
     RunFolder(run.folder).environment.write_text(text.replace(config.autoencoder.fingerprint(), "0" * 64))
-    for again in (lambda: train(config), lambda: load(run.folder)):
+    for again in (lambda: run_training(config), lambda: load(run.folder)):
         with pytest.raises(UserError, match=r"The autoencoder of .* changed since it was begun"):
             again()

@@ -21,7 +21,7 @@ from sitkit.runs.diagnostics import DRAWS, LOSS_BATCH, MAX_LOSS_EXAMPLES, TIMES,
 from sitkit.runs.run import build_network, load, read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 from sitkit.transport.field import Field
 
 DEVIATION, DIM = 0.5, 3
@@ -103,7 +103,7 @@ def test_the_losses_of_a_run_are_kept_beside_it(tmp_path: Path) -> None:
     assert (stored["times"], stored["raw"]) == loss_curve(run.field, run.examples, run.examples.heldout)
     path.write_text('{"times": [0.0, 1.0], "raw": [1, 1], "smoothed": [2, 3]}')
     assert velocity_losses(run) == ((0.0, 2), (1.0, 3))
-    raw = dataclasses.replace(load(trained(), over=read_assignments(["sample.weights=raw"])), folder=tmp_path)
+    raw = dataclasses.replace(load(trained(), settings=read_assignments(["sample.weights=raw"])), folder=tmp_path)
     assert velocity_losses(raw) != pairs and len(list(tmp_path.iterdir())) == 2
 
 
@@ -117,7 +117,7 @@ def test_without_held_out_data_there_is_nothing_to_measure_on(tmp_path: Path) ->
 
 
 def test_the_losses_of_runs_side_by_side(tmp_path: Path) -> None:
-    folders = [copied(trained(), tmp_path), train(tiny(tmp_path, "target=noise"))]
+    folders = [copied(trained(), tmp_path), run_training(tiny(tmp_path, "target=noise"))]
     words = ("losscurve", *(folder.name for folder in folders), "--runs", tmp_path, "--picture", tmp_path / "l.png")
     called = call(*words)
     assert called.status == 0 and "velocity" in called.out and "noise" in called.out

@@ -16,12 +16,12 @@ import sitkit
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.environment import code_version, continued, environment, git_state
-from sitkit.runs.evaluate import evaluate
+from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import load
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.files import read_json, to_json, write_json
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 
 def git(folder: Path, *words: str) -> str:
@@ -146,10 +146,10 @@ def test_a_finished_training_keeps_the_record_of_where_it_was_trained(tmp_path: 
     then = read_json(path) | {"python": "3.1.4"}
     write_json(path, then)
     config = tiny(tmp_path / "runs")
-    assert train(config) == folder and read_json(path) == then
+    assert run_training(config) == folder and read_json(path) == then
     for newest in checkpoints(folder / "checkpoints")[-1:]:
         newest.unlink()
-    train(tiny(tmp_path / "runs"))
+    run_training(tiny(tmp_path / "runs"))
     now = read_json(path)
     assert now["python"] != "3.1.4" and now["data"] == then["data"]
 
@@ -157,7 +157,7 @@ def test_a_finished_training_keeps_the_record_of_where_it_was_trained(tmp_path: 
 def test_a_number_s_record_says_all_that_it_depends_on(tmp_path: Path) -> None:
     folder = copied(trained(), tmp_path / "runs")
     run = load(folder)
-    (number,) = evaluate(run.with_settings(Layer({"sample": {"n": 20, "seed": 3}})))
+    (number,) = measure_run(run.with_settings(Layer({"sample": {"n": 20, "seed": 3}})))
     record = read_json(number.path)
     assert record["environment"]["packages"]["torch"] and "git" in record["sampling"]["environment"]
     assert record["trained"] == read_json(RunFolder(folder).environment)

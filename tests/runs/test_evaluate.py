@@ -15,7 +15,7 @@ from support import call, copied, finish, start, trained, wait
 
 from sitkit.registry import metrics
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.evaluate import evaluate, evaluation_identity
+from sitkit.runs.evaluate import evaluation_identity, measure_run
 from sitkit.runs.run import Run, load
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(folder: Path, *settings: str) -> Run:
-    return load(folder, over=read_assignments(["sampler.steps=4", "sample.n=300", *settings]))
+    return load(folder, settings=read_assignments(["sampler.steps=4", "sample.n=300", *settings]))
 
 
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
@@ -39,7 +39,7 @@ def frechet(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path]) -> None:
-    (done,) = evaluate(opened(folders["digits"]))
+    (done,) = measure_run(opened(folders["digits"]))
     record = done.record
     with np.load(folders["digits"] / "samples" / record["samples"] / "samples.npz") as arrays:
         samples = arrays["images"].reshape(300, 64) / 127.5 - 1
@@ -54,7 +54,7 @@ def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path])
 
 
 def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> None:
-    (done,) = evaluate(opened(folders["digits"]))
+    (done,) = measure_run(opened(folders["digits"]))
     data = load(folders["digits"]).examples
     metric = metrics.create("frechet")
     assert done.record["halves"] == metric.halves(data.read(np.arange(len(data)))).value
@@ -63,11 +63,11 @@ def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> No
 
 def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> None:
     run = opened(folders["points"], "sample.seed=5")
-    (first,) = evaluate(run)
+    (first,) = measure_run(run)
     before = {path: path.stat().st_mtime_ns for path in folders["points"].rglob("*") if path.is_file()}
     # Not even the samples are needed.
     shutil.rmtree(folders["points"] / "samples" / first.record["samples"])
-    (again,) = evaluate(run)
+    (again,) = measure_run(run)
     assert again == first
     assert not (folders["points"] / "samples" / first.record["samples"]).exists()
     assert first.path.stat().st_mtime_ns == before[first.path]
@@ -75,13 +75,13 @@ def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> Non
 
 def test_several_metrics_share_one_sampling(folders: dict[str, Path]) -> None:
     run = opened(folders["points"], "metric=[sliced-wasserstein, mmd, frechet]", "sample.seed=6")
-    done = evaluate(run)
+    done = measure_run(run)
     assert [e.record["metric"]["name"] for e in done] == ["sliced-wasserstein", "mmd", "frechet"]
     assert len({e.path for e in done}) == 3 and len({e.record["samples"] for e in done}) == 1
     assert all(e.path == folders["points"] / "evaluations" / f"{evaluation_identity(run, m)}.json"
                for e, m in zip(done, run.config.metric, strict=True))  # fmt: skip
     assert all(read_json(e.path) == e.record for e in done)
-    one = evaluate(opened(folders["points"], "metric=mmd", "sample.seed=6"))
+    one = measure_run(opened(folders["points"], "metric=mmd", "sample.seed=6"))
     assert one[0] == done[1]
 
 
@@ -100,7 +100,7 @@ def test_identities_follow_the_sampling_the_metric_and_the_reference(folders: di
 
 def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="at least 2 samples"):
-        evaluate(opened(folders["points"], "sample.n=1"))
+        measure_run(opened(folders["points"], "sample.n=1"))
     assert not [p for p in (folders["points"] / "evaluations").glob("*") if p.read_text() == ""]
 
 
@@ -168,7 +168,7 @@ def test_killed_between_shards_and_run_again_it_gives_the_same_digits(
 
 
 def test_the_command_in_a_record_gets_its_number_again(folders: dict[str, Path], tmp_path: Path) -> None:
-    (done,) = evaluate(opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd"))
+    (done,) = measure_run(opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd"))
     again = copied(trained("points"), tmp_path)
     line = [str(again) if word == str(folders["points"]) else word for word in done.record["command"][1:]]
     assert call(*line, "--set", "run.track=false").status == 0

@@ -19,12 +19,12 @@ from sitkit.models.exact import Exact
 from sitkit.registry import datasets, interpolants, samplers, targets
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
-from sitkit.runs.likelihood import density, dequantised, standard_errors
+from sitkit.runs.likelihood import dequantised, measure_likelihood, standard_errors
 from sitkit.runs.run import Run, build_network
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
-from sitkit.solvers.log_density import likelihood, log_prior
+from sitkit.solvers.log_density import integrate_log_density, log_prior
 from sitkit.solvers.ode import Dopri5, Heun
 from sitkit.transport.closed_form import Mixture, log_density, sample_law
 from sitkit.transport.field import Field
@@ -50,7 +50,7 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
     field = field_of(dim, interp, target)
     x, y = sample_law(law(dim), 8 if dim == 48 else 32, seed=3)
     solver = Dopri5()
-    found = likelihood(field, x, y, sampler=solver, divergence="exact")
+    found = integrate_log_density(field, x, y, sampler=solver, divergence="exact")
     t0, t1 = solver.plan(field.interpolant, field.target).times[[0, -1]].expand(len(x), 2).T
     start = log_density(law(dim), field.interpolant.at(t0, x), found.noise, y)
     truth = log_density(law(dim), field.interpolant.at(t1, x), x, y)
@@ -72,7 +72,7 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
 def test_a_finer_tolerance_is_nearer() -> None:
     field, (x, y) = field_of(2, "linear"), sample_law(law(2), 32, seed=3)
     truth = log_density(law(2), field.interpolant.at(torch.ones(32, dtype=torch.float64), x), x, y)
-    found = likelihood(field, x, y, sampler=Dopri5(rtol=1e-8, atol=1e-8), divergence="exact")
+    found = integrate_log_density(field, x, y, sampler=Dopri5(rtol=1e-8, atol=1e-8), divergence="exact")
     # 1e-8 a step over 30 steps is 3e-7; measured 5e-8.
     assert float((found.log_prob - truth).abs().max()) < 1e-6
 
@@ -81,15 +81,15 @@ def test_a_finer_tolerance_is_nearer() -> None:
 def test_probes_scatter_about_the_exact_divergence(kind: str) -> None:
     field, (x, y) = field_of(8, "linear"), sample_law(law(8), 16, seed=5)
     solver, seeds = Heun(steps=40), list(range(16))
-    exact = likelihood(field, x, y, sampler=solver, divergence="exact")
-    many = likelihood(field, x, y, sampler=solver, divergence=kind, probes=64, seeds=seeds)  # pyright: ignore[reportArgumentType]
+    exact = integrate_log_density(field, x, y, sampler=solver, divergence="exact")
+    many = integrate_log_density(field, x, y, sampler=solver, divergence=kind, probes=64, seeds=seeds)  # pyright: ignore[reportArgumentType]
     assert many.each.shape == (64, 16) and torch.allclose(many.each.mean(0), many.log_prob)
     assert torch.equal(many.noise, exact.noise)
     gaps = many.log_prob - exact.log_prob
     # 16 means of 64 probes, each within 5 of its own standard errors.
     assert bool((gaps.abs() < 5 * many.each.std(0) / 8).all()) and float(gaps.abs().max()) > 0
     # A probe is the same probe however many there are.
-    one = likelihood(field, x, y, sampler=solver, divergence=kind, probes=1, seeds=seeds)  # pyright: ignore[reportArgumentType]
+    one = integrate_log_density(field, x, y, sampler=solver, divergence=kind, probes=1, seeds=seeds)  # pyright: ignore[reportArgumentType]
     assert torch.allclose(one.log_prob, many.each[0], rtol=0, atol=1e-9)
 
 
@@ -165,7 +165,7 @@ def bound_of_rounded_normal(width: float) -> float:
 
 
 def test_bits_of_rounded_data_are_their_closed_form(tmp_path: Path) -> None:
-    found = density(run_of(tmp_path, data=Rounded()), divergence="exact")
+    found = measure_likelihood(run_of(tmp_path, data=Rounded()), divergence="exact")
     record = found.record
     assert record["unit"] == "bits/dim" and record["n"] == 1000 and record["divergence"] == "exact"
     # 1,000 examples of 4 values: standard error 0.011 bits, all of it from the data; 4 of them.
@@ -178,7 +178,7 @@ def test_bits_of_rounded_data_are_their_closed_form(tmp_path: Path) -> None:
 
 def test_the_verb_agrees_with_the_closed_form_and_is_not_done_twice(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "dim": 8, "size": 1000})
-    found = density(run, n=30)
+    found = measure_likelihood(run, n=30)
     index = run.examples.heldout[:30]
     x, y = run.examples.read(index).double(), torch.from_numpy(run.examples.labels[index])
     one = run.config.interp.at(torch.ones(30, dtype=torch.float64), x)
@@ -189,15 +189,15 @@ def test_the_verb_agrees_with_the_closed_form_and_is_not_done_twice(tmp_path: Pa
     # There and back within the tolerance of each way, 20 steps of 1e-5 each, and the stretch between.
     assert found.record["round_trip"]["worst"] < 2e-3
     before = found.path.stat().st_mtime_ns
-    assert density(run, n=30).record == found.record and found.path.stat().st_mtime_ns == before
-    assert density(run, n=29).path != found.path
+    assert measure_likelihood(run, n=30).record == found.record and found.path.stat().st_mtime_ns == before
+    assert measure_likelihood(run, n=29).path != found.path
     assert [p.parent.name for p in tmp_path.rglob("*.json")] == ["likelihoods"] * 2
     assert identity(found.record["training"], found.record["recipe"], run.examples.fingerprint) == found.path.stem
 
 
 def test_one_probe_and_four_agree_within_their_error(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "dim": 40, "size": 600})
-    one, four = (density(run, n=30, probes=k, sampler=Heun(steps=25)) for k in (1, 4))
+    one, four = (measure_likelihood(run, n=30, probes=k, sampler=Heun(steps=25)) for k in (1, 4))
     assert one.record["divergence"] == "rademacher" and four.record["probes"] == 4
     # The first probe is shared: var(p1 - mean of p1..p4) = 3/4 var(p1) = 3 var(mean of four).
     error = math.sqrt(3) * four.record["stderr_probes"]
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
     sde = samplers.create("euler-maruyama")
     for wrong in ({"n": 0}, {"probes": 0}, {"sampler": sde}):
         with pytest.raises(UserError):
-            density(run, **wrong)  # pyright: ignore[reportArgumentType]
+            measure_likelihood(run, **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="holdout"):
-        density(run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200, "holdout": 0}))
+        measure_likelihood(run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200, "holdout": 0}))
     assert not list(tmp_path.rglob("*.json"))

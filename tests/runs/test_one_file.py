@@ -26,7 +26,7 @@ from sitkit.data.dataset import load_examples
 from sitkit.models.autoencoder import _network as autoencoders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import load_tensors, save_tensors
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 DRAW = ("-n", "12", "--steps", "3")
 
@@ -100,7 +100,9 @@ def test_what_a_sampler_must_measure_of_the_run_is_in_the_file(folder: Path, mon
 
 def test_a_chosen_average_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = train(tiny(tmp_path / "runs", "train.ema=[0.9, 0.5]", "train.posthoc=[0.05, 0.1]", "run.sample_every=0"))
+    run = run_training(
+        tiny(tmp_path / "runs", "train.ema=[0.9, 0.5]", "train.posthoc=[0.05, 0.1]", "run.sample_every=0")
+    )
     for chosen in ("0.9", "0.5", "0.07"):
         assert call("convert", run, "--to", f"{chosen}.safetensors", "--ema", chosen).status == 0
         over = sitkit.load(f"{chosen}.safetensors", device="cpu")
@@ -121,7 +123,7 @@ def test_an_autoencoder_from_a_folder_is_in_the_file(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     weights = autoencoder(tmp_path / "vae", channels=1)
     chosen = f"autoencoder={{name: sd-vae, path: {weights}}}"
-    run = train(tiny(tmp_path / "runs", chosen, "train.steps=2", "run.sample_every=0", base="digits"))
+    run = run_training(tiny(tmp_path / "runs", chosen, "train.steps=2", "run.sample_every=0", base="digits"))
     expected = drawn(call("sample", run, *DRAW))
     done = call("convert", run, "--to", "one.safetensors")
     assert done.status == 0 and not done.err

@@ -17,14 +17,14 @@ from sitkit.models.backbone import Backbone
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.sources import Layer, read_assignments
-from sitkit.runs.evaluate import evaluate
+from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import build_network, find_run, folder_of, load, run_folders
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import load_tensors, save_tensors
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_loading_gives_the_averaged_weights_or_the_raw_ones(run: Path) -> None:
         assert loaded.step == 40 and loaded.config.sample.weights == weights
         for name, value in loaded.network.state_dict().items():
             assert torch.equal(value, tensors[prefix + name])
-        chosen = load(run, over=read_assignments([f"sample.weights={weights}"]))
+        chosen = load(run, settings=read_assignments([f"sample.weights={weights}"]))
         assert all(map(torch.equal, chosen.network.parameters(), loaded.network.parameters()))
     assert not torch.equal(tensors["ema.head.weight"], tensors["model.head.weight"])
     assert not any(p.requires_grad for p in load(run).network.parameters())
@@ -94,13 +94,13 @@ def test_sitkit_load_reads_a_field_of_the_run(run: Path) -> None:
 
 
 def test_settings_on_top_change_sampling_only(run: Path) -> None:
-    loaded = load(run, over=read_assignments(["sampler=euler-maruyama", "sampler.steps=9", "sample.n=3"]))
+    loaded = load(run, settings=read_assignments(["sampler=euler-maruyama", "sampler.steps=9", "sample.n=3"]))
     assert loaded.config.sampler.name == "euler-maruyama" and loaded.config.sample.n == 3
     assert loaded.config.diffusion.name == "sigma"  # an SDE's own default, not the ODE's `zero` that the run has
-    assert load(run, over=read_assignments(["sampler.steps=9"])).config.diffusion.name == "zero"
+    assert load(run, settings=read_assignments(["sampler.steps=9"])).config.diffusion.name == "zero"
     for words in ("target=score", "train.lr=1", "data.size=10", "backbone.depth=2", "interp=gvp", "weight=noise"):
         with pytest.raises(UserError, match=rf"^--set {words}: {words.partition('=')[0].partition('.')[0]} was fixed"):
-            load(run, over=read_assignments([words]))
+            load(run, settings=read_assignments([words]))
 
 
 def test_a_checkpoint_by_its_step(run: Path) -> None:
@@ -192,7 +192,7 @@ def test_initial_weights_belong_to_the_seed_and_leave_torch_s_alone(tmp_path: Pa
 def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> None:
     config = tiny(tmp_path, "data={name: gaussian-mixture}", "backbone=exact", "sample.labels=none")
     assert isinstance(config.backbone, Backbone) and not config.backbone.trainable
-    folder = train(config)
+    folder = run_training(config)
     assert load(folder).step == 0 and not RunFolder(folder).checkpoints.exists()
 
 
@@ -208,19 +208,19 @@ def test_the_settings_of_a_run_change_in_one_way_only() -> None:
 
 
 def test_the_weights_of_a_record_are_those_that_its_settings_name(tmp_path: Path) -> None:
-    folder = train(tiny(tmp_path, "train.ema=[0.5, 0.999]", "train.posthoc=[0.05, 0.1]", "run.sample_every=0"))
+    folder = run_training(tiny(tmp_path, "train.ema=[0.5, 0.999]", "train.posthoc=[0.05, 0.1]", "run.sample_every=0"))
     settings = [{"weights": "raw"}, {}, {"ema": 0.999}, {"ema": 0.5}, {"ema": 0.07}]
     fingerprints = {}
     run = load(folder, device="cpu")
     for sample in settings:
         over = Layer({"sample": {"weights": "ema", "ema": None, "n": 8, **sample}})
         run = run.with_settings(over)
-        (evaluation,) = evaluate(run)
+        (evaluation,) = measure_run(run)
         checkpoint = read_json(evaluation.path)["checkpoint"]
-        fresh = load(folder, device="cpu", over=over)
+        fresh = load(folder, device="cpu", settings=over)
         fingerprint = weights_fingerprint(fresh.network.state_dict())
         assert checkpoint == {"step": 40, "weights": fresh.weights_name, "fingerprint": fingerprint}
-        assert fingerprint == weights_fingerprint(load(folder, over=run.config).network.state_dict())
+        assert fingerprint == weights_fingerprint(load(folder, settings=run.config).network.state_dict())
         fingerprints[fresh.weights_name] = fingerprint
     assert fingerprints["ema"] == fingerprints["ema-0.5"] and len(set(fingerprints.values())) == 4
 

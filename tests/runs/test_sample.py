@@ -17,7 +17,7 @@ import sitkit
 from sitkit.registry import registries
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.run import Run, load
-from sitkit.runs.sample import sample, write_adm
+from sitkit.runs.sample import draw_samples, write_adm
 from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, SampleSet
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json
@@ -41,7 +41,7 @@ class Spent:
 
 def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
     """A trained run whose samples go to another folder; `loud`: a head as large as that of a run trained for long."""
-    run = load(trained(base), over=read_assignments(["sampler.steps=8", "sample.n=70", *settings]))
+    run = load(trained(base), settings=read_assignments(["sampler.steps=8", "sample.n=70", *settings]))
     if loud:
         for name, parameter in run.network.named_parameters():
             if name.startswith(("head", "final_layer.linear")):
@@ -53,7 +53,7 @@ def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
 def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> None:
     for base in ("digits", "points"):
         made = [
-            sample(
+            draw_samples(
                 opened(
                     base, tmp_path / f"{base}-{size}", f"sampler={sampler}", "sampler.steps=8", f"sample.batch={size}"
                 )
@@ -69,10 +69,10 @@ def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> Non
 
 def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
     few, many = (
-        sample(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45)
+        draw_samples(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45)
     )
     assert torch.equal(few.x, many.x[:20]) and torch.equal(few.y, many.y[:20])
-    other = sample(opened("digits", tmp_path / "other", "sample.n=20", "sample.seed=1", "sampler=euler-maruyama"))
+    other = draw_samples(opened("digits", tmp_path / "other", "sample.n=20", "sample.seed=1", "sampler=euler-maruyama"))
     same = (other.x == few.x).flatten(1).all(1)
     assert not same.any() and few.folder.name != other.folder.name
 
@@ -80,10 +80,10 @@ def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
 def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
     run = opened("points", tmp_path)
     spent = Spent(run)
-    first = sample(run)
+    first = draw_samples(run)
     assert spent.samples == DRAWN * 16 == DRAWN * first.record["nfe"]  # heun: two evaluations for each of 8 steps
     written = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
-    again = sample(run)
+    again = draw_samples(run)
     assert spent.samples == DRAWN * 16
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == written
     assert torch.equal(again.x, first.x) and torch.equal(again.y, first.y) and again.record == first.record
@@ -91,11 +91,11 @@ def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
 
 def test_half_written_samples_are_drawn_again(tmp_path: Path) -> None:
     run = opened("points", tmp_path)
-    first = sample(run)
+    first = draw_samples(run)
     arrays = (first.folder / ARRAYS).read_bytes()
     (first.folder / RECORD).unlink()  # the last that is written
     (first.folder / ARRAYS).write_bytes(arrays[:100])
-    assert torch.equal(sample(run).x, first.x) and (first.folder / RECORD).is_file()
+    assert torch.equal(draw_samples(run).x, first.x) and (first.folder / RECORD).is_file()
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_the_record_says_what_was_spent(tmp_path: Path, words: tuple[str, ...], 
     scale = ["guidance.scale=2"] if "guidance=cfg" in words else []
     run = opened("points", tmp_path, *words, *scale, "sample.labels=balanced")
     spent = Spent(run)
-    assert sample(run).record["nfe"] == nfe == spent.samples / DRAWN
+    assert draw_samples(run).record["nfe"] == nfe == spent.samples / DRAWN
 
 
 def test_the_record_is_the_recipe(tmp_path: Path) -> None:
     run = opened(
         "digits", tmp_path, "sampler=euler-maruyama", "sampler.steps=12", "sampler.last_step=tweedie", "diffusion=kl"
     )
-    record = sample(run).record
+    record = draw_samples(run).record
     recipe = record["recipe"]
     assert recipe["step"] == 20 and recipe["sampler"]["name"] == "euler-maruyama" and recipe["sampler"]["steps"] == 12
     assert recipe["diffusion"] == {"name": "kl", "norm": 1.0} and recipe["guidance"] == {"name": "none"}
@@ -135,7 +135,7 @@ def test_the_record_is_the_recipe(tmp_path: Path) -> None:
 
 
 def test_the_arrays_are_a_data_set(tmp_path: Path) -> None:
-    drawn = sample(opened("digits", tmp_path))
+    drawn = draw_samples(opened("digits", tmp_path))
     data = sitkit.datasets.create("npz", path=str(drawn.folder / ARRAYS), holdout=0.0).load()
     assert data.shape == (1, 8, 8) and data.num_classes == 10
     assert torch.equal(data.read(np.arange(70)), drawn.x)
@@ -145,7 +145,7 @@ def test_the_arrays_are_a_data_set(tmp_path: Path) -> None:
 
 
 def test_points_are_kept_to_the_bit_and_drawn_as_a_scatter(tmp_path: Path) -> None:
-    drawn = sample(opened("points", tmp_path))
+    drawn = draw_samples(opened("points", tmp_path))
     with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
         assert arrays["points"].dtype == np.float32 and arrays["points"].shape == (70, 2)
         assert torch.equal(torch.from_numpy(arrays["points"]), drawn.x)
@@ -160,16 +160,18 @@ def grid(drawn: SampleSet) -> np.ndarray:
 
 
 def test_a_grid_has_one_class_a_row(tmp_path: Path) -> None:
-    all_classes = grid(sample(opened("digits", tmp_path, "sample.n=30")))
-    one_class = grid(sample(opened("digits", tmp_path, "sample.n=30", "sample.labels=[3]")))
-    none = grid(sample(opened("digits", tmp_path, "sample.n=30", "sample.labels=none")))
+    all_classes = grid(draw_samples(opened("digits", tmp_path, "sample.n=30")))
+    one_class = grid(draw_samples(opened("digits", tmp_path, "sample.n=30", "sample.labels=[3]")))
+    none = grid(draw_samples(opened("digits", tmp_path, "sample.n=30", "sample.labels=none")))
     # 10 rows of 3; 1 row of 10; without labels rows of 10.
     assert all_classes.shape[0] > 2 * all_classes.shape[1]
     assert one_class.shape[1] > 5 * one_class.shape[0] and none.shape[1] > 2 * none.shape[0]
 
 
 def labels(folder: Path, rule: str, n: int = 70) -> list[int]:
-    return sample(opened("digits", folder, f"sample.labels={rule}", f"sample.n={n}", "sampler.steps=1")).y.tolist()
+    return draw_samples(
+        opened("digits", folder, f"sample.labels={rule}", f"sample.n={n}", "sampler.steps=1")
+    ).y.tolist()
 
 
 def test_labels_follow_their_rule(tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_labels_follow_their_rule(tmp_path: Path) -> None:
 def refused(run: Run, match: str) -> None:
     spent = Spent(run)
     with pytest.raises(UserError, match=match):
-        sample(run)
+        draw_samples(run)
     assert spent.calls == 0 and not (run.folder / "samples").exists()
 
 
@@ -200,12 +202,12 @@ def test_samples_that_are_not_finite_are_a_failure_and_not_kept(tmp_path: Path) 
     for parameter in run.network.parameters():
         parameter.fill_(1e30)
     with pytest.raises(WorkFailed, match=r"70 of 70 samples are not finite: heun on a network at step 40"):
-        sample(run)
+        draw_samples(run)
     assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_raw_and_averaged_weights_draw_other_samples(tmp_path: Path) -> None:
-    ema, raw = (sample(opened("points", tmp_path, f"sample.weights={w}")) for w in ("ema", "raw"))
+    ema, raw = (draw_samples(opened("points", tmp_path, f"sample.weights={w}")) for w in ("ema", "raw"))
     assert ema.record["recipe"]["sample"]["weights"] == "ema" and raw.record["recipe"]["sample"]["weights"] == "raw"
     assert float((ema.x - raw.x).abs().max()) > 1e-4
 
@@ -214,7 +216,7 @@ def test_kl_eta_measures_the_loss_once_and_keeps_it(tmp_path: Path) -> None:
     words = ("sampler=euler-maruyama", "sampler.steps=9", "diffusion=kl-eta")
     run = opened("points", tmp_path, *words)
     spent = Spent(run)
-    first = sample(run)
+    first = draw_samples(run)
     assert first.record["recipe"]["diffusion"] == {"name": "kl-eta", "norm": 1.0, "eta": 1.0, "losses": []}
     # 20 held-out points (5 % of 400), 4 noises each, 33 times; then 128 states of 9 evaluations.
     assert spent.samples == 20 * 4 * 33 + DRAWN * 9
@@ -223,11 +225,11 @@ def test_kl_eta_measures_the_loss_once_and_keeps_it(tmp_path: Path) -> None:
     stored = read_json(path)
     other = opened("points", tmp_path, *words, "diffusion.eta=0.01")
     again = Spent(other)
-    second = sample(other)
+    second = draw_samples(other)
     assert again.samples == DRAWN * 9 and second.folder != first.folder
     # The same as giving the losses by hand.
     pairs = [list(pair) for pair in zip(stored["times"], stored["smoothed"], strict=True)]
-    given = sample(opened("points", tmp_path, *words, f"diffusion.losses={pairs}"))
+    given = draw_samples(opened("points", tmp_path, *words, f"diffusion.losses={pairs}"))
     assert torch.equal(given.x, first.x) and not torch.equal(second.x, first.x)
 
 
@@ -235,7 +237,7 @@ def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> N
     words = ("sampler.steps=7", "sampler.grid=adapted")
     run = opened("points", tmp_path, *words)
     spent = Spent(run)
-    first = sample(run)
+    first = draw_samples(run)
     # 64 paths of 64 steps of heun; then 128 states of 14 evaluations.
     assert spent.samples == 64 * 64 * 2 + DRAWN * 14
     (path,) = tmp_path.glob("curvature-*.json")
@@ -245,15 +247,17 @@ def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> N
     assert first.record["recipe"]["sampler"]["grid"] == {"name": "adapted", "curvature": []}
     grid = registries["timesteps"].create("adapted", curvature=pairs).grid(7, 0.0, 1.0)
     assert first.record["times"] == grid.tolist() and first.record["nfe"] == 14
-    given = sample(opened("points", tmp_path, "sampler.steps=7", f"sampler.grid={{name: adapted, curvature: {pairs}}}"))
+    given = draw_samples(
+        opened("points", tmp_path, "sampler.steps=7", f"sampler.grid={{name: adapted, curvature: {pairs}}}")
+    )
     assert torch.equal(given.x, first.x)
-    even = sample(opened("points", tmp_path, "sampler.steps=7"))
+    even = draw_samples(opened("points", tmp_path, "sampler.steps=7"))
     assert not torch.equal(even.x, first.x)
 
 
 def test_progress_counts_samples(tmp_path: Path) -> None:
     said: list[Event] = []
-    sample(opened("points", tmp_path), said.append)
+    draw_samples(opened("points", tmp_path), said.append)
     assert {(event.stage, event.total) for event in said} == {("sample", 70)}
     done = [event.done for event in said]
     assert done == sorted(done) and set(done) == {64, 70} and all(event.values["images/s"] > 0 for event in said)
@@ -261,17 +265,17 @@ def test_progress_counts_samples(tmp_path: Path) -> None:
 
 def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
     words = read_assignments(["sampler.steps=4", "sample.n=10"])
-    first = sample(load(copied(trained(), tmp_path / "here"), over=words))
+    first = draw_samples(load(copied(trained(), tmp_path / "here"), settings=words))
     before = first.x
     shutil.move(tmp_path / "here", tmp_path / "there")
     folder = tmp_path / "there" / trained().name
     shutil.rmtree(folder / "samples")
-    again = sample(load(folder, over=words))
+    again = draw_samples(load(folder, settings=words))
     assert torch.equal(again.x, before) and again.folder == folder / "samples" / first.folder.name
 
 
 def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path: Path) -> None:
-    drawn = sample(opened("digits", tmp_path))
+    drawn = draw_samples(opened("digits", tmp_path))
     write_adm(drawn, tmp_path / "adm.npz")
     with np.load(tmp_path / "adm.npz", allow_pickle=False) as arrays:
         assert arrays["arr_0"].shape == (70, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8
@@ -279,4 +283,4 @@ def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path
         assert np.array_equal(arrays["arr_1"], drawn.y.numpy())
         assert json.loads(str(arrays["record"][0]))["rounding"] == "round-half-even"
     with pytest.raises(UserError, match="--adm writes images"):
-        write_adm(sample(opened("points", tmp_path)), tmp_path / "points.npz")
+        write_adm(draw_samples(opened("points", tmp_path)), tmp_path / "points.npz")

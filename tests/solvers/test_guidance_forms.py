@@ -20,7 +20,7 @@ from sitkit.runs.config.identity import sampling_identity
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.run import load
 from sitkit.runs.run_folder import RunFolder
-from sitkit.runs.sample import sample
+from sitkit.runs.sample import draw_samples
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import (
     Autoguidance,
@@ -32,7 +32,7 @@ from sitkit.solvers.guidance import (
 )
 from sitkit.solvers.ode import AdaptiveODE
 from sitkit.testing import Calls, check_guidance
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 from sitkit.transport import closed_form
 from sitkit.transport.field import Counted, Field
 
@@ -298,13 +298,13 @@ def test_a_network_beside_another_counts_on_the_same_meter() -> None:
 
 def test_a_run_is_guided_by_its_own_earlier_checkpoint(tmp_path: Path) -> None:
     config = tiny(tmp_path, "run.checkpoint_every=20", "train.lr=1e-2", "train.ema=0.5")
-    folder = train(config)
+    folder = run_training(config)
     assert [path.stem[-2:] for path in checkpoints(RunFolder(folder).checkpoints)] == ["20", "40"]
 
     def drawn(*settings: str) -> tuple[Tensor, dict[str, Any], str]:
         over = read_assignments(["sampler.steps=4", "sample.n=8", *settings])
-        run = load(folder, over=over, root=tmp_path)
-        made = sample(run)
+        run = load(folder, settings=over, root=tmp_path)
+        made = draw_samples(run)
         assert made.folder.name == sampling_identity(run.config, run.step)
         return made.x, made.record, made.folder.name
 

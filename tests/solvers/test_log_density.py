@@ -13,7 +13,13 @@ from torch.distributions import Normal
 import sitkit
 from sitkit.registry import interpolants, samplers, targets
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.log_density import estimated_divergences, exact_divergence, likelihood, log_prior, probe
+from sitkit.solvers.log_density import (
+    estimated_divergences,
+    exact_divergence,
+    integrate_log_density,
+    log_prior,
+    probe,
+)
 from sitkit.testing import MEAN, STD, Calls, gaussian_field, gaussian_moments, gaussian_network
 from sitkit.transport.field import Field
 
@@ -43,7 +49,7 @@ def test_log_prior() -> None:
 def test_closed_form(path: str, name: str) -> None:
     field = gaussian_field(interpolants.create(path), targets.create(name))
     data = draw(6, 2)
-    found = likelihood(field, data, sampler=sharp())
+    found = integrate_log_density(field, data, sampler=sharp())
     times = sharp().plan(field.interpolant, field.target).times
     (m0, s0), (m1, s1) = (gaussian_moments(field.interpolant, float(t)) for t in times)
     # The solve runs over the derived span, which starts from N(m0, s0^2) rather than N(0, 1) and ends at N(m1, s1^2).
@@ -73,7 +79,7 @@ def test_fixed_steps_converge_and_count(name: str) -> None:
     errors = []
     for steps in (32, 64):
         sampler: Any = samplers.create(name, steps=steps)
-        found = likelihood(field, data, sampler=sampler)
+        found = integrate_log_density(field, data, sampler=sampler)
         assert found.nfe == sampler.plan(field.interpolant, field.target).nfe == steps * len(sampler.nodes)
         errors.append(float((found.log_prob - truth).abs().max()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(sampler.order, abs=0.25)
@@ -102,14 +108,14 @@ def test_probes_belong_to_the_examples_and_stay_fixed() -> None:
     calls = Calls(gaussian_network(linear, velocity, MEAN, STD))
     field = Field(calls, linear, velocity)
     data = draw(4, 40)
-    found = likelihood(field, data, divergence="rademacher", seeds=range(4))
+    found = integrate_log_density(field, data, divergence="rademacher", seeds=range(4))
     assert found.probes == 1 and calls.rows == 4 * found.nfe
     heun: Any = samplers.create("heun", steps=8)
-    whole = likelihood(field, data, sampler=heun, seeds=range(4)).log_prob
-    part = likelihood(field, data[[3, 1]], sampler=heun, seeds=[3, 1]).log_prob
+    whole = integrate_log_density(field, data, sampler=heun, seeds=range(4)).log_prob
+    part = integrate_log_density(field, data[[3, 1]], sampler=heun, seeds=[3, 1]).log_prob
     torch.testing.assert_close(part, whole[[3, 1]], rtol=1e-12, atol=0)
     # The Jacobian is a multiple of the identity here, so that one Rademacher probe is exact.
-    exact = likelihood(field, data, divergence="exact", seeds=range(4)).log_prob
+    exact = integrate_log_density(field, data, divergence="exact", seeds=range(4)).log_prob
     torch.testing.assert_close(found.log_prob, exact, rtol=1e-4, atol=1e-3)
     plain = samplers.create("dopri5").sample(field, torch.randn(4, 40, dtype=torch.float64), seeds=range(4)).nfe
     assert found.nfe <= 3 * plain
@@ -118,14 +124,14 @@ def test_probes_belong_to_the_examples_and_stay_fixed() -> None:
 def test_exact_up_to_32_dimensions() -> None:
     field = gaussian_field(interpolants.create("linear"), targets.create("velocity"))
     heun: Any = samplers.create("heun", steps=4)
-    assert likelihood(field, draw(2, 4, 8), sampler=heun).probes == 0
-    assert likelihood(field, draw(2, 33), sampler=heun, probes=3).probes == 3
+    assert integrate_log_density(field, draw(2, 4, 8), sampler=heun).probes == 0
+    assert integrate_log_density(field, draw(2, 33), sampler=heun, probes=3).probes == 3
 
 
 def test_refusals() -> None:
     field = gaussian_field(interpolants.create("linear"), targets.create("velocity"))
     stochastic: Any = samplers.create("euler-maruyama")
     with pytest.raises(UserError, match="needs an ODE sampler"):
-        likelihood(field, draw(2, 2), sampler=stochastic)
+        integrate_log_density(field, draw(2, 2), sampler=stochastic)
     with pytest.raises(UserError, match="probes must be at least 1; got 0"):
-        likelihood(field, draw(2, 2), probes=0)
+        integrate_log_density(field, draw(2, 2), probes=0)

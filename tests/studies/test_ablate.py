@@ -321,7 +321,7 @@ columns: {fast: {sample: {ema: 0.5}}, slow: {sample: {ema: 0.999}}}
     cells = run_study(study).results.cells
     for cell, ema in zip(cells, (0.5, 0.999), strict=True):
         record = read_json(tmp_path / "runs" / str(cell.evaluation))
-        run = load(str(cell.run), over=read_assignments([f"sample.ema={ema}"]), root=tmp_path / "runs")
+        run = load(str(cell.run), settings=read_assignments([f"sample.ema={ema}"]), root=tmp_path / "runs")
         weights = record["checkpoint"]
         assert (weights["weights"], weights["fingerprint"]) == (
             run.weights_name,

@@ -24,7 +24,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.ema import EMA
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 HERE = ProcessGroup(0, 1, torch.device("cpu"))
 
@@ -189,7 +189,7 @@ POSTHOC = ("train.posthoc=[0.05, 0.1]", "train.ema=[0.9, 0.5]", "train.steps=64"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tiny(tmp_path_factory.mktemp("runs"), *POSTHOC))
+    return run_training(tiny(tmp_path_factory.mktemp("runs"), *POSTHOC))
 
 
 def test_a_run_samples_with_every_average_that_it_kept_or_can_rebuild(run: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_run_samples_with_every_average_that_it_kept_or_can_rebuild(run: Path)
     arrays = {key: np.load(folder / "samples.npz")["points"] for key, folder in drawn.items()}
     assert np.array_equal(arrays[()], arrays[("0.9",)])
     assert all(np.abs(arrays[()] - arrays[key]).max() > 1e-5 for key in (("0.5",), ("0.075",), ("0.1",)))
-    kept = load(run, over=Layer({"sample": {"ema": 0.1}})).network.state_dict()
+    kept = load(run, settings=Layer({"sample": {"ema": 0.1}})).network.state_dict()
     tracked = load_tensors(checkpoints(run / "checkpoints")[-1])[1]
     for name, value in kept.items():
         # A width that was kept is a snapshot itself; float64 sums of 64 snapshots, most with coefficients near 0.
@@ -236,7 +236,7 @@ def test_a_disk_too_small_is_refused_before_training(tmp_path: Path, monkeypatch
     real = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(weight_averages.shutil, "disk_usage", lambda path: real._replace(free=1000))
     with pytest.raises(UserError, match=r"train.posthoc keeps 32 snapshots of 0.0 MB, .* raise train.posthoc_every"):
-        train(tiny(tmp_path, *POSTHOC))
+        run_training(tiny(tmp_path, *POSTHOC))
 
 
 def test_a_killed_training_leaves_the_same_snapshots_when_it_continues(run: Path, tmp_path: Path) -> None:

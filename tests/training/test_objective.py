@@ -23,7 +23,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.rng import TRAINING, normal
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.objective import Inputs, TrainingInputs, objective_of
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 from sitkit.transport.field import Counted, Field
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, 
     torch.testing.assert_close(each, plain + 0.25 * beside)
     assert float(mean.detach()) == pytest.approx(float(each.mean())) and not each.requires_grad
 
-    whole = train(config)
+    whole = run_training(config)
     tensors = load_tensors(checkpoints(RunFolder(whole).checkpoints)[-1])[1]
     assert not torch.equal(tensors["parts.weight"], objective.parts.state_dict()["weight"])  # It has learnt.
     assert not any(name.startswith("ema.parts") or "weight_0" in name for name in tensors)
@@ -105,7 +105,7 @@ def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, 
     newest = checkpoints(RunFolder(whole).checkpoints)[-1]
     before = newest.read_bytes()
     newest.unlink()
-    assert train(config) == whole and newest.read_bytes() == before
+    assert run_training(config) == whole and newest.read_bytes() == before
 
 
 def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:

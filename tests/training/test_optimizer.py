@@ -19,7 +19,7 @@ from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.training.optimizer import Optimization
 from sitkit.training.throughput import PASSES, Throughput, peak_flops
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 
 def settings(**values: object) -> TrainSettings:
@@ -90,7 +90,7 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
     words = ("train.batch=16", "train.steps=30", "run.log_every=1", "train.clip=1")
     curves = []
     for parts in (1, 4):
-        folder = train(tiny(tmp_path, *words, f"train.accumulate={parts}", base="digits"))
+        folder = run_training(tiny(tmp_path, *words, f"train.accumulate={parts}", base="digits"))
         curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
     # Means of means in another order: a few roundings of 6e-8 a step.
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
@@ -99,7 +99,7 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
 
 def test_a_bad_step_before_any_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(WorkFailed, match=r"at step 2\. There is no checkpoint before it\. The examples"):
-        train(tiny(tmp_path, "train.lr=1e30", base="digits"))
+        run_training(tiny(tmp_path, "train.lr=1e30", base="digits"))
 
 
 def test_a_bad_step_leaves_a_dump_of_its_examples(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_bad_step_leaves_a_dump_of_its_examples(tmp_path: Path) -> None:
     with pytest.raises(
         WorkFailed, match=r"at step 2\. The last good checkpoint is .*step-00000001.* \(step 1\)"
     ) as told:
-        train(config)
+        run_training(config)
     (path,) = tmp_path.glob("*/nonfinite-00000002.json")
     assert str(path) in str(told.value)
     dump = json.loads(path.read_text())
@@ -122,7 +122,7 @@ def test_skipping_goes_on_and_stops_after_twenty_in_a_row(tmp_path: Path) -> Non
     # The weights are finite but so large that from the second step on no loss is.
     words = ("train.lr=1e30", "train.nonfinite=skip", "run.log_every=5", "train.steps=60", "run.checkpoint_every=1000")
     with pytest.raises(WorkFailed, match="at step 21"):
-        train(tiny(tmp_path, *words, base="digits"))
+        run_training(tiny(tmp_path, *words, base="digits"))
     rows = [json.loads(row) for row in next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()]
     assert [row["skipped"] for row in rows] == [4, 5, 5, 5]
     assert not list(tmp_path.glob("*/checkpoints/*"))
@@ -154,7 +154,7 @@ def test_a_compiled_training_compiles_once_and_learns_the_same(tmp_path: Path) -
     for compiled in ("false", "true"):
         torch._dynamo.reset()
         counters.clear()
-        folder = train(tiny(tmp_path / compiled, *words, f"run.compile={compiled}", base="digits"))
+        folder = run_training(tiny(tmp_path / compiled, *words, f"run.compile={compiled}", base="digits"))
         curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
         graphs.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
     assert graphs == [(0, 0), (1, 0)]

@@ -18,7 +18,7 @@ from sitkit.runs import averages
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.tensors import load_tensors, read_header
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 STEPS = 50
 WORDS = (f"train.steps={STEPS}", "run.log_every=1", "run.checkpoint_every=10", "run.sample_every=0", "train.clip=1",
@@ -52,7 +52,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 def curve(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of one process."""
     runs = tmp_path_factory.mktemp("one")
-    train(tiny(runs, *WORDS, base="digits"))
+    run_training(tiny(runs, *WORDS, base="digits"))
     return losses(runs)
 
 
@@ -88,7 +88,7 @@ def test_killed_and_continued_by_another_number_of_processes(
     assert 10 <= step < STEPS
     # To one process, or to two that lay it out the other way.
     if whom == "one":
-        train(tiny(tmp_path, *WORDS, base="digits"))
+        run_training(tiny(tmp_path, *WORDS, base="digits"))
     else:
         other = {"ddp": "fsdp", "fsdp": "ddp"}[parallel]
         finished(launch(tmp_path, f"run.parallel={other}"))
@@ -172,7 +172,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Pa
 def test_snapshots_of_sharded_averages_are_those_of_one_process(tmp_path: Path) -> None:
     words = ("train.steps=12", "train.posthoc=[0.05, 0.1]", "train.posthoc_every=3", "run.sample_every=0")
     finished(launch(tmp_path / "two", "run.parallel=fsdp", *words))
-    one = train(tiny(tmp_path / "one", *WORDS, *words, base="digits"))
+    one = run_training(tiny(tmp_path / "one", *WORDS, *words, base="digits"))
     (two,) = (tmp_path / "two").glob("digits-*")
     for width in (0.05, 0.07, 0.1):
         step, ours = averages.rebuild(two, width)

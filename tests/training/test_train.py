@@ -32,7 +32,7 @@ from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event
 from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.training.objective import TrainingInputs, objective_of
-from sitkit.training.train import metrics_from, train
+from sitkit.training.train import metrics_from, run_training
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def test_every_interpolant_target_and_weighting_trains(tmp_path: Path, capsys: p
     for interp, target, weight in made:
         words = (f"interp={interp}", f"target={target}", f"weight={weight}", "train.steps=20", "run.log_every=1")
         try:
-            seen = [row["loss"] for row in rows(train(tiny(tmp_path, *words, base="digits")))]
+            seen = [row["loss"] for row in rows(run_training(tiny(tmp_path, *words, base="digits")))]
             right = len(seen) == 20 and all(math.isfinite(loss) and loss > 0 for loss in seen)
         except WorkFailed:
             right = False
@@ -91,14 +91,14 @@ def test_a_run_stopped_and_continued_ends_at_the_same_bytes(
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
-    whole = train(config).resolve()
+    whole = run_training(config).resolve()
     monkeypatch.chdir(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        train(config, at(15, lambda: signal.raise_signal(signal.SIGINT)))
+        run_training(config, at(15, lambda: signal.raise_signal(signal.SIGINT)))
     parts = folder_of(config).resolve()
     assert [path.stem for path in checkpoints(RunFolder(parts).checkpoints)] == ["step-00000015"]
     said: list[Event] = []
-    assert train(config, said.append).resolve() == parts
+    assert run_training(config, said.append).resolve() == parts
     assert [event.message for event in said if event.message] == [f"continuing {folder_of(config)} at step 15."]
     assert min(event.done for event in said if not event.message) == 20  # nothing was done twice
     assert weights(parts) == weights(whole)
@@ -107,10 +107,10 @@ def test_a_run_stopped_and_continued_ends_at_the_same_bytes(
 
 def test_running_again_does_nothing(tmp_path: Path) -> None:
     config = tiny(tmp_path)
-    folder = train(config)
+    folder = run_training(config)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     seen = losses(folder)
-    train(config)
+    run_training(config)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     assert losses(folder) == seen
 
@@ -127,7 +127,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # The folder is part of what a checkpoint says of itself, so it is "runs" wherever the command is called.
         patch.chdir(tmp_path_factory.mktemp("whole"))
-        return train(tiny(Path("runs"), *LONG)).resolve()
+        return run_training(tiny(Path("runs"), *LONG)).resolve()
 
 
 def killed(cwd: Path, moment: Callable[[], bool], pause: float) -> int:
@@ -194,7 +194,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
     process = start(*words, cwd=tmp_path)
     wait(process, past(run, 5))
     with pytest.raises(UserError, match=r"is being trained by another process"):
-        train(tiny(Path("runs"), *LONG))
+        run_training(tiny(Path("runs"), *LONG))
     process.send_signal(signal.SIGINT)
     left = finish(process)
     assert left.status == 130 and "Traceback" not in left.err
@@ -241,7 +241,7 @@ def test_another_process_s_run_is_refused_before_work(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     folder_of(config).mkdir(parents=True)
     with FileLock(folder_of(config) / ".lock"), pytest.raises(UserError, match="being trained by another process"):
-        train(config)
+        run_training(config)
     assert {path.name for path in folder_of(config).iterdir()} <= {".lock"}
 
 
@@ -249,20 +249,20 @@ def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "data.npz", images=images)
     config = tiny(tmp_path, f"data={{name: npz, path: {tmp_path / 'data.npz'}}}", "sample.labels=none", base="digits")
-    folder = train(config)
+    folder = run_training(config)
     np.savez(tmp_path / "data.npz", images=255 - images)
     load_examples.cache_clear()
     with pytest.raises(UserError, match=r"The data of .* changed since"):
-        train(config)
+        run_training(config)
     assert weights(folder)
 
 
 def test_what_cannot_be_read_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     for words in ("data={name: image-folder, path: nowhere, size: 8}", "data={name: npz, path: nowhere.npz}"):
         with pytest.raises(UserError, match="nowhere"):
-            train(tiny(tmp_path, words, base="digits"))
+            run_training(tiny(tmp_path, words, base="digits"))
     with pytest.raises(UserError, match="cuda:99"):
-        train(tiny(tmp_path, "run.device=cuda:99"))
+        run_training(tiny(tmp_path, "run.device=cuda:99"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,7 +304,7 @@ def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
     # Adam's first step moves each parameter by lr * |g| / (|g| + eps), at most lr; warm-up makes it lr / warmup.
     config = tiny(tmp_path, "train.steps=1", "train.warmup=10", "train.lr=1e-2")
     initial = build_network(config).state_dict()
-    moved = load(train(config), weights="raw").network.state_dict()
+    moved = load(run_training(config), weights="raw").network.state_dict()
     steps = torch.cat([(moved[name] - initial[name]).abs().flatten() for name in initial])
     # Weights of size 1 are rounded to 2^-24 = 6e-8 each.
     assert 0.99e-3 < float(steps.max()) < 1e-3 + 2e-7
@@ -313,7 +313,7 @@ def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_average_is_that_of_the_weights_after_every_step(tmp_path: Path, decay: float) -> None:
     config = tiny(tmp_path, f"train.ema={decay}", "run.checkpoint_every=1", "run.keep=100", "train.steps=8")
-    folder = train(config)
+    folder = run_training(config)
     average: dict[str, torch.Tensor] = {}
     for path in checkpoints(RunFolder(folder).checkpoints):
         saved = load_tensors(path)[1]
@@ -326,18 +326,18 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path: Path, dec
 
 
 def test_checkpoints_beyond_those_kept_are_removed(tmp_path: Path) -> None:
-    folder = train(tiny(tmp_path, "run.checkpoint_every=10", "run.keep=2"))
+    folder = run_training(tiny(tmp_path, "run.checkpoint_every=10", "run.keep=2"))
     assert [path.stem[-2:] for path in checkpoints(RunFolder(folder).checkpoints)] == ["30", "40"]
 
 
 def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path: Path) -> None:
     config = tiny(tmp_path, "run.checkpoint_every=10", "run.log_every=5")
-    folder = train(config)
+    folder = run_training(config)
     whole, seen = weights(folder), losses(folder)
     newest = checkpoints(RunFolder(folder).checkpoints)[-1]
     newest.write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="damaged or cut short"):
-        train(config)
+        run_training(config)
     assert weights(folder) == whole and losses(folder) == seen
 
 
@@ -352,12 +352,12 @@ def test_rows_after_the_checkpoint_and_torn_rows_come_again(tmp_path: Path) -> N
 def test_previews_come_when_asked_and_at_the_end(tmp_path: Path) -> None:
     for every, wanted in ((15, ["15", "30", "40"]), (0, ["40"])):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        folder = train(tiny(tmp_path / "runs", f"run.sample_every={every}"))
+        folder = run_training(tiny(tmp_path / "runs", f"run.sample_every={every}"))
         assert [path.stem[-2:] for path in sorted((folder / "previews").glob("*.png"))] == wanted
 
 
 def test_a_preview_changes_nothing_of_the_training(tmp_path: Path) -> None:
-    few, many = (train(tiny(tmp_path / str(n), f"run.sample_every={n}", base="digits")) for n in (0, 3))
+    few, many = (run_training(tiny(tmp_path / str(n), f"run.sample_every={n}", base="digits")) for n in (0, 3))
     assert all(map(torch.equal, tensors(few).values(), tensors(many).values()))
 
 
@@ -367,7 +367,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def test_a_checkpoint_carries_its_configuration(tmp_path: Path) -> None:
     config = tiny(tmp_path)
-    header = read_header(checkpoints(RunFolder(train(config)).checkpoints)[-1])
+    header = read_header(checkpoints(RunFolder(run_training(config)).checkpoints)[-1])
     assert header["step"] == 40 and {k: v for k, v in header["config"].items() if k != "run"} == settings(config)
 
 
@@ -375,16 +375,16 @@ def test_training_starts_from_another_run(tmp_path: Path) -> None:
     """With no step taken the weights are the other run's averages; a short name, and another network, are refused."""
     whole = trained()
     root = copied(whole, tmp_path / "runs").parent
-    folder = train(tiny(root, f"train.init={whole.name}", "train.steps=1", "train.lr=1e-30"))
+    folder = run_training(tiny(root, f"train.init={whole.name}", "train.steps=1", "train.lr=1e-30"))
     _, given = load_tensors(checkpoints(RunFolder(whole).checkpoints)[-1])
     _, taken = load_tensors(checkpoints(RunFolder(folder).checkpoints)[-1])
     names = [name for name in given if name.startswith("ema.")]
     assert names and all(torch.equal(given[name], taken[name]) for name in names)
     with pytest.raises(UserError, match="must name the run in full"):
-        train(tiny(root, f"train.init={whole.name.rpartition('-')[2]}", "train.steps=1"))
+        run_training(tiny(root, f"train.init={whole.name.rpartition('-')[2]}", "train.steps=1"))
     before = sorted(root.iterdir())
     with pytest.raises(UserError, match="does not fit the network that train.init"):
-        train(tiny(root, f"train.init={whole.name}", "train.steps=1", "backbone.hidden_size=24"))
+        run_training(tiny(root, f"train.init={whole.name}", "train.steps=1", "backbone.hidden_size=24"))
     with pytest.raises(UserError, match="No run 'nowhere'"):
-        train(tiny(root, "train.init=nowhere", "train.steps=1"))
+        run_training(tiny(root, "train.init=nowhere", "train.steps=1"))
     assert sorted(root.iterdir()) == before

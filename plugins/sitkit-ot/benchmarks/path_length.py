@@ -23,7 +23,7 @@ import sitkit
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run import Run, load
 from sitkit.runtime.rng import INITIAL, normal, sample_keys
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 N = 2000
 CASES = {
@@ -89,7 +89,7 @@ def main() -> None:
                         f"train.steps={given.steps}", "train.batch=256", "train.ema=0.99", f"train.seed={seed}", "run.track=false",
                         "run.sample_every=0", "run.threads=1", f"run.folder={folder}",
                     ]  # fmt: skip
-                    run = load(train(assemble([read_config("points"), read_assignments(words)])))
+                    run = load(run_training(assemble([read_config("points"), read_assignments(words)])))
                     lengths.append(path_length(run))
                     distances.append(distance(run))
                 row = {"path_length": told(lengths), "four_euler_steps": told(distances)}

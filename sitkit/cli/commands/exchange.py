@@ -45,9 +45,7 @@ def convert(
             raise UserError("--from, --heads and --vae belong to an import; --to exports.")
         from sitkit.runs.exchange.export import export
 
-        exported = export(
-            source, to, private=private, step=step, settings=options.layer({"sample.ema": ema}, sets), runs=runs
-        )
+        exported = export(source, to, private=private, step=step, settings=options.layer({"ema": ema}, sets), runs=runs)
         console.say(f"{'uploaded' if to.startswith('hf://') else 'written '}  {exported.address}")
         for note in exported.notes:
             console.err.print(note, markup=False)

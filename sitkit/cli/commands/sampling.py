@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,31 +11,10 @@ from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import extractors
-from sitkit.runs.checkpoint import step_of
 from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     pass
-
-
-def _loaded(
-    run: str,
-    runs: Path,
-    sets: list[str] | None,
-    flags: dict[str, Any],
-    preset: str | None = None,
-    step: int | None = None,
-) -> Any:
-    from sitkit.runs.config.mappings import merge
-    from sitkit.runs.config.sampling_presets import read_preset
-    from sitkit.runs.config.sources import Layer
-    from sitkit.runs.run import find_run, load
-
-    over = options.layer(flags, sets)
-    if preset is not None:
-        base = read_preset(find_run(run, runs), preset)
-        over = Layer(merge(base.values, over.values), base.where | over.where)
-    return load(run, over=over, root=runs, step=step, device=flags.get("run.device") or "auto")
 
 
 @app.command()
@@ -60,36 +39,34 @@ def sample(
     json: options.Json = False,
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
+    from sitkit.runs.run import open_run
     from sitkit.runs.sample import sample as verb
     from sitkit.runs.sample import write_adm
 
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
-    trained = _loaded(run, runs, sets, flags, preset, step)
-    if adm is not None and not trained.data_description.is_image:
-        raise UserError(f"--adm writes images; this run models examples of shape {trained.data_description.shape}.")
+    flags = {
+        "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "steps": steps, "n": n, "seed": seed, "ema": ema,
+        "device": device,
+    }  # fmt: skip
+    chosen = open_run(
+        run,
+        {"preset": preset, "step": step, "runs": runs, "device": device, "settings": options.layer(flags, sets)},
+        "sample",
+    )
+    if adm is not None and not chosen.data_description.is_image:
+        raise UserError(f"--adm writes images; this run models examples of shape {chosen.data_description.shape}.")
     with resumable(), console.progress() as progress:
-        drawn = verb(trained, progress)
+        samples = verb(chosen, progress=progress)
         if adm is not None:
-            write_adm(drawn, adm)
+            write_adm(samples, adm)
     if json:
-        console.as_json(drawn.record | {"path": str(drawn.folder)})
+        console.as_json(samples.record | {"path": str(samples.folder)})
         return
-    console.say(f"samples   {drawn.folder / 'samples.npz'}   {drawn.n} at {drawn.record['nfe']} evaluations each")
+    console.say(f"samples   {samples.folder / 'samples.npz'}   {samples.n} at {samples.record['nfe']} evaluations each")
     if adm is not None:
         console.say(f"ADM       {adm}")
-    if (drawn.folder / "grid.png").is_file():
-        console.say(f"picture   {drawn.folder / 'grid.png'}")
-    console.say(f"recipe    {drawn.folder / 'record.json'}")
-
-
-def _sampling_flags(
-    sampler: str | None, diffusion: str | None, guidance: str | None, steps: int | None, n: int | None,
-    seed: int | None, ema: float | None, device: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "sampler.steps": steps, "sample.n": n,
-        "sample.seed": seed, "sample.ema": ema, "run.device": device,
-    }  # fmt: skip
+    if (samples.folder / "grid.png").is_file():
+        console.say(f"picture   {samples.folder / 'grid.png'}")
+    console.say(f"recipe    {samples.folder / 'record.json'}")
 
 
 @app.command()
@@ -118,15 +95,28 @@ def evaluate(
     """
     from sitkit.runs.evaluate import evaluate as verb
 
-    flags = _sampling_flags(sampler, diffusion, guidance, steps, n, seed, ema, device)
-    flags["metric"] = _metrics(metric, features, run, runs)
-    trained = _loaded(run, runs, sets, flags, preset, step)
-    if n is None and not any(text.startswith("sample.n=") for text in sets or []):
-        from sitkit.runs.config.sources import Layer
-
-        trained = trained.with_settings(Layer({"sample": {"n": min(len(trained.examples) or 50_000, 50_000)}}))
+    if features is not None:
+        try:
+            extractors.parse(features)
+        except UserError as error:
+            raise UserError(f"--features: {error}") from None
+    names = [name.strip() for text in metric or [] for name in text.split(",")] or None
+    flags = {
+        "metric": names, "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "steps": steps, "n": n,
+        "seed": seed, "ema": ema, "device": device,
+    }  # fmt: skip
+    settings = options.layer(flags, sets)
     with resumable(), console.progress() as progress:
-        done = verb(trained, progress)
+        done = verb(
+            run,
+            features=features,
+            preset=preset,
+            step=step,
+            runs=runs,
+            device=device,
+            settings=settings,
+            progress=progress,
+        )
     if json:
         console.as_json([evaluation.record | {"path": str(evaluation.path)} for evaluation in done])
         return
@@ -160,44 +150,19 @@ def evaluate(
         console.say(f"recipe    {evaluation.path}")
 
 
-def _metrics(metric: list[str] | None, features: str | None, run: str, runs: Path) -> Any:
-    """The metrics that were named, one or more, with the features that were; None if neither was."""
-    from sitkit.runs.run import located, read_config_of
-
-    names = [name.strip() for text in metric or [] for name in text.split(",")]
-    if features is None:
-        return names[0] if len(names) == 1 else names or None
-    if not names:
-        names = [chosen.name for chosen in read_config_of(located(run, runs)).metric]
-    try:
-        extractors.parse(features)
-    except UserError as error:
-        raise UserError(f"--features: {error}") from None
-    each: list[Any] = [{"name": name, "features": features} for name in names]
-    return each[0] if len(each) == 1 else each
-
-
 @app.command()
 def runs(
     runs: options.Folder = Path("runs"),
     json: options.Json = False,
 ) -> None:
     """The runs on disk and how far they are."""
-    from sitkit.runs.checkpoint import checkpoints
-    from sitkit.runs.run import read_config_of
-    from sitkit.runs.run import run_folders as folders
-    from sitkit.runtime.files import read_json
+    from sitkit.runs.run import list_runs
 
-    rows = []
-    for folder in folders(runs):
-        found = checkpoints(folder / "checkpoints")
-        step = step_of(found[-1]) if found else 0
-        total = read_config_of(folder).train.steps
-        evaluations = [read_json(path) for path in sorted((folder / "evaluations").glob("*.json"))]
-        told = [e for e in evaluations if {"value", "metric"} <= e.keys()]
-        best = ", ".join(f"{float(e['value']):.4g} {e['metric']['name']}" for e in told[:3])
-        rows.append({"run": str(folder), "step": step, "of": total, "samplings": len(list(folder.glob("samples/*/record.json"))),
-                     "evaluations": len(evaluations), "first": best})  # fmt: skip
+    rows = [
+        {"run": str(found.folder), "step": found.step, "of": found.steps, "samplings": found.samplings,
+         "evaluations": found.evaluations, "first": ", ".join(f"{value:.4g} {name}" for name, value in found.values)}
+        for found in list_runs(runs)
+    ]  # fmt: skip
     if json:
         console.as_json(rows)
     elif rows:
@@ -239,17 +204,13 @@ def likelihood(
     json: options.Json = False,
 ) -> None:
     """Bits per dimension of held-out data under the probability-flow ODE, with its standard error."""
-    from sitkit.runs.likelihood import density as verb
-    from sitkit.runs.run import load
+    from sitkit.runs.likelihood import likelihood as verb
 
-    kinds = ("auto", "exact", "rademacher", "gaussian")
-    if divergence not in kinds:
-        raise UserError(f"--divergence {divergence}: no such estimate. Known: {', '.join(kinds)}.")
-    over = options.layer({"sampler": sampler, "sampler.steps": steps, "sample.ema": ema, "run.device": device}, sets)
-    trained = load(run, over=over, root=runs, device=device or "auto")
     with resumable(), console.progress() as progress:
-        solver = trained.config.sampler
-        done = verb(trained, progress, n=n, probes=probes, divergence=divergence, sampler=solver, seed=seed)  # pyright: ignore[reportArgumentType]
+        done = verb(
+            run, n=n, probes=probes, divergence=divergence, sampler=sampler, steps=steps, seed=seed, ema=ema, runs=runs,  # pyright: ignore[reportArgumentType]
+            device=device, settings=options.layer({}, sets), progress=progress,
+        )  # fmt: skip
     record = done.record
     if json:
         console.as_json(record | {"path": str(done.path)})

@@ -109,7 +109,7 @@ def ablate(
     from sitkit.studies.study_file import read_study
     from sitkit.studies.tasks import trained
 
-    over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
+    over = options.layer({"runs": str(runs), "device": device}, sets, training=True)
     chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
     if dry_run:
         plan = read_study(file, over, base, *chosen)
@@ -214,7 +214,7 @@ def check(
     from sitkit.studies.check import check as verb
     from sitkit.studies.check import read_plan
 
-    over = options.layer({"run.folder": str(runs), "run.device": device}, sets)
+    over = options.layer({"runs": str(runs), "device": device}, sets, training=True)
     chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
     found = verb(read_plan(file, over, base, *chosen))
     if json:
@@ -335,7 +335,7 @@ def search(
     from sitkit.studies.search import describe_choice
     from sitkit.studies.search import search as verb
 
-    trained = load(run, over=options.layer({"run.device": device}, sets), root=runs, device=device or "auto")
+    trained = load(run, settings=options.layer({"device": device}, sets), root=runs, device=device or "auto")
     with resumable(), console.progress() as progress:
         found = verb(trained, file, trials=trials, storage=storage, progress=progress)
     if json:

@@ -61,19 +61,18 @@ def train(
     device: options.Device = None,
 ) -> None:
     """Train a combination; the same command again continues it."""
-    from sitkit.runs.config.sources import assemble, read_config
     from sitkit.training.train import train as verb
 
     flags = {
         "interp": interp, "target": target, "weight": weight, "loss": loss, "timestep": timestep, "coupling": coupling,
         "backbone": backbone, "autoencoder": autoencoder, "data": data, "sampler": sampler, "diffusion": diffusion,
-        "guidance": guidance, "metric": metric, "train.steps": steps, "train.seed": seed, "run.folder": str(runs),
-        "run.device": device,
+        "guidance": guidance, "metric": metric, "steps": steps, "seed": seed, "runs": str(runs), "device": device,
     }  # fmt: skip
-    named = [name for name in (preset, config) if name is not None] or ["digits"]
-    settings = assemble([*map(read_config, named), options.layer(flags, sets)])
+    settings = options.layer(flags, sets, training=True)
     with resumable(), console.progress() as progress:
-        folder = verb(settings, progress)
+        folder = verb(
+            config or preset or "digits", preset=preset if config else None, settings=settings, progress=progress
+        ).folder
     console.say(f"run       {folder}")
     previews = sorted((folder / "previews").glob("*.png"))
     if previews:

@@ -7,18 +7,35 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from sitkit.registry import Registry, registries
+from sitkit.registry import Component, Registry, registries, spec
 from sitkit.registry.settings_files import presets
 from sitkit.runs.config.mappings import flat, merge, nest
 from sitkit.runs.config.schema import DEFAULTS, Config
 from sitkit.runtime.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from sitkit.data.dataset import Dataset
+    from sitkit.evaluation.metrics.metric import Metric
+    from sitkit.models.autoencoder import Autoencoder
+    from sitkit.models.backbone import Backbone
+    from sitkit.models.loss import Loss
+    from sitkit.solvers.guidance import Guidance
+    from sitkit.solvers.sampler import Sampler
+    from sitkit.transport.coupling import Coupling
+    from sitkit.transport.diffusion import Diffusion
+    from sitkit.transport.interpolant import Interpolant
+    from sitkit.transport.target import Target
+    from sitkit.transport.timestep import Timestep
+    from sitkit.transport.weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -192,3 +209,122 @@ def component_keys() -> dict[str, Registry[Any]]:
     """Which top-level keys take a component, and from which registry."""
     flags = {registry.flag.removeprefix("--"): registry for registry in registries.values()}
     return {key: flags[key] for key in (*DEFAULTS, "weight", "diffusion")}
+
+
+T = TypeVar("T", bound=Component)
+Spec: TypeAlias = T | str | Mapping[str, Any]
+"""A component, its name, or a mapping with `name` and fields."""
+
+
+class TrainingFlags(TypedDict, total=False):
+    """The keyword arguments of `configure` and `train`: the flags of `sitkit train`."""
+
+    preset: str | None
+    interp: Spec[Interpolant] | None
+    target: Spec[Target] | None
+    weight: Spec[Weighting] | None
+    loss: Spec[Loss] | None
+    timestep: Spec[Timestep] | None
+    coupling: Spec[Coupling] | None
+    backbone: Spec[Backbone] | None
+    autoencoder: Spec[Autoencoder] | None
+    data: Spec[Dataset] | None
+    sampler: Spec[Sampler] | None
+    diffusion: Spec[Diffusion] | None
+    guidance: Spec[Guidance] | None
+    metric: Spec[Metric] | None
+    steps: int | None
+    seed: int | None
+    runs: str | Path | None
+    device: str | None
+    settings: Mapping[str, Any] | Layer | None
+
+
+class SamplingFlags(TypedDict, total=False):
+    """The keyword arguments of `sample` and `evaluate`: the flags of `sitkit sample`."""
+
+    preset: str | None
+    sampler: Spec[Sampler] | None
+    diffusion: Spec[Diffusion] | None
+    guidance: Spec[Guidance] | None
+    steps: int | None
+    n: int | None
+    seed: int | None
+    ema: float | None
+    step: int | None
+    runs: str | Path | None
+    device: str | None
+    settings: Mapping[str, Any] | Layer | None
+
+
+# The settings that a flag sets, where its name differs.
+TRAINING_SETTINGS = {"steps": "train.steps", "seed": "train.seed", "runs": "run.folder", "device": "run.device"}
+SAMPLING_SETTINGS = {
+    "steps": "sampler.steps", "n": "sample.n", "seed": "sample.seed", "ema": "sample.ema", "device": "run.device",
+}  # fmt: skip
+
+
+def flags_to_layer(
+    flags: Mapping[str, Any],
+    settings: Mapping[str, Any] | Layer | None = None,
+    names: Mapping[str, str] | None = None,
+    place: Callable[[str], str] = "{}=".format,
+) -> Layer:
+    """Return the settings that flags and then `settings` make; a flag that is None is left out.
+
+    Args:
+        flags: values by the flag's name; components may be given as objects.
+        settings: settings by dotted key, or a layer, on top of the flags.
+        names: the setting that a flag sets, where its name differs, as in {"steps": "train.steps"}.
+        place: how an error names a flag.
+    """
+    values, where = {}, {}
+    for flag, value in flags.items():
+        if value is not None:
+            key = (names or {}).get(flag, flag)
+            values[key] = _to_plain(value)
+            where[key] = place(flag)
+    if not isinstance(settings, Layer):
+        given = {key: _to_plain(value) for key, value in (settings or {}).items()}
+        settings = Layer(nest(given), {key: f"settings[{key!r}]" for key in given})
+    return Layer(merge(nest(values), settings.values), where | settings.where)
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Component):
+        return spec(value)
+    if isinstance(value, Path):
+        return str(value)
+    return [_to_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def require_flags(flags: Mapping[str, Any], known: type[Any], verb: str) -> None:
+    """Raise UserError for a keyword argument that a verb does not have, with the nearest right name."""
+    names = list(known.__annotations__)
+    for flag in flags:
+        if flag not in names:
+            raise UserError(f"{verb} has no argument {flag!r}.{suggest(flag, names)} Known: {', '.join(names)}.")
+
+
+def configure(config: Config | str | Path = "digits", **flags: Unpack[TrainingFlags]) -> Config:
+    """Return the configuration of a run.
+
+    Args:
+        config: a configuration, the name of a preset, or a YAML file; the base of everything else.
+        flags: the flags of `sitkit train` by name: components (`interp`, `target`, `weight`, `loss`, `timestep`,
+            `coupling`, `backbone`, `autoencoder`, `data`, `sampler`, `diffusion`, `guidance`, `metric`) as a name, a
+            mapping with `name` and fields, or an object; `steps` (optimizer steps), `seed` (training seed), `runs` (the
+            folder of runs), `device`; `preset`, a preset below `config`; `settings`, any setting by its dotted key, as in
+            {"train.lr": 1e-3}.
+
+    Returns:
+        The configuration with every default resolved.
+
+    Raises:
+        UserError: for a name or a setting that does not exist or does not fit, with its place and the nearest right name.
+    """
+    require_flags(flags, TrainingFlags, "configure")
+    preset, settings = flags.pop("preset", None), flags.pop("settings", None)
+    layers = [] if preset is None else [read_config(preset)]
+    layers.append(Layer(config.plain()) if isinstance(config, Config) else read_config(config))
+    return assemble([*layers, flags_to_layer(flags, settings, TRAINING_SETTINGS)])

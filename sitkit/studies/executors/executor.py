@@ -75,18 +75,18 @@ def perform(task: Task, since: str, tell: Progress) -> Ended:
 
 
 def _do(task: Task, tell: Progress) -> Ended:
-    from sitkit.runs.evaluate import evaluate
+    from sitkit.runs.evaluate import measure_run
     from sitkit.runs.run import load
-    from sitkit.training.train import Busy, train
+    from sitkit.training.train import Busy, run_training
 
     config = task.config
     note(task.path, "start")
     tell(Event("start", message=task.name))
     try:
         if task.kind == "train":
-            train(config, tell)
+            run_training(config, tell)
         else:
-            evaluate(load(config.run.folder / task.place.run, over=config, device=config.run.device), tell)
+            measure_run(load(config.run.folder / task.place.run, settings=config, device=config.run.device), tell)
     except Busy:
         note(task.path, "left to the process that is training it")
         return Ended("busy")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sitkit.runs.config.schema import Config
 from sitkit.runs.diagnostics import fitted
-from sitkit.runs.evaluate import evaluate
+from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_name
 from sitkit.runs.run import Run, sampling_config
 from sitkit.runtime.progress import Progress
@@ -74,7 +74,7 @@ class Evaluator:
     def measure(self, config: Config) -> tuple[float, int, float]:
         """The metric, evaluations and seconds a sample."""
         said = self.progress
-        (done,) = evaluate(self.at(config), lambda event: said(event) if event.message else None)
+        (done,) = measure_run(self.at(config), lambda event: said(event) if event.message else None)
         return done.value, done.nfe, done.record["sampling"]["seconds"] / done.n
 
     def confirm(self, trial: int, chosen: dict[str, Any], seeds: Sequence[int]) -> TrialResult:

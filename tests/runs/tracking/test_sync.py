@@ -297,7 +297,7 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     from support import copied, trained
 
     import sitkit
-    from sitkit.runs.sample import sample
+    from sitkit.runs.sample import draw_samples
 
     run = copied(trained("points"), tmp_path / "runs")
     for status in ("RUNNING", "FINISHED", "FINISHED"):
@@ -309,7 +309,7 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     assert signature.inputs.input_names() == ["index", "label"]
     assert [spec.shape for spec in signature.outputs.inputs] == [(-1, 2)]
     assert not [path for path in Path(place).rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
-    drawn = sample(sitkit.load(run)).x[:5]
+    drawn = draw_samples(sitkit.load(run)).x[:5]
     classes = sitkit.load(run).examples.num_classes
     model = load_model(place)
     asked = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})

@@ -21,7 +21,7 @@ from support import ROOT
 
 from sitkit.runs.config.sampling_presets import read_preset, write_preset
 from sitkit.runs.config.sources import Layer, assemble
-from sitkit.runs.evaluate import evaluate
+from sitkit.runs.evaluate import measure_run
 from sitkit.runs.run import Run, load, sampling_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -31,7 +31,7 @@ from sitkit.studies.search.confirm import front
 from sitkit.studies.search.evaluator import Evaluator
 from sitkit.studies.search.space import in_force, layer_of, read_search, steps_within_budget
 from sitkit.studies.search.trials import ByNumber, EnoughTrials, TrialObjective, distinct, open_study, quiet
-from sitkit.training.train import train
+from sitkit.training.train import run_training
 
 SPACE = """
 objective: {metric: frechet, against: nfe, nfe: 24}
@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sampler": {"name": "heun", "steps": 6},
         "run": {"track": False, "folder": str(tmp_path_factory.mktemp("made"))},
     }
-    return train(assemble([Layer(given)]))
+    return run_training(assemble([Layer(given)]))
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     # The winner's numbers come again from nothing but its preset and the seeds.
     bare = load(
         shutil.copytree(run.folder, tmp_path / "bare" / run.folder.name, ignore=_bare),
-        over=read_preset(run.folder, "quest"),
+        settings=read_preset(run.folder, "quest"),
     )
     again = [_value(bare, n=200, seed=seed) for seed in (1, 2)]
     assert again == list(found.winner.values)
@@ -235,7 +235,7 @@ def _bare(folder: str, names: list[str]) -> set[str]:
 
 
 def _value(run: Run, n: int, seed: int) -> float:
-    return evaluate(run.with_settings(Layer({"sample": {"n": n, "seed": seed}})))[0].value
+    return measure_run(run.with_settings(Layer({"sample": {"n": n, "seed": seed}})))[0].value
 
 
 def test_one_objective_spends_its_budget(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
