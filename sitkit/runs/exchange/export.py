@@ -94,7 +94,11 @@ def export(
     over = settings if isinstance(settings, Layer) else Layer(nest(settings))
     if ema is not None:
         over = Layer(merge(over.values, {"sample": {"ema": ema}}), over.where)
-    run = run.with_settings(over) if isinstance(run, Run) else load(run, root=runs, device="cpu", step=step, settings=over)
+    run = (
+        run.with_settings(over)
+        if isinstance(run, Run)
+        else load(run, root=runs, device="cpu", step=step, settings=over)
+    )
     if to.endswith(".pt"):
         return Exported(str(_write_official(run, Path(to))), ())
     if remote:
