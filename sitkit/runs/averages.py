@@ -32,8 +32,8 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
 from sitkit.runtime.tensors import open_tensors, read_header
 
-WIDEST = 12**-0.5  # gamma = 0: all weights alike
-# Relative L2 errors of a rebuilt profile, from which on it is said aloud, and refused.
+WIDEST = 12**-0.5  # gamma = 0: all weights equal
+# Relative L2 errors of a rebuilt profile above which it gives a warning, and is refused.
 DOUBTFUL, WRONG = 0.05, 0.3
 FIXED = "fixed."
 
@@ -97,8 +97,8 @@ def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> st
             f"train.posthoc keeps {count} snapshots of {each / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB left: "
             "raise train.posthoc_every, or set train.posthoc_dtype=float16."
         )
-    told = {"count": count, "every": interval(settings), "widths": list(settings.posthoc), "bytes": each * count}
-    write_json(RunFolder(folder).snapshots / "snapshots.json", told | {"dtype": settings.posthoc_dtype})
+    record = {"count": count, "every": interval(settings), "widths": list(settings.posthoc), "bytes": each * count}
+    write_json(RunFolder(folder).snapshots / "snapshots.json", record | {"dtype": settings.posthoc_dtype})
     return f"post-hoc EMA: {count} snapshots of {each / 1e6:,.1f} MB, {each * count / 1e6:,.1f} MB in all."
 
 
@@ -160,14 +160,14 @@ def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, d
             fit = combination(kept, width, end)
         except ValueError as error:
             raise UserError(f"sample.ema: {error}") from None
-        told = (
+        message = (
             f"The average of width {width} at step {end} is off by {fit.error:.1%} of its profile (relative L2): "
             f"{len(steps)} snapshots of the widths {', '.join(map(str, widths))} cannot represent it"
         )
         if fit.error > WRONG:
-            raise UserError(f"{told}. Ask for a width nearer to those, or train with a smaller train.posthoc_every.")
+            raise UserError(f"{message}. Ask for a width nearer to those, or train with a smaller train.posthoc_every.")
         if fit.error > DOUBTFUL:
-            warnings.warn(f"{told} better.", stacklevel=2)
+            warnings.warn(f"{message} better.", stacklevel=2)
         state = {n.removeprefix(FIXED): files[steps[-1]].get_tensor(n) for n in names if n.startswith(FIXED)}
         first = power_prefix(widths[0])
         for name in (n.removeprefix(first) for n in names if n.startswith(first)):

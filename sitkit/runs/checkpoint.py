@@ -28,7 +28,7 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The whole state of an optimizer as tensors named "optimizer.<parameter's number>.<key>".
 
-    What is no tensor (learning rates, betas, counters) is JSON in the bytes of "optimizer.json"; Python's floats
+    Values that are not tensors (learning rates, betas, counters) are JSON in the bytes of "optimizer.json"; Python's floats
     survive that exactly, so an optimizer loaded from it takes the very same steps.
     """
     import torch
@@ -56,25 +56,25 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         text = bytes(tensors[f"{OPTIMIZER}json"].tolist())
     except KeyError:
         raise UserError("The checkpoint holds no state of an optimizer, so training cannot continue from it.") from None
-    told = json.loads(text)
-    state: dict[int, dict[str, Any]] = {int(number): dict(values) for number, values in told["state"].items()}
+    plain = json.loads(text)
+    state: dict[int, dict[str, Any]] = {int(number): dict(values) for number, values in plain["state"].items()}
     for name, tensor in tensors.items():
         if name.startswith(OPTIMIZER) and name != f"{OPTIMIZER}json":
             number, _, key = name.removeprefix(OPTIMIZER).partition(".")
             state.setdefault(int(number), {})[key] = tensor
-    _check_fit(optimizer, told["groups"], state)
+    _check_fit(optimizer, plain["groups"], state)
     groups = [
         {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in group.items()}
-        for group, now in zip(told["groups"], optimizer.param_groups, strict=True)
+        for group, now in zip(plain["groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _check_fit(optimizer: Optimizer, groups: list[dict[str, Any]], state: Mapping[int, Mapping[str, Any]]) -> None:
     """Refuse a state of other parameters: torch takes wrong shapes without a word and fails at the next step."""
-    sizes, told = [len(g["params"]) for g in optimizer.param_groups], [len(g["params"]) for g in groups]
-    if sizes != told:
-        raise UserError(f"The optimizer's state is for groups of {told} parameters; the model has {sizes}.")
+    sizes, stored = [len(g["params"]) for g in optimizer.param_groups], [len(g["params"]) for g in groups]
+    if sizes != stored:
+        raise UserError(f"The optimizer's state is for groups of {stored} parameters; the model has {sizes}.")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state.items():
         shape = tuple(parameters[number].shape)

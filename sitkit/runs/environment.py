@@ -26,7 +26,7 @@ import sitkit
 from sitkit.registry import origins
 from sitkit.registry.plugin import loaded
 
-# What computes or stores; those of extras are told where they are installed.
+# Packages that compute or store; those of extras are recorded where they are installed.
 PACKAGES = (
     "torch", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn", "einops", "pydantic", "pillow", "optuna", "mlflow",
     "torchvision", "torch-fidelity", "transformers", "diffusers", "datasets", "pot",
@@ -40,7 +40,7 @@ def environment(device: Any) -> dict[str, Any]:
     # Of the code that runs, which need not be what is installed under that name.
     own, release = Path(sitkit.__file__).parent, sitkit.__version__
     code = {name: _code(_folder(plugin.module)) for name, plugin in loaded.items()}
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "packages": {"sitkit": release} | {name: v for name in PACKAGES if (v := _version(name))},
         "plugins": {name: str(plugin) for name, plugin in loaded.items()},
         "plugin_code": {name: state for name, state in code.items() if state},
@@ -52,8 +52,8 @@ def environment(device: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if device.type == "cuda":
-        told["cuda"] = {"runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return told | {"git": _code(own), "command": sys.argv}
+        record["cuda"] = {"runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return record | {"git": _code(own), "command": sys.argv}
 
 
 def _version(name: str) -> str | None:
@@ -118,16 +118,16 @@ def _installed(package: str) -> dict[str, Any] | None:
         text = distribution(package).read_text("direct_url.json")
     except PackageNotFoundError:
         return None
-    told = json.loads(text).get("vcs_info") if text else None
-    return {"commit": told["commit_id"], "dirty": False, "diff": None} if told else None
+    record = json.loads(text).get("vcs_info") if text else None
+    return {"commit": record["commit_id"], "dirty": False, "diff": None} if record else None
 
 
 def continued(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The record of a training that goes on from `step` in `now`: what it ran on so far is kept where it differs."""
-    told = {key: value for key, value in before.items() if key != "before"}
+    record = {key: value for key, value in before.items() if key != "before"}
     past = list(before.get("before", ()))
-    if step and {**told, "command": None} != {**now, "command": None}:
-        past.append({"until": step, **told})
+    if step and {**record, "command": None} != {**now, "command": None}:
+        past.append({"until": step, **record})
     return {**now, "before": past} if past else dict(now)
 
 

@@ -173,7 +173,7 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
 
     Ranks under torchrun, or several processes on one folder, share the work.  On a CPU the numbers are the same to the last
     digit for any batch and number of processes, and after any kill.
-    Raises UserError before any sample is drawn for a metric that cannot be had.
+    Raises UserError before any sample is drawn for a metric that cannot be measured.
     """
     folder = RunFolder(run.folder).evaluations
     paths = {metric: folder / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric}

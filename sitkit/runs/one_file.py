@@ -31,11 +31,11 @@ def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of a network's state: names, types, shapes and values."""
     import torch
 
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def weights_name(config: Config) -> str:
@@ -45,26 +45,26 @@ def weights_name(config: Config) -> str:
 
 
 def read_run_header(path: Path) -> dict[str, Any]:
-    """What the file says of itself.  Raises UserError for one that is damaged, a pickle, or no run in one file."""
-    told = read_header(path)
-    if told.get("kind") != KIND:
+    """Return the header of the file.  Raises UserError for one that is damaged, a pickle, or no run in one file."""
+    header = read_header(path)
+    if header.get("kind") != KIND:
         raise UserError(
             f"{path} is a checkpoint; give the folder of its run: {path.parent.parent}. "
             "`sitkit convert RUN --to NAME.safetensors` makes one file of a run."
         )
-    if told["format"] != 1:
-        raise UserError(f"{path} is of format {told['format']}, which this sitkit does not read: upgrade it.")
-    return told
+    if header["format"] != 1:
+        raise UserError(f"{path} is of format {header['format']}, which this sitkit does not read: upgrade it.")
+    return header
 
 
 def settings_of_file(path: Path) -> dict[str, Any]:
     """The settings in the file; an autoencoder that it holds is found in it, wherever the file now lies."""
-    told = read_run_header(path)
-    found = told["config"]
+    header = read_run_header(path)
+    config = header["config"]
     return (
-        found | {"autoencoder": found["autoencoder"] | {"path": str(path.resolve())}}
-        if "autoencoder" in told
-        else found
+        config | {"autoencoder": config["autoencoder"] | {"path": str(path.resolve())}}
+        if "autoencoder" in header
+        else config
     )
 
 
@@ -74,18 +74,18 @@ def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, 
     Raises UserError where it holds other weights than `config` or `step` ask for, where its autoencoder is not the one
     that it was made with, and where the weights are not those that it was written with.
     """
-    told, tensors = load_tensors(path)
-    marks = told["fingerprints"]
-    if weights_name(config) != told["weights"]:
-        raise UserError(f"{path} holds the weights {told['weights']!r} alone, not {weights_name(config)!r}.")
-    if step not in (None, told["step"]):
-        raise UserError(f"{path} holds step {told['step']} alone, not step {step}.")
-    if config.autoencoder.fingerprint() != marks["autoencoder"]:
+    header, tensors = load_tensors(path)
+    fingerprints = header["fingerprints"]
+    if weights_name(config) != header["weights"]:
+        raise UserError(f"{path} holds the weights {header['weights']!r} alone, not {weights_name(config)!r}.")
+    if step not in (None, header["step"]):
+        raise UserError(f"{path} holds step {header['step']} alone, not step {step}.")
+    if config.autoencoder.fingerprint() != fingerprints["autoencoder"]:
         raise UserError(f"{path}: the autoencoder {config.autoencoder} is not the one that it was made with.")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACKED)}
-    if weights_fingerprint(tensors) != marks["weights"]:
+    if weights_fingerprint(tensors) != fingerprints["weights"]:
         raise UserError(f"{path}: the weights are not those that were written there: copy it again.")
-    return int(told["step"]), tensors
+    return int(header["step"]), tensors
 
 
 SCHEME = "hf://"
@@ -150,6 +150,6 @@ def _library() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    # The library explains itself over several paragraphs, the first of which may be empty.
+    # The library's message has several paragraphs; the first may be empty.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -151,7 +151,7 @@ class SamplePlan:
         return SampleBatch(x, torch.cat(labels), nfe, time.monotonic() - began, paths)
 
     def record(self) -> dict[str, Any]:
-        """What anyone needs to draw the same samples, and what they are."""
+        """Return the recipe of the samples and the settings that were derived from it."""
         config, plan = self.run.config, self.plan
         return {
             "recipe": sampling_recipe(config, self.run.step),
@@ -205,9 +205,9 @@ def draw_samples(
 ) -> SampleSet:
     """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.
 
-    Shards go to whoever is free: ranks under torchrun, or several processes on one folder, draw the very samples of one
-    process; what is killed continues.  keep: store the samples; without it only a picture and the features that
-    `extractions` give are kept.
+    Ranks under torchrun, or several processes on one folder, divide the shards and draw the same samples as one process.
+    A call after a kill continues.  keep: store the samples; without it only a picture and the features that
+    `extractions` give are stored.
     Raises UserError before any evaluation for a setting that cannot give right samples; WorkFailed for samples that
     are not finite.
     """
@@ -215,32 +215,32 @@ def draw_samples(
     shards = Shards(folder, run.data_description, run.config.sample.n, keep, extractions)
     with joined(run.config.run.device) as world:
         if not shards.finished:
-            drawing = SamplePlan(run)
-            told = ProgressReporter(shards, progress, "features" if shards.drawn else "sample")
+            plan = SamplePlan(run)
+            report = ProgressReporter(shards, progress, "features" if shards.drawn else "sample")
             divide_work(
                 shards.count,
                 shards.done,
-                lambda i: _make(i, shards, drawing, told),
+                lambda i: _make(i, shards, plan, report),
                 folder / "shards",
                 world.rank * shards.count // world.size,
             )
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                shards.finish(drawing.record())
-            told(0)
+                shards.finish(plan.record())
+            report(0)
     record = shards.record
     assert record is not None
     return SampleSet(folder, run.data_description, record)
 
 
-def _make(i: int, shards: Shards, drawing: SamplePlan, told: ProgressReporter) -> None:
-    """Draw shard i, unless it is there, and extract what is asked for of it."""
+def _make(i: int, shards: Shards, plan: SamplePlan, report: ProgressReporter) -> None:
+    """Draw shard i, unless it exists, and extract its missing features."""
     kept = shards.read(i)
     if kept is None:
-        part = drawing.draw(*shards.range(i), told)
+        part = plan.draw(*shards.range(i), report)
         kept = to_storage(part.x, shards.data)
         keep = shards.keep or shards.count == 1
-        # The first shard is always there to be looked at.
+        # The first shard is always stored: the picture shows it.
         tensors = {"y": part.y} | ({"x": kept} if keep or i == 0 else {})
         if part.paths is not None:
             tensors["paths"] = part.paths
@@ -250,11 +250,11 @@ def _make(i: int, shards: Shards, drawing: SamplePlan, told: ProgressReporter) -
             save_tensors(
                 shards.part(i, extraction), extraction(to_float(kept)), {"fingerprint": extraction.fingerprint}
             )
-    told(0)
+    report(0)
 
 
 class ProgressReporter:
-    """Tells how far the work of all processes on a folder is, and how fast it goes."""
+    """Reports the progress and speed of all processes on a folder."""
 
     def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
         self.shards, self.progress, self.stage = shards, progress, stage
@@ -262,7 +262,7 @@ class ProgressReporter:
         self.whole = self.before
 
     def all(self) -> int:
-        """How many samples are in whole shards, whoever made them."""
+        """How many samples are in complete shards, of all processes."""
         ranges = [self.shards.range(i) for i in range(self.shards.count) if self.shards.done(i)]
         return sum(last - first for first, last in ranges)
 
@@ -285,9 +285,9 @@ def write_adm(drawn: SampleSet, path: Path) -> None:
     if not drawn.data.is_image:
         raise UserError(f"--adm writes images; the samples are of shape {drawn.data.shape}.")
     n = drawn.n
-    told = to_json({k: v for k, v in drawn.record.items() if k != "environment"})
+    record = to_json({k: v for k, v in drawn.record.items() if k != "environment"})
     with archives.writing(path, compress=False) as archive:
         images = archives.rows(drawn.folder / ARRAYS, "images", SHARD)
         archives.add(archive, "arr_0", n, (np.broadcast_to(part, (*part.shape[:3], 3)) for part in images))
         archives.add(archive, "arr_1", n, archives.rows(drawn.folder / ARRAYS, "labels", SHARD))
-        archives.add(archive, "record", 1, [np.array([told])])
+        archives.add(archive, "record", 1, [np.array([record])])

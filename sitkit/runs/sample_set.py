@@ -182,8 +182,8 @@ class Shards:
             for extraction in self.missing(self.extractions):
                 parts = [load_tensors(self.part(i, extraction))[1] for i in range(self.count)]
                 joined = {name: torch.cat([part[name] for part in parts]) for name in extraction.outputs}
-                told = {"fingerprint": extraction.fingerprint, "n": self.n, **extraction.record}
-                save_tensors(features_file(self.folder, extraction), joined, told)
+                header = {"fingerprint": extraction.fingerprint, "n": self.n, **extraction.record}
+                save_tensors(features_file(self.folder, extraction), joined, header)
             if not self.drawn:
                 self._join(record)
         for leftover in (self.folder / "shards", *(self.part(0, e).parent for e in self.extractions)):
@@ -245,7 +245,7 @@ def block_size(shape: tuple[int, ...]) -> int:
     return max(16, min(64, 4096 // math.prod(shape)))
 
 
-# Samples of at most so many bytes together are kept, unless run.keep_samples says otherwise.
+# Samples of at most this many bytes together are kept, unless run.keep_samples says otherwise.
 KEEP_LIMIT = 2**30
 
 

@@ -122,9 +122,9 @@ def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
         draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)
         key, name = once(trains, lambda config=config: (training_identity(config), slug(config)))
         samples = once(draws, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
-        told = once((metric,), lambda metric=metric: spec(metric))
-        measurement = once((*draws, metric), lambda samples=samples, told=told: identity(samples, told))
-        found.append(ResultLocation(key, f"{name}-{key}", samples, measurement, json.dumps(told, sort_keys=True)))
+        plain = once((metric,), lambda metric=metric: spec(metric))
+        measurement = once((*draws, metric), lambda samples=samples, plain=plain: identity(samples, plain))
+        found.append(ResultLocation(key, f"{name}-{key}", samples, measurement, json.dumps(plain, sort_keys=True)))
     return found
 
 

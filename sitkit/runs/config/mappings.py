@@ -24,7 +24,7 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`over` on top of `base`, for every source alike.
+    """Return `over` on top of `base`.
 
     A part that changes its name keeps none of the old one's fields; a part that keeps its name keeps them.
     """

@@ -1,4 +1,4 @@
-"""What a run is made of, as people write it: one tree, one merge, one build.
+"""The settings of a run: one tree of typed, frozen models.
 
 Defaults < file < command line < ablation cell, all through `merge`.  Everything a flag can say, a YAML file says by the
 same name.  YAML is 1.2 and read safely; an error names file, line, key and the nearest right name.
@@ -45,7 +45,7 @@ class TrainSettings(Settings):
     activations; weights, optimiser and loss are float32.  tf32: float32 products in TF32 where the GPU has it.
     nonfinite: whether a step whose gradient is not finite stops the training or changes nothing.
     init: the full name of a run whose EMA weights training starts from.
-    ema: one decay or several, the first of which samples by default.  posthoc: relative widths of power-function averages
+    ema: one decay or several; samples use the first by default.  posthoc: relative widths of power-function averages
     to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema` rebuilds any other; every posthoc_every steps, by
     default a 32nd of the training, in posthoc_dtype.
     """
@@ -133,7 +133,7 @@ class RunSettings(Settings):
     compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
     the training: each holds the whole network ("ddp") or a slice of it ("fsdp").  keep_samples: whether an evaluation
     stores its samples beside their features; unset, where all together are at most 1 GiB.
-    track: whether MLflow is told of it.  log_model: whether it gets the trained network too, as a model with signature.
+    track: whether the run is sent to MLflow.  log_model: whether the trained network is sent too, as a model with signature.
     """
 
     folder: Path = Path("runs")

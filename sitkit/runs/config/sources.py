@@ -193,7 +193,7 @@ def read_value(text: str) -> Any:
 
 
 def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
-    """key=value pairs with dotted keys.  Raises UserError for what is no such pair."""
+    """key=value pairs with dotted keys.  Raises UserError if an item is not of the form key=value."""
     values: Any = {}
     where: dict[str, str] = {}
     for text in assignments:

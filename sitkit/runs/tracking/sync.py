@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 METRICS = "metrics.jsonl"
-CURSOR, TOLD = "tracking.json", "tracked.json"
+CURSOR, TRACKED = "tracking.json", "tracked.json"
 RUN_ARTIFACTS = ("config.yaml", "environment.json", "**/*.png")
 TOKEN, PARENT = "sitkit.token", "mlflow.parentRunId"
 MODEL = "model"
@@ -126,26 +126,26 @@ def send_run(
 def catch_up(
     folder: str | Path, *, uri: str | None = None, on_warning: Callable[[str], object] = warnings.warn
 ) -> bool:
-    """Send what the tracker missed of a folder that a `Tracker` was told of; whether there was anything to send.
+    """Send the unsent part of a folder that a `Tracker` keeps.  Returns whether anything was unsent.
 
     Raises whatever MLflow raises; nothing is lost by it.
     """
     folder = Path(folder).resolve()
-    if not (folder / TOLD).exists() or is_sent(folder, uri=uri):
+    if not (folder / TRACKED).exists() or is_sent(folder, uri=uri):
         return False
-    told = read_json(folder / TOLD)
-    files = matching(folder, told.pop("patterns"))
-    send_run(folder, artifacts=files, uri=uri, on_warning=on_warning, **told)
+    settings = read_json(folder / TRACKED)
+    files = matching(folder, settings.pop("patterns"))
+    send_run(folder, artifacts=files, uri=uri, on_warning=on_warning, **settings)
     return True
 
 
 def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
-    """Whether, by the cursor, the tracker has all of a folder that a `Tracker` was told of.  Asks and imports nothing."""
+    """Whether all of a folder that a `Tracker` keeps was sent, by its cursor.  mlflow is not imported."""
     folder = Path(folder).resolve()
-    if not (folder / TOLD).exists():
+    if not (folder / TRACKED).exists():
         return False
     cursor, metrics = _cursor(folder), folder / METRICS
-    files = matching(folder, read_json(folder / TOLD)["patterns"])
+    files = matching(folder, read_json(folder / TRACKED)["patterns"])
     return (
         bool(cursor.run)
         and cursor.uri == public(uri or tracking_uri())
@@ -267,7 +267,7 @@ def _send_metrics(
 
 
 def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Lines in groups that fill one call; a comma in a line is at most one number."""
+    """Lines in groups that fill one call; a line has at most one number more than commas."""
     group: list[bytes] = []
     size = 0
     for line in lines:

@@ -13,7 +13,7 @@ from sitkit.runs.tracking.store import SERVER_TIMEOUT, public, tracking_uri
 from sitkit.runs.tracking.sync import (
     METRICS,
     RUN_ARTIFACTS,
-    TOLD,
+    TRACKED,
     Status,
     catch_up,
     matching,
@@ -30,7 +30,7 @@ class Tracker:
     by a later `send_run`.  Not enabled, it does nothing and imports nothing.
 
     artifacts: patterns of files in the folder, looked up at every sync.  children, model: as for `send_run`; children that
-    were not sent whole, because the tracker was down, are sent first.  What it was told stays in tracked.json, for
+    were not sent whole, because the tracker was down, are sent first.  Its settings stay in tracked.json, for
     `catch_up`.
     """
 
@@ -56,7 +56,7 @@ class Tracker:
         # Settled here: the block may change the directory or the environment.
         self.uri = tracking_uri()
         self.children = dict(children or {})
-        self._told: dict[str, Any] = {
+        self._settings: dict[str, Any] = {
             "name": name,
             "experiment": experiment,
             "params": params,
@@ -76,7 +76,7 @@ class Tracker:
         return self
 
     def _remember(self) -> None:
-        write_json(self.folder / TOLD, {**self._told, "patterns": self.artifacts, "status": self._status})
+        write_json(self.folder / TRACKED, {**self._settings, "patterns": self.artifacts, "status": self._status})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -102,7 +102,7 @@ class Tracker:
                 catch_up(child, uri=self.uri, on_warning=self.on_warning)
             send_run(
                 self.folder, artifacts=matching(self.folder, self.artifacts), status=status, children=self.children,
-                uri=self.uri, on_warning=self.on_warning, **self._told,
+                uri=self.uri, on_warning=self.on_warning, **self._settings,
             )  # fmt: skip
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
