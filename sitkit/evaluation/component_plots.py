@@ -11,14 +11,15 @@ from sitkit.evaluation import plots
 from sitkit.evaluation.plots import Curve
 from sitkit.models.exact import Exact
 from sitkit.registry import Component, diffusions, interpolants
+from sitkit.registry.measures import UNTRAINED
 from sitkit.runtime.rng import INITIAL, normal, sample_keys
 from sitkit.solvers.sampler import Sampler
 from sitkit.transport.closed_form import sample_law, three_gaussians
-from sitkit.transport.diffusion import Diffusion, KLEta
+from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.field import Field
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Velocity
-from sitkit.transport.timestep import Adapted, Timestep
+from sitkit.transport.timestep import Timestep
 
 # A w that diverges at an end leaves the view at so many times what it is over nine tenths of the time.
 REACH = 2.0
@@ -31,13 +32,13 @@ def draw_component(component: Component, path: Path, interps: Sequence[str] = ()
     interps: the interpolants on which a diffusion is shown, all where none is named.
     """
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
+    if isinstance(component, Diffusion | Timestep) and component.bind(UNTRAINED) is not component:
+        return False
     if isinstance(component, Interpolant):
         c = component.coefficients(t)
         forms = [Curve(name, t, diffusions.create(name).w(t, c)) for name in PLOTTED]
         plots.interpolant(component, path, forms)
     elif isinstance(component, Diffusion):
-        if isinstance(component, KLEta) and not component.losses:
-            return False
         curves = [
             Curve(name, t, component.w(t, interpolants.create(name).coefficients(t)))
             for name in interps or interpolants.names()
@@ -51,8 +52,6 @@ def draw_component(component: Component, path: Path, interps: Sequence[str] = ()
             reach=REACH,
         )
     elif isinstance(component, Timestep):
-        if isinstance(component, Adapted) and not component.curvature:
-            return False
         curves = [Curve("t(u)", t, component.map(t)), Curve("uniform", t, t)]
         plots.curves(curves, path, title=f"grid {component.name}", xlabel="u = i / steps", ylabel="t (0 noise, 1 data)")
     elif isinstance(component, Sampler):

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
@@ -30,7 +30,12 @@ PACKED = "autoencoder/"
 
 @dataclass(frozen=True)
 class Autoencoder(Component):
-    """A fixed pair of maps between images in [-1, 1] and what is modelled.  Nothing in it is trained."""
+    """A fixed pair of maps between images in [-1, 1] and what is modelled.  Nothing in it is trained.
+
+    encodes: False where what is modelled is the image itself.
+    """
+
+    encodes: ClassVar[bool] = True
 
     @abstractmethod
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -66,6 +71,8 @@ class Autoencoder(Component):
 @dataclass(frozen=True)
 class Identity(Autoencoder):
     """The example itself."""
+
+    encodes: ClassVar[bool] = False
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape

@@ -22,7 +22,7 @@ from torch import Tensor
 from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import INDEX, PLAN, shard_path
 from sitkit.data.stream import read_ahead
-from sitkit.models.autoencoder import Autoencoder, Identity
+from sitkit.models.autoencoder import Autoencoder
 from sitkit.registry import spec
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
@@ -61,8 +61,10 @@ def encode(
     """
     if per_shard < 1:
         raise ValueError(f"per_shard must be at least 1; got {per_shard}.")
-    if isinstance(autoencoder, Identity):
-        raise UserError("autoencoder 'identity' has no latents to write: choose another, as --autoencoder sd-vae.")
+    if not autoencoder.encodes:
+        raise UserError(
+            f"autoencoder {autoencoder.name!r} has no latents to write: choose another, as --autoencoder sd-vae."
+        )
     data = load_examples(dataset)
     if data.encoder is not None:
         raise UserError(f"dataset {dataset.name!r} holds latents already.")

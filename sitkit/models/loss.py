@@ -57,8 +57,8 @@ class Loss(Component):
     def per_example(self, batch: Batch) -> Tensor:
         """The loss of each example, (b,), in float32 at least whatever the network's precision."""
 
-    def bind(self, data: Examples) -> Loss:
-        """The same loss with what it needs of the run's data; itself where it needs nothing."""
+    def prepare(self, data: Examples) -> Loss:
+        """Return this loss with what it needs of the run's data filled in; itself where it needs nothing."""
         return self
 
     def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module | None:

@@ -16,10 +16,13 @@ import sys
 from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from sitkit.registry.plugin import Plugin, broken, ensure_loaded, left_out, owner
 from sitkit.runtime.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from sitkit.registry.measures import Measures
 
 
 class Collision(UserError):
@@ -47,6 +50,20 @@ class Component(ABC):
 
                 return core_schema.no_info_plain_validator_function(registry.parse)
         return handler(source)
+
+    def bind(self, run: Measures) -> Self:
+        """Return this component with what it needs of a trained run filled in; itself where nothing is missing.
+
+        By default every field that is a component is bound.  Override it in a component that needs a measurement itself.
+
+        Args:
+            run: the run, or `sitkit.registry.measures.UNTRAINED` to plan before there is one.
+        """
+        inner = {
+            f.name: value for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Component)
+        }
+        bound = {name: value.bind(run) for name, value in inner.items()}
+        return dataclasses.replace(self, **bound) if any(bound[name] is not inner[name] for name in inner) else self
 
     @classmethod
     def test_fields(cls) -> Sequence[Mapping[str, Any]]:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sitkit.data.dataset import Examples
-from sitkit.registry import Component
-from sitkit.runs.run import Run
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
 from sitkit.solvers.ode import Heun
-from sitkit.solvers.sampler import Sampler
 from sitkit.transport import interval
-from sitkit.transport.diffusion import KLEta
 from sitkit.transport.field import Field
 from sitkit.transport.target import Velocity
-from sitkit.transport.timestep import Adapted
 from sitkit.transport.weighting import VelocitySpace
+
+if TYPE_CHECKING:
+    from sitkit.runs.run import Run
 
 TIMES, DRAWS, MAX_LOSS_EXAMPLES, LOSS_BATCH = 33, 4, 1000, 500
 
@@ -89,19 +86,6 @@ def smooth(losses: list[float]) -> list[float]:
 
 
 INTERVALS, CURVATURE_PATHS, PATH_SEED = 64, 64, 0
-C = TypeVar("C", bound=Component)
-
-
-def fitted(component: C, run: Run) -> C:
-    """A component with what it needs of the run, measured once: the grid adapted's curvature, kl-eta's velocity loss."""
-    lacking: dict[str, Any] = {}
-    if isinstance(component, KLEta) and not component.losses:
-        lacking = {"losses": velocity_losses(run)}
-    elif isinstance(component, Adapted) and not component.curvature:
-        lacking = {"curvature": curvatures(run)}
-    elif isinstance(component, Sampler) and isinstance(grid := getattr(component, "grid", None), Adapted):
-        lacking = {"grid": fitted(grid, run)}
-    return dataclasses.replace(component, **lacking)
 
 
 def curvatures(run: Run) -> tuple[tuple[float, float], ...]:

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit.models.autoencoder import Identity, modelled
+from sitkit.models.autoencoder import modelled
 from sitkit.registry import spec
 from sitkit.runs.config.sources import Layer, Spec
-from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder
@@ -146,10 +145,10 @@ def measure_likelihood(
 def _measure(
     run: Run, index: np.ndarray, recipe: dict[str, Any], sampler: AdaptiveODE | FixedStepODE, progress: Progress
 ) -> dict[str, Any]:
-    data, sampler = run.examples, fitted(sampler, run)
+    data, sampler = run.examples, sampler.bind(run)
     device = run.device
     # Latents of rounded images are not rounded.
-    width = data.bin_width if isinstance(run.config.autoencoder, Identity) else None
+    width = data.bin_width if not run.config.autoencoder.encodes else None
     parts: list[LogDensity] = []
     began, lost, back = time.monotonic(), [], 0
     for first in range(0, len(index), LIKELIHOOD_BATCH):

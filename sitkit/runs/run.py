@@ -22,7 +22,7 @@ from torch import nn
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape
-from sitkit.runs import averages
+from sitkit.runs import averages, diagnostics
 from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
@@ -98,6 +98,28 @@ class Run:
     def shape(self) -> tuple[int, ...]:
         """The shape of what the network models."""
         return modelled_shape(self.config.autoencoder, self.data_description)
+
+    def velocity_losses(self) -> tuple[tuple[float, float], ...]:
+        """Return (t, L_t) pairs of the velocity loss, measured once on held-out data."""
+        return diagnostics.velocity_losses(self)
+
+    def path_curvature(self) -> tuple[tuple[float, float], ...]:
+        """Return (t, |x''(t)|) pairs of the paths of the unguided flow, measured once."""
+        return diagnostics.curvatures(self)
+
+    def load_field(self, name: str, step: int, weights: Literal["ema", "raw"]) -> Field:
+        """Return the field of another run, which lies beside this one, at a step and with "ema" or "raw" weights.
+
+        Raises:
+            UserError: for a name that is not the run's full name, and for a run that models states of another shape.
+        """
+        other = load(name, step=step, weights=weights, device=str(self.device), root=self.folder.parent)
+        if other.folder.name != Path(name).name:
+            # A short name could mean another run tomorrow, and the samples' identity would not change with it.
+            raise UserError(f"guidance.run must name the run in full: {other.folder.name}, not {name!r}.")
+        if other.shape != self.shape:
+            raise UserError(f"guidance.run {name!r} models states of shape {other.shape}, this run {self.shape}.")
+        return other.field
 
     def with_settings(self, over: Layer | Config) -> Run:
         """Return this run with other settings of sampling and evaluation.

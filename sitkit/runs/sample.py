@@ -19,9 +19,8 @@ from sitkit.evaluation.images import ROUNDING
 from sitkit.runs.config.identity import sampling_identity, sampling_recipe
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import SamplingFlags
-from sitkit.runs.diagnostics import fitted
 from sitkit.runs.environment import environment
-from sitkit.runs.run import Run, load, open_run
+from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD, SampleSet, Shards, block_size, to_float, to_storage
 from sitkit.runtime import archives, rng
@@ -32,10 +31,9 @@ from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import save_tensors
-from sitkit.solvers.guidance import Guidance, Weights
+from sitkit.solvers.guidance import Guidance
 from sitkit.solvers.sampler import Plan, Sampler
 from sitkit.transport.diffusion import Diffusion
-from sitkit.transport.field import Field
 
 
 def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> Tensor:
@@ -51,21 +49,6 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
     if len(chosen) == 0 or not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
         raise UserError(f"sample.labels must be classes from 0 to {num_classes - 1}; got {list(rule)}.")
     return chosen[index % len(chosen)]
-
-
-def bind_guidance(guidance: Guidance, run: Run) -> Guidance:
-    """The guidance with what it needs of other runs, which lie beside this one."""
-
-    def load_field(name: str, step: int, weights: Weights) -> Field:
-        other = load(name, step=step, weights=weights, device=str(run.device), root=run.folder.parent)
-        if other.folder.name != Path(name).name:
-            # A short name could mean another run tomorrow, and the samples' identity would not change with it.
-            raise UserError(f"guidance.run must name the run in full: {other.folder.name}, not {name!r}.")
-        if other.shape != run.shape:
-            raise UserError(f"guidance.run {name!r} models states of shape {other.shape}, this run {run.shape}.")
-        return other.field
-
-    return guidance.bind(run.field, load_field)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +68,17 @@ class SamplePlan:
     @functools.cached_property
     def guidance(self) -> Guidance:
         """The guidance with what it needs of other runs."""
-        return bind_guidance(self.run.config.guidance, self.run)
+        return self.run.config.guidance.bind(self.run)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
         """The sampler with what its grid needs of the run."""
-        return fitted(self.run.config.sampler, self.run)
+        return self.run.config.sampler.bind(self.run)
 
     @functools.cached_property
     def diffusion(self) -> Diffusion:
         """The diffusion with what it needs of the run."""
-        return fitted(self.run.config.diffusion, self.run)
+        return self.run.config.diffusion.bind(self.run)
 
     @functools.cached_property
     def plan(self) -> Plan:

@@ -8,10 +8,11 @@ too mean the same for every target.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, final
 
 from sitkit.registry import Component, guidances
 from sitkit.runtime.errors import UserError
@@ -22,13 +23,12 @@ Weights = Literal["ema", "raw"]
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sitkit.transport.field import Field, Network
+    from sitkit.registry.measures import Measures
+    from sitkit.transport.field import Network
     from sitkit.transport.interpolant import Interpolant
 
 # (x, t) -> (p, q), each a number or shaped to multiply x.
 Gains: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]"
-# (run, step, weights) -> the field of that run.
-Loader: TypeAlias = "Callable[[str, int, Weights], Field]"
 
 # Networks get the time in the state's dtype: a float32 time lies up to 6e-8 beside the planned one.
 SLACK = 1e-6
@@ -70,10 +70,6 @@ class Guidance(Component):
     @abstractmethod
     def evaluations(self, t: float) -> int:
         """Network evaluations per sample that one guided evaluation at time t spends."""
-
-    def bind(self, field: Field, load: Loader) -> Guidance:
-        """The same rule with what it needs of other runs, to guide `field`; itself where it needs nothing."""
-        return self
 
 
 @final
@@ -270,20 +266,33 @@ class Autoguidance(Extrapolation):
     step: int | None = None
     weights: Weights = "ema"
 
-    def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
-        raise UserError(
-            "guidance 'autoguidance' needs a second network: sample a run with guidance.run and guidance.step set, "
-            "or bind it (`guidance.bind(field, load)`)."
-        )
+    # The weak network, of a bound copy alone.
+    _weak: ClassVar[Any] = None
 
-    def bind(self, field: Field, load: Loader) -> Guidance:
+    def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
+        from sitkit.transport.field import Counted
+
+        if self._weak is None:
+            raise UserError(
+                "guidance 'autoguidance' needs a second network: sample a run with guidance.run and guidance.step set, "
+                "or bind it (`guidance.bind(run)`)."
+            )
+        second = network.beside(self._weak) if isinstance(network, Counted) else self._weak
+
+        def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            weak = second(x, t, y)
+            return weak + self.scale * (network(x, t, y) - weak)
+
+        return self.where_it_applies(network, guided)
+
+    def bind(self, run: Measures) -> Self:
         if not self.run or self.step is None:
             # Without the step the samples' identity would not say which weights made them.
             raise UserError(
                 "guidance 'autoguidance' needs guidance.run, the name of another run, and guidance.step, one of its "
                 "checkpoints' steps."
             )
-        weak = load(self.run, self.step, self.weights)
+        field, weak = run.field, run.load_field(self.run, self.step, self.weights)
         for what, ours, theirs in (
             ("interpolant", field.interpolant, weak.interpolant),
             ("target", field.target, weak.target),
@@ -294,28 +303,6 @@ class Autoguidance(Extrapolation):
                     f"guidance.run {self.run!r} has another {what} than the run it is to guide ({theirs}, not {ours}): "
                     "choose a run that shares it."
                 )
-        return BoundAutoguidance(self, weak.network)
-
-
-@final
-@dataclass(frozen=True)
-class BoundAutoguidance(Guidance):
-    """Autoguidance with its second network."""
-
-    name: ClassVar[str] = Autoguidance.name
-    rule: Autoguidance
-    weak: Network
-
-    def evaluations(self, t: float) -> int:
-        return self.rule.evaluations(t)
-
-    def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
-        from sitkit.transport.field import Counted
-
-        second = network.beside(self.weak) if isinstance(network, Counted) else self.weak
-
-        def guided(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            weak = second(x, t, y)
-            return weak + self.rule.scale * (network(x, t, y) - weak)
-
-        return self.rule.where_it_applies(network, guided)
+        bound = dataclasses.replace(self)
+        object.__setattr__(bound, "_weak", weak.network)
+        return bound

@@ -123,6 +123,7 @@ class AdaptiveODE(Sampler):
     """
 
     method: ClassVar[str]
+    couples_batch: ClassVar[bool] = True
 
     rtol: float = 1e-5
     atol: float = 1e-5

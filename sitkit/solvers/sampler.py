@@ -50,10 +50,14 @@ class Sampler(Component):
 
     t0, t1: where to start and stop; unset, they are derived.  clip "paper" takes the margins of SiT Table 10 instead of
     the derived ones wherever an end is singular: 1e-5 for an ODE, 1e-3 for an SDE's start.
+
+    order: of convergence.  stochastic: whether it draws noise along the way.  couples_batch: whether a sample depends on
+    the others of its batch, as with steps that an error estimate over the batch chooses.
     """
 
     order: ClassVar[int]
     stochastic: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
 
     t0: float | None = field(default=None, kw_only=True)
     t1: float | None = field(default=None, kw_only=True)
@@ -139,7 +143,7 @@ def ode_span(sampler: Sampler, interpolant: Interpolant, target: Target, diffusi
     """Where an ODE sampler starts and stops; UserError if it is given a w."""
     from sitkit.transport import interval
 
-    if diffusion is not None and not isinstance(diffusion, Zero):
+    if diffusion is not None and diffusion.stochastic:
         raise UserError(
             f"sampler {sampler.name!r} solves the ODE, but diffusion {diffusion.name!r} makes an SDE: use sampler "
             "'euler-maruyama' or 'stochastic-heun', or diffusion 'zero'."

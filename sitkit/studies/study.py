@@ -17,7 +17,6 @@ Nothing here trains or samples: a study is read, crossed and checked.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -27,17 +26,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from sitkit.registry.measures import UNTRAINED
 from sitkit.runs.config.identity import label, training_identity
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.solvers.sampler import Plan as Solve
-from sitkit.transport.diffusion import KLEta
-from sitkit.transport.timestep import Adapted
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 # What is measured on a trained run, before there is one.
-ANY = ((0.0, 1.0), (1.0, 1.0))
 
 
 class Study(Settings):
@@ -164,17 +161,11 @@ def refusal(config: Config) -> str:
 
 
 def plan_solve(config: Config) -> Solve:
-    """The plan of a configuration's sampler before there is a trained run.
+    """Return the plan of a configuration's sampler before there is a trained run.
 
-    kl-eta's losses and the grid adapted's curvature are measured on that run; any that are finite and positive tell whether
-    the rest can be.  Raises UserError where samples could not be right.
+    Finite positive values stand in for what is measured on that run.  Raises UserError where samples could not be right.
     """
-    sampler, diffusion = config.sampler, config.diffusion
-    if isinstance(diffusion, KLEta) and not diffusion.losses:
-        diffusion = dataclasses.replace(diffusion, losses=ANY)
-    grid = getattr(sampler, "grid", None)
-    if isinstance(grid, Adapted) and not grid.curvature:
-        sampler = dataclasses.replace(sampler, grid=dataclasses.replace(grid, curvature=ANY))  # pyright: ignore[reportCallIssue]
+    sampler, diffusion = config.sampler.bind(UNTRAINED), config.diffusion.bind(UNTRAINED)
     return sampler.plan(config.interp, config.target, diffusion, config.guidance)
 
 

@@ -22,6 +22,7 @@ from sitkit.evaluation import plots
 from sitkit.evaluation.metrics.sliced_wasserstein import directions, sliced_wasserstein
 from sitkit.models.exact import Exact
 from sitkit.registry import diffusions, interpolants, samplers, targets, timesteps
+from sitkit.registry.measures import Untrained
 from sitkit.runs.diagnostics import path_curvature
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
@@ -32,11 +33,10 @@ from sitkit.solvers.sampler import Sampler
 from sitkit.solvers.sde import SDESampler
 from sitkit.testing import MIDDLE, ORDER_TOLERANCE, gaussian_field, observed_order, over_the_middle
 from sitkit.transport import closed_form
-from sitkit.transport.diffusion import Diffusion, KLEta
+from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.field import Counted, Field
 from sitkit.transport.interpolant import Coefficients, Interpolant
 from sitkit.transport.target import Target, Velocity
-from sitkit.transport.timestep import Adapted
 
 # Bias tolerated beyond four standard errors, for data of scale 1: what a fixed number of steps and a last step of 0.04 cost.
 TOLERANCE = 0.05
@@ -171,24 +171,21 @@ class Examiner:
         names = {f.name for f in dataclasses.fields(kind)}
         fields: dict[str, Any] = {"last_step": cell.last_step} if cell.last_step else {}
         if "grid" in names:
-            fields["grid"] = self.adapted(cell.interpolant) if cell.grid == "adapted" else cell.grid
+            fields["grid"] = cell.grid
         if self.steps is not None and "steps" in names:
             fields["steps"] = self.steps
-        return samplers.create(cell.sampler, **fields)
+        return samplers.create(cell.sampler, **fields).bind(IdealMeasures(self, cell.interpolant))
 
-    def adapted(self, interpolant: str) -> Adapted:
-        """The grid that is adapted to the ideal field on an interpolant, the same for every target."""
+    def curvature(self, interpolant: str) -> tuple[tuple[float, float], ...]:
+        """Return the curvature of the ideal field's paths on an interpolant, the same for every target."""
         if interpolant not in self._curvature:
             ideal = self.field(interpolants.create(interpolant), Velocity())
             self._curvature[interpolant] = path_curvature(ideal, self.noise[:64])
-        return Adapted(self._curvature[interpolant])
+        return self._curvature[interpolant]
 
     def diffusion(self, cell: Combination) -> Diffusion | None:
-        """The cell's w; kl-eta with a velocity loss of the size that the mixture has."""
-        if not cell.diffusion:
-            return None
-        w = diffusions.create(cell.diffusion)
-        return dataclasses.replace(w, losses=((0.0, 1.0), (1.0, 2.0))) if isinstance(w, KLEta) else w
+        """Return the cell's w, or None for an ODE."""
+        return diffusions.create(cell.diffusion).bind(IdealMeasures(self, cell.interpolant)) if cell.diffusion else None
 
     def examine(self, cell: Combination) -> CombinationResult:
         """The verdict on one cell."""
@@ -274,6 +271,20 @@ class Examiner:
                 if not off <= READING_TOLERANCE:
                     return f"the {name} reading at t = {t:.4g} is off by {off:.2g}"
         return ""
+
+
+@dataclass(frozen=True)
+class IdealMeasures(Untrained):
+    """What components measure on a run, for the ideal field of the mixture; losses of the size that the mixture has."""
+
+    examiner: Examiner
+    interpolant: str
+
+    def velocity_losses(self) -> tuple[tuple[float, float], ...]:
+        return ((0.0, 1.0), (1.0, 2.0))
+
+    def path_curvature(self) -> tuple[tuple[float, float], ...]:
+        return self.examiner.curvature(self.interpolant)
 
 
 def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Combination]:

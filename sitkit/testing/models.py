@@ -186,7 +186,7 @@ def suited(loss: Loss) -> tuple[Loss, nn.Module, nn.Module | None, tuple[int, ..
             network, shape = build_network(backbones.create(name))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                bound = loss.bind(examples_like(shape))
+                bound = loss.prepare(examples_like(shape))
                 return bound, perturbed(network), bound.build(network, shape, CLASSES), shape
         except (UserError, NotShown) as error:
             reasons.append(str(error))

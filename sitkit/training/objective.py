@@ -74,7 +74,7 @@ class Objective(nn.Module):
     def __init__(self, config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.loss, self.path = (
-            config.loss.bind(load_examples(config.data)),
+            config.loss.prepare(load_examples(config.data)),
             (config.interp, config.target, config.weight),
         )
         self.network, self.parts = network, self.loss.build(network, shape, num_classes)

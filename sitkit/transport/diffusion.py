@@ -6,10 +6,11 @@ coefficient D is w / 2, so its `sigma` is w = 2 sigma here (norm = 2).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from sitkit.registry import Component, diffusions
 from sitkit.runtime.errors import UserError
@@ -19,10 +20,17 @@ from sitkit.transport.target import Velocity, determinant
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sitkit.registry.measures import Measures
+
 
 @dataclass(frozen=True)
 class Diffusion(Component):
-    """A form of w(t); `norm` multiplies the whole of it."""
+    """A form of w(t); `norm` multiplies the whole of it.
+
+    stochastic: False for w = 0, the only form that an ODE sampler takes.
+    """
+
+    stochastic: ClassVar[bool] = True
 
     norm: float = 1.0
 
@@ -40,6 +48,8 @@ class Diffusion(Component):
 @dataclass(frozen=True)
 class Zero(Diffusion):
     """w = 0: the probability-flow ODE."""
+
+    stochastic: ClassVar[bool] = False
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return t.new_zeros(t.shape)
@@ -134,6 +144,9 @@ class KLEta(Diffusion):
         times = [t for t, _ in self.losses]
         if times != sorted(set(times)) or any(not loss > 0 for _, loss in self.losses):
             raise ValueError("losses must be (t, L_t) pairs with increasing t and positive L_t.")
+
+    def bind(self, run: Measures) -> Self:
+        return self if self.losses else dataclasses.replace(self, losses=run.velocity_losses())
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         loss = self._loss(t)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from sitkit.registry import Component, timesteps
 from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sitkit.registry.measures import Measures
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ class Adapted(Timestep):
     which also makes their sum least.  A solver of order p errs by the derivative p + 1 instead, which a network's own
     roughness in t drowns, so that this grid serves all: often, not always, it is better than an even one for them too.
     `curvature` holds |x''| as (t, root mean square over dimensions) pairs, each for the stretch of time nearest to its t;
-    a run measures them on the network that is sampled (`sitkit.runs.curvature`) and fills them in.  No step is longer than
+    a run measures them on the network that is sampled (`sitkit.runs.diagnostics`) and fills them in.  No step is longer than
     LONGEST mean ones.  Raises UserError where `curvature` is needed and missing: before training there is none.
     """
 
@@ -190,6 +193,9 @@ class Adapted(Timestep):
         times = [t for t, _ in self.curvature]
         if times != sorted(set(times)) or any(not (0 <= t <= 1 and 0 <= c < math.inf) for t, c in self.curvature):
             raise ValueError("curvature must be (t, |x''|) pairs with increasing t in [0, 1] and |x''| not below 0.")
+
+    def bind(self, run: Measures) -> Self:
+        return self if self.curvature else dataclasses.replace(self, curvature=run.path_curvature())
 
     def map(self, u: Tensor) -> Tensor:
         import torch

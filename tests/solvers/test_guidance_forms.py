@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sitkit.models.exact import Exact
 from sitkit.registry import guidances, interpolants, samplers, targets
+from sitkit.registry.measures import Untrained
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import sampling_identity
 from sitkit.runs.config.sources import read_assignments
@@ -71,8 +71,18 @@ def branches(plain: Field, x: Tensor, t: float, y: Tensor) -> tuple[Tensor, Tens
     return plain.read(x, time, y).velocity, plain.read(x, time).velocity
 
 
+class TwoRuns(Untrained):
+    """A run of one field, beside a run of another."""
+
+    def __init__(self, field: Field, other: Field) -> None:
+        self.field, self.other = field, other
+
+    def load_field(self, name: str, step: int, weights: str) -> Field:
+        return self.other
+
+
 def bound(guidance: Autoguidance, strong: Field, weak: Field) -> Guidance:
-    return guidance.bind(strong, lambda run, step, weights: weak)
+    return guidance.bind(TwoRuns(strong, weak))
 
 
 scales = st.floats(0, 10)
@@ -221,23 +231,20 @@ def test_autoguidance_by_itself_changes_nothing() -> None:
 def test_autoguidance_asks_for_what_it_lacks() -> None:
     plain = field()
 
-    def load_field(other: Field) -> Callable[..., Field]:
-        return lambda run, step, weights: other
-
     with pytest.raises(UserError, match="needs a second network"):
         samplers.create("euler", steps=2).sample(plain, points()[0], guidance=Autoguidance(run="a", step=1))
     for lacking in (Autoguidance(), Autoguidance(run="a"), Autoguidance(step=3)):
         with pytest.raises(UserError, match=r"needs guidance\.run.*guidance\.step"):
-            lacking.bind(plain, load_field(plain))
+            lacking.bind(TwoRuns(plain, plain))
     for what, other in (
         ("interpolant", field("gvp")),
         ("target", field(target="noise")),
         ("number of classes", Field(plain.network, plain.interpolant, plain.target, 7)),
     ):
         with pytest.raises(UserError, match=f"another {what}"):
-            Autoguidance(run="a", step=1).bind(plain, load_field(other))
+            Autoguidance(run="a", step=1).bind(TwoRuns(plain, other))
     for plainly in (Unguided(), ClassifierFree(), ClassifierFreeZero()):
-        assert plainly.bind(plain, load_field(plain)) is plainly
+        assert plainly.bind(TwoRuns(plain, plain)) is plainly
 
 
 @pytest.mark.parametrize("name", samplers.names())

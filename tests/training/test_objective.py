@@ -116,7 +116,7 @@ def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
     class Binding(Loss):
         """The interpolant's loss, which is bound to data."""
 
-        def bind(self, data: Examples) -> Loss:
+        def prepare(self, data: Examples) -> Loss:
             bound.append(data.fingerprint)
             return InterpolantLoss()
 

@@ -53,11 +53,11 @@ class RepresentationAlignment(Loss):
     def hidden(self) -> tuple[str, ...]:
         return (self.layer,)
 
-    def bind(self, data: Examples) -> Loss:
+    def prepare(self, data: Examples) -> Loss:
         return BoundAlignment(self, data)
 
     def per_example(self, batch: Batch) -> Tensor:
-        raise UserError("loss 'repa' needs the run's data: bind it (`loss.bind(examples)`).")
+        raise UserError("loss 'repa' needs the run's data: prepare it (`loss.prepare(examples)`).")
 
 
 @final

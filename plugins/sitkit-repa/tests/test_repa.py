@@ -18,7 +18,7 @@ def test_laws(law: Law) -> None:
 
 
 def batch(loss: sitkit.Component, weight: float) -> tuple[torch.Tensor, Batch]:
-    repa = sitkit.losses.create("repa", encoder="pixels", reads="features", weight=weight).bind(DIGITS)
+    repa = sitkit.losses.create("repa", encoder="pixels", reads="features", weight=weight).prepare(DIGITS)
     torch.manual_seed(0)
     network = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
     parts = repa.build(network, (1, 8, 8), 10)
@@ -45,9 +45,9 @@ def test_what_cannot_be_is_refused() -> None:
     network = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
     points = sitkit.datasets.create("points", size=100).load()
     with pytest.raises(sitkit.UserError, match=r"no layer 'blocks\.9'; it has .*blocks\.3"):
-        sitkit.losses.create("repa", layer="blocks.9").bind(DIGITS).build(network, (1, 8, 8), 10)
+        sitkit.losses.create("repa", layer="blocks.9").prepare(DIGITS).build(network, (1, 8, 8), 10)
     with pytest.raises(sitkit.UserError, match="sees examples of shape"):
-        sitkit.losses.create("repa", encoder="pixels", reads="features").bind(points).build(network, (1, 8, 8), 10)
+        sitkit.losses.create("repa", encoder="pixels", reads="features").prepare(points).build(network, (1, 8, 8), 10)
     with pytest.raises(sitkit.UserError, match="needs the run's data"):
         given = batch(sitkit.losses.create("interpolant"), 0.5)[1]
         sitkit.losses.create("repa").per_example(given)

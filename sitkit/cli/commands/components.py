@@ -119,11 +119,12 @@ def show(
             raise
     interps: list[str] = []
     if run is not None and component is not None:
-        from sitkit.runs.diagnostics import fitted
         from sitkit.runs.run import load
+        from sitkit.solvers.guidance import Guidance
 
         trained = load(run, root=runs)
-        component, interps = fitted(component, trained), [trained.config.interp.name]
+        interps = [trained.config.interp.name]
+        component = component if isinstance(component, Guidance) else component.bind(trained)
     if json:
         console.as_json({"name": name, "doc": getdoc(chosen[name]), "fields": spec(component) if component else None})
         return

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sitkit.evaluation.plots import Curve
 from sitkit.registry import metrics
+from sitkit.registry.measures import UNTRAINED, Untrained
 from sitkit.results.report.charts import lines
 from sitkit.results.report.page import (
     Chart,
@@ -309,21 +309,28 @@ def _samples(trained: Trained) -> list[Sheets | Notes]:
 def forms_of(trained: Trained, records: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The w that the run was sampled with, kl-eta with the loss that was measured for it."""
     from sitkit.registry import diffusions
-    from sitkit.transport.diffusion import KLEta
 
     seen = {json.dumps(record["sampling"]["recipe"]["diffusion"]): None for record in records}
     found = [diffusions.parse(json.loads(text)) for text in seen] or [trained.config.diffusion]
-    measured = sorted(trained.folder.glob("velocity-loss-*.json"))
-    losses = read_json(measured[-1]) if measured else {"times": [], "smoothed": []}
-    pairs = tuple(zip(losses["times"], losses["smoothed"], strict=True))
-    return [replace(form, losses=pairs) if isinstance(form, KLEta) and not form.losses else form for form in found]
+    return [form.bind(StoredMeasures(trained.folder)) for form in found]
+
+
+class StoredMeasures(Untrained):
+    """The velocity loss that lies in a run's folder; no pairs where none was measured."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def velocity_losses(self) -> tuple[tuple[float, float], ...]:
+        """Return (t, L_t) pairs of the latest checkpoint that they were measured for."""
+        measured = sorted(self.folder.glob("velocity-loss-*.json"))
+        losses = read_json(measured[-1]) if measured else {"times": [], "smoothed": []}
+        return tuple(zip(losses["times"], losses["smoothed"], strict=True))
 
 
 def paths(configs: Sequence[Config], forms: Sequence[Any]) -> list[Charts]:
     """alpha, sigma and their rates of each interpolant, and the w of each diffusion on it, against time."""
     import torch
-
-    from sitkit.transport.diffusion import KLEta, Zero
 
     t = torch.linspace(0, 1, 201, dtype=torch.float64)
     charts = []
@@ -341,9 +348,7 @@ def paths(configs: Sequence[Config], forms: Sequence[Any]) -> list[Charts]:
                 f"{name}: rates",
             )
         )
-        drawn = [
-            form for form in forms if not isinstance(form, Zero) and not (isinstance(form, KLEta) and not form.losses)
-        ]
+        drawn = [form for form in forms if form.stochastic and form.bind(UNTRAINED) is form]
         if drawn:
             curves = [Curve(form.name, t, form.w(t, c)) for form in drawn]
             svg = lines(curves, label=f"w(t) on {name}", xlabel=x, ylabel="w", clipped=True)

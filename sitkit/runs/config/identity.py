@@ -14,7 +14,6 @@ from sitkit.registry import Component, registries, spec
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity, readable
-from sitkit.solvers.ode import AdaptiveODE
 
 
 def training_identity(config: Config) -> str:
@@ -50,7 +49,7 @@ def sampling_identity(config: Config, step: int, training: str | None = None) ->
 def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
     """Everything beyond the training that a sample depends on, as plain values."""
     settings = config.sample.model_dump(mode="json")
-    if not isinstance(config.sampler, AdaptiveODE):
+    if not config.sampler.couples_batch:
         # Only an adaptive solver's steps depend on what else is in the batch.
         del settings["batch"]
     return {

@@ -17,7 +17,6 @@ from sitkit.registry import origins
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.mappings import merge, nest
 from sitkit.runs.config.sources import Layer
-from sitkit.runs.diagnostics import fitted
 from sitkit.runs.one_file import HUB_FILE, KIND, parse_address, upload, weights_fingerprint
 from sitkit.runs.run import Run, load
 from sitkit.runtime.errors import UserError
@@ -103,7 +102,7 @@ def export(
         return Exported(str(_write_official(run, Path(to))), ())
     if remote:
         parse_address(to)
-    measured = {"sampler": fitted(run.config.sampler, run), "diffusion": fitted(run.config.diffusion, run)}
+    measured = {"sampler": run.config.sampler.bind(run), "diffusion": run.config.diffusion.bind(run)}
     run = run.with_settings(run.config.model_copy(update=measured))
     autoencoder, notes = run.config.autoencoder, ()
     if autoencoder.packed() is None and (weights := getattr(autoencoder, "path", None)):

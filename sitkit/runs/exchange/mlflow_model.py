@@ -13,9 +13,7 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from sitkit.runs.diagnostics import fitted
 from sitkit.runs.run import load
-from sitkit.runs.sample import bind_guidance
 from sitkit.runtime import rng
 
 
@@ -32,12 +30,12 @@ class Served(PythonModel):
         config = run.config
         index, y = (torch.from_numpy(np.array(model_input[name], dtype=np.int64)) for name in ("index", "label"))
         keys = rng.sample_keys(config.sample.seed, index).to(run.device)
-        drawn = fitted(config.sampler, run).sample(
+        drawn = config.sampler.bind(run).sample(
             run.field,
             rng.normal(keys, run.shape, rng.INITIAL),
             y.to(run.device),
-            diffusion=fitted(config.diffusion, run),
-            guidance=bind_guidance(config.guidance, run),
+            diffusion=config.diffusion.bind(run),
+            guidance=config.guidance.bind(run),
             seeds=keys,
         )
         return config.autoencoder.decode(drawn.x).cpu().numpy()

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sitkit.runs.config.schema import Config
-from sitkit.runs.diagnostics import fitted
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_name
 from sitkit.runs.run import Run, sampling_config
@@ -59,7 +58,7 @@ class Evaluator:
     def cost(self, config: Config) -> int | None:
         """Evaluations a sample, None where an adaptive solver will tell.  Raises UserError for what cannot be right."""
         run = self.at(config)
-        sampler, diffusion = fitted(config.sampler, run), fitted(config.diffusion, run)
+        sampler, diffusion = config.sampler.bind(run), config.diffusion.bind(run)
         return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe
 
     def afford(self, chosen: dict[str, Any], budget: int) -> dict[str, Any]:
@@ -68,8 +67,8 @@ class Evaluator:
         if not hasattr(config.sampler, "steps"):
             return chosen
         run = self.at(config)
-        config = config.model_copy(update={"sampler": fitted(config.sampler, run)})
-        return {**chosen, "sampler.steps": steps_within_budget(config, fitted(config.diffusion, run), budget)}
+        config = config.model_copy(update={"sampler": config.sampler.bind(run)})
+        return {**chosen, "sampler.steps": steps_within_budget(config, config.diffusion.bind(run), budget)}
 
     def measure(self, config: Config) -> tuple[float, int, float]:
         """The metric, evaluations and seconds a sample."""

@@ -1,0 +1,44 @@
+"""What a component may ask of a trained run, and a stand-in before there is one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+Pairs = tuple[tuple[float, float], ...]
+
+
+class Measures(Protocol):
+    """A trained run as `Component.bind` sees it."""
+
+    @property
+    def field(self) -> Any:
+        """The `Field` of the run's network."""
+
+    def velocity_losses(self) -> Pairs:
+        """Return (t, L_t) pairs: the velocity loss at time t, summed over dimensions."""
+        ...
+
+    def path_curvature(self) -> Pairs:
+        """Return (t, |x''(t)|) pairs: the root mean square curvature of the paths of the unguided flow."""
+        ...
+
+    def load_field(self, name: str, step: int, weights: Literal["ema", "raw"]) -> Any:
+        """Return the `Field` of another run, which lies beside this one."""
+
+
+class Untrained:
+    """Finite positive values in place of measurements: enough to plan a solve, not to sample."""
+
+    field: Any = None
+
+    def velocity_losses(self) -> Pairs:
+        """Return a loss of 1 at every time."""
+        return ((0.0, 1.0), (1.0, 1.0))
+
+    path_curvature = velocity_losses
+
+    def load_field(self, name: str, step: int, weights: str) -> Any:
+        """Return None: there is no network yet."""
+
+
+UNTRAINED = Untrained()
