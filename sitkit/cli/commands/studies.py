@@ -346,8 +346,8 @@ def search(
     rows = [
         (
             "own" if setting is found.reference else setting.trial,
-            f"{setting.mean:.4g}",
-            f"{setting.stderr:.2g}",
+            f"{setting.estimate.mean:.4g}",
+            f"{setting.estimate.stderr:.2g}",
             setting.nfe,
             f"{setting.seconds:.3g}",
             ("winner: " if setting is found.winner else "")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sitkit.evaluation import plots
 from sitkit.registry import spec
+from sitkit.results.statistics import LEVEL, Comparison, paired
 from sitkit.runs.config.sampling_presets import write_preset
 from sitkit.runtime.files import write_file, write_json
 from sitkit.runtime.progress import Event
@@ -84,7 +83,7 @@ def conclude(study: optuna.Study, bench: Evaluator, name: str) -> SearchOutcome:
     bench.progress(Event("confirm", whole - 1, whole))
     eligible = [setting for setting in confirmed if setting.nfe <= reference.nfe]
     sign = 1 if bench.metric.lower_is_better else -1
-    winner = min(eligible, key=lambda setting: sign * setting.mean, default=None)
+    winner = min(eligible, key=lambda setting: sign * setting.estimate.mean, default=None)
     comparison = compare(bench, winner, reference)
     bench.progress(Event("confirm", whole, whole))
     folder = run.folder / SEARCHES
@@ -122,23 +121,21 @@ def _own(bench: Evaluator) -> dict[str, Any]:
 
 
 def compare(bench: Evaluator, winner: TrialResult | None, reference: TrialResult) -> dict[str, Any]:
-    """Winner and reference on seeds that chose neither, seed by seed: common noise drops out of the difference."""
+    """Compare the winner and the run's own setting on fresh seeds, which chose neither."""
     what = bench.metric.name
     if winner is None:
         verdict = f"No confirmed setting spends at most the {reference.nfe} evaluations of the run's own: no winner."
         return {"beats": False, "verdict": verdict}
     fresh = bench.quest.confirm.fresh
     ours, theirs = (bench.confirm(m.trial, m.chosen, fresh) for m in (winner, reference))
-    gaps = [a - b for a, b in zip(ours.values, theirs.values, strict=True)]
-    gap, error = statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps))
-    gain = -gap if bench.metric.lower_is_better else gap
-    beats = gain > 2 * error and gain > 0
+    test, beats = judge(ours, theirs, bench.metric.lower_is_better)
     verdict = (
         f"{describe_choice(winner.chosen)} {'beats' if beats else 'does not beat'} the run's own setting "
-        f"({describe_choice(reference.chosen) or 'as it is'}) by more than two standard errors: "
-        f"{what} {ours.mean:.4g} ± {ours.stderr:.2g} "
-        f"at {ours.nfe} evaluations against {theirs.mean:.4g} ± {theirs.stderr:.2g} at {theirs.nfe}, "
-        f"difference {gap:.4g} ± {error:.2g} over {len(fresh)} fresh seeds of {bench.quest.confirm.n} samples."
+        f"({describe_choice(reference.chosen) or 'as it is'}) in a paired t-test at level {LEVEL}: "
+        f"{what} {ours.estimate.mean:.4g} ± {ours.estimate.stderr:.2g} at {ours.nfe} evaluations "
+        f"against {theirs.estimate.mean:.4g} ± {theirs.estimate.stderr:.2g} at {theirs.nfe}, "
+        f"difference {test.difference:.4g}, {1 - LEVEL:.0%} interval {test.low:.4g} to {test.high:.4g}, p = {test.p:.2g}, "
+        f"over {len(fresh)} fresh seeds of {bench.quest.confirm.n} samples."
     )
     return {
         "beats": beats,
@@ -147,10 +144,20 @@ def compare(bench: Evaluator, winner: TrialResult | None, reference: TrialResult
             "seeds": list(fresh),
             "winner": _row(ours),
             "reference": _row(theirs),
-            "difference": gap,
-            "stderr": error,
+            **{key: getattr(test, key) for key in ("difference", "stderr", "low", "high", "p")},
         },
     }
+
+
+def judge(winner: TrialResult, reference: TrialResult, lower_is_better: bool) -> tuple[Comparison, bool]:
+    """Compare two settings by Student's paired t-test over their seeds; True if the winner is significantly better.
+
+    Seeds share their noise, so the test uses the differences seed by seed. It is two-sided at LEVEL: a tie is called a
+    win with probability LEVEL / 2.
+    """
+    test = paired(winner.cells, reference.cells)
+    better = test.difference < 0 if lower_is_better else test.difference > 0
+    return test, better and test.p is not None and test.p <= LEVEL
 
 
 def describe_choice(chosen: Mapping[str, Any]) -> str:
@@ -177,8 +184,8 @@ def _row(setting: TrialResult) -> dict[str, Any]:
         "trial": None if setting.trial < 0 else setting.trial,
         "chosen": setting.chosen,
         "values": list(setting.values),
-        "mean": setting.mean,
-        "stderr": setting.stderr,
+        "mean": setting.estimate.mean,
+        "stderr": setting.estimate.stderr,
         "nfe": setting.nfe,
         "seconds": setting.seconds,
     }
@@ -253,11 +260,11 @@ def draw_search(
     for i, (label, settings) in enumerate(
         ((f"confirmed, n = {quest.confirm.n}", sorted(confirmed, key=cost)), ("the run's own setting", [reference]))
     ):
-        means, errors = [s.mean for s in settings], [s.stderr for s in settings]
+        means, errors = [s.estimate.mean for s in settings], [s.estimate.stderr or 0.0 for s in settings]
         # A line only along a front: between trials there is nothing.
         style: dict[str, Any] = {"fmt": "o" if against is None else "o-", "color": plots.COLOURS[i], "capsize": 3}
         ax.errorbar([cost(s) for s in settings], means, errors, label=label, **style)
-    found = [s.mean for s in (*confirmed, reference)]
+    found = [s.estimate.mean for s in (*confirmed, reference)]
     values = [*(t.values[0] for t in done), *found]
     if min(values) > 0 and max(values) > 5 * min(values):
         ax.set_yscale("log")

@@ -1,12 +1,12 @@
-"""What a trial of a search is tried on."""
+"""Evaluate one setting of a search on a set of seeds."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sitkit.results.statistics import CellValue, Estimate, estimate
 from sitkit.runs.config.schema import Config
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_name
@@ -16,23 +16,28 @@ from sitkit.studies.search.space import Axis, Search, layer_of, metric_of, steps
 
 
 class TrialResult(NamedTuple):
-    """A setting measured on some seeds: the metric's values, evaluations and seconds a sample; `trial` -1: the run's own."""
+    """One setting measured on several sampling seeds: the metric's values, and NFE and seconds per sample.
+
+    `trial` is -1 for the run's own setting.
+    """
 
     trial: int
     chosen: dict[str, Any]
     config: Config
+    seeds: tuple[int, ...]
     values: tuple[float, ...]
     nfe: int
     seconds: float
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
+    def cells(self) -> list[CellValue]:
+        """The values with their seeds: all sampling seeds of one training."""
+        return [CellValue(0, seed, value) for seed, value in zip(self.seeds, self.values, strict=True)]
 
     @property
-    def stderr(self) -> float:
-        """Standard error of the mean over seeds."""
-        return statistics.stdev(self.values) / math.sqrt(len(self.values))
+    def estimate(self) -> Estimate:
+        """The mean over seeds with its standard error and interval."""
+        return estimate(self.cells)
 
 
 class Evaluator:
@@ -81,9 +86,8 @@ class Evaluator:
         configs = [self.setting(chosen, self.quest.confirm.n, seed) for seed in seeds]
         each = [self.measure(config) for config in configs]
         seconds = statistics.fmean(second for *_, second in each)
-        return TrialResult(
-            trial, chosen, configs[0], tuple(v for v, *_ in each), max(nfe for _, nfe, _ in each), seconds
-        )
+        values, nfe = tuple(value for value, *_ in each), max(nfe for _, nfe, _ in each)
+        return TrialResult(trial, chosen, configs[0], tuple(seeds), values, nfe, seconds)
 
     def better(self, a: float, b: float) -> bool:
         """Whether a is the better value of the metric."""
