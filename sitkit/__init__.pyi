@@ -75,6 +75,7 @@ from .solvers.sampler import Plan as Plan
 from .solvers.sampler import Problem as Problem
 from .solvers.sampler import Sample as Sample
 from .solvers.sampler import Sampler as Sampler
+from .solvers.sampler import SolveSpec as SolveSpec
 from .training.train import train as train
 from .transport.coupling import Coupling as Coupling
 from .transport.diffusion import Diffusion as Diffusion

@@ -32,7 +32,7 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Plan, Sampler
+from sitkit.solvers.sampler import Plan, Sampler, SolveSpec
 from sitkit.transport.diffusion import Diffusion
 
 
@@ -84,7 +84,7 @@ class SamplePlan:
     def plan(self) -> Plan:
         """The span and the steps."""
         config = self.run.config
-        return self.sampler.plan(config.interp, config.target, self.diffusion, self.guidance)
+        return self.sampler.plan(SolveSpec(config.interp, config.target, self.diffusion, self.guidance))
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -72,3 +73,13 @@ def path_on(keys: Tensor, x: Tensor, times: Tensor) -> BrownianPath:
     """The paths for states x (b, size) on a grid, deep enough for its shortest step."""
     shortest = float(times.diff().min())
     return BrownianPath(keys, x.shape[1], x.dtype, depth=max(16, math.ceil(-math.log2(shortest))))
+
+
+def brownian_increments(keys: Tensor, x: Tensor, times: Tensor) -> Iterator[Tensor]:
+    """Yield W(t_{i+1}) - W(t_i) of each sample's own path, step by step over a grid, each of x's shape (b, ...)."""
+    path = path_on(keys, x.flatten(1), times)
+    before = path(float(times[0]))
+    for t in times[1:].tolist():
+        value = path(t)
+        yield (value - before).view_as(x)
+        before = value

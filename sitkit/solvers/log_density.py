@@ -17,6 +17,7 @@ from torch import Tensor
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE, worst_sample
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.transport.field import Counted, Field
 
 EXACT_BELOW = 33
@@ -81,7 +82,7 @@ def integrate_log_density(
     size = data[0].numel()
     exact = divergence == "exact" or (divergence == "auto" and size < EXACT_BELOW)
     basis = None if exact else probe(data, "rademacher" if divergence == "auto" else divergence, probes, seeds)
-    times = sampler.plan(field.interpolant, field.target).times.to(data).flip(0)
+    times = sampler.plan(SolveSpec(field.interpolant, field.target)).times.to(data).flip(0)
     counted = Counted(field.network, len(data))
     counting = field.through(counted)
     labels = counting.labels(y, data)

@@ -18,20 +18,19 @@ Sources: Lu et al. 2022 (arXiv 2211.01095), Zhao et al. 2023 (arXiv 2302.04867);
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, final
 
 from sitkit.registry import samplers
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, ode_span, require_at_least
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, require_at_least
 from sitkit.transport.diffusion import KL, Diffusion
 from sitkit.transport.interpolant import Interpolant
-from sitkit.transport.target import Target
 from sitkit.transport.timestep import Power, Timestep
 
 if TYPE_CHECKING:
@@ -165,23 +164,17 @@ class Multistep(Sampler):
         super().__post_init__()
         require_at_least("steps", self.steps, 1)
 
-    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Interval:
+    def interval(self, spec: SolveSpec) -> Interval:
         """Where the solve starts and stops; UserError for a w that it does not integrate."""
-        return ode_span(self, interpolant, target, diffusion)
+        return ode_interval(self, spec)
 
-    def plan(
-        self,
-        interpolant: Interpolant,
-        target: Target,
-        diffusion: Diffusion | None = None,
-        guidance: Guidance | None = None,
-    ) -> Plan:
+    def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.transport import interval
 
-        ends = self.span(interpolant, target, diffusion)
+        ends = self.interval(spec)
         ends = ends._replace(t1=1.0 if self.t1 is None else self.t1, why1="")
         times = self.grid.grid(self.steps, ends.t0, ends.t1)
-        interval.check_grid(interpolant, target, None, times[:-1])
+        interval.check_grid(spec.interpolant, spec.target, None, times[:-1])
         growth = times.diff()[1:] / times.diff()[:-1]
         if len(growth) and float(growth.max()) > LARGEST_RATIO:
             step = int(growth.argmax()) + 1
@@ -189,14 +182,18 @@ class Multistep(Sampler):
                 f"sampler {self.name!r} extrapolates over a step from the one before, but step {step} of this grid is "
                 f"{float(growth.max()):.3g} times as long (at most {LARGEST_RATIO:g}): use a smoother grid."
             )
-        return Plan(times, 0.0, evaluations(guidance, times[:-1].tolist()), ends.notes)
+        return Plan(times, 0.0, evaluations(spec.guidance, times[:-1].tolist()), ends.notes)
 
     def integrate(self, problem: Problem) -> Tensor:
         import torch
 
+        from sitkit.solvers.brownian import brownian_increments
+
         interpolant, times = problem.field.interpolant, problem.plan.times.tolist()
         tau = self.tau(problem.diffusion)
-        increments = unit_increments(problem) if tau else None
+        # The noise of an exact step is int f dW with a deterministic f; its law is that of sqrt(int f^2) times the unit normal
+        # (W(t1) - W(t0)) / sqrt(t1 - t0).  As f varies by O(h) over a step, a finer grid refines the same solution.
+        increments = brownian_increments(problem.keys, problem.x, problem.plan.times)
         x = base = problem.x
         states: list[Tensor] = []
         known: list[Reading] = []
@@ -215,37 +212,16 @@ class Multistep(Sampler):
                 x = move(base, t0, [known[0], new, *known[1:]])
             known = [new, *known][: self.points]
             base = x
-            if problem.keep:
+            if problem.save_trajectory:
                 states.append(x)
             x = move(base, t1, known)
-            if increments is not None:
-                x = x + transition(interpolant, t0, t1, tau).noise * increments(t0, t1)
-        return torch.stack([*states, x]) if problem.keep else x[None]
+            if tau:
+                x = x + transition(interpolant, t0, t1, tau).noise * (next(increments) / math.sqrt(t1 - t0))
+        return torch.stack([*states, x]) if problem.save_trajectory else x[None]
 
     def tau(self, diffusion: Diffusion) -> float:
         """w / w_kl of the SDE that is integrated, 0 for the ODE."""
         return 0.0
-
-
-def unit_increments(problem: Problem) -> Callable[[float, float], Tensor]:
-    """(t0, t1) -> (W(t1) - W(t0)) / sqrt(t1 - t0) of each sample's own Brownian path, asked for in order of time.
-
-    The noise of a step of the exact law is int f dW with a deterministic f.  Its law is that of sqrt(int f^2) times this
-    normal, whatever f; and as f varies by O(h) over a step, refining the grid refines the same solution, driven by
-    the same W(t) that the other SDE samplers take.
-    """
-    from sitkit.solvers.brownian import path_on
-
-    x = problem.x
-    path = path_on(problem.keys, x.flatten(1), problem.plan.times)
-    at = [(float(problem.plan.times[0]), path(float(problem.plan.times[0])))]
-
-    def increment(t0: float, t1: float) -> Tensor:
-        before, value = at.pop()[1], path(t1)
-        at.append((t1, value))
-        return ((value - before) / math.sqrt(t1 - t0)).view_as(x)
-
-    return increment
 
 
 @final
@@ -297,13 +273,13 @@ class DPMSolver2MSDE(Multistep):
 
     steps: int = 100
 
-    def span(self, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Interval:
-        if not isinstance(diffusion, KL | None):
+    def interval(self, spec: SolveSpec) -> Interval:
+        if not isinstance(spec.diffusion, KL | None):
             raise UserError(
                 f"sampler {self.name!r} takes exact steps of the SDE with diffusion 'kl' (any norm), not of diffusion "
-                f"{diffusion.name!r}: use diffusion 'kl', or sampler 'euler-maruyama' or 'stochastic-heun'."
+                f"{spec.diffusion.name!r}: use diffusion 'kl', or sampler 'euler-maruyama' or 'stochastic-heun'."
             )
-        return ode_span(self, interpolant, target, None)
+        return ode_interval(self, dataclasses.replace(spec, diffusion=None))
 
     def default_diffusion(self) -> Diffusion:
         return KL()

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.registry import samplers
-from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, ode_span, require_at_least
-from sitkit.transport.diffusion import Diffusion
-from sitkit.transport.interpolant import Interpolant
-from sitkit.transport.target import Target
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, require_at_least
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -31,26 +27,20 @@ class FixedStepODE(Sampler):
         super().__post_init__()
         require_at_least("steps", self.steps, 1)
 
-    def plan(
-        self,
-        interpolant: Interpolant,
-        target: Target,
-        diffusion: Diffusion | None = None,
-        guidance: Guidance | None = None,
-    ) -> Plan:
+    def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.transport import interval
 
-        ends = ode_span(self, interpolant, target, diffusion)
+        ends = ode_interval(self, spec)
         times = self.grid.grid(self.steps, ends.t0, ends.t1)
-        interval.check_grid(interpolant, target, None, times)
+        interval.check_grid(spec.interpolant, spec.target, None, times)
         starts, sizes = times[:-1].tolist(), times.diff().tolist()
         evaluated = [t + node * h for t, h in zip(starts, sizes, strict=True) for node in self.nodes]
-        return Plan(times, 0.0, evaluations(guidance, evaluated), ends.notes)
+        return Plan(times, 0.0, evaluations(spec.guidance, evaluated), ends.notes)
 
     def integrate(self, problem: Problem) -> Tensor:
         times = problem.plan.times.to(problem.x)
         options = {"grid_constructor": lambda f, x, t: times}
-        return odeint(problem, self.method, times if problem.keep else times[[0, -1]], options=options)
+        return odeint(problem, self.method, times if problem.save_trajectory else times[[0, -1]], options=options)
 
 
 def odeint(problem: Problem, method: str, times: Tensor, **settings: Any) -> Tensor:
@@ -61,7 +51,7 @@ def odeint(problem: Problem, method: str, times: Tensor, **settings: Any) -> Ten
         return problem.field.read(x, t, problem.y).velocity
 
     states: Any = torchdiffeq.odeint(velocity, problem.x, times, method=method, **settings)
-    return states if problem.keep else states[1:]
+    return states if problem.save_trajectory else states[1:]
 
 
 @final
@@ -133,20 +123,14 @@ class AdaptiveODE(Sampler):
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"rtol and atol must be positive; got {self.rtol:g} and {self.atol:g}.")
 
-    def plan(
-        self,
-        interpolant: Interpolant,
-        target: Target,
-        diffusion: Diffusion | None = None,
-        guidance: Guidance | None = None,
-    ) -> Plan:
+    def plan(self, spec: SolveSpec) -> Plan:
         import torch
 
         from sitkit.transport import interval
 
-        ends = ode_span(self, interpolant, target, diffusion)
+        ends = ode_interval(self, spec)
         times = torch.tensor([ends.t0, ends.t1], dtype=torch.float64)
-        interval.check_grid(interpolant, target, None, times)
+        interval.check_grid(spec.interpolant, spec.target, None, times)
         return Plan(times, 0.0, None, ends.notes)
 
     def integrate(self, problem: Problem) -> Tensor:

@@ -45,6 +45,16 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
+class SolveSpec:
+    """What is solved: the path, how the network is read, w (None: the sampler's default) and the guidance (None: none)."""
+
+    interpolant: Interpolant
+    target: Target
+    diffusion: Diffusion | None = None
+    guidance: Guidance | None = None
+
+
+@dataclass(frozen=True)
 class Sampler(Component):
     """A way from noise to data.
 
@@ -69,13 +79,7 @@ class Sampler(Component):
             raise ValueError(f"needs 0 <= t0 < t1 <= 1; got t0 = {low:g} and t1 = {high:g}.")
 
     @abstractmethod
-    def plan(
-        self,
-        interpolant: Interpolant,
-        target: Target,
-        diffusion: Diffusion | None = None,
-        guidance: Guidance | None = None,
-    ) -> Plan:
+    def plan(self, spec: SolveSpec) -> Plan:
         """The grid and cost of a solve; UserError, with the reason, where it could not give right samples."""
 
     def default_diffusion(self) -> Diffusion:
@@ -84,7 +88,7 @@ class Sampler(Component):
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Tensor:
-        """The states on the grid (steps + 1, b, ...) if problem.keep, else the end state alone as (1, b, ...)."""
+        """The states on the grid (steps + 1, b, ...) if problem.save_trajectory, else the end state alone as (1, b, ...)."""
 
     def sample(
         self,
@@ -107,7 +111,7 @@ class Sampler(Component):
 
         from sitkit.transport.field import Counted
 
-        plan = self.plan(field.interpolant, field.target, diffusion, guidance)
+        plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance))
         if seeds is None:
             seeds = torch.randint(-(2**62), 2**62, (len(noise),))
         keys = torch.as_tensor(seeds, dtype=torch.int64, device=noise.device)
@@ -130,7 +134,7 @@ class Problem(NamedTuple):
     keys: Tensor
     plan: Plan
     diffusion: Diffusion
-    keep: bool
+    save_trajectory: bool
 
 
 def require_at_least(name: str, value: float, least: float) -> None:
@@ -139,16 +143,16 @@ def require_at_least(name: str, value: float, least: float) -> None:
         raise ValueError(f"{name} must be at least {least:g}; got {value:g}.")
 
 
-def ode_span(sampler: Sampler, interpolant: Interpolant, target: Target, diffusion: Diffusion | None) -> Interval:
+def ode_interval(sampler: Sampler, spec: SolveSpec) -> Interval:
     """Where an ODE sampler starts and stops; UserError if it is given a w."""
     from sitkit.transport import interval
 
-    if diffusion is not None and diffusion.stochastic:
+    if spec.diffusion is not None and spec.diffusion.stochastic:
         raise UserError(
-            f"sampler {sampler.name!r} solves the ODE, but diffusion {diffusion.name!r} makes an SDE: use sampler "
+            f"sampler {sampler.name!r} solves the ODE, but diffusion {spec.diffusion.name!r} makes an SDE: use sampler "
             "'euler-maruyama' or 'stochastic-heun', or diffusion 'zero'."
         )
-    return with_user_ends(sampler, interval.derive_interval(interpolant, target, None, steps=1), paper=1e-5)
+    return with_user_ends(sampler, interval.derive_interval(spec.interpolant, spec.target, None, steps=1), paper=1e-5)
 
 
 def with_user_ends(sampler: Sampler, derived: Interval, *, paper: float) -> Interval:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit.registry import samplers
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Plan, Problem, Sampler, evaluations, require_at_least, with_user_ends
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, require_at_least, with_user_ends
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.interpolant import Interpolant
-from sitkit.transport.target import Target
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -52,16 +50,11 @@ class SDESampler(Sampler):
     def default_diffusion(self) -> Diffusion:
         return Sigma()
 
-    def plan(
-        self,
-        interpolant: Interpolant,
-        target: Target,
-        diffusion: Diffusion | None = None,
-        guidance: Guidance | None = None,
-    ) -> Plan:
+    def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.transport import interval
 
-        diffusion = Sigma() if diffusion is None else diffusion
+        interpolant, target = spec.interpolant, spec.target
+        diffusion = Sigma() if spec.diffusion is None else spec.diffusion
         size = 0.0 if self.last_step == "none" else self.last_step_size
         steps = self.steps - (size > 0)
         end = 1 - size if self.t1 is None else self.t1
@@ -81,12 +74,12 @@ class SDESampler(Sampler):
         starts, sizes = times[:-1].tolist(), times.diff().tolist()
         evaluated = [t + node * h for t, h in zip(starts, sizes, strict=True) for node in self.nodes]
         evaluated += [float(times[-1])] if size else []
-        return Plan(times, size, evaluations(guidance, evaluated), ends.notes)
+        return Plan(times, size, evaluations(spec.guidance, evaluated), ends.notes)
 
     def integrate(self, problem: Problem) -> Tensor:
         import torch
 
-        states = self.walk(problem)
+        states = self.solve(problem)
         size = problem.plan.last_step
         if not size:
             return states
@@ -99,11 +92,11 @@ class SDESampler(Sampler):
         else:
             w = diffusion_at(problem, float(t))
             x = x + size * (reading.velocity + w / 2 * reading.score)
-        return torch.cat((states, x[None])) if problem.keep else x[None]
+        return torch.cat((states, x[None])) if problem.save_trajectory else x[None]
 
     @abstractmethod
-    def walk(self, problem: Problem) -> Tensor:
-        """The states at plan.times (steps + 1, b, ...) if problem.keep, else the last as (1, b, ...)."""
+    def solve(self, problem: Problem) -> Tensor:
+        """The states at plan.times (steps + 1, b, ...) if problem.save_trajectory, else the last as (1, b, ...)."""
 
 
 def diffusion_at(problem: Problem, t: float) -> float:
@@ -145,19 +138,19 @@ class EulerMaruyama(SDESampler):
     order: ClassVar[int] = 1
     nodes: ClassVar[tuple[float, ...]] = (0.0,)
 
-    def walk(self, problem: Problem) -> Tensor:
+    def solve(self, problem: Problem) -> Tensor:
         import torch
         from torchsde import sdeint
 
         from sitkit.solvers.torchsde_grid import PathIncrements, StepIndexSDE
 
         steps = len(problem.plan.times) - 1
-        ts = torch.arange(steps + 1.0) if problem.keep else torch.tensor([0.0, float(steps)])
+        ts = torch.arange(steps + 1.0) if problem.save_trajectory else torch.tensor([0.0, float(steps)])
         path = PathIncrements(problem.keys, problem.x, problem.plan.times)
         start = problem.x.flatten(1)
         states: Any = sdeint(StepIndexSDE(problem), start, ts, bm=path, method="euler", dt=1)
         states = states.unflatten(2, problem.x.shape[1:])
-        return states if problem.keep else states[-1:]
+        return states if problem.save_trajectory else states[-1:]
 
 
 @final
@@ -174,26 +167,25 @@ class StochasticHeun(SDESampler):
 
     steps: int = 125
 
-    def walk(self, problem: Problem) -> Tensor:
+    def solve(self, problem: Problem) -> Tensor:
         import torch
 
-        from sitkit.solvers.brownian import path_on
+        from sitkit.solvers.brownian import brownian_increments
 
         x, times = problem.x, problem.plan.times.tolist()
-        path = path_on(problem.keys, x.flatten(1), problem.plan.times)
-        states, before = [x], path(times[0])
+        increments = brownian_increments(problem.keys, x, problem.plan.times)
+        states = [x]
 
         def drift(x: Tensor, t: float, w: float) -> Tensor:
             reading = problem.field.read(x, torch.tensor(t, dtype=x.dtype), problem.y)
             return reading.velocity + w / 2 * reading.score
 
-        for t, after in zip(times[:-1], times[1:], strict=True):
-            h, value = after - t, path(after)
+        for t, after, step in zip(times[:-1], times[1:], increments, strict=True):
+            h = after - t
             w, w_after = diffusion_at(problem, t), diffusion_at(problem, after)
-            step, before = (value - before).view_as(x), value
             first = drift(x, t, w)
             second = drift(x + h * first + w**0.5 * step, after, w_after)
             x = x + h / 2 * (first + second) + (w**0.5 + w_after**0.5) / 2 * step
-            if problem.keep:
+            if problem.save_trajectory:
                 states.append(x)
-        return torch.stack(states) if problem.keep else x[None]
+        return torch.stack(states) if problem.save_trajectory else x[None]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchsde import BaseBrownian
 
-from sitkit.solvers.brownian import path_on
+from sitkit.solvers.brownian import brownian_increments
 from sitkit.solvers.sampler import Problem
 from sitkit.solvers.sde import diffusion_at
 
@@ -47,17 +47,15 @@ class PathIncrements(BaseBrownian):
     """Increments of unit variance of the samples' own Brownian paths over steps of a grid."""
 
     def __init__(self, keys: Tensor, x: Tensor, times: Tensor) -> None:
-        self._x, self._times = x.flatten(1), times.tolist()
-        self._path = path_on(keys, self._x, times)
-        self._at, self._value = 0, self._path(self._times[0])
+        self._x, self._times, self._step = x.flatten(1), times.tolist(), 0
+        self._increments = brownian_increments(keys, self._x, times)
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
         left, right = int(ta), int(tb)
-        if left != self._at or right != left + 1:
-            raise ValueError(f"steps must be asked for in order; step {left} to {right} came at {self._at}.")
-        value, before = self._path(self._times[right]), self._value
-        self._at, self._value = right, value
-        return (value - before) / (self._times[right] - self._times[left]) ** 0.5
+        if left != self._step or right != left + 1:
+            raise ValueError(f"steps must be asked for in order; step {left} to {right} came at {self._step}.")
+        self._step = right
+        return next(self._increments) / (self._times[right] - self._times[left]) ** 0.5
 
     def __repr__(self) -> str:
         return f"PathIncrements(steps={len(self._times) - 1})"

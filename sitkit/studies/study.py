@@ -32,6 +32,7 @@ from sitkit.runs.config.schema import Config, Settings
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.solvers.sampler import Plan as Solve
+from sitkit.solvers.sampler import SolveSpec
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 # What is measured on a trained run, before there is one.
@@ -166,7 +167,7 @@ def plan_solve(config: Config) -> Solve:
     Finite positive values stand in for what is measured on that run.  Raises UserError where samples could not be right.
     """
     sampler, diffusion = config.sampler.bind(UNTRAINED), config.diffusion.bind(UNTRAINED)
-    return sampler.plan(config.interp, config.target, diffusion, config.guidance)
+    return sampler.plan(SolveSpec(config.interp, config.target, diffusion, config.guidance))
 
 
 def trainings(cells: Sequence[Cell]) -> dict[str, Config]:

@@ -29,7 +29,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.solvers.ode import AdaptiveODE, Dopri8
-from sitkit.solvers.sampler import Sampler
+from sitkit.solvers.sampler import Sampler, SolveSpec
 from sitkit.solvers.sde import SDESampler
 from sitkit.testing import MIDDLE, ORDER_TOLERANCE, gaussian_field, observed_order, over_the_middle
 from sitkit.transport import closed_form
@@ -192,7 +192,7 @@ class Examiner:
         interpolant, target = interpolants.create(cell.interpolant), targets.create(cell.target)
         try:
             sampler, w = self.sampler(cell), self.diffusion(cell)
-            plan = sampler.plan(interpolant, target, w)
+            plan = sampler.plan(SolveSpec(interpolant, target, w))
         except UserError as error:
             return CombinationResult(cell, "refused", str(error))
         ideal = self.field(interpolant, target)

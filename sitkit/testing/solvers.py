@@ -15,7 +15,7 @@ from sitkit.runtime.rng import sample_keys
 from sitkit.solvers.brownian import path_on
 from sitkit.solvers.guidance import Guidance
 from sitkit.solvers.ode import AdaptiveODE
-from sitkit.solvers.sampler import Sampler
+from sitkit.solvers.sampler import Sampler, SolveSpec
 from sitkit.testing.every_component import check_component
 from sitkit.testing.law import NotShown, close, law, lawful
 from sitkit.testing.truth import MEAN, STD, Calls, GaussianAverage, gaussian_field, gaussian_moments
@@ -175,7 +175,7 @@ def marginals_on_the_grid(timestep: Timestep) -> None:
 
 def _check_law_unless_refused(sampler: Sampler, field: Field, diffusion: Diffusion | None = None) -> None:
     try:
-        sampler.plan(field.interpolant, field.target, diffusion)
+        sampler.plan(SolveSpec(field.interpolant, field.target, diffusion))
     except UserError as error:
         raise NotShown(str(error)) from None
     _check_law(sampler, field, diffusion)
@@ -187,7 +187,7 @@ def _noise(rows: int, columns: int = 2, seed: int = 0) -> Tensor:
 
 def _check_cost(sampler: Sampler, field: Field) -> None:
     calls = Calls(field.network)
-    planned = sampler.plan(field.interpolant, field.target)
+    planned = sampler.plan(SolveSpec(field.interpolant, field.target))
     result = sampler.sample(field.through(calls), _noise(6), seeds=range(6))
     law(calls.rows % 6 == 0, f"{sampler.name}: whole batches are evaluated")
     law(
@@ -236,7 +236,7 @@ def _check_trajectory(sampler: Sampler, field: Field) -> None:
     states = kept.trajectory
     if states is None:
         raise AssertionError(f"{sampler.name}: the trajectory that is asked for is kept")
-    last = sampler.plan(field.interpolant, field.target).last_step > 0
+    last = sampler.plan(SolveSpec(field.interpolant, field.target)).last_step > 0
     law(len(states) == len(kept.times) + last, f"{sampler.name}: a state for each time, and one for the last step")
     law(states[0] == noise, f"{sampler.name}: a trajectory starts at the noise")
     law(states[-1] == kept.x, f"{sampler.name}: a trajectory ends at the samples")
@@ -327,7 +327,7 @@ def weak_error(sampler: Sampler, field: Field, steps: int) -> float:
     noise, keys = _noise(rows, 1), sample_keys(0, torch.arange(rows))
     chosen, diffusion = over_the_middle(sampler, steps), Sigma()
     try:
-        chosen.plan(field.interpolant, field.target, diffusion)
+        chosen.plan(SolveSpec(field.interpolant, field.target, diffusion))
     except UserError:
         diffusion = None
     result = chosen.sample(field, noise, diffusion=diffusion, seeds=keys)

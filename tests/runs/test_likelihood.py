@@ -26,6 +26,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
 from sitkit.solvers.log_density import integrate_log_density, log_prior
 from sitkit.solvers.ode import Dopri5, Heun
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.transport.closed_form import Mixture, log_density, sample_law
 from sitkit.transport.field import Field
 
@@ -51,7 +52,7 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
     x, y = sample_law(law(dim), 8 if dim == 48 else 32, seed=3)
     solver = Dopri5()
     found = integrate_log_density(field, x, y, sampler=solver, divergence="exact")
-    t0, t1 = solver.plan(field.interpolant, field.target).times[[0, -1]].expand(len(x), 2).T
+    t0, t1 = solver.plan(SolveSpec(field.interpolant, field.target)).times[[0, -1]].expand(len(x), 2).T
     start = log_density(law(dim), field.interpolant.at(t0, x), found.noise, y)
     truth = log_density(law(dim), field.interpolant.at(t1, x), x, y)
     # The change of variables between the solve's own ends, where both densities are known.  Local errors of 1e-5 a step

@@ -31,6 +31,7 @@ from sitkit.solvers.guidance import (
     velocity_gains,
 )
 from sitkit.solvers.ode import AdaptiveODE
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.testing import Calls, check_guidance
 from sitkit.training.train import run_training
 from sitkit.transport import closed_form
@@ -188,7 +189,7 @@ def test_zero_until_stands_still_at_no_cost(path: str, target: str) -> None:
     sampler = samplers.create("euler", steps=20)
     result = sampler.sample(plain.through(calls), x, y, guidance=guidance, trajectory=True)
     assert calls.rows == 5 * result.nfe
-    assert result.nfe == sampler.plan(plain.interpolant, plain.target, None, guidance).nfe
+    assert result.nfe == sampler.plan(SolveSpec(plain.interpolant, plain.target, None, guidance)).nfe
     still = int((result.times < 0.2 - 1e-9).sum())
     assert result.nfe == 2 * (20 - still)
     assert result.trajectory is not None
@@ -264,7 +265,7 @@ def test_evaluations_are_counted_and_planned(name: str) -> None:
             auto,
         ):
             calls.rows = others.rows = 0
-            planned = sampler.plan(strong.interpolant, strong.target, None, guidance).nfe
+            planned = sampler.plan(SolveSpec(strong.interpolant, strong.target, None, guidance)).nfe
             result = sampler.sample(strong.through(calls), x, y, guidance=guidance, seeds=range(3))
             assert calls.rows + others.rows == 3 * result.nfe
             assert (others.rows > 0) == (guidance is auto)

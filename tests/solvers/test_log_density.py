@@ -20,6 +20,7 @@ from sitkit.solvers.log_density import (
     log_prior,
     probe,
 )
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.testing import MEAN, STD, Calls, gaussian_field, gaussian_moments, gaussian_network
 from sitkit.transport.field import Field
 
@@ -50,7 +51,7 @@ def test_closed_form(path: str, name: str) -> None:
     field = gaussian_field(interpolants.create(path), targets.create(name))
     data = draw(6, 2)
     found = integrate_log_density(field, data, sampler=sharp())
-    times = sharp().plan(field.interpolant, field.target).times
+    times = sharp().plan(SolveSpec(field.interpolant, field.target)).times
     (m0, s0), (m1, s1) = (gaussian_moments(field.interpolant, float(t)) for t in times)
     # The solve runs over the derived span, which starts from N(m0, s0^2) rather than N(0, 1) and ends at N(m1, s1^2).
     scaled = (data - m1) / s1
@@ -80,7 +81,7 @@ def test_fixed_steps_converge_and_count(name: str) -> None:
     for steps in (32, 64):
         sampler: Any = samplers.create(name, steps=steps)
         found = integrate_log_density(field, data, sampler=sampler)
-        assert found.nfe == sampler.plan(field.interpolant, field.target).nfe == steps * len(sampler.nodes)
+        assert found.nfe == sampler.plan(SolveSpec(field.interpolant, field.target)).nfe == steps * len(sampler.nodes)
         errors.append(float((found.log_prob - truth).abs().max()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(sampler.order, abs=0.25)
 

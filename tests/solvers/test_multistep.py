@@ -19,6 +19,7 @@ from sitkit.solvers.brownian import path_on
 from sitkit.solvers.guidance import ClassifierFree
 from sitkit.solvers.multistep import DPMSolver2M, DPMSolver2MSDE, Multistep, UniPC, mean_weights, transition, values
 from sitkit.solvers.ode import Dopri8
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.testing import Calls, gaussian_field, weak_error
 from sitkit.transport import closed_form
 from sitkit.transport.diffusion import KL, Sigma, Zero
@@ -288,7 +289,7 @@ def test_one_evaluation_a_step_and_none_at_the_end(name: str) -> None:
         noise, keys = start(4)
         result = sampler.sample(field.through(calls), noise, seeds=keys)
         assert calls.rows == 4 * 9
-        assert result.nfe == sampler.plan(field.interpolant, field.target).nfe == 9
+        assert result.nfe == sampler.plan(SolveSpec(field.interpolant, field.target)).nfe == 9
         assert float(result.times[-1]) == 1.0
 
 
@@ -308,7 +309,7 @@ def test_guided_evaluations_are_those_planned(name: str, dtype: torch.dtype, int
     result = sampler.sample(field.through(calls), start(3)[0].to(dtype), 0, guidance=guidance, seeds=range(3))
     inside = sum(interval[0] - 1e-9 <= i / 20 <= interval[1] + 1e-9 for i in range(20))
     assert calls.rows == 3 * (20 + inside)
-    assert result.nfe == sampler.plan(field.interpolant, field.target, None, guidance).nfe == 20 + inside
+    assert result.nfe == sampler.plan(SolveSpec(field.interpolant, field.target, None, guidance)).nfe == 20 + inside
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -324,14 +325,14 @@ def test_what_cannot_be_integrated_is_refused() -> None:
     linear, velocity = interpolants.create("linear"), targets.create("velocity")
     for w in (Sigma(), Zero()):
         with pytest.raises(UserError, match=rf"'dpm\+\+-2m-sde' takes exact steps .* not of diffusion '{w.name}'"):
-            DPMSolver2MSDE().plan(linear, velocity, w)
+            DPMSolver2MSDE().plan(SolveSpec(linear, velocity, w))
     for sampler in ODES:
         with pytest.raises(UserError, match="solves the ODE"):
-            sampler.plan(linear, velocity, KL())
+            sampler.plan(SolveSpec(linear, velocity, KL()))
         with pytest.raises(UserError, match="cannot be read from a noise prediction at t = 0"):
-            dataclasses.replace(sampler, t0=0.0).plan(linear, targets.create("noise"))
+            dataclasses.replace(sampler, t0=0.0).plan(SolveSpec(linear, targets.create("noise")))
         with pytest.raises(UserError, match="step 1 of this grid is 98 times as long"):
-            dataclasses.replace(sampler, steps=2, grid=Explicit((0.0, 0.01, 0.99))).plan(linear, velocity)
+            dataclasses.replace(sampler, steps=2, grid=Explicit((0.0, 0.01, 0.99))).plan(SolveSpec(linear, velocity))
     with pytest.raises(UserError, match="at least 1"):
         samplers.create("unipc", steps=0)
     with pytest.raises(UserError, match="variable"):

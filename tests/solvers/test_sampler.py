@@ -19,7 +19,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.rng import sample_keys
 from sitkit.solvers.brownian import BrownianPath
 from sitkit.solvers.guidance import ClassifierFree
-from sitkit.solvers.sampler import Sampler
+from sitkit.solvers.sampler import Sampler, SolveSpec
 from sitkit.testing import (
     MEAN,
     STD,
@@ -67,7 +67,7 @@ def test_laws_of_cost_and_ownership_on_every_interpolant(path: str, name: str) -
     for target in targets.names():
         calls = Calls(field(path, target).network)
         sampler = samplers.create(name)
-        planned = sampler.plan(interpolants.create(path), targets.create(target))
+        planned = sampler.plan(SolveSpec(interpolants.create(path), targets.create(target)))
         result = sampler.sample(field(path, target).through(calls), start(3, 2), seeds=range(3))
         assert calls.rows == 3 * result.nfe and planned.nfe in (None, result.nfe)
         assert bool(result.x.isfinite().all())
@@ -100,7 +100,10 @@ def test_evaluations_as_published(name: str, steps: int, expected: int) -> None:
 
 def test_stochastic_heun_spends_two_a_step_and_one_last() -> None:
     assert samplers.create("stochastic-heun").sample(field(), start(2, 1), seeds=[0, 1]).nfe == 124 * 2 + 1
-    assert samplers.create("stochastic-heun", last_step="none").plan(*PLAIN, diffusions.create("sigma")).nfe == 125 * 2
+    assert (
+        samplers.create("stochastic-heun", last_step="none").plan(SolveSpec(*PLAIN, diffusions.create("sigma"))).nfe
+        == 125 * 2
+    )
 
 
 PLAIN = interpolants.create("linear"), targets.create("velocity")
@@ -123,7 +126,7 @@ def test_every_sampler_and_guidance_counts_what_it_spends(name: str, guidance: s
             labelled().through(calls), start(2, 1), torch.tensor([0, 3]), guidance=form, seeds=[0, 1]
         )
         assert calls.rows / 2 == result.nfe
-        assert sampler.plan(*PLAIN, guidance=form).nfe in (None, result.nfe)
+        assert sampler.plan(SolveSpec(*PLAIN, guidance=form)).nfe in (None, result.nfe)
 
 
 def test_guidance_within_an_interval_by_hand() -> None:
@@ -198,7 +201,9 @@ def test_explicit_grids_are_used_as_they_are() -> None:
     result = samplers.create("euler-maruyama", steps=6, grid=inside).sample(field(), start(2, 1))
     assert result.times.tolist() == inside["times"] and result.nfe == 6
     with pytest.raises(UserError, match=r"runs over \[0, 1\].*finite only within \[0, 0.96\]"):
-        samplers.create("euler-maruyama", steps=6, grid=grid | {"times": [0.0, 0.1, 0.15, 0.6, 0.8, 1.0]}).plan(*PLAIN)
+        samplers.create("euler-maruyama", steps=6, grid=grid | {"times": [0.0, 0.1, 0.15, 0.6, 0.8, 1.0]}).plan(
+            SolveSpec(*PLAIN)
+        )
 
 
 def test_uneven_grids_keep_the_law() -> None:
@@ -221,7 +226,7 @@ def test_given_ends_are_used_or_refused(name: str) -> None:
     assert (float(result.x.mean()), float(result.x.std())) == pytest.approx(gaussian_moments(PLAIN[0], 0.7), abs=0.03)
     singular = samplers.create(name, t0=0.0)
     with pytest.raises(UserError, match="noise prediction at t = 0"):
-        singular.plan(interpolants.create("linear"), targets.create("noise"))
+        singular.plan(SolveSpec(interpolants.create("linear"), targets.create("noise")))
 
 
 def test_impossible_ends_and_steps() -> None:
@@ -249,24 +254,24 @@ def test_impossible_ends_and_steps() -> None:
 @pytest.mark.parametrize("name", ODES)
 def test_an_ode_solver_refuses_a_w(name: str) -> None:
     with pytest.raises(UserError, match=f"'{re.escape(name)}' solves the ODE, but diffusion 'sigma' makes an SDE"):
-        samplers.create(name).plan(*PLAIN, diffusions.create("sigma"))
-    assert samplers.create(name).plan(*PLAIN, diffusions.create("zero")).times[-1] == 1
+        samplers.create(name).plan(SolveSpec(*PLAIN, diffusions.create("sigma")))
+    assert samplers.create(name).plan(SolveSpec(*PLAIN, diffusions.create("zero"))).times[-1] == 1
 
 
 def test_the_papers_margins_by_name() -> None:
     linear, noise = interpolants.create("linear"), targets.create("noise")
-    assert samplers.create("heun", clip="paper").plan(linear, noise).times[0] == 1e-5
-    assert samplers.create("heun", clip="paper").plan(*PLAIN).times.tolist()[::125] == [0.0, 1.0]
-    assert samplers.create("euler-maruyama", clip="paper").plan(linear, noise).times[0] == 1e-3
+    assert samplers.create("heun", clip="paper").plan(SolveSpec(linear, noise)).times[0] == 1e-5
+    assert samplers.create("heun", clip="paper").plan(SolveSpec(*PLAIN)).times.tolist()[::125] == [0.0, 1.0]
+    assert samplers.create("euler-maruyama", clip="paper").plan(SolveSpec(linear, noise)).times[0] == 1e-3
 
 
 def test_a_last_step_that_leaves_noise_is_refused_unless_accepted() -> None:
     """On linear the drift multiplies noise of size h by 1 - h / h - w / (2 h): w / 2 is left, whatever h."""
     form = diffusions.create("constant", norm=0.8)
     with pytest.raises(UserError, match=r"last_step 'mean' of 0.1.*leaves noise of 0.4 .*accept_bias"):
-        samplers.create("euler-maruyama", last_step_size=0.1).plan(*PLAIN, form)
+        samplers.create("euler-maruyama", last_step_size=0.1).plan(SolveSpec(*PLAIN, form))
     accepted = samplers.create("euler-maruyama", last_step_size=0.1, accept_bias=True)
-    assert accepted.plan(*PLAIN, form).last_step == 0.1
+    assert accepted.plan(SolveSpec(*PLAIN, form)).last_step == 0.1
 
 
 @dataclass(frozen=True)
@@ -316,7 +321,7 @@ def verdict(cell: Cell, steps: int | None) -> tuple[str, str]:
     interpolant, target = interpolants.create(cell.path), targets.create(cell.target)
     try:
         sampler, form = cell.create(**({"steps": steps} if steps and "steps" in known else {}))
-        plan = sampler.plan(interpolant, target, form)
+        plan = sampler.plan(SolveSpec(interpolant, target, form))
     except UserError as error:
         return "refused", str(error)
     noise = start(ROWS, COLUMNS)

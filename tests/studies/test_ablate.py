@@ -21,6 +21,7 @@ from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import load, run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.study import trainings
 from sitkit.studies.study_file import read_study
 from sitkit.studies.tasks import trained
@@ -273,7 +274,12 @@ def test_the_command_line_lies_under_the_cells(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     cells = read_study(study, read_assignments(["train.lr=5e-4", "sampler.steps=99"])).cells
     assert {cell.config.train.lr for cell in cells} == {5e-4}
-    assert [cell.config.sampler.plan(cell.config.interp, cell.config.target).nfe for cell in cells] == [6, 12, 6, 12]
+    assert [cell.config.sampler.plan(SolveSpec(cell.config.interp, cell.config.target)).nfe for cell in cells] == [
+        6,
+        12,
+        6,
+        12,
+    ]
 
 
 def test_weights_may_be_an_axis(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from support import ROOT
 
 from sitkit.runs.config.sources import assemble, read_config, read_yaml
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.status import study_notes
 from sitkit.studies.study import Cell, trainings
 from sitkit.studies.study_file import read_study
@@ -119,7 +120,9 @@ def test_samplers_of_one_table_spend_the_same(path: Path) -> None:
         for cell in cells:
             # kl-eta's plan needs the losses of a training; its grid is that of the others.
             if cell.config.diffusion.name != "kl-eta":
-                plan = cell.config.sampler.plan(cell.config.interp, cell.config.target, cell.config.diffusion)
+                plan = cell.config.sampler.plan(
+                    SolveSpec(cell.config.interp, cell.config.target, cell.config.diffusion)
+                )
                 assert plan.nfe == spent, (setting(cell), plan.nfe)
 
 
@@ -137,7 +140,9 @@ def test_figure_5_has_a_curve_for_each_sampler_at_the_evaluations_its_columns_na
         assert cell.paper == FIGURE5[cell.row].get(int(cell.column))
         assert config.sampler.stochastic == (cell.row != "ODE")
         if config.diffusion.name != "kl-eta":
-            assert config.sampler.plan(config.interp, config.target, config.diffusion).nfe == int(cell.column)
+            assert config.sampler.plan(SolveSpec(config.interp, config.target, config.diffusion)).nfe == int(
+                cell.column
+            )
     assert {cell.config.sample.n for cell in cells} == {1000 if base == "digits" else 10_000}
 
 

@@ -16,23 +16,28 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from sitkit import UserError, backbones, losses, samplers
-from sitkit.models.backbone import Backbone
-from sitkit.models.loss import Batch, Loss
-from sitkit.solvers.guidance import Unguided
-from sitkit.solvers.ode import FixedStepODE
-from sitkit.solvers.sampler import Plan, Problem, Sample
-from sitkit.transport.timestep import LogitNormal, Timestep
+from sitkit import (
+    Backbone,
+    Batch,
+    FixedStepODE,
+    LogitNormal,
+    Loss,
+    Plan,
+    Problem,
+    Sample,
+    SolveSpec,
+    Timestep,
+    Unguided,
+    UserError,
+    backbones,
+    losses,
+    samplers,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sitkit.data.dataset import Examples
-    from sitkit.solvers.guidance import Guidance
-    from sitkit.transport.diffusion import Diffusion
-    from sitkit.transport.field import Field
-    from sitkit.transport.interpolant import Interpolant
-    from sitkit.transport.target import Target
+    from sitkit import Examples, Field, Interpolant, Target
 
 # Draws of plugins with an example's key; sitkit's own purposes lie below 1000.
 SECOND, INSTANT = 1801, 1802
@@ -134,18 +139,12 @@ class MeanFlowSampler(FixedStepODE):
 
     steps: int = 1
 
-    def plan(
-        self,
-        interpolant: Interpolant,
-        target: Target,
-        diffusion: Diffusion | None = None,
-        guidance: Guidance | None = None,
-    ) -> Plan:
-        if target.name != "velocity":
-            raise UserError(f"sampler 'meanflow' moves by velocities: use target 'velocity', not {target.name!r}.")
-        if guidance is not None and not isinstance(guidance, Unguided):
-            raise UserError(f"sampler 'meanflow' takes no guidance: use guidance 'none', not {guidance.name!r}.")
-        return super().plan(interpolant, target, diffusion, guidance)
+    def plan(self, spec: SolveSpec) -> Plan:
+        if spec.target.name != "velocity":
+            raise UserError(f"sampler 'meanflow' moves by velocities: use target 'velocity', not {spec.target.name!r}.")
+        if spec.guidance is not None and not isinstance(spec.guidance, Unguided):
+            raise UserError(f"sampler 'meanflow' takes no guidance: use guidance 'none', not {spec.guidance.name!r}.")
+        return super().plan(spec)
 
     def sample(self, field: Field, noise: Tensor, y: Tensor | None = None, **settings: Any) -> Sample:
         if getattr(field.network, "times", 1) != 2:
@@ -160,4 +159,4 @@ class MeanFlowSampler(FixedStepODE):
         for t, s in pairwise(times):
             x = x + (s - t) * problem.field.network(x, torch.stack((t, s)).expand(len(x), 2), problem.y)
             states.append(x)
-        return torch.stack(states) if problem.keep else x[None]
+        return torch.stack(states) if problem.save_trajectory else x[None]

@@ -75,8 +75,8 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(sitkit.UserError, match="train with --backbone two-time"):
         sampler.sample(sitkit.Field(plain, LINEAR, VELOCITY), torch.randn(2, 1, 8, 8))
     with pytest.raises(sitkit.UserError, match="takes no guidance"):
-        sampler.plan(LINEAR, VELOCITY, None, sitkit.guidances.create("cfg"))
+        sampler.plan(sitkit.SolveSpec(LINEAR, VELOCITY, None, sitkit.guidances.create("cfg")))
     with pytest.raises(sitkit.UserError, match="use target 'velocity'"):
-        sampler.plan(LINEAR, sitkit.targets.create("score"))
+        sampler.plan(sitkit.SolveSpec(LINEAR, sitkit.targets.create("score")))
     with pytest.raises(sitkit.UserError, match="is made of a SiT"):
         sitkit.backbones.create("two-time", of="mlp").build((2,), 0)

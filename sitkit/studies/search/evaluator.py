@@ -12,6 +12,7 @@ from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_name
 from sitkit.runs.run import Run, sampling_config
 from sitkit.runtime.progress import Progress
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.search.space import Axis, Search, layer_of, metric_of, steps_within_budget
 
 
@@ -64,7 +65,7 @@ class Evaluator:
         """Evaluations a sample, None where an adaptive solver will tell.  Raises UserError for what cannot be right."""
         run = self.at(config)
         sampler, diffusion = config.sampler.bind(run), config.diffusion.bind(run)
-        return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe
+        return sampler.plan(SolveSpec(config.interp, config.target, diffusion, config.guidance)).nfe
 
     def afford(self, chosen: dict[str, Any], budget: int) -> dict[str, Any]:
         """The settings with as many steps as a budget of evaluations allows."""

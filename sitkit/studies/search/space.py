@@ -31,6 +31,7 @@ from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
 from sitkit.runs.run import sampling_config
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.transport.diffusion import Diffusion
 
 PARTS = ("sampler.", "diffusion.", "guidance.")
@@ -241,7 +242,7 @@ def steps_within_budget(config: Config, diffusion: Diffusion, budget: int) -> in
 
     def cost(steps: int) -> int:
         sampler = sampling_config(config, layer_of({"sampler.steps": steps})).sampler
-        return sampler.plan(config.interp, config.target, diffusion, config.guidance).nfe or 0
+        return sampler.plan(SolveSpec(config.interp, config.target, diffusion, config.guidance)).nfe or 0
 
     steps = budget
     while (spent := cost(steps)) > budget:

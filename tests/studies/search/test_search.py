@@ -27,6 +27,7 @@ from sitkit.runs.run import Run, load, sampling_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import silent
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.search import search
 from sitkit.studies.search.confirm import front, judge
 from sitkit.studies.search.evaluator import Evaluator, TrialResult
@@ -135,7 +136,7 @@ def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any)
 
     def cost(steps: int) -> int | None:
         solver = dataclasses.replace(config.sampler, steps=steps)  # pyright: ignore[reportCallIssue]
-        return solver.plan(config.interp, config.target, config.diffusion, config.guidance).nfe
+        return solver.plan(SolveSpec(config.interp, config.target, config.diffusion, config.guidance)).nfe
 
     for budget in (24, 31, 50):
         steps = steps_within_budget(config, config.diffusion, budget)
