@@ -6,11 +6,10 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
-
 import sitkit
 
 PACKAGE = Path(sitkit.__file__).parent
+MOST = 8  # names that two modules still share; this number may only fall
 
 
 def defined_names(path: Path) -> list[str]:
@@ -27,7 +26,6 @@ def defined_names(path: Path) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-@pytest.mark.xfail(strict=False, reason="names that two modules of sitkit share, until all rooms are renamed")
 def test_no_public_name_is_defined_in_two_modules() -> None:
     modules: defaultdict[str, list[str]] = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -36,4 +34,5 @@ def test_no_public_name_is_defined_in_two_modules() -> None:
             for name in defined_names(path):
                 modules[name].append(path.relative_to(PACKAGE).as_posix())
     assert len(modules) > 500
-    assert {name: places for name, places in modules.items() if len(places) > 1} == {}
+    shared = {name: places for name, places in modules.items() if len(places) > 1}
+    assert len(shared) <= MOST, shared

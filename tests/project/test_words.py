@@ -9,13 +9,13 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from support import ROOT
 
 WORDS = re.compile(
     r"\b(whoever|nobody|(?:be|is|are|was|were) had|so many|alike|what is no|what became of|comes to|is at(?! most| least)|told|of which)\b",
     re.IGNORECASE,
 )
+MOST = 84  # places that still have one of these words; this number may only fall
 SOURCES = sorted(
     path for folder in ("sitkit", "plugins", "benchmarks", ".docs") for path in (ROOT / folder).rglob("*.py")
 )  # fmt: skip
@@ -46,8 +46,7 @@ def test_the_words_are_noticed() -> None:
     assert [bool(WORDS.search(re.sub(r"\s+", " ", passage))) for _, passage in passages(text)] == [True, True, True]
 
 
-@pytest.mark.xfail(strict=False, reason="the rooms are rewritten one by one")
 def test_docstrings_comments_and_messages_use_plain_words() -> None:
     assert len(SOURCES) > 150
     lines = [line for path in SOURCES for line in hard_words(path)]
-    assert not lines, f"{len(lines)} places\n" + "\n".join(lines)
+    assert len(lines) <= MOST, f"{len(lines)} places\n" + "\n".join(lines)
