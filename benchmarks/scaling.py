@@ -29,6 +29,7 @@ def work(how: str, backbone: str, batch: int, steps: int) -> None:
     from train import latents, network_of
 
     from sitkit.data.stream import batch as read
+    from sitkit.models.autoencoder import Prepared
     from sitkit.runs.config.sources import Layer, assemble
     from sitkit.runtime.distributed import joined
     from sitkit.training.ema import EMA
@@ -36,28 +37,28 @@ def work(how: str, backbone: str, batch: int, steps: int) -> None:
     from sitkit.training.optimizer import Optimization
     from sitkit.training.parallel import Parallelized
 
-    with joined() as here:
+    with joined() as group:
         shared = how in ("ddp", "fsdp")
-        lone = here if shared else ProcessGroup(0, 1, here.device)
-        size = batch if shared or here.size == 1 else batch // here.size
-        data, network = latents(max(64, batch)), network_of(backbone, here.device)
+        lone = group if shared else ProcessGroup(0, 1, group.device)
+        size = batch if shared or group.size == 1 else batch // group.size
+        data, network = latents(max(64, batch)), network_of(backbone, group.device)
         config = assemble([Layer({"train": {"batch": size}, "run": {"parallel": "fsdp" if how == "fsdp" else "ddp"}})])
-        objective = objective_of(config, network, data.shape, data.num_classes).to(here.device)
-        laid = Parallelized(objective, lone, config.run.parallel, False)
-        averages, learner = EMA(network, (0.9999,)), Optimization(objective.parameters(), config.train)
-        drawing = TrainingInputs(config, network, data, here.device, lone.rank, lone.size)
+        objective = objective_of(config, network, Prepared(data, data.shape, data.num_classes)).to(group.device)
+        parallelized = Parallelized(objective, lone, config.run.parallel, False)
+        averages, optimization = EMA(network, (0.9999,)), Optimization(objective.parameters(), config.train)
+        inputs_of = TrainingInputs(config, network, data, group.device, lone.rank, lone.size)
         seconds: list[float] = []
         for step in range(steps + 2):
-            here.barrier()
+            group.barrier()
             began = time.perf_counter()
-            laid(*drawing(*read(data, 0, step, size, drawing.part)))[0].backward()
-            learner.step()
+            parallelized(*inputs_of(*read(data, 0, step, size, inputs_of.part)))[0].backward()
+            optimization.step()
             averages.update(step + 1)
-            if here.device.type == "cuda":
+            if group.device.type == "cuda":
                 torch.cuda.synchronize()
-            here.barrier()
+            group.barrier()
             seconds.append(time.perf_counter() - began)
-        if here.lead:
+        if group.lead:
             print(json.dumps(seconds[2:]))
 
 

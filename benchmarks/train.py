@@ -26,6 +26,7 @@ from torch import nn
 
 import sitkit
 from sitkit.data.dataset import Examples, in_memory
+from sitkit.models.autoencoder import Prepared
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.training.ema import EMA
@@ -88,19 +89,19 @@ def ours(
 ) -> Callable[[], None]:
     """The step of sitkit's training loop, without its log and its files."""
     config = assemble([Layer({"train": {"batch": batch, "lr": LR, "ema": DECAY, "precision": precision}})])
-    objective = objective_of(config, network, SHAPE, CLASSES)
-    here = ProcessGroup(0, 1, device)
-    laid = Parallelized(objective, here, "ddp", compiled)
-    learner, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
-    drawing = TrainingInputs(config, network, data, device)
+    objective = objective_of(config, network, Prepared(data, SHAPE, CLASSES))
+    group = ProcessGroup(0, 1, device)
+    parallelized = Parallelized(objective, group, "ddp", compiled)
+    optimization, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
+    inputs_of = TrainingInputs(config, network, data, device)
     done = 0
 
     def step() -> None:
         nonlocal done
         from sitkit.data.stream import batch as read
 
-        laid(*drawing(*read(data, 0, done, batch)))[0].backward()
-        learner.step()
+        parallelized(*inputs_of(*read(data, 0, done, batch)))[0].backward()
+        optimization.step()
         done += 1
         averages.update(done)
 
@@ -174,19 +175,22 @@ def parts(size: str, batch: int, device: torch.device) -> dict[str, float]:
     """Seconds of the pieces of an eager step, each the best of three: where the time goes."""
     data, network = latents(max(64, batch)), network_of(size, device)
     config = assemble([Layer({"train": {"batch": batch}})])
-    objective, drawing = objective_of(config, network, SHAPE, CLASSES), TrainingInputs(config, network, data, device)
-    learner, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
+    objective, inputs_of = (
+        objective_of(config, network, Prepared(data, SHAPE, CLASSES)),
+        TrainingInputs(config, network, data, device),
+    )
+    optimization, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
     from sitkit.data.stream import batch as read
 
-    inputs = drawing(*read(data, 0, 0, batch))
+    inputs = inputs_of(*read(data, 0, 0, batch))
     best: dict[str, float] = {}
     for _ in range(3):
         kept: list[torch.Tensor] = []
         pieces: dict[str, Callable[[], object]] = {
-            "inputs": lambda: drawing(*read(data, 0, 0, batch)),
+            "inputs": lambda: inputs_of(*read(data, 0, 0, batch)),
             "forward": lambda kept=kept: kept.append(objective(*inputs)[0]),
             "backward": lambda kept=kept: kept[0].backward(),
-            "optimiser": learner.step,
+            "optimiser": optimization.step,
             "average": lambda: averages.update(2),
         }
         for name, piece in pieces.items():

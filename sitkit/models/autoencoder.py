@@ -10,8 +10,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
+from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
 from sitkit.runtime.errors import UserError
@@ -20,9 +21,6 @@ from sitkit.runtime.tensors import header_of, open_tensors
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from sitkit.data.dataset import Examples
-
 
 # What the names of its tensors begin with in a file that holds other things too.
 PACKED = "autoencoder/"
@@ -229,6 +227,20 @@ def _digest(path: str, scale: float) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+class Prepared(NamedTuple):
+    """Loaded examples, the shape of what the network models of each, and the number of classes."""
+
+    examples: Examples
+    shape: tuple[int, ...]
+    num_classes: int
+
+
+def prepare_data(dataset: Dataset, autoencoder: Autoencoder) -> Prepared:
+    """Load a data set.  Raises UserError for examples that the autoencoder cannot take."""
+    examples = load_examples(dataset)
+    return Prepared(examples, modelled_shape(autoencoder, examples), examples.num_classes)
 
 
 def modelled_shape(autoencoder: Autoencoder, examples: Examples) -> tuple[int, ...]:

@@ -63,7 +63,7 @@ def width_of(power_prefix: str) -> float:
     return float(power_prefix.removeprefix("power-").removesuffix("."))
 
 
-def due(settings: TrainSettings, step: int) -> bool:
+def snapshot_due(settings: TrainSettings, step: int) -> bool:
     """Whether a snapshot is kept after this step: every `posthoc_every` steps and at the end."""
     return bool(settings.posthoc) and (step % interval(settings) == 0 or step == settings.steps)
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
-from sitkit.models.autoencoder import modelled_shape
+from sitkit.models.autoencoder import modelled_shape, prepare_data
 from sitkit.runs import averages, diagnostics
 from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.identity import slug, training_identity
@@ -168,9 +168,8 @@ def fingerprints(config: Config) -> dict[str, str]:
 
     Raises UserError for examples that the autoencoder cannot take.
     """
-    data = load_examples(config.data)
-    modelled_shape(config.autoencoder, data)
-    return {"data": data.fingerprint, "autoencoder": config.autoencoder.fingerprint()}
+    data = prepare_data(config.data, config.autoencoder)
+    return {"data": data.examples.fingerprint, "autoencoder": config.autoencoder.fingerprint()}
 
 
 def check_unchanged(folder: Path, marks: Mapping[str, str]) -> None:

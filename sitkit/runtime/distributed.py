@@ -122,10 +122,10 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
         atexit.register(_leave)
     rank = dist.get_rank()
     try:
-        here = ProcessGroup(rank, size(), device_of(device))
-        if here.device.type == "cuda":
-            torch.cuda.set_device(here.device)
-        yield here
+        group = ProcessGroup(rank, size(), device_of(device))
+        if group.device.type == "cuda":
+            torch.cuda.set_device(group.device)
+        yield group
     except Exception as error:
         if not _first_to_fail(rank):
             # torchrun ends every process as soon as one has ended: let the one that speaks be that one.

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sitkit.data.dataset import load_examples
 from sitkit.evaluation.metrics.metric import FeatureMetric
-from sitkit.models.autoencoder import modelled_shape
+from sitkit.models.autoencoder import prepare_data
 from sitkit.models.backbone import Backbone
 from sitkit.runs.averages import snapshot_bytes
 from sitkit.runs.config.schema import Config
@@ -73,9 +73,9 @@ def cost_of(config: Config, nfe: int | None) -> Cost:
 
     Raises UserError for data that are not there, and for a backbone or autoencoder that cannot take them.
     """
-    data, train, sample = load_examples(config.data), config.train, config.sample
-    shape = modelled_shape(config.autoencoder, data)
-    network = network_cost(config.backbone, shape, data.num_classes)
+    examples, shape, num_classes = prepare_data(config.data, config.autoencoder)
+    train, sample = config.train, config.sample
+    network = network_cost(config.backbone, shape, num_classes)
     averages = len(train.ema_decays) + len(train.posthoc)
     weights = FLOAT * network.parameters
     learns = config.backbone.trainable
@@ -83,7 +83,7 @@ def cost_of(config: Config, nfe: int | None) -> Cost:
     share = train.batch // train.accumulate
     at_once = min(sample.n, sample.batch if _accelerated(config) else block_size(shape))
     pixels = math.prod(load_examples(config.data.source()).shape)
-    kept = sample.n * (pixels if data.is_image else FLOAT * pixels)
+    kept = sample.n * (pixels if examples.is_image else FLOAT * pixels)
     if not keeps_samples(config, config.metric):
         kept = 0
     return Cost(
@@ -101,8 +101,8 @@ def cost_of(config: Config, nfe: int | None) -> Cost:
 
 def require(config: Config) -> None:
     """Raises UserError for what cannot be done here: data that are not there, a network or metric that cannot take them."""
-    data = load_examples(config.data)
-    network_cost(config.backbone, modelled_shape(config.autoencoder, data), data.num_classes)
+    data = prepare_data(config.data, config.autoencoder)
+    network_cost(config.backbone, data.shape, data.num_classes)
     for metric in config.metric:
         if isinstance(metric, FeatureMetric):
             metric.features.require(load_examples(config.data.source()))

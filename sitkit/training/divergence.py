@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit.data.dataset import Examples
 from sitkit.data.stream import indices
 from sitkit.runs.checkpoint import latest_checkpoint
 from sitkit.runs.config.schema import Config
@@ -27,10 +26,8 @@ SKIPS = 20
 class LossWindow:
     """The losses of each example and the norms of the gradients, step by step, until they are looked at."""
 
-    def __init__(
-        self, config: Config, data: Examples, drawing: TrainingInputs, folder: Path, here: ProcessGroup
-    ) -> None:
-        self.config, self.data, self.drawing, self.folder, self.here = config, data, drawing, folder, here
+    def __init__(self, config: Config, inputs: TrainingInputs, folder: Path, group: ProcessGroup) -> None:
+        self.config, self.inputs, self.folder, self.group = config, inputs, folder, group
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.skipped = 0
@@ -40,14 +37,14 @@ class LossWindow:
         self.losses.append(losses)
         self.norms.append(norm)
 
-    def look(self, step: int, saved: int) -> tuple[int, dict[str, float]]:
+    def summarise(self, step: int, saved: int) -> tuple[int, dict[str, float]]:
         """(steps since the last look, their mean loss and mean norm), `step` being the latest; the only wait for a device.
 
         Raises WorkFailed where a loss or a gradient is not finite: under train.nonfinite=stop the first time, under
         "skip" after 20 steps in a row.  The losses, times and places in the data of that step's examples are then in
         nonfinite-<step>.json.  saved: the step of the last checkpoint.
         """
-        means = self.here.mean(torch.stack([losses.mean() for losses in self.losses])).cpu()
+        means = self.group.mean(torch.stack([losses.mean() for losses in self.losses])).cpu()
         norms = torch.stack(self.norms).cpu()
         good = means.isfinite() & norms.isfinite()
         count, first = len(good), step - len(good)
@@ -63,12 +60,12 @@ class LossWindow:
 
     def _stop(self, step: int, loss: float, norm: float, losses: Tensor, saved: int) -> None:
         path = self.folder / f"nonfinite-{step:08d}.json"
-        every = self.here.gather(losses.float().cpu())
-        if self.here.lead:
+        every = self.group.gather(losses.float().cpu())
+        if self.group.lead:
             write_json(path, self._dump(step, loss, norm, torch.cat(every)))
         else:
             # The lead says it for all; this ends when the lead has.
-            self.here.barrier()
+            self.group.barrier()
         what = f"loss became {loss}" if not torch.tensor(loss).isfinite() else f"gradient's norm became {norm}"
         kept = latest_checkpoint(RunFolder(self.folder).checkpoints)
         last = f"The last good checkpoint is {kept} (step {saved})." if kept else "There is no checkpoint before it."
@@ -80,12 +77,13 @@ class LossWindow:
     def _dump(self, step: int, loss: float, norm: float, losses: Tensor) -> dict[str, Any]:
         train = self.config.train
         positions = (step - 1) * train.batch + np.arange(train.batch)
-        t = self.drawing.times(rng.sample_keys(train.seed, torch.from_numpy(positions)))
-        index = indices(self.data, train.seed, positions)
+        t = self.inputs.times(rng.sample_keys(train.seed, torch.from_numpy(positions)))
+        data = self.inputs.examples
+        index = indices(data, train.seed, positions)
         rows = zip(
             positions.tolist(),
             index.tolist(),
-            self.data.labels[index].tolist(),
+            data.labels[index].tolist(),
             t.tolist(),
             losses.tolist(),
             strict=True,

@@ -79,14 +79,14 @@ class EMA:
         finally:
             torch._foreach_copy_(parameters, own)  # pyright: ignore[reportPrivateImportUsage]
 
-    def snapshot(self, folder: Path, step: int, dtype: torch.dtype, here: ProcessGroup) -> None:
+    def snapshot(self, folder: Path, step: int, dtype: torch.dtype, group: ProcessGroup) -> None:
         """Keep the power-function averages of a step in the run's folder.  Every process calls it; the lead writes."""
         powers = {key: exponent for key, (_, exponent) in self._profiles.items() if exponent is not None}
         held = {f"{key}{name}": t for key in powers for name, t in zip(self.names, self._averages[key], strict=True)}
-        whole = gathered(held, here)
+        whole = gathered(held, group)
         fixed = {n: t for n, t in self.network.state_dict().items() if n not in set(self.names)}
-        rest = gathered({f"{FIXED}{name}": t for name, t in fixed.items()}, here)
-        if here.lead:
+        rest = gathered({f"{FIXED}{name}": t for name, t in fixed.items()}, group)
+        if group.lead:
             tensors = {name: tensor.to(dtype) for name, tensor in whole.items()} | rest
             header = {"format": 1, "step": step, "widths": [width_of(key) for key in powers]}
             save_tensors(checkpoint_file(RunFolder(folder).snapshots, step), tensors, header)

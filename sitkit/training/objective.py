@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitkit.data.dataset import Examples, load_examples
-from sitkit.models.autoencoder import modelled
+from sitkit.data.dataset import Examples
+from sitkit.models.autoencoder import Prepared, modelled
 from sitkit.models.loss import Batch
 from sitkit.runs.config.schema import Config
 from sitkit.runtime import rng
@@ -71,31 +71,28 @@ class Objective(nn.Module):
     (data, noise, t, y, keys) -> (mean loss, loss of each example without gradient).
     """
 
-    def __init__(self, config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, config: Config, network: nn.Module, data: Prepared) -> None:
         super().__init__()
-        self.loss, self.path = (
-            config.loss.prepare(load_examples(config.data)),
-            (config.interp, config.target, config.weight),
-        )
-        self.network, self.parts = network, self.loss.build(network, shape, num_classes)
-        self.halved = config.train.precision == "bf16"
+        self.loss, self.path = config.loss.prepare(data.examples), (config.interp, config.target, config.weight)
+        self.network, self.parts = network, self.loss.build(network, data.shape, data.num_classes)
+        self.bf16 = config.train.precision == "bf16"
         self.hidden: dict[str, Tensor] = {}
         for name in self.loss.hidden:
             network.get_submodule(name).register_forward_hook(functools.partial(_keep, self.hidden, name))
 
     def forward(self, data: Tensor, noise: Tensor, t: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=self.halved):
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=self.bf16):
             batch = Batch(self.network, *self.path, data, noise, t, y, keys, self.parts, self.hidden)
             losses = self.loss.per_example(batch)
         return losses.mean(), losses.detach()
 
 
-def objective_of(config: Config, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> Objective:
+def objective_of(config: Config, network: nn.Module, data: Prepared) -> Objective:
     """The objective of a configuration, what the loss trains beside the network drawn from the training seed too."""
     with torch.random.fork_rng(devices=[]):
         # Not the seed itself, from which the network's first weights are drawn.
         torch.manual_seed(int(rng.sample_keys(config.train.seed, torch.zeros(1, dtype=torch.int64))))
-        return Objective(config, network, shape, num_classes)
+        return Objective(config, network, data)
 
 
 def _keep(hidden: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor) -> None:

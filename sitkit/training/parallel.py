@@ -24,16 +24,16 @@ from sitkit.training.objective import Objective
 class Parallelized:
     """An objective on its devices: called as the objective is, with gradients averaged over the processes."""
 
-    def __init__(self, objective: Objective, world: ProcessGroup, how: Literal["ddp", "fsdp"], compiled: bool) -> None:
+    def __init__(self, objective: Objective, group: ProcessGroup, how: Literal["ddp", "fsdp"], compiled: bool) -> None:
         self.objective, self.sharded = objective, []
         self.module: Any = objective
-        if world.size > 1 and how == "fsdp":
-            self.sharded = _shard(objective, world, compiled)
+        if group.size > 1 and how == "fsdp":
+            self.sharded = _shard(objective, group, compiled)
             return
-        if world.size > 1:
+        if group.size > 1:
             from torch.nn.parallel import DistributedDataParallel
 
-            devices = [world.device] if world.device.type == "cuda" else None
+            devices = [group.device] if group.device.type == "cuda" else None
             self.module = DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
         if compiled:
             # The compiler lays the gradient of the patches' convolution out its own way: DDP copies a few KB a step, and warns.
@@ -58,14 +58,14 @@ def compile_(module: nn.Module) -> None:
     module.compile(dynamic=False, options={tanh: True} if tanh in torch._inductor.list_options() else None)
 
 
-def _shard(objective: Objective, world: ProcessGroup, compiled: bool) -> list[Any]:
+def _shard(objective: Objective, group: ProcessGroup, compiled: bool) -> list[Any]:
     """Shard each block of the network's lists of modules, then the rest; each block is compiled by itself."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     # A view of the network's output is fine: nothing here changes one in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(group.device.type, (group.size,))
     roots = [module for module in (objective.network, objective.parts) if module is not None]
     for root in roots:
         for child in root.modules():
@@ -83,12 +83,12 @@ def whole(tensor: Tensor) -> Tensor:
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
-def gathered(tensors: Mapping[str, Tensor], world: ProcessGroup) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:
     """Whole tensors in the lead's main memory; elsewhere nothing is kept."""
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = whole(tensor)
-        if world.lead:
+        if group.lead:
             kept[name] = full.detach().cpu()
     return kept
 

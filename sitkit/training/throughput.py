@@ -48,9 +48,9 @@ class Throughput:
     (checkpointing) is not counted.
     """
 
-    def __init__(self, flops: int | None, here: ProcessGroup, dtype: torch.dtype) -> None:
-        self.flops, self.device = flops, here.device
-        self.peak = peak_flops(here.device, dtype) * here.size if flops is not None else 0.0
+    def __init__(self, flops: int | None, group: ProcessGroup, dtype: torch.dtype) -> None:
+        self.flops, self.device = flops, group.device
+        self.peak = peak_flops(group.device, dtype) * group.size if flops is not None else 0.0
         self.since = time.monotonic()
 
     def read(self, images: int) -> dict[str, float]:

@@ -24,10 +24,10 @@ from sitkit.training.parallel import gathered, shard_like
 
 
 class TrainingState:
-    """An objective, the averages of its network and its learner, wherever their tensors lie."""
+    """An objective, the averages of its network and its optimizer, wherever their tensors lie."""
 
-    def __init__(self, objective: Objective, averages: EMA, learner: Optimization, here: ProcessGroup) -> None:
-        self.objective, self.averages, self.learner, self.here = objective, averages, learner, here
+    def __init__(self, objective: Objective, averages: EMA, optimization: Optimization, group: ProcessGroup) -> None:
+        self.objective, self.averages, self.optimization, self.group = objective, averages, optimization, group
 
     def _modules(self) -> dict[str, nn.Module]:
         parts = self.objective.parts
@@ -38,14 +38,14 @@ class TrainingState:
         tensors: dict[str, Tensor] = {}
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
-        tensors |= self.averages.tensors() | optimizer_tensors(self.learner.optimizer)
-        whole = gathered(tensors, self.here)
-        if self.here.lead:
+        tensors |= self.averages.tensors() | optimizer_tensors(self.optimization.optimizer)
+        whole = gathered(tensors, self.group)
+        if self.group.lead:
             header = {
                 "format": 1,
                 "step": step,
                 "config": config.plain(),
-                "schedule": self.learner.schedule.state_dict(),
+                "schedule": self.optimization.schedule.state_dict(),
             }
             save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), whole, header)
             prune_checkpoints(RunFolder(folder).checkpoints, config.run.keep)
@@ -55,7 +55,7 @@ class TrainingState:
 
         It may come from any number of processes, replicated or sharded.
         """
-        newest = self.here.broadcast(latest_checkpoint(RunFolder(folder).checkpoints) if self.here.lead else None)
+        newest = self.group.broadcast(latest_checkpoint(RunFolder(folder).checkpoints) if self.group.lead else None)
         if newest is None:
             return 0
         header, tensors = load_tensors(newest)
@@ -64,15 +64,15 @@ class TrainingState:
             given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in given.items()})
         self.averages.load(tensors)
-        load_optimizer(self.learner.optimizer, tensors)
+        load_optimizer(self.optimization.optimizer, tensors)
         self._lay_moments()
         if "schedule" in header:
-            self.learner.schedule.load_state_dict(header["schedule"])
+            self.optimization.schedule.load_state_dict(header["schedule"])
         return int(header["step"])
 
     def _lay_moments(self) -> None:
         """Shard the moments, read whole, as their parameters are; the count of steps stays a plain number."""
-        for parameter, moments in self.learner.optimizer.state.items():
+        for parameter, moments in self.optimization.optimizer.state.items():
             for name, moment in moments.items():
                 if name != "step":
                     moments[name] = shard_like(moment, parameter)

@@ -21,20 +21,20 @@ from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError, WorkFailed
 
 def tell(name, value):
-    sys.stdout.write(f"{here.rank} {name} {value}\\n"); sys.stdout.flush()
+    sys.stdout.write(f"{group.rank} {name} {value}\\n"); sys.stdout.flush()
 
-with distributed.joined("cpu") as here:
-    tell("size", here.size)
-    tell("lead", here.lead)
-    tell("share", list(here.share(5)))
-    tell("gathered", here.gather(here.rank * 10))
-    tell("decided", here.broadcast("mine" if here.rank == 1 else "lead's"))
-    mine = torch.tensor([1.0, 5.0]) * (here.rank + 1)
-    tell("mean", here.mean(mine).tolist())
+with distributed.joined("cpu") as group:
+    tell("size", group.size)
+    tell("lead", group.lead)
+    tell("share", list(group.share(5)))
+    tell("gathered", group.gather(group.rank * 10))
+    tell("decided", group.broadcast("mine" if group.rank == 1 else "lead's"))
+    mine = torch.tensor([1.0, 5.0]) * (group.rank + 1)
+    tell("mean", group.mean(mine).tolist())
     tell("kept", mine.tolist())
     with distributed.joined("cpu") as inner:
         tell("inner", (inner.rank, inner.size))
-    here.barrier()
+    group.barrier()
 """
 
 
@@ -46,13 +46,13 @@ def torchrun(code: str, cwd: Path, processes: int = 2) -> subprocess.CompletedPr
 
 
 def test_one_process_is_its_own_world() -> None:
-    with distributed.joined("cpu") as here:
-        assert (here.rank, here.size, here.lead, here.device) == (0, 1, True, torch.device("cpu"))
-        assert here.gather(3) == [3] and here.broadcast("x") == "x"
-        assert list(here.share(4)) == [0, 1, 2, 3]
+    with distributed.joined("cpu") as group:
+        assert (group.rank, group.size, group.lead, group.device) == (0, 1, True, torch.device("cpu"))
+        assert group.gather(3) == [3] and group.broadcast("x") == "x"
+        assert list(group.share(4)) == [0, 1, 2, 3]
         value = torch.ones(2)
-        assert here.mean(value) is value
-        here.barrier()
+        assert group.mean(value) is value
+        group.barrier()
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta2"])
@@ -89,10 +89,10 @@ from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError, WorkFailed
 
 try:
-    with distributed.joined("cpu") as here:
-        here.barrier()
+    with distributed.joined("cpu") as group:
+        group.barrier()
         {what}
-        here.barrier()
+        group.barrier()
 except (UserError, WorkFailed) as error:
     sys.stdout.write(f"{{type(error).__name__}}: {{error}}\\n"); sys.stdout.flush()
     sys.exit(1)
@@ -104,11 +104,11 @@ except (UserError, WorkFailed) as error:
     [
         ("raise UserError('no such thing')", r"UserError: (rank 1 of 2: )?no such thing\n"),
         (
-            "if here.rank == 1: raise WorkFailed('my disk is full')",
+            "if group.rank == 1: raise WorkFailed('my disk is full')",
             r"WorkFailed: rank 1 of 2: my disk is full\n",
         ),
         (
-            "if here.rank == 1: import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            "if group.rank == 1: import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
             r"(WorkFailed: Another of the 2 processes ended without a word .*\n)?",
         ),
     ],

@@ -26,7 +26,7 @@ from sitkit.runtime.tensors import load_tensors
 from sitkit.training.ema import EMA
 from sitkit.training.train import run_training
 
-HERE = ProcessGroup(0, 1, torch.device("cpu"))
+GROUP = ProcessGroup(0, 1, torch.device("cpu"))
 
 
 def moved(network: nn.Module, step: int) -> None:
@@ -114,7 +114,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
         moved(network, step)
         averages.update(step)
         if step % 20 == 0:
-            averages.snapshot(folder, step, torch.float64, HERE)
+            averages.snapshot(folder, step, torch.float64, GROUP)
     return folder
 
 
@@ -178,7 +178,7 @@ def test_half_precision_costs_what_half_precision_has(tmp_path: Path) -> None:
         moved(network, step)
         averages.update(step)
         if step % 20 == 0:
-            averages.snapshot(tmp_path, step, torch.float16, HERE)
+            averages.snapshot(tmp_path, step, torch.float16, GROUP)
     _, state = rebuild(tmp_path, 0.075)
     # Each number is rounded to 2^-12 of itself at most, and the coefficients' sizes sum to 1.5; the profile adds 9e-4.
     torch.testing.assert_close(state["weight"].double(), exact(0.075, 640), atol=1.5 * 2**-12 + 9e-4, rtol=0)

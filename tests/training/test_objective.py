@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.stream import batch
+from sitkit.models.autoencoder import prepare_data
 from sitkit.models.loss import Batch, InterpolantLoss, Loss, interpolant_loss
 from sitkit.registry import couplings, guidances, interpolants, losses, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
@@ -59,8 +60,8 @@ def registered() -> Iterator[None]:
 
 def inputs(config: Config, network: nn.Module, step: int = 0, rank: int = 0, size: int = 1) -> Inputs:
     data = load_examples(config.data)
-    drawing = TrainingInputs(config, network, data, CPU, rank, size)
-    return drawing(*batch(data, config.train.seed, step, config.train.batch, drawing.part))
+    make = TrainingInputs(config, network, data, CPU, rank, size)
+    return make(*batch(data, config.train.seed, step, config.train.batch, make.part))
 
 
 def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
@@ -79,9 +80,9 @@ def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
 def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, registered: None) -> None:
     words = ("loss={name: aligned, share: 0.25}", "train.steps=20", "run.checkpoint_every=10", "run.log_every=1")
     config = tiny(tmp_path / "whole", *words, base="digits")
-    network, data = build_network(config), load_examples(config.data)
-    objective = objective_of(config, network, data.shape, data.num_classes)
-    again = objective_of(config, build_network(config), data.shape, data.num_classes)
+    network, data = build_network(config), prepare_data(config.data, config.autoencoder)
+    objective = objective_of(config, network, data)
+    again = objective_of(config, build_network(config), data)
     assert objective.parts is not None and again.parts is not None
     # Drawn from the seed, whatever was drawn before.
     assert all(map(torch.equal, objective.parts.parameters(), again.parts.parameters()))
@@ -125,9 +126,9 @@ def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
 
     try:
         config = tiny(tmp_path, "loss=binding", base="digits")
-        network, data = build_network(config), load_examples(config.data)
-        objective_of(config, network, data.shape, data.num_classes)(*inputs(config, network))
-        assert bound == [data.fingerprint]
+        network, data = build_network(config), prepare_data(config.data, config.autoencoder)
+        objective_of(config, network, data)(*inputs(config, network))
+        assert bound == [data.examples.fingerprint]
     finally:
         for table in (losses._classes, losses._plugins):
             del table["binding"]
@@ -185,11 +186,11 @@ def test_a_loss_has_keys_for_more_randomness(tmp_path: Path) -> None:
 
 def test_bfloat16_is_the_network_s_and_the_loss_is_float32(tmp_path: Path) -> None:
     full, half = (tiny(tmp_path, f"train.precision={name}", base="digits") for name in ("fp32", "bf16"))
-    network, data = build_network(full), load_examples(full.data)
+    network, data = build_network(full), prepare_data(full.data, full.autoencoder)
     nn.init.normal_(network.get_submodule("final_layer.linear").weight)  # pyright: ignore[reportArgumentType]
     seen: list[torch.dtype] = []
     network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *args: seen.append(args[2].dtype))
-    values = [objective_of(c, network, data.shape, 10)(*inputs(c, network))[1] for c in (full, half)]
+    values = [objective_of(c, network, data)(*inputs(c, network))[1] for c in (full, half)]
     assert seen == [torch.float32, torch.bfloat16]
     assert values[0].dtype == values[1].dtype == torch.float32
     # bfloat16 has 8 bits: a relative error of 2^-9 in each product, some twenty in a row, squared in the loss.

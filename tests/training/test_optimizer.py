@@ -26,15 +26,15 @@ def settings(**values: object) -> TrainSettings:
     return TrainSettings.model_validate(values)
 
 
-def rates(given: TrainSettings, upto: int | None = None, learner: Optimization | None = None) -> list[float]:
+def rates(given: TrainSettings, upto: int | None = None, optimization: Optimization | None = None) -> list[float]:
     """The learning rate of each step."""
     parameter = nn.Parameter(torch.ones(1))
-    learner = learner or Optimization([parameter], given)
+    optimization = optimization or Optimization([parameter], given)
     seen = []
     for _ in range(given.steps if upto is None else upto):
-        seen.append(learner.lr)
-        learner.parameters[0].grad = torch.ones(1)
-        learner.step()
+        seen.append(optimization.lr)
+        optimization.parameters[0].grad = torch.ones(1)
+        optimization.step()
     return seen
 
 
@@ -69,20 +69,20 @@ def test_a_warm_up_longer_than_the_training_is_cut_and_fall_needs_a_schedule() -
 
 
 def test_a_gradient_that_is_not_finite_can_change_nothing() -> None:
-    learner = Optimization([nn.Parameter(torch.ones(3))], settings(lr=0.1, nonfinite="skip", clip=1.0))
-    (parameter,) = learner.parameters
+    optimization = Optimization([nn.Parameter(torch.ones(3))], settings(lr=0.1, nonfinite="skip", clip=1.0))
+    (parameter,) = optimization.parameters
     parameter.grad = torch.ones(3)
-    learner.step()
-    before, moments = parameter.detach().clone(), checkpoint.optimizer_tensors(learner.optimizer)
+    optimization.step()
+    before, moments = parameter.detach().clone(), checkpoint.optimizer_tensors(optimization.optimizer)
     moments = {name: tensor.clone() for name, tensor in moments.items() if not name.endswith("json")}
     for bad in (math.nan, math.inf):
         parameter.grad = torch.tensor([1.0, bad, 1.0])
-        assert not learner.step().isfinite()
+        assert not optimization.step().isfinite()
         assert torch.equal(parameter, before)
-        after = checkpoint.optimizer_tensors(learner.optimizer)
+        after = checkpoint.optimizer_tensors(optimization.optimizer)
         assert all(torch.equal(after[name], tensor) for name, tensor in moments.items())
     parameter.grad = torch.ones(3)
-    learner.step()
+    optimization.step()
     assert not torch.equal(parameter, before)
 
 
@@ -129,14 +129,14 @@ def test_skipping_goes_on_and_stops_after_twenty_in_a_row(tmp_path: Path) -> Non
 
 
 def test_model_flops_utilisation_is_useful_flops_over_the_peak() -> None:
-    here = ProcessGroup(0, 2, torch.device("cpu"))
-    speed = Throughput(10**9, here, torch.float32)
+    group = ProcessGroup(0, 2, torch.device("cpu"))
+    speed = Throughput(10**9, group, torch.float32)
     speed.since -= 2.0
     seen = speed.read(100)
     ceiling = 2 * peak_flops(torch.device("cpu"), torch.float32)
     assert seen["mfu"] == pytest.approx(PASSES * 1e9 * seen["images_per_second"] / ceiling)
     assert 0 < seen["images_per_second"] <= 50
-    assert "mfu" not in Throughput(None, here, torch.float32).read(1)
+    assert "mfu" not in Throughput(None, group, torch.float32).read(1)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from torch import nn
 
 from sitkit.data.dataset import load_examples
 from sitkit.data.stream import batch
+from sitkit.models.autoencoder import prepare_data
 from sitkit.registry import interpolants, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
@@ -32,6 +33,7 @@ from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event
 from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.training.objective import TrainingInputs, objective_of
+from sitkit.training.step import Due, due
 from sitkit.training.train import metrics_from, run_training
 
 
@@ -268,12 +270,12 @@ def test_what_cannot_be_read_is_refused_before_a_folder_is_made(tmp_path: Path) 
 
 def losses_of(config: Config, network: nn.Module) -> Callable[[int], float]:
     """The mean loss of a step."""
-    data = load_examples(config.data)
-    drawing = TrainingInputs(config, network, data, torch.device("cpu"))
-    objective = objective_of(config, network, data.shape, data.num_classes)
+    data = prepare_data(config.data, config.autoencoder)
+    inputs = TrainingInputs(config, network, data.examples, torch.device("cpu"))
+    objective = objective_of(config, network, data)
 
     def loss(step: int) -> float:
-        return float(objective(*drawing(*batch(data, config.train.seed, step, config.train.batch)))[0].detach())
+        return float(objective(*inputs(*batch(data.examples, config.train.seed, step, config.train.batch)))[0].detach())
 
     return loss
 
@@ -347,6 +349,20 @@ def test_rows_after_the_checkpoint_and_torn_rows_come_again(tmp_path: Path) -> N
     with metrics_from(path, 10) as log:
         log({"step": 15})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10, 15]
+
+
+def test_what_follows_a_step_is_a_function_of_the_settings(tmp_path: Path) -> None:
+    words = ("train.steps=12", "run.log_every=3", "run.checkpoint_every=5", "run.sample_every=4")
+    config = tiny(tmp_path, *words, "train.posthoc=[0.05, 0.1]", "train.posthoc_every=6")
+    steps = {name: [k for k in range(1, 13) if getattr(due(config, k), name)] for name in Due._fields}
+    assert steps == {
+        "log": [3, 5, 6, 9, 10, 12],
+        "snapshot": [6, 12],
+        "save": [5, 10, 12],
+        "preview": [4, 8, 12],
+        "last": [12],
+    }
+    assert not due(tiny(tmp_path, "run.sample_every=0"), 20).preview and not due(tiny(tmp_path), 20).snapshot
 
 
 def test_previews_come_when_asked_and_at_the_end(tmp_path: Path) -> None:
