@@ -25,7 +25,7 @@ from PIL import Image
 
 import sitkit
 from sitkit.data.dataset import load_examples
-from sitkit.models.encode import encode
+from sitkit.models.encode import encode_dataset
 
 
 def autoencoder(folder: Path, widths: tuple[int, ...]) -> None:
@@ -99,7 +99,7 @@ def measure(count: int, size: int, pairs: int, widths: tuple[int, ...]) -> dict[
             load_examples.cache_clear()
             load_examples(data)
             began = time.perf_counter(), time.process_time()
-            encode(data, chosen, folder / f"latents-{pair}")
+            encode_dataset(data, chosen, folder / f"latents-{pair}")
             ours.append((time.perf_counter() - began[0], time.process_time() - began[1]))
             began = time.perf_counter(), time.process_time()
             bare(folder / "images", network, at_once)

@@ -24,7 +24,7 @@ from sitkit.runs import checkpoint
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run_folder import RunFolder
-from sitkit.studies.ablate import ablate
+from sitkit.studies import ablate
 from sitkit.studies.status import StudyOutcome
 from sitkit.training.train import run_training
 
@@ -226,7 +226,7 @@ def write_study(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
 
 
 def run_study(study: Path, *words: str) -> StudyOutcome:
-    return ablate(study, read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
+    return ablate.run_study(study, read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,13 +23,14 @@ from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import INDEX, PLAN, shard_path
 from sitkit.data.stream import read_ahead
 from sitkit.models.autoencoder import Autoencoder
-from sitkit.registry import spec
+from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity, readable
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import read_header, save_tensors
 
 # How many examples are read at once.
@@ -45,6 +46,43 @@ class Encoded(NamedTuple):
 
 
 def encode(
+    data: Dataset | str | Mapping[str, Any],
+    *,
+    autoencoder: Autoencoder | str | Mapping[str, Any] = "sd-vae",
+    out: str | Path | None = None,
+    per_shard: int = 1024,
+    dtype: Literal["float32", "float16"] = "float32",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Encoded:
+    """Write the latents of a data set and of its mirror images, to train on; the same call continues it.
+
+    Args:
+        data: a data set, its name, or a mapping with `name` and fields.
+        autoencoder: an autoencoder, its name, or a mapping with `name` and fields.
+        out: the folder of the latents; by default latents/<data>-<autoencoder>-<identity>.
+        per_shard: examples in one file.
+        dtype: type of mean and std on disk.
+        device: "cpu", "cuda", "auto".
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+
+    Raises:
+        UserError: before any work, for examples without latents, and for a folder of other latents.
+    """
+    dataset, coder = datasets.parse(data), autoencoders.parse(autoencoder)
+    with reporting(progress) as report:
+        return encode_dataset(
+            dataset,
+            coder,
+            None if out is None else Path(out),
+            per_shard=per_shard,
+            dtype=dtype,
+            device=device,
+            progress=report,
+        )
+
+
+def encode_dataset(
     dataset: Dataset,
     autoencoder: Autoencoder,
     folder: Path | None = None,

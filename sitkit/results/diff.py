@@ -54,17 +54,18 @@ class Differences(NamedTuple):
     verdict: str
 
 
-def differences(a: str, b: str, root: Path = Path("runs")) -> Differences:
+def diff(a: str, b: str, *, runs: str | Path = "runs") -> Differences:
     """What differs between A and B: two runs, or two numbers, each named as `sitkit.results.lookup` says.
 
     A row and column of a study stands for all its seeds: the settings are those of the first seed that both have, the
     results are compared over all.  Raises UserError for names that mean nothing, or more than one thing.
     """
-    runs = [_run(name, root) for name in (a, b)]
-    if runs[0] is not None and runs[1] is not None:
-        return _of_runs(runs[0], runs[1])
-    if runs[0] is not None or runs[1] is not None:
-        run, other = (a, b) if runs[0] is not None else (b, a)
+    root = Path(runs)
+    folders = [_run(name, root) for name in (a, b)]
+    if folders[0] is not None and folders[1] is not None:
+        return _of_runs(folders[0], folders[1])
+    if folders[0] is not None or folders[1] is not None:
+        run, other = (a, b) if folders[0] is not None else (b, a)
         numbers(other, root)  # Raises for a name that means nothing.
         raise UserError(f"Give two runs or two numbers; {run} is a run and {other} is not.")
     return _of_numbers(_alike(a, root), _alike(b, root), a, b)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from sitkit.results.lookup import NamedEvaluation
+from sitkit.results.lookup import NamedEvaluation, numbers
 from sitkit.results.reproduce import evaluate_command, train_command
 from sitkit.results.study_results import read_results
 from sitkit.runs.environment import code_version
@@ -38,7 +39,20 @@ class Explanation(NamedTuple):
     commands: dict[str, str]
 
 
-def explain(number: NamedEvaluation) -> Explanation:
+def explain(result: str | Path, *, runs: str | Path = "runs") -> list[Explanation]:
+    """Return how numbers were made, each with the commands that make it again.
+
+    Args:
+        result: the file of a number, its identity, or STUDY:ROW:COLUMN:SEED:SAMPLE_SEED (any part may be left out).
+        runs: the folder of runs.
+
+    Raises:
+        UserError: for a number that is not there, with the nearest name.
+    """
+    return [explain_number(number) for number in numbers(str(result), Path(runs))]
+
+
+def explain_number(number: NamedEvaluation) -> Explanation:
     """All that is known of how a number was made."""
     record = number.record
     sampling = record["sampling"]

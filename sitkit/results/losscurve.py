@@ -8,7 +8,30 @@ from pathlib import Path
 from sitkit.evaluation import plots
 from sitkit.evaluation.plots import Curve
 from sitkit.runs.diagnostics import velocity_losses
-from sitkit.runs.run import Run
+from sitkit.runs.run import Run, load
+
+
+def losscurve(
+    run: Run | str | Path | Sequence[Run | str | Path] = "latest",
+    *,
+    picture: str | Path = "losscurve.png",
+    runs: str | Path = "runs",
+    device: str | None = None,
+) -> list[Curve]:
+    """Draw the velocity loss of one or several runs against t, and return the curves.
+
+    Args:
+        run: a run or several, each a Run, a folder, a name, an identity, or "latest".
+        picture: where the plot goes.
+        runs: the folder of runs.
+        device: "cpu", "cuda", "auto".
+
+    Returns:
+        A curve a run: x are the times, values the losses summed over dimensions.
+    """
+    chosen = [run] if isinstance(run, (Run, str, Path)) else list(run)
+    trained = [name if isinstance(name, Run) else load(name, root=runs, device=device or "auto") for name in chosen]
+    return draw_loss_curves(trained, Path(picture))
 
 
 def draw_loss_curves(runs: Sequence[Run], path: Path) -> list[Curve]:

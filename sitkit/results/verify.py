@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sitkit.results.diff import Difference, record_differences
-from sitkit.results.lookup import NamedEvaluation
+from sitkit.results.lookup import NamedEvaluation, numbers
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.run import Run, load
@@ -22,6 +22,7 @@ from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.progress_bar import reporting
 
 VALUES = ("value", "stderr", "halves", "n", "nfe")
 # What a run is given, and what others have learnt from the data; everything else is made again.
@@ -48,6 +49,25 @@ class Verification(NamedTuple):
 
 
 def verify(
+    result: str | Path, *, runs: str | Path = "runs", device: str | None = None, progress: Progress | None = None
+) -> list[Verification]:
+    """Sample and measure again from the checkpoint, and compare each number to the last digit.  Nothing is written.
+
+    Args:
+        result: numbers, as in `explain`; the name of a study means all of its numbers.
+        runs: the folder of runs.
+        device: by default the device that the record names.
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+
+    Raises:
+        UserError: for a number that is not there, with the nearest name.
+    """
+    found = numbers(str(result), Path(runs))
+    with reporting(progress) as report:
+        return verify_numbers(found, device, report)
+
+
+def verify_numbers(
     found: Sequence[NamedEvaluation], device: str | None = None, progress: Progress = silent
 ) -> list[Verification]:
     """Sample and measure again, in a temporary folder, what each number says of itself, and compare.

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from sitkit.runs.config.sources import Layer
+from sitkit.runs.config.sources import TRAINING_SETTINGS, Layer, flags_to_layer
 from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Progress, silent
+from sitkit.runtime.progress_bar import reporting
 from sitkit.studies.cost import require_cells
-from sitkit.studies.executors import Executor, InProcess, Ray
+from sitkit.studies.executors import Executor, InProcess, Local, Ray
 from sitkit.studies.publish import publish, published
 from sitkit.studies.scheduler import Work
 from sitkit.studies.status import StudyOutcome, StudyStatus
@@ -29,6 +31,49 @@ REFRESH = 60.0
 
 
 def ablate(
+    study: str | Path,
+    *,
+    base: str | None = None,
+    seeds: Seeds | None = None,
+    sample_seeds: Seeds | None = None,
+    keep_going: bool = False,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    runs: str | Path | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | Layer | None = None,
+    progress: Progress | None = None,
+) -> StudyOutcome:
+    """Train and measure every missing cell of a study, and write its table.
+
+    Args:
+        study: a file, as experiments/table6.yaml, or the name of an experiment.
+        base: a preset or file in place of the study's own base.
+        seeds, sample_seeds: training and sampling seeds in place of the study's own.
+        keep_going: whether the other cells are measured where some are impossible.
+        workers: processes at a time on this machine; 1 by default.
+        executor: where the work is done, in place of `workers`.
+        runs, device: the folder of runs; where the work is done.
+        settings: any setting, by dotted key.
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+
+    Returns:
+        The results and the folder of the table.  In a notebook they show the table.
+
+    Raises:
+        UserError: before any work, for a cell that is impossible.
+    """
+    over = flags_to_layer({"runs": runs, "device": device}, settings, TRAINING_SETTINGS)
+    if executor is None and workers is not None and workers > 1:
+        executor = Local(workers)
+    with reporting(progress) as report:
+        return run_study(
+            study, over, base, seeds=seeds, sample_seeds=sample_seeds, keep_going=keep_going, executor=executor,
+            progress=report,
+        )  # fmt: skip
+
+
+def run_study(
     path: Path | str,
     over: Layer | None = None,
     base: str | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -11,7 +11,15 @@ from sitkit.runs import checkpoint
 from sitkit.runs.checkpoint import step_of
 from sitkit.runs.config.identity import ResultLocation
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import Layer, assemble, locate, read_config, read_yaml
+from sitkit.runs.config.sources import (
+    TRAINING_SETTINGS,
+    Layer,
+    assemble,
+    flags_to_layer,
+    locate,
+    read_config,
+    read_yaml,
+)
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.studies import study
@@ -101,7 +109,33 @@ def _is_study(layer: Layer) -> bool:
     return bool(set(layer.values) & (set(Study.model_fields) - set(Config.model_fields))) or not layer.values
 
 
-def check(plan: StudyPlan) -> CheckReport:
+def check(
+    target: str | Path,
+    *,
+    base: str | None = None,
+    seeds: Seeds | None = None,
+    sample_seeds: Seeds | None = None,
+    runs: str | Path | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | Layer | None = None,
+) -> CheckReport:
+    """Return what each cell of a study will do and cost, before any work.
+
+    Args:
+        target: a study; or a configuration, a preset, or the folder of a run.
+        base: a preset or file in place of the study's own base.
+        seeds, sample_seeds: training and sampling seeds in place of the study's own.
+        runs, device: the folder of runs; where the work would be done.
+        settings: any setting, by dotted key.
+
+    Raises:
+        UserError: for a study that cannot be read, with file, line and key.
+    """
+    over = flags_to_layer({"runs": runs, "device": device}, settings, TRAINING_SETTINGS)
+    return check_plan(read_plan(str(target), over, base, seeds, sample_seeds))
+
+
+def check_plan(plan: StudyPlan) -> CheckReport:
     """What each cell of a plan will do and cost, and which cannot be done here: by their data, network or metric."""
     outlook = _Forecasts(StudyStatus(plan))
     cells: list[CellForecast] = []

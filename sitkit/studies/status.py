@@ -32,6 +32,9 @@ class StudyOutcome:
     results: StudyResults
     folder: Path
 
+    def _repr_markdown_(self) -> str:
+        return as_markdown(self.results)
+
 
 class StudyStatus:
     """The cells of a plan, where their numbers come from, and what of it is on disk."""

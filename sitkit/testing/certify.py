@@ -27,7 +27,8 @@ from sitkit.runs.diagnostics import path_curvature
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
-from sitkit.runtime.progress import Event, Progress, silent
+from sitkit.runtime.progress import Event, Progress
+from sitkit.runtime.progress_bar import reporting
 from sitkit.solvers.ode import AdaptiveODE, Dopri8
 from sitkit.solvers.sampler import Sampler, SolveSpec
 from sitkit.solvers.sde import SDESampler
@@ -317,19 +318,38 @@ def takes_diffusion(kind: type[Sampler]) -> bool:
 
 
 def certify(
-    chosen: Mapping[str, Sequence[str]] | None = None,
     *,
+    interp: str | Sequence[str] | None = None,
+    target: str | Sequence[str] | None = None,
+    sampler: str | Sequence[str] | None = None,
+    diffusion: str | Sequence[str] | None = None,
     quick: bool = False,
-    folder: Path = Path("certificates"),
-    progress: Progress = silent,
+    out: str | Path = "certificates",
+    progress: Progress | None = None,
 ) -> Certificate:
-    """Examine every cell and the order of every sampler; write certificate.json and certificate.png.
+    """Check combinations of components against closed-form truth; write certificate.json and certificate.png.
 
-    quick: 64 steps and 500 samples in place of the samplers' defaults and 1,000, and orders with two targets.
+    Args:
+        interp, target, sampler, diffusion: names to check, all registered ones by default, plugins included.
+        quick: 64 steps and 500 samples in place of the samplers' defaults and 1,000, and orders with two targets.
+        out: the folder of the certificate.
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+
+    Returns:
+        The result of each combination, and the observed order of each sampler.
     """
+    named = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
+    chosen = {
+        key: (names,) if isinstance(names, str) else tuple(names) for key, names in named.items() if names is not None
+    }
+    with reporting(progress) as report:
+        return _certify(chosen, quick, Path(out), report)
+
+
+def _certify(chosen: Mapping[str, Sequence[str]], quick: bool, folder: Path, progress: Progress) -> Certificate:
     began = time.monotonic()
     examiner = Examiner(500, 64) if quick else Examiner()
-    every = list(cells(chosen or {}))
+    every = list(cells(chosen))
     verdicts = []
     for number, cell in enumerate(every):
         verdicts.append(examiner.examine(cell))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support import autoencoder, call, finish, start
 
-from sitkit.models.encode import encode
+from sitkit.models.encode import encode_dataset
 from sitkit.registry import autoencoders, datasets
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import load_tensors
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     autoencoder(folder / "vae")
     pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "set.npz", images=pixels, labels=np.arange(100) % 3)
-    encode(*parts(folder), folder / "whole", per_shard=8)
+    encode_dataset(*parts(folder), folder / "whole", per_shard=8)
     return folder
 
 
@@ -113,12 +113,12 @@ def test_a_scale_that_is_not_the_autoencoders_own_is_told(made: Path, tmp_path: 
     """save_pretrained wrote scaling_factor 0.18215, by which diffusers multiplies."""
     told = []
     data, vae = parts(made)
-    encode(data, replace(vae, scale=scale), tmp_path / "out", progress=lambda event: told.append(event.message))
+    encode_dataset(data, replace(vae, scale=scale), tmp_path / "out", progress=lambda event: told.append(event.message))
     assert any("--set autoencoder.scale=0.18215" in text and "it is 2.7" in text for text in told) is said
 
 
 def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
-    encode(*parts(made), tmp_path / "half", per_shard=100, dtype="float16")
+    encode_dataset(*parts(made), tmp_path / "half", per_shard=100, dtype="float16")
     latents = datasets.create("latents", path=str(tmp_path / "half")).load().read(np.arange(100))
     exact = datasets.create("latents", path=str(made / "whole")).load().read(np.arange(100))
     # 11 bits of mantissa, numbers below 2.
@@ -128,10 +128,10 @@ def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
 def test_a_folder_of_other_things_is_left_alone(made: Path, tmp_path: Path) -> None:
     data, vae = parts(made)
     with pytest.raises(UserError, match="other data, another autoencoder, or other shards"):
-        encode(data, vae, made / "whole", per_shard=9)
+        encode_dataset(data, vae, made / "whole", per_shard=9)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other things than latents"):
-        encode(data, vae, tmp_path)
+        encode_dataset(data, vae, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -143,7 +143,7 @@ def test_what_has_no_latents_is_refused(made: Path, tmp_path: Path) -> None:
         (datasets.create("digits"), vae, "takes images of 3 channels"),
     ):
         with pytest.raises(UserError, match=reason):
-            encode(dataset, coder, tmp_path / "out")
+            encode_dataset(dataset, coder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from support import call, copied, run_study, write_study
 
-from sitkit.results.diff import differences, environment_differences
-from sitkit.results.explain import explain
+from sitkit.results.diff import diff, environment_differences
+from sitkit.results.explain import explain_number
 from sitkit.results.lookup import cells_named, numbers
 from sitkit.results.statistics import paired
 from sitkit.results.study_results import read_results
-from sitkit.results.verify import device_of_record, difference, verify
+from sitkit.results.verify import device_of_record, difference, verify_numbers
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.environment import environment
 from sitkit.runs.run_folder import RunFolder
@@ -125,7 +125,7 @@ def test_a_record_whose_part_is_something_else_is_named(folder: Path) -> None:
 
 def test_an_explanation_ends_in_commands_that_make_the_number(folder: Path) -> None:
     (number,) = numbers("study:SDE: eta:linear:1", Path("runs"))
-    told = explain(number)
+    told = explain_number(number)
     assert told.value == number.record["value"] and told.seeds == {"train": 1, "sample": 0, "metric": 0}
     assert told.settings["diffusion"]["name"] == "kl-eta" and told.settings["sampler"]["steps"] == 40
     assert all(stage["packages"]["torch"] == torch.__version__ for stage in told.stages.values())
@@ -162,7 +162,7 @@ def test_a_number_that_was_changed_by_hand_is_found(folder: Path) -> None:
     write_json(number.path, number.record | {"value": value * (1 + 1e-15)})
     (changed,) = numbers(number.name, Path("runs"))
     assert changed.record["value"] != value
-    (verdict,) = verify([changed])
+    (verdict,) = verify_numbers([changed])
     assert verdict.verdict == "differs" and verdict.samples is True and 0 < (difference(verdict) or 0) < 1e-14
     left = call("verify", "study:ODE")
     assert left.status == 1 and "3 of 4 numbers are the same" in left.out
@@ -180,7 +180,7 @@ def test_other_weights_or_code_are_named_as_what_changed(folder: Path) -> None:
     write_json(
         number.path, number.record | {"environment": number.record["environment"] | {"git": git, "python": "3.1.4"}}
     )
-    (verdict,) = verify(numbers(number.name, Path("runs")))
+    (verdict,) = verify_numbers(numbers(number.name, Path("runs")))
     assert verdict.verdict == "differs" and verdict.samples is False
     told = {difference.key: difference for difference in verdict.differences}
     assert told["checkpoint.fingerprint"].affects == "sampling"
@@ -210,15 +210,15 @@ def test_a_device_is_called_as_torch_calls_it() -> None:
 
 
 def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
-    told = differences("study:ODE:gvp", "study:SDE: eta:gvp")
+    told = diff("study:ODE:gvp", "study:SDE: eta:gvp")
     assert {(d.key, d.affects) for d in told.differences} == {("sampler", "sampling"), ("diffusion", "sampling")}
     groups = [[n.measured for n in numbers(name)] for name in (told.a, told.b)]
     assert told.comparison == paired(*groups) and "What differs in sampling can explain it." in told.verdict
-    told = differences("study:ODE:gvp", "study:ODE:linear")
+    told = diff("study:ODE:gvp", "study:ODE:linear")
     assert [(d.key, d.a, d.b, d.affects) for d in told.differences] == [("interp", "gvp", "linear", "training")]
-    told = differences("study:ODE:gvp:0", "study:ODE:gvp:1")
+    told = diff("study:ODE:gvp:0", "study:ODE:gvp:1")
     assert [(d.key, d.a, d.b) for d in told.differences] == [("train.seed", "0", "1")]
-    same = differences("study:ODE:gvp", "study:ODE:gvp")
+    same = diff("study:ODE:gvp", "study:ODE:gvp")
     assert not same.differences and same.verdict == "Their values are equal to the last digit."
     plain = json.loads(call("diff", "study:ODE:gvp:0", "study:ODE:linear:0", "--json").out)
     assert plain["differences"][0]["affects"] == "training" and plain["comparison"]["units"] == 1
@@ -226,16 +226,16 @@ def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
 
 def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_path: Path) -> None:
     by_seed = {n.record["seeds"]["train"]: n.folder for n in numbers("study:ODE:gvp")}
-    told = differences(str(by_seed[0]), by_seed[1].name)
+    told = diff(str(by_seed[0]), by_seed[1].name)
     assert [(d.key, d.affects) for d in told.differences] == [("train.seed", "training")]
     assert told.verdict == "Their weights differ. What differs in training can explain it."
     copy = copied(by_seed[0], tmp_path / "elsewhere")
-    assert differences(str(by_seed[0]), str(copy)).verdict == "Their weights are equal to the bit."
+    assert diff(str(by_seed[0]), str(copy)).verdict == "Their weights are equal to the bit."
     made = read_json(RunFolder(copy).environment)
     write_json(RunFolder(copy).environment, made | {"threads": 64})
     newest = checkpoints(copy / "checkpoints")[-1]
     newest.unlink()
-    told = differences(str(by_seed[0]), str(copy))
+    told = diff(str(by_seed[0]), str(copy))
     assert [(d.key, d.affects, d.rounding) for d in told.differences] == [("training: threads", "training", True)]
     assert "Only what changes rounding differs" in told.verdict
 
@@ -300,11 +300,11 @@ def test_guided_numbers_and_those_of_a_run_in_one_file_come_again_too(folder: Pa
     left = call("evaluate", "one.safetensors", *few, "--json")
     (record,) = json.loads(left.out)
     for name in (f"{by_seed[0]}:mmd", record["path"]):
-        (verdict,) = verify(numbers(name))
+        (verdict,) = verify_numbers(numbers(name))
         assert verdict.verdict == "same" and verdict.samples is True, verdict.reason
-    told = explain(numbers(record["path"])[0])
+    told = explain_number(numbers(record["path"])[0])
     assert "training" not in told.commands and "one.safetensors" in told.commands["number"]
     # The other run gone, the guided number cannot be had, and says of which run it is.
     shutil.rmtree(folder / "runs" / by_seed[1])
-    (verdict,) = verify(numbers(f"{by_seed[0]}:mmd"))
+    (verdict,) = verify_numbers(numbers(f"{by_seed[0]}:mmd"))
     assert verdict.verdict == "impossible" and by_seed[1] in verdict.reason

@@ -12,7 +12,7 @@ from support import BASE, STUDY, call, run_study, tiny, trained, write_study
 import sitkit
 from sitkit.runs import checkpoint
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
-from sitkit.studies.check import check, read_plan
+from sitkit.studies.check import check_plan, read_plan
 from sitkit.studies.cost import cost_of, network_cost, peak_bytes
 from sitkit.studies.study_file import read_study
 
@@ -21,7 +21,7 @@ SHAPE = (1, 8, 8)
 
 def checked(folder: Path, study: str = STUDY, base: str = BASE):
     path = write_study(folder, study, base)
-    return check(read_plan(str(path), read_assignments([f"run.folder={folder / 'runs'}"])))
+    return check_plan(read_plan(str(path), read_assignments([f"run.folder={folder / 'runs'}"])))
 
 
 def test_the_peak_is_what_is_alive_at_once() -> None:

@@ -15,7 +15,7 @@ from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.tracking import store, sync
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.progress import Event
-from sitkit.studies.ablate import ablate
+from sitkit.studies.ablate import run_study
 
 INIT = Tracker.__init__.__kwdefaults__ or {}
 BASE = """
@@ -115,7 +115,7 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
                 seen.append((client.get_run(study).info.status, len(under)))
             time.sleep(0.05)
 
-    ablate(tmp_path / "study.yaml", read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
+    run_study(tmp_path / "study.yaml", read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
     assert seen == [("RUNNING", 1)]
     study = client.get_run(str(sync.run_id(folder)))
     assert study.info.status == "FINISHED" and study.data.metrics["cells/done"] == 4

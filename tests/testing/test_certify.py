@@ -20,7 +20,7 @@ from sitkit.transport.interpolant import Coefficients
 # ddpm lies within 0.033 of vp-sbdm's log alpha everywhere, so its cells wait for the longer tests.
 @pytest.mark.parametrize("paths", [("linear", "gvp", "vp-sbdm"), pytest.param(("ddpm",), marks=pytest.mark.slow)])
 def test_nothing_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str], paths: tuple[str, ...]) -> None:
-    certificate = certify({"interp": paths}, quick=True, folder=tmp_path)
+    certificate = certify(interp=paths, quick=True, out=tmp_path)
     with capsys.disabled():
         right, refused = certificate.count("right"), certificate.count("refused")
         print(f"\n{right} right, {refused} refused, {len(certificate.wrong)} wrong in {certificate.seconds:.0f} s")

@@ -162,10 +162,16 @@ def certify(
     from sitkit.testing.certify import certificate_to_plain
     from sitkit.testing.certify import certify as verb
 
-    axes: dict[str, Any] = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
-    chosen = {axis: [name] for axis, name in axes.items() if name is not None}
     with resumable("nothing is written. Begin again with"), console.progress() as progress:
-        done = verb(chosen, quick=quick, folder=folder, progress=progress)
+        done = verb(
+            interp=interp,
+            target=target,
+            sampler=sampler,
+            diffusion=diffusion,
+            quick=quick,
+            out=folder,
+            progress=progress,
+        )
     if json:
         console.as_json(certificate_to_plain(done))
     else:

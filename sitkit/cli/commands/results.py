@@ -31,9 +31,8 @@ def explain(result: Result, runs: options.Folder = Path("runs"), json: options.J
     from sitkit.results.diff import describe_difference
     from sitkit.results.explain import code
     from sitkit.results.explain import explain as verb
-    from sitkit.results.lookup import numbers
 
-    told = [verb(number) for number in numbers(result, runs)]
+    told = verb(result, runs=runs)
     if json:
         console.as_json([plain(one) for one in told])
         return
@@ -66,13 +65,11 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
-    from sitkit.results.lookup import numbers
     from sitkit.results.verify import difference
     from sitkit.results.verify import verify as verb
 
-    found = numbers(result, runs)
     with resumable("nothing is written. Begin again with"), console.progress() as progress:
-        verdicts = verb(found, device, progress)
+        verdicts = verb(result, runs=runs, device=device, progress=progress)
     if json:
         console.as_json(
             [plain(verdict) | {"path": str(verdict.path), "gap": difference(verdict)} for verdict in verdicts]
@@ -111,9 +108,9 @@ def diff(
     json: options.Json = False,
 ) -> None:
     """What differs between two runs or numbers, which stage each difference enters, and whether it can explain the results."""
-    from sitkit.results.diff import differences
+    from sitkit.results.diff import diff as verb
 
-    told = differences(a, b, runs)
+    told = verb(a, b, runs=runs)
     if json:
         console.as_json(plain(told))
         return
@@ -140,7 +137,7 @@ def report(
     """Write one HTML file about a run or a study: it opens from disk, needs no network, and can be sent to anyone."""
     from sitkit.results.report import report as verb
 
-    path = verb(target, runs, to)
+    path = verb(target, runs=runs, to=to)
     if json:
         console.as_json({"report": str(path), "bytes": path.stat().st_size})
     else:

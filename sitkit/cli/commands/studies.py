@@ -104,7 +104,7 @@ def ablate(
     """
     from sitkit.results.study_results import runs_of
     from sitkit.results.table import grid
-    from sitkit.studies.ablate import ablate as verb
+    from sitkit.studies.ablate import run_study as verb
     from sitkit.studies.status import StudyStatus
     from sitkit.studies.study_file import read_study
     from sitkit.studies.tasks import trained
@@ -212,11 +212,10 @@ def check(
 ) -> None:
     """What each cell will do and cost, and what is done already; exit 2 where one cannot be.  Nothing is computed."""
     from sitkit.studies.check import check as verb
-    from sitkit.studies.check import read_plan
 
     over = options.layer({"runs": str(runs), "device": device}, sets, training=True)
     chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
-    found = verb(read_plan(file, over, base, *chosen))
+    found = verb(file, base=base, seeds=chosen[0], sample_seeds=chosen[1], settings=over)
     if json:
         console.as_json(plain(found))
     else:
@@ -331,13 +330,20 @@ def search(
     json: options.Json = False,
 ) -> None:
     """Search for the best way to sample a run; run again, or beside itself, it continues."""
-    from sitkit.runs.run import load
     from sitkit.studies.search import describe_choice
     from sitkit.studies.search import search as verb
 
-    trained = load(run, settings=options.layer({"device": device}, sets), root=runs, device=device or "auto")
     with resumable(), console.progress() as progress:
-        found = verb(trained, file, trials=trials, storage=storage, progress=progress)
+        found = verb(
+            run,
+            file,
+            trials=trials,
+            storage=storage,
+            runs=runs,
+            device=device,
+            settings=options.layer({}, sets),
+            progress=progress,
+        )
     if json:
         from sitkit.runtime.files import read_json
 
@@ -366,5 +372,5 @@ def search(
     console.say(f"picture   {found.picture}\ntrials    {found.table}\nrecord    {found.record}")
     if found.preset is not None:
         console.say(
-            f"next      sitkit sample {shlex.quote(str(trained.folder))} --preset {shlex.quote(found.preset.stem)}"
+            f"next      sitkit sample {shlex.quote(str(found.preset.parents[1]))} --preset {shlex.quote(found.preset.stem)}"
         )

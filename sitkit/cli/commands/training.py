@@ -111,8 +111,8 @@ def encode(
     with resumable(), console.progress() as progress:
         done = verb(
             config.data,
-            config.autoencoder,
-            out,
+            autoencoder=config.autoencoder,
+            out=out,
             per_shard=per_shard,
             dtype=dtype,  # pyright: ignore[reportArgumentType]
             device=device or config.run.device,

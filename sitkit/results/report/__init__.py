@@ -17,15 +17,21 @@ from sitkit.runtime.files import write_file
 REPORT = "report.html"
 
 
-def report(target: str | Path, root: Path = Path("runs"), path: Path | None = None) -> Path:
-    """Write report.html into the folder of a run or a study (or to `path`) and return where it is.
+def report(target: str | Path = "latest", *, to: str | Path | None = None, runs: str | Path = "runs") -> Path:
+    """Write one HTML file about a run or a study, and return its path.
 
-    target: a run by folder, name, identity or "latest"; a study by folder, file or name.  Raises UserError for neither.
+    Args:
+        target: a run by folder, name, identity or "latest"; a study by folder, file or name.
+        to: where the page goes; by default report.html in the folder of the run or study.
+        runs: the folder of runs.
+
+    Raises:
+        UserError: for a target that is neither a run nor a study.
     """
-    study = find_study(target, root)
-    folder = study or find_run(target, root)
+    study = find_study(target, Path(runs))
+    folder = study or find_run(target, Path(runs))
     page = study_page(folder) if study else run_page(folder)
-    path = path or folder / REPORT
+    path = Path(to) if to is not None else folder / REPORT
     write_file(path, html(page))
     return path
 

@@ -9,15 +9,19 @@ goes on with the study and takes up what the dead left.  This is the only packag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 from filelock import FileLock
 
-from sitkit.runs.run import Run
+from sitkit.runs.config.sources import Layer
+from sitkit.runs.run import Run, open_run
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
-from sitkit.runtime.progress import Progress, silent
+from sitkit.runtime.progress import Progress
+from sitkit.runtime.progress_bar import reporting
 from sitkit.studies.search.confirm import SearchOutcome, conclude, describe_choice
 from sitkit.studies.search.evaluator import Evaluator
 from sitkit.studies.search.space import read_search
@@ -27,17 +31,40 @@ __all__ = ["SearchOutcome", "describe_choice", "search"]
 
 
 def search(
-    run: Run, path: Path | str, *, trials: int | None = None, storage: str | None = None, progress: Progress = silent
+    run: Run | str | Path,
+    space: Path | str,
+    *,
+    trials: int | None = None,
+    storage: str | None = None,
+    runs: str | Path | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | Layer | None = None,
+    progress: Progress | None = None,
 ) -> SearchOutcome:
-    """Bring the study of a file to `trials` measured ones, confirm the best and compare the winner with the run's own way.
+    """Search how to sample a run: measure trials, confirm the best on fresh seeds, and compare the winner with the run's own way.
 
-    trials, storage: instead of the file's.  Processes that share a study share its number of trials.  The study belongs
-    to the run, its checkpoint, its own setting, the space, the objective, the screen and the seed: a file changed in
-    these begins another one in the same database.
-    Raises UserError before any work for what is wrong in the file, and where every trial is refused.
+    Processes that share a study share its number of trials; the same call continues a search that was stopped.  A file
+    that is changed in space, objective, screen or seed begins another study in the same database.
+
+    Args:
+        run: a run, or its folder, name or identity, or "latest".
+        space: a YAML file of axes, as experiments/search.yaml.
+        trials: the number of measured trials, in place of the file's.
+        storage: the URL of an Optuna storage, in place of the file's.
+        runs, device, settings: as in `sample`.
+        progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
+
+    Raises:
+        UserError: before any work, for a mistake in the file, and where every trial is refused.
     """
-    quest, axes = read_search(path, run.config)
-    name = file_name(Path(path).stem)
+    run = open_run(run, {"runs": runs, "device": device, "settings": settings}, "search")
+    with reporting(progress) as report:
+        return _search(run, space, trials, storage, report)
+
+
+def _search(run: Run, space: Path | str, trials: int | None, storage: str | None, progress: Progress) -> SearchOutcome:
+    quest, axes = read_search(space, run.config)
+    name = file_name(Path(space).stem)
     wanted = quest.trials if trials is None else trials
     if wanted < 1:
         raise UserError(f"trials must be at least 1; got {wanted}.")

@@ -210,7 +210,7 @@ def test_a_run_without_numbers_has_a_page_that_says_how_to_get_some(tmp_path: Pa
     text = report(folder).read_text()
     assert f"sitkit evaluate {folder}" in text and "has come to step 0 of 40" in text
     with pytest.raises(UserError, match="No run"):
-        report("nothing", folder.parent)
+        report("nothing", runs=folder.parent)
 
 
 def test_what_people_write_is_text_and_never_markup() -> None:
@@ -268,7 +268,7 @@ def test_a_study_s_page_is_what_the_study_concluded() -> None:
     page = Elements(text)
     assert page.open == [] and len(text) < LARGEST
     for name in ("study", "study.yaml", studied()):
-        assert report(name, studied().parent.parent / "runs") == studied() / "report.html"
+        assert report(name, runs=studied().parent.parent / "runs") == studied() / "report.html"
     for estimate in results.estimates:
         assert f'data-key="{estimate.mean!r}"' in text and shown(estimate.mean, estimate.stderr) in text
     marked = text.count('class="n best"') + text.count('class="n grey"')
@@ -294,7 +294,7 @@ def test_a_study_of_costs_is_drawn_as_curves_with_errors() -> None:
 def test_a_study_without_results_is_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     with pytest.raises(UserError, match="sitkit ablate"):
-        report(tmp_path / "study.yaml", tmp_path / "runs")
+        report(tmp_path / "study.yaml", runs=tmp_path / "runs")
 
 
 # Charts

@@ -24,7 +24,7 @@ from sitkit.runs.config.sources import read_assignments
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.locks import make_once
 from sitkit.runtime.progress import Event, silent
-from sitkit.studies.ablate import ablate
+from sitkit.studies.ablate import run_study
 from sitkit.studies.executors import Ended, InProcess, Local, Ray, Tell, local, perform
 from sitkit.studies.executors.local import gpus
 from sitkit.studies.scheduler import RETRIES, Work
@@ -207,7 +207,7 @@ def test_no_measurement_begins_before_its_training_and_what_is_busy_is_come_back
 def test_what_is_done_in_another_folder_of_that_name_is_said_to_be_lost(tmp_path: Path) -> None:
     over = read_assignments([f"run.folder={tmp_path / 'runs'}"])
     with pytest.raises(WorkFailed, match="4 cells were done where .* is another folder"):
-        ablate(write_study(tmp_path), over, executor=Scripted({}))
+        run_study(write_study(tmp_path), over, executor=Scripted({}))
     assert {row["value"] for row in read_csv(tmp_path)} == {""}
 
 
