@@ -339,9 +339,7 @@ def certify(
         The result of each combination, and the observed order of each sampler.
     """
     named = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
-    chosen = {
-        key: (names,) if isinstance(names, str) else tuple(names) for key, names in named.items() if names is not None
-    }
+    chosen = {key: [names] if isinstance(names, str) else list(names) for key, names in named.items() if names}
     with reporting(progress) as report:
         return _certify(chosen, quick, Path(out), report)
 
