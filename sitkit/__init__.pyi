@@ -52,7 +52,13 @@ from .transport.coupling import Coupling as Coupling
 from .transport.timestep import Timestep as Timestep, LogitNormal as LogitNormal
 from .transport.diffusion import Diffusion as Diffusion
 from .models.loss import Loss as Loss, Batch as Batch
-from .solvers.sampler import Sampler as Sampler, SolveSpec as SolveSpec, Plan as Plan, Problem as Problem, Sample as Sample
+from .solvers.sampler import (
+    Sampler as Sampler,
+    SolveSpec as SolveSpec,
+    Plan as Plan,
+    Problem as Problem,
+    Sample as Sample,
+)
 from .solvers.ode import FixedStepODE as FixedStepODE
 from .solvers.guidance import Guidance as Guidance, Unguided as Unguided, Branches as Branches, Gains as Gains
 from .solvers.guidance import is_velocity as is_velocity, need_null_class as need_null_class
