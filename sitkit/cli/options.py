@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sitkit.registry import Registry, registries
-from sitkit.registry.settings_files import shelves
+from sitkit.registry.settings_files import settings_files
 
 MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data and metric", "Running"
 
@@ -44,8 +44,8 @@ def component(plural: str, panel: str, more: str = "") -> Any:
 
 def complete_files(plural: str) -> Callable[[str], list[tuple[str, str]]]:
     """Names of the presets, or of the experiments, for the shell."""
-    shelf = shelves[plural]
-    return lambda incomplete: [(name, shelf.meaning(name)) for name in shelf if name.startswith(incomplete)]
+    files = settings_files[plural]
+    return lambda incomplete: [(name, files.meaning(name)) for name in files if name.startswith(incomplete)]
 
 
 def complete_runs(incomplete: str) -> list[str]:

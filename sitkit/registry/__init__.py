@@ -3,9 +3,7 @@
 from sitkit.registry.loading import load_plugins
 from sitkit.registry.plugin import Plugin
 from sitkit.registry.registry import (
-    Collision,
     Component,
-    NameTable,
     Preset,
     Registry,
     autoencoders,
@@ -31,7 +29,7 @@ from sitkit.registry.registry import (
 )
 
 __all__ = [
-    "Collision", "Component", "NameTable", "Plugin", "Preset", "Registry", "autoencoders", "backbones", "build", "couplings",
+    "Component", "Plugin", "Preset", "Registry", "autoencoders", "backbones", "build", "couplings",
     "datasets", "diffusions", "extractors", "guidances", "interpolants", "load_plugins", "losses", "metrics", "origins",
     "owned", "registries", "registry_of", "samplers", "spec", "targets", "timesteps", "weightings",
 ]  # fmt: skip

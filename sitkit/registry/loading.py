@@ -1,10 +1,10 @@
-"""Which installed packages extend sitkit, and what became of each when it was loaded.
+"""Find the installed packages that extend sitkit, and load them.
 
-A plugin is a package with an entry point in the group ``sitkit.plugins`` that names a module; importing that module
-registers its components, and the settings that lie beside it are taken in (`sitkit.registry.settings_files`).  Only installed entry
-points load, never a path.  SITKIT_PLUGINS unset: all; empty: none; "a,b": these.  A plugin that fails is named in
-`broken`, what it had registered is dropped, and the rest goes on.  Two plugins that claim one name are both broken:
-which of them was meant, nobody can know.
+A plugin is a package with an entry point in the group ``sitkit.plugins`` that names a module.  Importing that module
+registers its components; the settings files beside it are registered too (`sitkit.registry.settings_files`).  Only
+installed entry points load, never a path.  SITKIT_PLUGINS unset: all; empty: none; "a,b": these.  A plugin that fails
+is named in `broken` and its names are withdrawn; the others load.  Two plugins that claim one name are both broken,
+because it cannot be known which of them the user meant.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 from sitkit.registry.plugin import BrokenPlugin, Plugin, broken, installed, left_out, loaded, loading
-from sitkit.registry.registry import Collision, registries
-from sitkit.registry.settings_files import shelves, stock
+from sitkit.registry.registry import registries
+from sitkit.registry.settings_files import register_files, settings_files
 from sitkit.runtime.errors import UserError, suggest
 
 BUILTINS = (
@@ -53,7 +53,7 @@ GROUP = "sitkit.plugins"
 
 
 def find_plugins() -> Iterator[Plugin]:
-    """The installed plugins, by name."""
+    """Yield the installed plugins in the order of their names."""
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         package, version = (point.dist.name, point.dist.version) if point.dist else (point.module, "?")
         yield Plugin(point.name, point.module, package, version)
@@ -67,20 +67,27 @@ def load_plugins() -> None:
         loading.started = True
         for module in BUILTINS:
             importlib.import_module(module)
-        stock(importlib.import_module("sitkit"), None)
+        register_files(importlib.import_module("sitkit"), None)
         only = os.environ.get("SITKIT_PLUGINS")
         allowed = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
         installed.extend(find_plugins())
-        for plugin in installed:
-            if allowed is None or plugin.name in allowed:
-                _load(plugin)
+        left_out.extend(plugin for plugin in installed if allowed is not None and plugin.name not in allowed)
+        chosen = [plugin for plugin in installed if plugin not in left_out]
+        reasons = {plugin: reason for plugin in chosen if (reason := _import(plugin))}
+        for table in (*registries.values(), *settings_files.values()):
+            for plugin, reason in table.conflicts():
+                reasons.setdefault(plugin, reason)
+        for plugin in chosen:
+            if plugin in reasons:
+                _withdraw(plugin)
+                broken.append(BrokenPlugin(plugin, reasons[plugin]))
+                warnings.warn(str(broken[-1]), stacklevel=3)
             else:
-                left_out.append(plugin)
+                loaded[plugin.name] = plugin
         _warn_of_names_without_plugin(allowed or [])
 
 
 def _warn_of_names_without_plugin(allowed: list[str]) -> None:
-
     names = [plugin.name for plugin in installed]
     for name in allowed:
         if name not in names:
@@ -89,34 +96,22 @@ def _warn_of_names_without_plugin(allowed: list[str]) -> None:
             warnings.warn(message, stacklevel=3)
 
 
-def _load(plugin: Plugin) -> None:
-
-    if any(plugin == other.plugin for other in broken):
-        # Another plugin imported its module, and one of its names was contested.
-        return
+def _import(plugin: Plugin) -> str:
+    """Import a plugin's module and register its files.  Return why it failed, or an empty string."""
     loading.current = plugin
     try:
-        stock(importlib.import_module(plugin.module), plugin)
-    except Collision as error:
-        _break(plugin, str(error))
-        if error.holder is not None:
-            error.names.contest(error.name)
-            loaded.pop(error.holder.name, None)
-            _break(error.holder, f"{error.names.kind} {error.name!r} is also registered by {plugin.module}.")
+        register_files(importlib.import_module(plugin.module), plugin)
     except (Exception, SystemExit) as error:
-        _break(plugin, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}.")
-    else:
-        loaded[plugin.name] = plugin
+        _withdraw(plugin)
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
     finally:
         loading.current = None
+    return ""
 
 
-def _break(plugin: Plugin, reason: str) -> None:
-
-    for names in (*registries.values(), *shelves.values()):
-        names.forget(plugin)
-    broken.append(BrokenPlugin(plugin, reason))
-    warnings.warn(str(broken[-1]), stacklevel=4)
+def _withdraw(plugin: Plugin) -> None:
+    for table in (*registries.values(), *settings_files.values()):
+        table.withdraw(plugin)
 
 
 loading.load = load_plugins

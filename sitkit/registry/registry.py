@@ -18,19 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from sitkit.registry.plugin import Plugin, broken, ensure_loaded, left_out, owner
+from sitkit.registry.plugin import Plugin, broken, ensure_loaded, left_out, loading, owner
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from sitkit.registry.measures import Measures
-
-
-class Collision(UserError):
-    """A name that is taken.  holder: the plugin that has it, None for sitkit itself or the user's own code."""
-
-    def __init__(self, message: str, names: NameTable, name: str, holder: Plugin | None) -> None:
-        super().__init__(message)
-        self.names, self.name, self.holder = names, name, holder
 
 
 @dataclass(frozen=True)
@@ -81,51 +73,74 @@ class Preset:
 
     of: str
     fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one registration gives a name to.
+
+    value: a component class, a `Preset`, or the path of a settings file.
+    origin: the module that registered it, for messages.
+    plugin: the plugin that registered it; None for sitkit and for the user's own code.
+    """
+
+    value: Any
+    where: str
     origin: str
+    plugin: Plugin | None
 
 
 class NameTable:
-    """Who has which name of one kind: nobody has two plugins' name, and what a plugin had goes when it fails."""
+    """Names of one kind, each with the plugins that claim it.
+
+    While plugins are imported, several may claim a name.  `sitkit.registry.loading` then withdraws the names of every
+    plugin whose claim another plugin makes too; after that each name has one claim.
+    """
 
     def __init__(self, kind: str, plural: str) -> None:
         self.kind, self.plural = kind, plural
-        self._plugins: dict[str, Plugin | None] = {}
-        self._contested: set[str] = set()
+        self._claims: dict[str, list[Claim]] = {}
+
+    def claim(self, name: str, claim: Claim) -> None:
+        """Add a claim.  Raises UserError unless every earlier claim is another plugin's and plugins are being imported."""
+        earlier = self._claims.setdefault(name, [])
+        if earlier and (loading.current is None or {c.plugin for c in earlier} & {None, claim.plugin}):
+            raise UserError(self.taken(name, claim))
+        earlier.append(claim)
+
+    def taken(self, name: str, claim: Claim) -> str:
+        """Return the sentence that the name of this claim belongs to an earlier one."""
+        return f"{self.kind} {name!r} ({claim.where}) is already registered by {self._claims[name][0].origin}."
+
+    def withdraw(self, plugin: Plugin) -> None:
+        """Remove the claims of a plugin that did not load."""
+        kept = {name: [c for c in claims if c.plugin != plugin] for name, claims in self._claims.items()}
+        self._claims = {name: claims for name, claims in kept.items() if claims}
+
+    def conflicts(self) -> Iterator[tuple[Plugin, str]]:
+        """Yield every plugin that claims a name which another plugin claims, with the reason."""
+        for name, (first, *others) in self._claims.items():
+            for other in others:
+                if first.plugin and other.plugin:
+                    yield first.plugin, f"{self.kind} {name!r} is also registered by {other.plugin.module}."
+                    yield other.plugin, self.taken(name, other)
 
     def origin(self, name: str) -> str:
-        """Where what bears the name comes from."""
-        raise NotImplementedError
-
-    def claim(self, name: str, where: str, plugin: Plugin | None) -> None:
-        """Give a free name to a plugin, or to sitkit.  Raises Collision for a name that is taken or contested."""
-        if name in self._plugins:
-            message = f"{self.kind} {name!r} ({where}) is already registered by {self.origin(name)}."
-            raise Collision(message, self, name, self._plugins[name])
-        if name in self._contested:
-            raise Collision(f"{self.kind} {name!r} ({where}) is claimed by other plugins too.", self, name, None)
-        self._plugins[name] = plugin
-
-    def contest(self, name: str) -> None:
-        """Let nobody have a name that two plugins claim."""
-        self._contested.add(name)
-
-    def forget(self, plugin: Plugin) -> None:
-        """Drop the names of a plugin that failed."""
-        for name in self.names_of(plugin):
-            self.drop(name)
-
-    def drop(self, name: str) -> None:
-        """Free a name."""
-        del self._plugins[name]
+        """Return the module that registered `name`."""
+        return self._claims[name][0].origin
 
     def names_of(self, plugin: Plugin) -> list[str]:
-        """The names that a plugin has."""
-        return [name for name, other in self._plugins.items() if other == plugin]
+        """Return the names that a plugin registered."""
+        return [name for name, claims in self._claims.items() if claims[0].plugin == plugin]
 
     def plugin(self, name: str) -> Plugin | None:
-        """The plugin that brought `name`; None for sitkit's own."""
+        """Return the plugin that registered `name`; None for sitkit's own."""
         ensure_loaded()
-        return self._plugins[name]
+        return self._claims[name][0].plugin
+
+    def _values(self) -> dict[str, Any]:
+        ensure_loaded()
+        return {name: claims[0].value for name, claims in self._claims.items()}
 
 
 class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
@@ -137,8 +152,6 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
     def __init__(self, kind: str, plural: str, flag: str, base: str) -> None:
         super().__init__(kind, plural)
         self.flag, self.base = flag, base
-        self._classes: dict[str, type[C]] = {}
-        self._presets: dict[str, Preset] = {}
         registries[plural] = self
 
     @property
@@ -164,9 +177,8 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
                 raise UserError(f"{self.kind} {name!r} ({where}) is abstract: it lacks {lacks}.")
             if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
                 raise UserError(f"{self.kind} {name!r} ({where}) has fields: decorate it with @dataclass(frozen=True).")
-            self.claim(name, where, owner(cls.__module__))
+            self.claim(name, Claim(cls, where, cls.__module__, owner(cls.__module__)))
             cls.name = name
-            self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
 
         return add
@@ -174,23 +186,12 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
     def preset(self, name: str, of: str, **fields: Any) -> None:
         """Register `name` as the component `of` with some fields set."""
         origin = sys._getframe(1).f_globals.get("__name__", "?")
-        self.claim(name, f"a preset of {origin}", owner(origin))
-        self._presets[name] = Preset(of, fields, origin)
-
-    def drop(self, name: str) -> None:
-        """Free a name and forget what it stood for."""
-        super().drop(name)
-        self._classes.pop(name, None)
-        self._presets.pop(name, None)
-
-    def origin(self, name: str) -> str:
-        """The module that registered `name`."""
-        return self._presets[name].origin if name in self._presets else self._classes[name].__module__
+        self.claim(name, Claim(Preset(of, fields), f"a preset of {origin}", origin, owner(origin)))
 
     def names(self) -> list[str]:
-        """Every name, presets included, in the order of registration."""
-        ensure_loaded()
-        return [*self._classes, *self._presets]
+        """Return every name, in the order of registration, presets last."""
+        values = self._values()
+        return sorted(values, key=lambda name: isinstance(values[name], Preset))
 
     def meaning(self, name: str) -> str:
         """One line on `name`: the first of its docstring, or what it is a preset of."""
@@ -202,8 +203,7 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
 
     def presets(self) -> Mapping[str, Preset]:
         """Names that stand for a component with some fields set."""
-        ensure_loaded()
-        return dict(self._presets)
+        return {name: value for name, value in self._values().items() if isinstance(value, Preset)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -215,17 +215,16 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
         return name in self.names()
 
     def __getitem__(self, name: str) -> type[C]:
-        return self._classes[self._resolve(name)[0]]
+        return self._resolve(name)[0]
 
-    def _resolve(self, name: str) -> tuple[str, dict[str, Any]]:
-        ensure_loaded()
-        fields: dict[str, Any] = {}
-        seen = name
-        while seen in self._presets:
-            preset = self._presets[seen]
-            fields = {**preset.fields, **fields}
-            seen = preset.of
-        if seen not in self._classes:
+    def _resolve(self, name: str) -> tuple[type[C], dict[str, Any]]:
+        """Return the class that `name` stands for, and the fields that its presets set."""
+        values, fields = self._values(), {}
+        value = values.get(name)
+        while isinstance(value, Preset):
+            fields = {**value.fields, **fields}
+            value = values.get(value.of)
+        if value is None:
             missing = "".join(f" {plugin}" for plugin in broken)
             if left_out:
                 missing += f" SITKIT_PLUGINS leaves out {', '.join(plugin.name for plugin in left_out)}."
@@ -234,12 +233,12 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
                 f"Known: {', '.join(self.names())}.{missing}",
                 ("name",),
             )
-        return seen, fields
+        return value, fields
 
     def create(self, name: str, /, **fields: Any) -> C:
         """The component `name` with these fields, checked.  Raises UserError on a miss or a wrong field."""
-        resolved, given = self._resolve(name)
-        return build(self._classes[resolved], {**given, **fields}, f"{self.kind} {name!r}")
+        cls, preset = self._resolve(name)
+        return build(cls, {**preset, **fields}, f"{self.kind} {name!r}")
 
     def parse(self, value: str | Mapping[str, Any] | Component) -> C:
         """A component from what people write: a name, or a mapping with `name` and fields."""

@@ -1,7 +1,7 @@
-"""Settings with names: presets, and experiments, that come with sitkit or with a plugin.
+"""Named settings: presets and experiments that come with sitkit or with a plugin.
 
-A plugin whose module is a package ships every `presets/NAME.yaml` and `experiments/NAME.yaml` in it.  Names are had as
-components' are: of two plugins that bring one name neither is taken, and both are named.
+A plugin whose module is a package provides each `presets/NAME.yaml` and `experiments/NAME.yaml` in it.  Names follow the
+rule for components: if two plugins provide the same name, neither is registered and the error names both.
 """
 
 from __future__ import annotations
@@ -10,42 +10,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
-from sitkit.registry.plugin import Plugin, ensure_loaded
-from sitkit.registry.registry import NameTable
+from sitkit.registry.plugin import Plugin
+from sitkit.registry.registry import Claim, NameTable
 from sitkit.runtime.errors import UserError, suggest
 
 
-class Shelf(NameTable, Mapping[str, Path]):
-    """Names to settings files of one kind, read-only outside this module."""
+class SettingsFiles(NameTable, Mapping[str, Path]):
+    """Names to YAML files of one kind, read-only outside this module."""
 
     def __init__(self, kind: str, plural: str) -> None:
         super().__init__(kind, plural)
-        self._files: dict[str, Path] = {}
-        shelves[plural] = self
-
-    def put(self, path: Path, plugin: Plugin | None) -> None:
-        """Take a file in by its name.  Raises Collision for a name that is taken."""
-        self.claim(path.stem, str(path), plugin)
-        self._files[path.stem] = path
-
-    def drop(self, name: str) -> None:
-        """Free a name and forget its file."""
-        super().drop(name)
-        del self._files[name]
-
-    def origin(self, name: str) -> str:
-        """The module that the file lies in."""
-        plugin = self._plugins[name]
-        return plugin.module if plugin else "sitkit"
+        settings_files[plural] = self
 
     def meaning(self, name: str) -> str:
-        """The first line of the comment that a file begins with."""
+        """Return the first line of the comment at the top of a file."""
         with self[name].open(encoding="utf-8") as file:
             first = file.readline().strip()
         return first.removeprefix("#").strip() if first.startswith("#") else ""
 
     def find(self, word: str | Path) -> Path:
-        """A file by name, or by its own path.  Raises UserError with the nearest right name."""
+        """Return a file by its name or path.  Raises UserError with the nearest right name."""
         if str(word) in self:
             return self[str(word)]
         path = Path(word)
@@ -55,26 +39,24 @@ class Shelf(NameTable, Mapping[str, Path]):
         raise UserError(f"No {self.kind} or file {str(word)!r}.{suggest(str(word), list(self))} {known}")
 
     def __getitem__(self, name: str) -> Path:
-        ensure_loaded()
-        return self._files[name]
+        return self._values()[name]
 
     def __iter__(self) -> Iterator[str]:
-        ensure_loaded()
-        return iter(self._files)
+        return iter(self._values())
 
     def __len__(self) -> int:
-        ensure_loaded()
-        return len(self._files)
+        return len(self._values())
 
 
-def stock(module: ModuleType, plugin: Plugin | None) -> None:
-    """Take in the settings that lie beside a package's module.  Raises Collision for a name that is taken."""
+def register_files(module: ModuleType, plugin: Plugin | None) -> None:
+    """Register the settings files beside a package's module.  Raises UserError for a name of sitkit's own."""
+    origin = plugin.module if plugin else "sitkit"
     for folder in getattr(module, "__path__", ()):
-        for shelf in shelves.values():
-            for path in sorted(Path(folder, shelf.plural).glob("*.yaml")):
-                shelf.put(path, plugin)
+        for files in settings_files.values():
+            for path in sorted(Path(folder, files.plural).glob("*.yaml")):
+                files.claim(path.stem, Claim(path, str(path), origin, plugin))
 
 
-shelves: dict[str, Shelf] = {}
-presets = Shelf("preset", "presets")
-experiments = Shelf("experiment", "experiments")
+settings_files: dict[str, SettingsFiles] = {}
+presets = SettingsFiles("preset", "presets")
+experiments = SettingsFiles("experiment", "experiments")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sitkit.registry import Component, Registry, owned, spec
 from sitkit.registry.loading import Plugin, load_plugins
 from sitkit.registry.plugin import broken, installed, left_out
-from sitkit.registry.settings_files import Shelf, presets, shelves
+from sitkit.registry.settings_files import SettingsFiles, presets, settings_files
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.progress import Event, Progress, silent
 
@@ -91,9 +91,9 @@ def test_plugin(plugin: Plugin, progress: Progress = silent) -> Conformance:
     verdicts = [LawResult("package", *LOADS, "holds"), _judge("package", *LIGHT, lambda: _light(plugin))]
     for registry, name in owned(plugin):
         verdicts += _component(registry, name, progress)
-    for shelf in shelves.values():
-        for name in shelf.names_of(plugin):
-            verdicts.append(_judge(f"{shelf.kind} {name}", *POSSIBLE, partial(_settings, shelf, name)))
+    for files in settings_files.values():
+        for name in files.names_of(plugin):
+            verdicts.append(_judge(f"{files.kind} {name}", *POSSIBLE, partial(_settings, files, name)))
     return Conformance(plugin, tuple(verdicts))
 
 
@@ -124,16 +124,16 @@ def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterab
     return verdicts
 
 
-def _settings(shelf: Shelf, name: str) -> None:
+def _settings(files: SettingsFiles, name: str) -> None:
     """A preset makes a configuration; a study has no cell that cannot be; a search has the form of one."""
     from sitkit.runs.config.sources import assemble, read_config, read_yaml, validate
     from sitkit.studies.search.space import Search
     from sitkit.studies.study_file import read_study
 
     try:
-        if shelf is presets:
+        if files is presets:
             assemble([read_config(name)])
-        elif "space" in (layer := read_yaml(shelf[name])).values:
+        elif "space" in (layer := read_yaml(files[name])).values:
             validate(Search, layer.values, layer.where)
         else:
             read_study(name).require()

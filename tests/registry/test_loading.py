@@ -71,6 +71,10 @@ BROKEN = {
         GOOD.format(name="linear"),
         "interpolant 'linear' (sitkit_clash.Good) is already registered by sitkit.transport.interpolant",
     ),
+    "twice": (
+        GOOD.format(name="same") * 2,
+        "interpolant 'same' (sitkit_twice.Good) is already registered by sitkit_twice",
+    ),
 }
 
 

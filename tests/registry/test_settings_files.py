@@ -95,7 +95,7 @@ def test_nobody_gets_a_name_that_two_claim(tmp_path: Path) -> None:
 
 def test_only_what_is_installed_is_seen_and_a_miss_is_named(tmp_path: Path) -> None:
     assert set(presets) == {"digits", "imagenet256", "points"} and not list(experiments)
-    for shelf, word, says in (
+    for files, word, says in (
         (
             presets,
             "digts",
@@ -104,7 +104,7 @@ def test_only_what_is_installed_is_seen_and_a_miss_is_named(tmp_path: Path) -> N
         (experiments, "table6", r"No experiment or file 'table6'\. There are no experiments\."),
     ):
         with pytest.raises(UserError, match=says):
-            shelf.find(word)
+            files.find(word)
     refused = call("train", "--preset", "digts")
     assert refused.status == 2 and "Did you mean 'digits'?" in refused.err
     assert presets.find(tmp_path) == tmp_path, "what exists is a file of one's own"

@@ -13,7 +13,7 @@ from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import registries, registry_of, spec
-from sitkit.registry.settings_files import shelves
+from sitkit.registry.settings_files import settings_files
 from sitkit.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +28,14 @@ def list_(
     json: options.Json = False,
 ) -> None:
     """Every component that can be named, plugins included, and the settings that have names."""
-    files = [shelf for shelf in shelves.values() if registry in (None, shelf.plural, shelf.kind)]
-    chosen = [] if registry and files else [registry_of(registry, shelves)] if registry else list(registries.values())
+    groups = [files for files in settings_files.values() if registry in (None, files.plural, files.kind)]
+    chosen = (
+        []
+        if registry and groups
+        else [registry_of(registry, settings_files)]
+        if registry
+        else list(registries.values())
+    )
     entries = {
         r.plural: [
             {
@@ -43,11 +49,11 @@ def list_(
         for r in chosen
     }
     entries |= {
-        shelf.plural: [
-            {"name": name, "meaning": shelf.meaning(name), "path": str(shelf[name]), "from": shelf.origin(name)}
-            for name in shelf
+        files.plural: [
+            {"name": name, "meaning": files.meaning(name), "path": str(files[name]), "from": files.origin(name)}
+            for name in files
         ]
-        for shelf in files
+        for files in groups
     }
     if json:
         console.as_json(entries)
@@ -58,13 +64,13 @@ def list_(
             for e in entries[r.plural]
         ]
         console.table((r.plural, "", "fields", "plugin"), rows, f"{r.flag}")
-    for shelf in files:
-        rows = [(e["name"], e["meaning"], "" if e["from"] == "sitkit" else e["from"]) for e in entries[shelf.plural]]
+    for files in groups:
+        rows = [(e["name"], e["meaning"], "" if e["from"] == "sitkit" else e["from"]) for e in entries[files.plural]]
         if rows:
-            console.table((shelf.plural, "", "plugin"), rows)
+            console.table((files.plural, "", "plugin"), rows)
         elif registry:
             console.say(
-                f"no {shelf.plural}: plugins bring them.  Commands take a file in place of a name, as in "
+                f"no {files.plural}: plugins bring them.  Commands take a file in place of a name, as in "
                 "`sitkit ablate experiments/table6.yaml`."
             )
 

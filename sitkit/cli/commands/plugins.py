@@ -16,7 +16,7 @@ from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import owned, registries, registry_of
-from sitkit.registry.settings_files import shelves
+from sitkit.registry.settings_files import settings_files
 
 plugin = typer.Typer(no_args_is_help=True, help="Packages that add components: write one, list them, test them.")
 app.add_typer(plugin, name="plugin")
@@ -79,9 +79,9 @@ def list_(json: options.Json = False) -> None:
             "state": state, "reason": reason, "kinds": list(dict.fromkeys(r.kind for r, _ in brought)),
             "components": [{"kind": r.kind, "name": name, "meaning": r.meaning(name)} for r, name in brought],
             "settings": [
-                {"kind": shelf.kind, "name": name, "meaning": shelf.meaning(name)}
-                for shelf in shelves.values()
-                for name in shelf.names_of(found)
+                {"kind": files.kind, "name": name, "meaning": files.meaning(name)}
+                for files in settings_files.values()
+                for name in files.names_of(found)
             ],
         })  # fmt: skip
     if json:
