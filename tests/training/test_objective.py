@@ -55,7 +55,7 @@ class Aligned(Loss):
 def registered() -> Iterator[None]:
     losses.register("aligned")(Aligned)
     yield
-    del losses._classes["aligned"]
+    del losses._claims["aligned"]
 
 
 def inputs(config: Config, network: nn.Module, step: int = 0, rank: int = 0, size: int = 1) -> Inputs:
@@ -130,8 +130,7 @@ def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
         objective_of(config, network, data)(*inputs(config, network))
         assert bound == [data.examples.fingerprint]
     finally:
-        for table in (losses._classes, losses._plugins):
-            del table["binding"]
+        del losses._claims["binding"]
 
 
 class TwoTimes(nn.Module):
