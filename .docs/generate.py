@@ -1,4 +1,4 @@
-"""What the site takes from the code itself: command pages, component tables, module reference, the gallery's pictures.
+"""Pages that are generated from the code: commands, components, the reference of public names, the gallery.
 
 A hook of mkdocs.  The build fails where a public name has no docstring, so that the reference has no holes.
 """
@@ -6,18 +6,29 @@ A hook of mkdocs.  The build fails where a public name has no docstring, so that
 from __future__ import annotations
 
 import ast
+import inspect
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 import sitkit
-from sitkit.registry import registries
+from sitkit.registry import Registry, registries
 
 PACKAGE = Path(sitkit.__file__).parent
+GROUPS = {
+    "verbs": "Commands as functions",
+    "data": "Data of the commands",
+    "mathematics": "Mathematics",
+    "extend": "To extend: base classes and what their methods take",
+    "registries": "Registries",
+}
+MATHEMATICS = (
+    "Field", "Readings", "Coefficients", "log_prob", "interpolant_loss", "sample_keys", "normal", "uniform",
+)  # fmt: skip
 GALLERY = {
     "interpolants": "Interpolants: alpha, sigma, their rates, and w along them",
     "diffusions": "Diffusion coefficients w(t) on each interpolant",
@@ -28,8 +39,8 @@ GALLERY = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and pictures to the site."""
-    modules = public_modules()
-    missing = [name for path in modules.values() for name in undocumented(path)]
+    names = public_names()
+    missing = [f"{name.module}.{name.name}" for name in names if not name.doc]
     if missing:
         raise PluginError("public names without a docstring:\n" + "\n".join(missing))
     drawn = pictures(Path(tempfile.mkdtemp(prefix="sitkit-gallery-")))
@@ -37,9 +48,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "cli.md": cli_page(),
         "components.md": components_page(),
         "gallery.md": gallery_page(drawn),
-        "reference/index.md": reference_index(modules),
+        "reference/index.md": reference_index(names),
     }
-    pages |= {f"reference/{name}.md": f"# {name}\n\n::: {name}\n" for name in modules}
+    pages |= {f"reference/{group}.md": reference_page(group, names) for group in GROUPS}
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     for path in drawn.values():
@@ -47,27 +58,44 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def public_modules() -> dict[str, Path]:
-    """Dotted names of the modules that the reference shows, by name; the command line has pages of its own."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        if parts[-1].startswith("_") or "cli" in parts or any(part in ("templates", "presets") for part in parts):
-            continue
-        found[".".join(parts)] = path
-    return found
+class PublicName(NamedTuple):
+    """A name of the stub, the module that defines it, its group in the reference, and its docstring."""
+
+    name: str
+    module: str
+    group: str
+    doc: str
 
 
-def undocumented(path: Path) -> list[str]:
-    """ "file:line: name" of each public function, class and method without a docstring; overrides are documented above."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    holes = [] if ast.get_docstring(tree) else [f"{path}:1: the module"]
-    for node in tree.body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-            continue
-        if not ast.get_docstring(node):
-            holes.append(f"{path}:{node.lineno}: {node.name}")
-    return holes
+def public_names() -> list[PublicName]:
+    """The names that `sitkit/__init__.pyi` states."""
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    return [
+        PublicName(name.name, f"sitkit.{node.module}", group_of(name.name, str(node.module)), docstring_of(name.name))
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    ]
+
+
+def group_of(name: str, module: str) -> str:
+    """The group of a public name, by what it is and by the room that defines it."""
+    thing, room = getattr(sitkit, name), module.split(".")[0]
+    if name in MATHEMATICS:
+        return "mathematics"
+    if module == "registry.registry" and name != "Component":
+        return "registries"
+    if room in ("training", "runs", "studies", "results", "testing", "runtime") or module == "models.encode":
+        return "verbs" if (inspect.isfunction(thing) and room != "runtime") or name == "Run" else "data"
+    return "extend"
+
+
+def docstring_of(name: str) -> str:
+    """The docstring of a public name; of a registry, its kind."""
+    thing = getattr(sitkit, name)
+    if isinstance(thing, Registry):
+        return f"Components of the kind `{thing.kind}`; the flag is `{thing.flag}`."
+    return inspect.getdoc(thing) or "" if inspect.isclass(thing) or inspect.isfunction(thing) else "A type."
 
 
 def first_line(text: str | None) -> str:
@@ -110,7 +138,7 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        "What a flag can say, a YAML file can say by the same name.",
+        "Every flag has a key of the same name in a YAML file.",
         "",
     ]
     return "\n".join(lines + commands(get_command(app), "sitkit", 2)) + "\n"
@@ -150,13 +178,32 @@ def usage(command: Any, name: str) -> str:
     return " ".join([name, "[OPTIONS]", *arguments])
 
 
-def reference_index(modules: dict[str, Path]) -> str:
-    """A line for each module."""
-    lines = ["# Modules", "", "| module | |", "|---|---|"]
-    for name, path in modules.items():
-        meaning = cell(first_line(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))))
-        lines.append(f"| [`{name}`]({name}.md) | {meaning} |")
-    return "\n".join(lines) + "\n"
+def reference_index(names: list[PublicName]) -> str:
+    """A line for each public name, in groups."""
+    lines = ["# Reference", "", "Import every name from `sitkit`.", ""]
+    for group, title in GROUPS.items():
+        lines += [f"## [{title}]({group}.md)", "", "| name | meaning |", "|---|---|"]
+        lines += [f"| `{name.name}` | {cell(first_line(name.doc))} |" for name in names if name.group == group]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def reference_page(group: str, names: list[PublicName]) -> str:
+    """The docstrings of a group."""
+    lines = [f"# {GROUPS[group]}", ""]
+    for name in names:
+        if name.group == group and group == "registries" and name.name != "Registry":
+            lines += [f"## {name.name}", "", name.doc, f"[Its components](../components.md#{name.name}).", ""]
+        elif name.group == group:
+            lines += [
+                f"## {name.name}",
+                "",
+                f"::: {name.module}.{name.name}",
+                "    options:",
+                "      heading_level: 3",
+                "",
+            ]
+    return "\n".join(lines)
 
 
 def pictures(folder: Path) -> dict[tuple[str, str], Path]:

@@ -71,7 +71,7 @@ def in_folder(folder: Path, count: int, size: int) -> Examples:
 
 
 def start(folder: Path, count: int) -> dict[str, float]:
-    """Seconds until a folder of so many tiny files can be read: first, with the check of every header, and again."""
+    """Return the seconds until a folder of `count` tiny files can be read: first with the check of every header, then again."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "png")
     for number in range(count):

@@ -92,7 +92,7 @@ def samples_right(size: str, device: torch.device) -> dict[str, Any]:
 
 
 def resume_right(device: torch.device) -> dict[str, Any]:
-    """The weights after 20 steps, and after 20 of which the last 10 were continued from the checkpoint between."""
+    """Compare the weights after 20 steps with those after 10 steps and 10 more from the checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         settings = read_assignments(
             [

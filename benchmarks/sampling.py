@@ -77,7 +77,7 @@ def compared(what: str, ours: list[float], theirs: list[float]) -> dict[str, Any
 
 
 def peak(steps: int, batch: int) -> int:
-    """Peak resident memory in MiB of a process that samples an SDE with so many steps and a network of one convolution.
+    """Return the peak resident memory in MiB of a process that samples an SDE in `steps` steps with one convolution.
 
     VmHWM is the process's own; getrusage's ru_maxrss would start from that of this one, which it inherits.
     """

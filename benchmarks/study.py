@@ -28,20 +28,20 @@ sample: {n: 16, labels: none}
 metric: sliced-wasserstein
 run: {sample_every: 0}
 """
-# Starts a command and tells, last on standard error, its seconds by the clock and of the processor, and its peak memory.
+# Runs a command and prints its wall-clock seconds, its processor seconds and its peak memory as JSON.
 WATCH = """
 import json, resource, subprocess, sys, time
 began = time.perf_counter()
 status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
 seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-told = {"status": status, "clock": seconds, "processor": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss * 1024 / 1e6}
-print(json.dumps(told))
+record = {"status": status, "clock": seconds, "processor": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss * 1024 / 1e6}
+print(json.dumps(record))
 """
 FLOOR = ("-c", "import torch, pydantic, sitkit.runs.config.schema")
 
 
 def study(rows: int, columns: int, seeds: int) -> str:
-    """A study of so many trainings (rows times seeds), each with so many samplings."""
+    """Return a study of rows times seeds trainings, each sampled in `columns` ways."""
     lines = ["base: base.yaml", "rows:"]
     lines += [f"  - {{label: row {i}, train: {{lr: {1e-4 * (i + 1):g}}}}}" for i in range(rows)]
     lines += ["grid:", f"  sampler.steps: {list(range(2, 2 + columns))}", f"seeds: {list(range(seeds))}"]

@@ -21,7 +21,7 @@ from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import Velocity
 from sitkit.transport.timestep import Timestep
 
-# A w that diverges at an end leaves the view at so many times what it is over nine tenths of the time.
+# The view ends at this multiple of the 90% quantile of w, because w may diverge at an end.
 REACH = 2.0
 PLOTTED = ("constant", "sigma", "decreasing", "increasing-decreasing", "kl")
 

@@ -126,8 +126,8 @@ def curves(
 ) -> None:
     """Lines of values against x with their standard errors: loss, w(t), a metric against NFE.
 
-    Short curves show their points.  reach: the view ends at so many times the largest 90% quantile of the curves, so that
-    one that diverges at an end does not flatten the rest.  Raises ValueError where there is nothing to draw.
+    Short curves show their points.  reach: the view ends at this multiple of the largest 90% quantile of the curves,
+    so that a curve that diverges at an end does not flatten the others.  Raises ValueError where there is nothing to draw.
     """
     import numpy as np
 

@@ -30,21 +30,21 @@ from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import load_tensors, save_tensors
 
-# So many examples at most; of more, as many are drawn at random, the same for every run.
+# Maximum number of reference examples; larger data sets are subsampled with a fixed seed.
 MAX_REFERENCE = 100_000
 PART = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The examples of a data set as a reference.  folder: where what is costly is kept."""
+    """The examples of a data set as a reference.  folder: the cache of features and statistics."""
 
     data: Examples
     folder: Path
 
     @functools.cached_property
     def index(self) -> np.ndarray:
-        """Which examples it is: all, or MOST at random."""
+        """Return the indices of the reference examples: all, or MAX_REFERENCE at random."""
         n = len(self.data)
         if n <= MAX_REFERENCE:
             return np.arange(n)

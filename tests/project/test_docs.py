@@ -79,6 +79,7 @@ def parse(command: Any, name: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_every_command_exists_with_its_flags(page: Path) -> None:
+    assert "```" not in page.read_text(encoding="utf-8") or blocks(page)
     for block in blocks(page):
         if block.language == "sh":
             for words in commands(block.text):

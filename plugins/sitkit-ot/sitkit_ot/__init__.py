@@ -24,7 +24,7 @@ class POT(Coupling):
 
     plan "emd" is exact, a permutation.  "sinkhorn" minimises cost - reg * mean(cost) * entropy: small reg is nearly
     exact, large reg is nearly independent, and in between a data point's noise is drawn from its row of the plan, by
-    the noise's own bits, so the same batch is paired alike.  A noise may then go with two data points or with none;
+    the noise's own bits, so equal batches give equal pairs.  A noise may then go with two data points or with none;
     since every column of the plan sums to one it is used once in expectation, and the noise keeps its law.  Unbalanced
     plans would not keep it, while sampling starts from N(0, I): there are none here.
 

@@ -116,7 +116,7 @@ class RunClassifier(Extractor):
 def network_for(shape: tuple[int, ...], num_classes: int, width: int) -> nn.Module:
     """A classifier (n, *shape) -> (n, num_classes) of three parts: `maps`, `pool` over places, and `head`.
 
-    Strided convolutions halve images until no side is above twice SIDE; what is no image goes through two plain layers.
+    Strided convolutions halve images until no side is above twice SIDE; points go through two plain layers.
     """
     from torch import nn
 

@@ -72,11 +72,19 @@ class Extractor(Component):
     def build(
         self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
     ) -> Extraction:
-        """Ready it for images or points like those of `data`; what it learns is kept in the folder `cache`.
+        """Build the map from images or points like those of `data` to features.
 
-        progress: told how far it is, where that takes long.
+        Args:
+            data: the examples; None if the extractor needs none.
+            device: where the features are computed.
+            cache: folder for weights that the extractor trains or downloads; None: nothing is stored.
+            progress: receives an `Event` while a long build is in progress.
 
-        Raises UserError for data that it cannot see, for weights that are not there, and for a package that is not.
+        Returns:
+            An `Extraction`, which maps a batch to the outputs that `outputs` names.
+
+        Raises:
+            UserError: the data do not suit the extractor, or its weights or its package are missing.
         """
 
 

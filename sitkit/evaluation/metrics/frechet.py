@@ -236,7 +236,7 @@ def extrapolated(seen: ProjectedSamples, whole: float, seed: int) -> float:
 def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
     """Mean and covariance in an .npz as ADM's evaluator publishes them: mu, sigma; mu_s, sigma_s of spatial features.
 
-    Raises UserError for what is no such file.  Nothing is unpickled.
+    Raises UserError if the file is missing or has other arrays.  Nothing is unpickled.
     """
     import numpy as np
     import torch

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 @metrics.register("inception-score")
 @dataclass(frozen=True)
 class InceptionScore(FeatureMetric):
-    """exp E KL(p(class | x) || p(class)), from 1 to the number of classes; the reference is not looked at.
+    """exp E KL(p(class | x) || p(class)), from 1 to the number of classes; the reference is not used.
 
-    split: the score is the mean over parts of so many samples, in order of index, as published ones are; fewer samples
-    are one part, and so is a rest.  Standard error: by the delta method, within the parts.  Biased upwards in small parts.
+    split: number of samples in a part; the score is the mean over the parts, in order of index, as in published scores.
+    Fewer samples are one part, and so is the rest.
+    Standard error: by the delta method, within the parts.  Biased upwards in small parts.
     Source: Salimans et al. 2016, arXiv 1606.03498, section 4; parts of 5,000 as in ADM's evaluator.
     """
 

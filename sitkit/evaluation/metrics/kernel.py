@@ -59,9 +59,10 @@ class MMD(FeatureMetric):
 class KID(FeatureMetric):
     """The kernel inception distance: MMD^2 with k(x, y) = (x.y / d + 1)^degree, unbiased, so it may be negative.
 
-    subsets: 0 compares all pairs, with the delete-one jackknife for the standard error, at a cost of n m d; else the mean
-    over so many random subsets of `size` points of each set, whose standard deviation is what papers print, in the notes,
-    and whose standard error leaves out that subsets overlap.  block: rows of the kernel matrix held at once.
+    subsets: 0 compares all pairs, with the delete-one jackknife for the standard error, at a cost of n m d.  A positive
+    number gives the mean over that number of random subsets of `size` points of each set.  Their standard deviation, which
+    papers report, is in the notes; the standard error ignores the overlap of the subsets.
+    block: rows of the kernel matrix held at once.
     Source: Binkowski et al. 2018, arXiv 1801.01401, section 4.
     """
 

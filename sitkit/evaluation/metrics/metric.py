@@ -1,4 +1,4 @@
-"""What a metric is: samples and a reference in, a number with its standard error and its caveats out."""
+"""The contract of a metric: from samples and a reference to a number with its standard error and its caveats."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 class Measurement(NamedTuple):
-    """A value, its standard error over the samples (None: not estimated), and what a reader must know of it."""
+    """The result of a metric.
+
+    Attributes:
+        value: the metric, in the metric's unit.
+        stderr: its standard error over the samples; None if it is not estimated.
+        notes: caveats for the reader, one sentence each.
+    """
 
     value: float
     stderr: float | None = None
@@ -27,34 +33,47 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric(Component):
-    """A number that says how good a set of samples is."""
+    """Base class: a number that says how good a set of samples is.
+
+    Attributes:
+        lower_is_better: False for a metric to be maximised.
+        unit: unit of the value, for tables and plots.
+    """
 
     lower_is_better: ClassVar[bool] = True
     unit: ClassVar[str] = ""
 
     @property
     def has_halves(self) -> bool:
-        """Whether the metric between two halves of the reference can be had."""
+        """Whether the metric can be computed between two halves of the reference set."""
         return True
 
     @property
     def reads_data(self) -> bool:
-        """Whether the data are read for the value: not for one of the samples alone, or against a file."""
+        """Whether the value needs the data set; False if it uses the samples alone, or a file of statistics."""
         return True
 
     @abstractmethod
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        """samples (n, *shape) against reference (m, *shape); images in [-1, 1], NCHW.
+        """Compare samples with a reference set.
 
-        Equal arguments give equal results, and the global random state is left alone.
-        Raises UserError for sets that cannot be compared, WorkFailed for samples that are not finite.
+        Equal arguments give equal results, and the global random state does not change.
+
+        Args:
+            samples: (n, *shape); images are NCHW in [-1, 1].
+            reference: (m, *shape), of the same shape.
+            seed: seed of the resamples and subsets, where the metric draws any.
+
+        Raises:
+            UserError: the two sets cannot be compared.
+            WorkFailed: a sample is not finite.
         """
 
     def halves(self, reference: Tensor, *, seed: int = 0) -> Measurement:
-        """The metric between two random halves of the reference: what real data score at m / 2 samples.
+        """Return the metric between two random halves of the reference: the score of real data at m / 2 samples.
 
-        Metrics of finite sets are biased, so even a perfect model misses the ideal value; this is the yardstick.
-        Each half has m / 2 points, so it lies above the floor of m samples against all m.
+        Metrics of finite sets are biased, so a perfect model does not reach the ideal value; compare with this value.
+        Each half has m / 2 points, so the value is above the metric of m samples against all m.
         """
         first, second = random_halves(reference, seed)
         return self.measure(first, second, seed=seed)
@@ -62,7 +81,12 @@ class Metric(Component):
 
 @dataclass(frozen=True)
 class FeatureMetric(Metric):
-    """A metric that sees the two sets only through one kind of an extractor's outputs, named in `reads`."""
+    """Base class: a metric of the features of the two sets.
+
+    Attributes:
+        reads: which output of the extractor the metric uses: "features", "spatial" or "logits".
+        features: the extractor.
+    """
 
     reads: ClassVar[str] = "features"
     features: Extractor = field(default_factory=Pixels)
@@ -89,15 +113,15 @@ class FeatureMetric(Metric):
 
     @abstractmethod
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        """The metric from features: samples (n, d) and reference (m, d), float64 on the CPU."""
+        """Return the metric from the features of the samples (n, d) and of the reference (m, d), float64 on the CPU."""
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
-        """The value of `compare` alone, equal to rounding: all that `halves` needs."""
+        """Return the value of `compare` without its standard error, equal up to rounding."""
         return self.compare(samples, reference, seed=seed).value
 
 
 def generator(seed: int) -> Generator:
-    """A CPU generator of its own."""
+    """Return a new CPU random generator with the given seed."""
     import torch
 
     return torch.Generator().manual_seed(seed)
@@ -124,7 +148,7 @@ def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resam
 
 
 def require_resamples(bootstrap: int) -> None:
-    """0 means no standard error; a single resample has none to give."""
+    """Raise ValueError unless `bootstrap` is 0 (no standard error) or at least 2."""
     if bootstrap < 0 or bootstrap == 1:
         raise ValueError(f"bootstrap must be 0 (off) or at least 2 resamples; got {bootstrap}.")
 

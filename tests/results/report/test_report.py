@@ -148,7 +148,9 @@ def test_what_is_damaged_is_named(pattern: str, told: str | None, tmp_path: Path
 
 
 def test_the_command_beside_a_number_makes_it_again(tmp_path: Path) -> None:
-    for path in (measured("digits") / "evaluations").iterdir():
+    paths = list((measured("digits") / "evaluations").iterdir())
+    assert len(paths) == 3
+    for path in paths:
         record = read_json(path)
         folder = copied(trained("digits"), tmp_path / path.stem)
         words = shlex.split(evaluate_command(folder, record))
@@ -169,7 +171,9 @@ def test_the_samples_shown_are_those_on_disk_in_their_order() -> None:
     shown = [base64.b64decode(code) for code in re.findall(r"data:image/png;base64,([^\"]+)", text)]
     assert len(shown) == 4  # The data, and each way of sampling.
     sheets = [np.asarray(Image.open(io.BytesIO(data)).convert("L")) for data in shown[1:]]
-    for folder in (measured("digits") / "samples").iterdir():
+    folders = list((measured("digits") / "samples").iterdir())
+    assert len(folders) == 3
+    for folder in folders:
         with np.load(folder / "samples.npz") as arrays:
             images = arrays["images"][..., 0]
         first, last = images[0], images[59]
