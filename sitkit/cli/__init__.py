@@ -1,4 +1,4 @@
-"""The command line: parse, call the verb, print.  Importing it does not import torch, mlflow or pydantic."""
+"""The command line: parse the flags, call the verb, print.  The import is light: no torch, mlflow or pydantic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import sys
 
 
 def main() -> None:
-    """The `sitkit` command.  Exit status 0; 1, the work failed; 2, impossible, found before any work; 130, ctrl-C."""
+    """Run the `sitkit` command.
+
+    Exit status: 0; 1 if the work failed; 2 if it is impossible, which is found before any work; 130 after ctrl-C.
+    """
     from sitkit.cli.interrupt import stop_at_once
 
     stop_at_once()
@@ -25,6 +28,6 @@ def main() -> None:
         console.error(error)
         sys.exit(1)
     except OSError as error:
-        # A folder that cannot be made or written, a full disk: the system says what and where.
+        # A folder that cannot be written, or a full disk: the system's message names the file and the reason.
         console.error(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else error)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Ctrl-C, whenever it comes.  What this imports is quick: ctrl-C during the rest is its business too."""
+"""Ctrl-C at any moment ends in one line.  This module imports little, since it also covers the imports that follow."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# The status that a shell gives to what ctrl-C ended.
+# The exit status of a shell for a process that ctrl-C ended.
 STOPPED = 130
 
 
 def stop_at_once() -> None:
-    """From now on ctrl-C ends the process with a line, but for what is `resumable`.
+    """From now on ctrl-C prints a line and ends the process, except inside `resumable`.
 
-    As an exception it would be lost in an import that catches everything, or come out of it as another error.  A process
-    that was started to ignore ctrl-C still does.
+    A KeyboardInterrupt could be swallowed by an import that catches every exception, or turned into another error.  A
+    process that was started with SIGINT ignored still ignores it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
@@ -32,7 +32,10 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def resumable(done: str = "what is done is kept. Continue with") -> Iterator[None]:
-    """Ctrl-C ends with what became of the work, and the command that continues."""
+    """While this is active, ctrl-C ends the process with a message and the command that continues the work.
+
+    done: the first part of the message; it says what is on disk.
+    """
     pressed = False
 
     def press(signum: int, frame: FrameType | None) -> None:
@@ -49,7 +52,7 @@ def resumable(done: str = "what is done is kept. Continue with") -> Iterator[Non
         finally:
             signal.signal(signal.SIGINT, before)
     except BaseException as error:
-        # What the work imports may make another error of it.
+        # A library may have turned the KeyboardInterrupt into another error.
         if not pressed and not isinstance(error, KeyboardInterrupt):
             raise
         from sitkit.cli import console

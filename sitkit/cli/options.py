@@ -1,4 +1,4 @@
-"""Flags that several commands share, and the settings they make."""
+"""Flags that several commands share, and the settings that they set."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def _choices(registry: Registry[Any]) -> Callable[[str], list[tuple[str, str]]]:
 
 
 def component(plural: str, panel: str, more: str = "") -> Any:
-    """An option that takes a component's name; its help says what each name means."""
+    """Return an option that takes a component's name; its help says what each name means, then `more`."""
     registry = registries[plural]
     names = [name for name in registry.names() if name not in registry.presets()]
-    # Sentences end with two spaces in docstrings; typer makes a line of each paragraph.
+    # In docstrings two spaces end a sentence.  Typer prints each paragraph as a line.
     short = {name: shorten(registry.meaning(name).partition(".  ")[0], 80, placeholder=" ...") for name in names}
     meanings = [f"[bold]{name}[/]  {escape(meaning)}" for name, meaning in short.items()]
     if plural == "backbones":
@@ -43,13 +43,13 @@ def component(plural: str, panel: str, more: str = "") -> Any:
 
 
 def complete_files(plural: str) -> Callable[[str], list[tuple[str, str]]]:
-    """Names of the presets, or of the experiments, for the shell."""
+    """Return the shell completion for names of presets or experiments."""
     files = settings_files[plural]
     return lambda incomplete: [(name, files.meaning(name)) for name in files if name.startswith(incomplete)]
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Names of the runs in the default folder, for the shell."""
+    """Complete the names of runs in the default folder, for the shell."""
     names = sorted(path.parent.name for path in Path("runs").glob("*/config.yaml"))
     return [name for name in ("latest", *names) if name.startswith(incomplete)]
 
@@ -78,7 +78,7 @@ Ema = Annotated[
     float | None,
     typer.Option(
         "--ema",
-        help="Which average of the weights: a decay that training kept, or the relative width of one to rebuild.",
+        help="Which average of the weights: the decay of a stored one, or the relative width of one to rebuild.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -89,7 +89,7 @@ PresetName = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="A way of sampling that a search saved in the run.",
+        help="Sampling settings that a search saved in the run.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -97,7 +97,7 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE", rich_help_panel=RUNNING),
 ]
-Folder = Annotated[Path, typer.Option("--runs", help="Where runs live.", rich_help_panel=RUNNING)]
+Folder = Annotated[Path, typer.Option("--runs", help="The folder of runs.", rich_help_panel=RUNNING)]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, auto.", rich_help_panel=RUNNING)]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 RunName = Annotated[
@@ -112,9 +112,9 @@ RunName = Annotated[
 
 
 def layer(flags: Mapping[str, Any], sets: list[str] | None, training: bool = False) -> Any:
-    """Return the settings from the flags that were given, then from --set.
+    """Return the settings from the flags, then from --set.
 
-    training: --steps, --seed and --runs are settings of the training, not of the sampling.
+    training: whether --steps, --seed and --runs set the training rather than the sampling.
     """
     from sitkit.runs.config.sources import SAMPLING_SETTINGS, TRAINING_SETTINGS, flags_to_layer, read_assignments
 

@@ -1,4 +1,4 @@
-"""How long work tells how far it is: verbs call a function with an event, the command line draws it."""
+"""Progress of long work: a verb calls a function with an event, and that function shows it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """Work `stage` is at `done` of `total`, with numbers to show; or, with a message, something to say.
+    """One report of a piece of work: `done` of `total` units of a stage, or a message.
 
-    task: of which task of a study, where several may be going on.
+    Attributes:
+        stage: the name of the stage, as "train", "sample", "features".
+        done, total: units of the stage (steps, samples, ...); total is 0 for an event that is only a message.
+        values: numbers to show beside the bar, by name, as {"loss": 0.12}.
+        message: a line for the user.
+        task: the task of a study that the event belongs to; several may run at once.
     """
 
     stage: str
@@ -24,4 +29,4 @@ Progress = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """Show nothing."""
+    """Show nothing: `progress=sitkit.silent`."""

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one clear message for each mistake, quick answers, machine-readable output."""
+"""The command line: one clear message for each mistake, light imports, and JSON output."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_message(words: list[str], told: list[str], here: Path) -> None:
+@pytest.mark.parametrize(("words", "texts"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_message(words: list[str], texts: list[str], here: Path) -> None:
     called = call(*words)
     assert called.status == 2, called
     assert called.err.count("error:") == 1 and "Traceback" not in called.err
-    for text in told:
+    for text in texts:
         assert text in called.err, called.err
     assert not list(here.glob("runs/*/checkpoints")), "refused before any work"
 
@@ -109,8 +109,8 @@ def test_a_truncated_checkpoint(here: Path) -> None:
     run = copied(trained(), here)
     for path in checkpoints(run / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])
-    told = run_mistake(here, "sample", run.name)
-    assert "damaged or cut short" in told and "step-00000040" in told and "warning" not in told
+    message = run_mistake(here, "sample", run.name)
+    assert "damaged or cut short" in message and "step-00000040" in message and "warning" not in message
 
 
 def test_a_pickle_as_a_checkpoint(here: Path) -> None:
@@ -130,13 +130,13 @@ def test_a_pickle_as_a_checkpoint(here: Path) -> None:
 def test_a_setting_that_the_training_fixed(here: Path) -> None:
     run = copied(trained(), here)
     for command in ("sample", "evaluate"):
-        told = run_mistake(here, command, run.name, "--set", "target=score")
-        assert "--set target=score: target was fixed when" in told
+        message = run_mistake(here, command, run.name, "--set", "target=score")
+        assert "--set target=score: target was fixed when" in message
     assert not (run / "samples").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--metric", "frechett"), "error: --metric: No metric named 'frechett'. Did you mean 'frechet'?"),
         (("--metric", "frechet,prec"), "error: --metric: No metric named 'prec'. Did you mean 'precision'?"),
@@ -146,9 +146,9 @@ def test_a_setting_that_the_training_fixed(here: Path) -> None:
         (("--set", "sample.n=0"), "error: --set sample.n=0: should be greater than or equal to 1; got 0."),
     ],
 )
-def test_a_mistake_on_the_command_line_is_said_once_with_its_flag(words: tuple[str, ...], told: str) -> None:
+def test_a_mistake_on_the_command_line_is_reported_once_with_its_flag(words: tuple[str, ...], message: str) -> None:
     called = call("evaluate", trained(), *words)
-    assert called.status == 2 and told in called.err and called.err.count("error:") == 1
+    assert called.status == 2 and message in called.err and called.err.count("error:") == 1
 
 
 def test_no_experiments_are_a_line_and_not_an_empty_table() -> None:
@@ -173,7 +173,7 @@ def test_no_step_leaves_a_network_that_can_be_sampled(here: Path) -> None:
 def test_a_run_is_a_line_at_any_width(width: int, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copied(trained(), here / "runs")
     assert call("evaluate", "-n", "20", "--steps", "2").status == 0
-    # Where nobody looks nothing is cut.
+    # In a pipe nothing is cut.
     whole = call("runs").out.splitlines()
     assert len(whole) == 3 and whole[2].split(" │ ")[2].strip().endswith(
         " sliced-wasserstein; 1 samplings; 1 evaluations"
@@ -202,10 +202,10 @@ def test_mistakes_in_a_process_of_its_own(here: Path) -> None:
     run = copied(trained(), here / "runs")
     (path,) = checkpoints(run / "checkpoints")
     path.write_bytes(path.read_bytes()[:-1])
-    for words, told in ((("sample", run.name), "damaged or cut short"), (("train", "--data", "npz"), "path")):
-        left = finish(start(*words, cwd=here))
-        assert left.status == 2 and told in left.err and left.out == "", left
-        assert left.err.count("error:") == 1 and "Traceback" not in left.err
+    for words, message in ((("sample", run.name), "damaged or cut short"), (("train", "--data", "npz"), "path")):
+        called = finish(start(*words, cwd=here))
+        assert called.status == 2 and message in called.err and called.out == "", called
+        assert called.err.count("error:") == 1 and "Traceback" not in called.err
 
 
 def test_flags_and_files_say_the_same(here: Path) -> None:
@@ -324,8 +324,8 @@ def test_every_command_explains_itself(here: Path) -> None:
 
 
 def test_show_and_runs_for_machines(here: Path) -> None:
-    told = json.loads(call("show", "sampler", "heun", "--set", "steps=7", "--json").out)
-    assert told["name"] == "heun" and told["fields"]["steps"] == 7 and "Order 2" in told["doc"]
+    shown = json.loads(call("show", "sampler", "heun", "--set", "steps=7", "--json").out)
+    assert shown["name"] == "heun" and shown["fields"]["steps"] == 7 and "Order 2" in shown["doc"]
     assert json.loads(call("show", "data", "npz", "--json").out)["fields"] is None  # it cannot be without a path
     assert call("runs").out.startswith("no runs in runs") and json.loads(call("runs", "--json").out) == []
     copied(trained(), here / "runs")
@@ -355,7 +355,7 @@ def test_a_preset_of_the_run_says_how_to_sample(here: Path) -> None:
 WRITE_ALONE = {"train", "convert"}
 
 
-def test_every_command_that_tells_something_tells_it_to_machines_too() -> None:
+def test_every_command_that_prints_a_result_prints_it_as_json_too() -> None:
     def leaves(command: Any, name: str) -> Iterator[tuple[str, set[str]]]:
         inner = getattr(command, "commands", {})
         if not inner:
@@ -377,27 +377,27 @@ def test_a_study_with_a_name_that_windows_refuses_has_a_folder_that_it_takes(tmp
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """What looks like a picture or a style to the library that prints is a name to us."""
+    """rich replaces :ok: by an emoji and reads [bold] as a style; in a name both are printed unchanged."""
     from sitkit.cli import console
 
     console.say("study:ok:0 [bold]")
     console.table(("[red]", ":ok:"), [("a:ok:b", "[x]")], title=":ok:", notes=["[dim]:ok:"])
     console.error("row ':ok:' [bold]")
-    told = capsys.readouterr()
-    assert told.out.count(":ok:") == 5 and "[bold]" in told.out and "[red]" in told.out and "[x]" in told.out
-    assert told.err == "error: row ':ok:' [bold]\n"
+    printed = capsys.readouterr()
+    assert printed.out.count(":ok:") == 5 and all(text in printed.out for text in ("[bold]", "[red]", "[x]"))
+    assert printed.err == "error: row ':ok:' [bold]\n"
 
 
 def test_a_narrow_table_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in a cell is there to be copied, at 80 columns too."""
+    """At 80 columns too, a cell holds its whole text, so that it can be copied."""
     from sitkit.cli import console
 
     monkeypatch.setattr(console, "out", Console(width=80, file=sys.stdout))
     name = "digits-linear-velocity-sit-4727d08723ec"
     console.table(("run", "command", "why"), [(name, "pip install 'sitkit[inception]'", "word " * 20)])
-    told = capsys.readouterr().out
-    cells = ["".join(line.split("\u2502")[column].strip() for line in told.splitlines()[2:]) for column in (0, 1)]
-    assert "\u2026" not in told and cells[0] == name and cells[1].replace(" ", "") == "pipinstall'sitkit[inception]'"
+    printed = capsys.readouterr().out
+    cells = ["".join(line.split("\u2502")[column].strip() for line in printed.splitlines()[2:]) for column in (0, 1)]
+    assert "\u2026" not in printed and cells[0] == name and cells[1].replace(" ", "") == "pipinstall'sitkit[inception]'"
 
 
 def test_a_path_is_one_line_on_a_narrow_terminal(
@@ -426,18 +426,18 @@ def test_a_bar_at_80_columns_cuts_no_count_and_no_time(monkeypatch: pytest.Monke
 
 
 def test_the_command_that_comes_next_can_be_pasted(here: Path) -> None:
-    """A folder with a space in its name is one word of it."""
+    """A folder whose name holds a space is quoted."""
     runs = here / "my runs"
-    told = call("train", "points", "--steps", "1", "--runs", str(runs), "--set", "run.track=false").out
-    words = shlex.split(told.partition("next ")[2].partition("|")[0])
+    printed = call("train", "points", "--steps", "1", "--runs", str(runs), "--set", "run.track=false").out
+    words = shlex.split(printed.partition("next ")[2].partition("|")[0])
     assert words[:2] == ["sitkit", "sample"] and len(words) == 3 and Path(words[2]).parent == runs
 
 
-def test_a_file_that_is_not_there_is_no_misspelt_run(here: Path) -> None:
+def test_a_missing_file_is_not_reported_as_a_misspelt_run(here: Path) -> None:
     assert "There is no file my net.safetensors." in run_mistake(here, "sample", "my net.safetensors")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(here: Path) -> None:
     (here / "file").touch()
-    said = call("train", "points", *flags(), "--runs", "file/runs")
-    assert said.status == 1 and said.err.endswith(": Not a directory.\n") and "Traceback" not in said.err
+    called = call("train", "points", *flags(), "--runs", "file/runs")
+    assert called.status == 1 and called.err.endswith(": Not a directory.\n") and "Traceback" not in called.err

@@ -12,7 +12,7 @@ import pytest
 
 from sitkit.cli.interrupt import resumable, stop_at_once
 
-# Ctrl-C when a module is about to be imported, under what catches everything, as some packages' imports do.
+# Ctrl-C when a module is about to be imported, inside code that catches every exception, as some packages do.
 PRESSED = """
 import contextlib, signal, sys
 from sitkit.cli import main
@@ -36,13 +36,13 @@ def test_ctrl_c_during_an_import_ends_in_a_line(name: str, tmp_path: Path) -> No
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "stopped.")
 
 
-def test_ctrl_c_that_was_to_be_ignored_is(tmp_path: Path) -> None:
+def test_a_process_that_ignores_ctrl_c_still_does(tmp_path: Path) -> None:
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + PRESSED.format(name="torch")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "stopped" not in done.stderr
 
 
-def test_work_that_makes_another_error_of_ctrl_c_was_stopped_all_the_same(
+def test_ctrl_c_that_a_library_turns_into_another_error_stops_the_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sitkit", "train", "my file.yaml"])
@@ -60,5 +60,5 @@ def test_work_that_makes_another_error_of_ctrl_c_was_stopped_all_the_same(
             raise RecursionError
     finally:
         signal.signal(signal.SIGINT, before)
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"\nstopped; all is kept\. Continue with: sitkit train 'my file.yaml'\n", said)
+    printed = capsys.readouterr().err
+    assert re.fullmatch(r"\nstopped; all is kept\. Continue with: sitkit train 'my file.yaml'\n", printed)

@@ -27,7 +27,7 @@ def list_(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Every component that can be named, plugins included, and the settings that have names."""
+    """List every component, those of plugins included, and the presets and experiments."""
     groups = [files for files in settings_files.values() if registry in (None, files.plural, files.kind)]
     chosen = (
         []
@@ -98,15 +98,15 @@ def show(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the component.")
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="A run on which to measure what kl-eta or the grid 'adapted' needs.")
+        str | None, typer.Option("--run", help="A run on which what kl-eta or the grid 'adapted' needs is measured.")
     ] = None,
     runs: options.Folder = Path("runs"),
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="Where the plot goes.", show_default="KIND-NAME.png")
+        Path | None, typer.Option("--picture", help="The file of the plot.", show_default="KIND-NAME.png")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """One component: its formula, source and fields, and a plot where there is one."""
+    """Show a component: its formula, source and fields, and a plot if it has one."""
     from inspect import getdoc
 
     from sitkit.runs.config.sources import read_assignments
@@ -120,7 +120,7 @@ def show(
     try:
         component = chosen.create(name, **fields)
     except UserError:
-        # A component may have a field without default (a path); it is shown all the same unless fields were given.
+        # A field without default, such as a path, may be missing.  The component is shown without values then.
         if fields:
             raise
     interps: list[str] = []
@@ -161,10 +161,10 @@ def certify(
     sampler: options.Sampler = None,
     diffusion: options.Diffusion = None,
     quick: Annotated[bool, typer.Option("--quick", help="64 steps and 500 samples: under two minutes.")] = False,
-    folder: Annotated[Path, typer.Option("--out", help="Where the certificate goes.")] = Path("certificates"),
+    folder: Annotated[Path, typer.Option("--out", help="The folder of the certificate.")] = Path("certificates"),
     json: options.Json = False,
 ) -> None:
-    """Check every combination, plugins included, against closed-form truth; exit 1 if one is wrong."""
+    """Check every combination, those of plugins included, against closed-form truth; exit 1 if one is wrong."""
     from sitkit.testing.certify import certificate_to_plain
     from sitkit.testing.certify import certify as verb
 
@@ -208,14 +208,14 @@ def certify(
 
 @app.command()
 def doctor(json: options.Json = False) -> None:
-    """Versions, devices, plugins, the tracking store, and the line that brings what is missing; exit 1 if something is broken."""
+    """Check versions, devices, plugins and the tracking store, and say how to install what is missing; exit 1 if one is broken."""
     from sitkit.testing.doctor import examine_machine
 
-    found = examine_machine()
+    findings = examine_machine()
     if json:
-        console.as_json([asdict(finding) for finding in found])
+        console.as_json([asdict(finding) for finding in findings])
     else:
-        rows = [(finding.area, finding.name, finding.state, finding.detail, finding.remedy) for finding in found]
+        rows = [(finding.area, finding.name, finding.state, finding.detail, finding.remedy) for finding in findings]
         console.table(("", "what", "state", "", "what to do"), rows)
-    if any(finding.state == "broken" for finding in found):
+    if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import extractors
 from sitkit.runtime.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -38,7 +35,7 @@ def sample(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues it."""
+    """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues."""
     from sitkit.runs.run import open_run
     from sitkit.runs.sample import sample as verb
     from sitkit.runs.sample import write_adm
@@ -88,10 +85,10 @@ def evaluate(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Measure a run's samples against its data, beside what two random halves of the data score.
+    """Measure a run's samples against its data; the same metric between two halves of the data stands beside each number.
 
-    Without -n as many samples are drawn as there are examples, at most 50,000; they are drawn once for all metrics.  Run
-    again, it continues, and `torchrun --nproc-per-node=N -m sitkit evaluate ...` shares the work.
+    Without -n the number of samples is the number of examples, at most 50,000.  All metrics use the same samples.  The
+    same command again continues; `torchrun --nproc-per-node=N -m sitkit evaluate ...` divides the work.
     """
     from sitkit.runs.evaluate import evaluate as verb
 
@@ -138,11 +135,11 @@ def evaluate(
             notes.append(f"{record['metric']['name']}: against the statistics in {record['reference']['file']}.")
     if any(evaluation.halves is not None for evaluation in done):
         notes.append("halves: the same metric between two random halves of the data.")
-    seen = {e.record["metric"]["features"]["name"]: e.record["features"] for e in done if e.record["features"]}
-    for name, told in seen.items():
-        if "accuracy" in told:
-            accuracy = "unknown" if told["accuracy"] is None else f"{told['accuracy']:.4g}"
-            notes.append(f"{name}: accuracy on {told['heldout']} held-out examples {accuracy}.")
+    features_of = {e.record["metric"]["features"]["name"]: e.record["features"] for e in done if e.record["features"]}
+    for name, record in features_of.items():
+        if "accuracy" in record:
+            accuracy = "unknown" if record["accuracy"] is None else f"{record['accuracy']:.4g}"
+            notes.append(f"{name}: accuracy on {record['heldout']} held-out examples {accuracy}.")
     console.table(
         ("metric", "features", "value", "stderr", "halves", "n", "NFE"), rows, notes=list(dict.fromkeys(notes))
     )
@@ -155,13 +152,13 @@ def runs(
     runs: options.Folder = Path("runs"),
     json: options.Json = False,
 ) -> None:
-    """The runs on disk and how far they are."""
+    """List the runs on disk with their steps, samplings and numbers."""
     from sitkit.runs.run import list_runs
 
     rows = [
-        {"run": str(found.folder), "step": found.step, "of": found.steps, "samplings": found.samplings,
-         "evaluations": found.evaluations, "first": ", ".join(f"{value:.4g} {name}" for name, value in found.values)}
-        for found in list_runs(runs)
+        {"run": str(run.folder), "step": run.step, "of": run.steps, "samplings": run.samplings,
+         "evaluations": run.evaluations, "first": ", ".join(f"{value:.4g} {name}" for name, value in run.values)}
+        for run in list_runs(runs)
     ]  # fmt: skip
     if json:
         console.as_json(rows)
@@ -188,7 +185,7 @@ def runs(
 def likelihood(
     run: options.RunName = "latest",
     n: Annotated[int | None, typer.Option("-n", help="Held-out examples.", show_default="all, at most 1000")] = None,
-    probes: Annotated[int, typer.Option("--probes", help="Probes of the divergence.")] = 1,
+    probes: Annotated[int, typer.Option("--probes", help="Random probes of the divergence per example.")] = 1,
     divergence: Annotated[
         str, typer.Option("--divergence", help="auto (exact up to 32 dimensions), exact, rademacher, gaussian.")
     ] = "auto",
@@ -203,7 +200,7 @@ def likelihood(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Bits per dimension of held-out data under the probability-flow ODE, with its standard error."""
+    """Measure bits per dimension of held-out data under the probability-flow ODE, with the standard error."""
     from sitkit.runs.likelihood import likelihood as verb
 
     with resumable(), console.progress() as progress:
@@ -223,7 +220,7 @@ def likelihood(
     columns = (record["unit"], "stderr", "of data", "of probes", "n", "divergence", "probes", "NFE", "round trip")
     notes = ["round trip: root mean square of data -> noise -> data, in units of the data."]
     if record["stderr_probes"] is None:
-        notes.append("one probe cannot tell its own part of the error: --probes 2 or more does.")
+        notes.append("with one probe its part of the error is unknown: use --probes 2 or more.")
     console.table(columns, [row], notes=notes)
     console.say(f"recipe    {done.path}")
 
@@ -239,7 +236,7 @@ def losscurve(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """The velocity loss of runs against time, whatever their targets: where each errs."""
+    """Plot the velocity loss of runs against time, for any target: where along the path each network errs."""
     from sitkit.results.losscurve import draw_loss_curves
     from sitkit.runs.run import load
 

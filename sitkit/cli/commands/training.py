@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()
@@ -34,7 +31,7 @@ def train(
         typer.Option(
             "--preset",
             metavar="NAME",
-            help="A preset to start from (`sitkit list presets`); CONFIG goes on top of it.",
+            help="A preset to start from (`sitkit list presets`); CONFIG changes it.",
             rich_help_panel=options.RUNNING,
             autocompletion=options.complete_files("presets"),
         ),
@@ -60,7 +57,7 @@ def train(
     runs: options.Folder = Path("runs"),
     device: options.Device = None,
 ) -> None:
-    """Train a combination; the same command again continues it."""
+    """Train a combination of components; the same command again continues."""
     from sitkit.training.train import train as verb
 
     flags = {
@@ -91,15 +88,16 @@ def encode(
     ],
     autoencoder: options.Autoencoder = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where latents go.", show_default="latents/DATA-AUTOENCODER-IDENTITY")
+        Path | None,
+        typer.Option("--out", help="The folder of the latents.", show_default="latents/DATA-AUTOENCODER-IDENTITY"),
     ] = None,
-    per_shard: Annotated[int, typer.Option("--per-shard", min=1, help="Examples a file.")] = 1024,
-    dtype: Annotated[str, typer.Option("--dtype", help="On disk: float32, float16.")] = "float32",
+    per_shard: Annotated[int, typer.Option("--per-shard", min=1, help="Examples per file.")] = 1024,
+    dtype: Annotated[str, typer.Option("--dtype", help="Type of the latents on disk: float32 or float16.")] = "float32",
     sets: options.Sets = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Write a data set's latents to train on; run again, or beside itself, it continues."""
+    """Encode a data set into latents to train on; the same command again continues, and several processes divide the work."""
     from sitkit.models.encode import encode as verb
     from sitkit.runs.config.sources import Layer, assemble
 
@@ -127,16 +125,16 @@ def encode(
         f"latents   {done.folder}   {sum(index['rows'])} examples, {index['shape']} each, and their mirror images"
     )
     console.say("channels  " + "  ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in statistics))
-    told = index["autoencoder"]["component"]
-    fields = " ".join(f"--set autoencoder.{key}={value}" for key, value in told.items() if key != "name")
+    component = index["autoencoder"]["component"]
+    fields = " ".join(f"--set autoencoder.{key}={value}" for key, value in component.items() if key != "name")
     where = shlex.quote(str(done.folder))
     console.say(
-        f"next      sitkit train --data latents --set data.path={where} --autoencoder {told['name']} {fields}".rstrip()
+        f"next      sitkit train --data latents --set data.path={where} --autoencoder {component['name']} {fields}".rstrip()
     )
 
 
 def _settings(data: str) -> Any:
-    """What DATA means, as settings."""
+    """Return the settings that the argument DATA stands for: a file, a folder, or the name of a data set."""
     from sitkit.runs.config.sources import Layer, read_config
 
     path = Path(data).expanduser()
