@@ -342,9 +342,13 @@ def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How far a run is: step of steps, the number of its sample sets and evaluations, and its first numbers.
+    """A line of `sitkit runs`: how far the training of a run is, and its numbers.
 
-    values: (metric, value) of the first three evaluations.
+    Attributes:
+        folder: the folder of the run.
+        step, steps: the step of the newest checkpoint, and the steps of the whole training.
+        samplings, evaluations: the number of sample sets and of evaluations on disk.
+        values: (metric, value) of the first three evaluations.
     """
 
     folder: Path
@@ -356,7 +360,14 @@ class RunSummary:
 
 
 def list_runs(root: str | Path = "runs") -> list[RunSummary]:
-    """Return a summary of each run in a folder, by name."""
+    """Return a summary of each run in a folder, sorted by name.
+
+    Args:
+        root: the folder of runs.
+
+    Raises:
+        UserError: for a run whose configuration cannot be read.
+    """
     summaries = []
     for folder in run_folders(Path(root)):
         saved = checkpoints(RunFolder(folder).checkpoints)
