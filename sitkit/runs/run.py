@@ -334,10 +334,14 @@ def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
     if preset is not None:
         base = read_preset(run.folder if isinstance(run, Run) else find_run(run, root), preset)
         layer = Layer(merge(base.values, layer.values), base.where | layer.where)
-    if isinstance(run, Run) and step in (None, run.step):
+    device = flags.get("device")
+    if not isinstance(run, Run):
+        return load(run, settings=layer, root=root, step=step, device=device or "auto")
+    if step in (None, run.step) and device in (None, str(run.device)):
         return run.with_settings(layer) if layer.values else run
-    source = run.source if isinstance(run, Run) else run
-    return load(source, settings=layer, root=root, step=step, device=flags.get("device") or "auto")
+    # Another checkpoint or device: the settings that the run has now stay below the new ones.
+    settings, at = sampling_config(run.config, layer), run.step if step is None else step
+    return load(run.source, settings=settings, root=run.folder.parent, step=at, device=device or str(run.device))
 
 
 @dataclass(frozen=True)

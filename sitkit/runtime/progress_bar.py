@@ -52,7 +52,7 @@ def bars(console: Any, delay: float = 0.0) -> Iterator[Progress]:
     began, tasks = time.monotonic(), {}
 
     def report(event: Event) -> None:
-        if event.message and not delay:
+        if event.message:
             table.console.print(escape(event.message))
         _update(table, tasks, event)
         if not table.live.is_started and time.monotonic() - began >= delay:
@@ -90,6 +90,8 @@ def _jupyter_bars(delay: float) -> Iterator[Progress]:
 
     def report(event: Event) -> None:
         nonlocal last
+        if event.message:
+            print(event.message)
         _update(table, tasks, event)
         now = time.monotonic()
         if now - began >= delay and now - last >= 0.2:

@@ -116,6 +116,8 @@ def run_training(config: Config, progress: Progress = silent) -> Path:
         with _recorded(config, data.examples, marks, folder, group, report):
             group.barrier()
             _loop(config, network.to(group.device), data, folder, group, report)
+            # The lead writes the last checkpoint, and every process may load it next.
+            group.barrier()
     return folder
 
 

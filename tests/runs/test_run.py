@@ -19,7 +19,7 @@ from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.sources import Layer, read_assignments
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import build_network, find_run, folder_of, load, run_folders
+from sitkit.runs.run import build_network, find_run, folder_of, load, open_run, run_folders
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -237,3 +237,11 @@ def test_other_settings_leave_the_network_and_the_step(run: Path) -> None:
     train_settings = trained_run.config.train.model_copy(update={"seed": 5})
     with pytest.raises(UserError, match=r"train was fixed when .* was trained"):
         trained_run.with_settings(trained_run.config.model_copy(update={"train": train_settings}))
+
+
+def test_another_step_of_a_run_keeps_the_settings_that_the_run_has(tmp_path: Path) -> None:
+    folder = run_training(tiny(tmp_path, "run.checkpoint_every=20", "run.sample_every=0"))
+    newest = load(folder, device="cpu").with_settings(Layer({"sample": {"n": 8, "seed": 3, "weights": "raw"}}))
+    older = open_run(newest, {"step": 20, "seed": 4}, "sample")
+    assert (older.step, older.device, older.folder) == (20, newest.device, newest.folder)
+    assert older.config.sample == newest.config.sample.model_copy(update={"seed": 4})

@@ -63,3 +63,11 @@ def test_a_log_has_a_line_for_the_end_of_each_stage() -> None:
         for done in (1, 2, 3, 3):
             report(Event("sample", done, 3, {"images/s": 12.5}))
     assert screen.getvalue().splitlines() == ["sample 1/3 images/s 12.5", "sample 3/3 images/s 12.5"]
+
+
+def test_a_message_is_printed_at_once_however_short_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress_bar.reporting(None) as report:
+        report(Event("train", message="continuing at step 500."))
+    assert "continuing at step 500." in screen.getvalue()
