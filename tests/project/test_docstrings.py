@@ -56,8 +56,8 @@ def missing() -> Iterator[str]:
             fields = []
             if dataclasses.is_dataclass(thing):
                 fields = [field.name for field in dataclasses.fields(thing) if not field.name.startswith("_")]
-            elif issubclass(thing, tuple) and hasattr(thing, "_fields"):
-                fields = list(thing._fields)
+            elif issubclass(thing, tuple):
+                fields = list(getattr(thing, "_fields", ()))
             inherited = {field for base in thing.__mro__[1:] for field in getattr(base, "__dataclass_fields__", {})}
             yield from missing_of(name, thing.__doc__, [field for field in fields if field not in inherited], False)
             for method, function in vars(thing).items():
