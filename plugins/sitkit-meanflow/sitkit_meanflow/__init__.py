@@ -97,7 +97,7 @@ class MeanFlow(Loss):
         """(start, end) of each example's interval, start <= end: t (b,), keys (b,)."""
         import torch
 
-        from sitkit.runtime.rng import uniform
+        from sitkit import uniform
 
         other = self.second.map(uniform(keys, SECOND)).to(t.dtype)
         other = torch.where(uniform(keys, INSTANT) < self.instant, t, other)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sitkit import UserError
-from sitkit.models.sit import SiT, TimestepEmbedder
+from sitkit import SiT, TimestepEmbedder, UserError
 
 
 class TwoTimes(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sitkit
-from sitkit.models.loss import Batch
+from sitkit import Batch
 from sitkit.testing import GaussianAverage, Law, gaussian_moments, parametrize_with_laws
 
 LINEAR, VELOCITY = sitkit.interpolants.create("linear"), sitkit.targets.create("velocity")

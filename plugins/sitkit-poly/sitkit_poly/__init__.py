@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from sitkit import interpolants
-from sitkit.transport.interpolant import Coefficients, Interpolant
+from sitkit import Coefficients, Interpolant, interpolants
 
 if TYPE_CHECKING:
     from torch import Tensor

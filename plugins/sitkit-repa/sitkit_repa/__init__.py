@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
-from sitkit import UserError, losses
-from sitkit.evaluation.extractors.classifier import RunClassifier
-from sitkit.evaluation.extractors.extractor import Extractor
-from sitkit.models.loss import Batch, Loss, interpolant_loss
+from sitkit import Batch, Extractor, Loss, RunClassifier, UserError, interpolant_loss, losses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sitkit.data.dataset import Examples
+    from sitkit import Examples
 
 
 @final

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from sitkit import UserError
-from sitkit.evaluation.extractors.extractor import Extraction
+from sitkit import Extraction, UserError
 
 
 class Projector(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sitkit
-from sitkit.models.loss import Batch
+from sitkit import Batch
 from sitkit.testing import Law, examples_of, parametrize_with_laws
 
 DIGITS = sitkit.datasets.create("digits").load()

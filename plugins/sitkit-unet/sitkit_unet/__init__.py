@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from sitkit import UserError, backbones
-from sitkit.models.backbone import Backbone
+from sitkit import Backbone, UserError, backbones
 
 if TYPE_CHECKING:
     from torch import nn
