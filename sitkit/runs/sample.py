@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.images import ROUNDING
+from sitkit.registry.measures import Measures
 from sitkit.runs.config.identity import sampling_identity, sampling_recipe
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import SamplingFlags
@@ -51,6 +52,16 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
     return chosen[index % len(chosen)]
 
 
+def plan_solve(config: Config, run: Measures) -> Plan:
+    """Return the interval and the steps of a configuration's sampler.
+
+    run: where components measure what they need; UNTRAINED before there is a run.
+    Raises UserError if samples cannot be right.
+    """
+    spec = SolveSpec(config.interp, config.target, config.diffusion.bind(run), config.guidance)
+    return config.sampler.bind(run).plan(spec)
+
+
 @dataclass(frozen=True, eq=False)
 class SamplePlan:
     """How a run's samples are drawn: everything that sample i depends on beyond i.
@@ -63,7 +74,7 @@ class SamplePlan:
     def __post_init__(self) -> None:
         config = self.run.config
         labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.data_description.num_classes)
-        _ = self.plan
+        _ = self.guidance, self.plan
 
     @functools.cached_property
     def guidance(self) -> Guidance:
@@ -82,9 +93,8 @@ class SamplePlan:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """The span and the steps."""
-        config = self.run.config
-        return self.sampler.plan(SolveSpec(config.interp, config.target, self.diffusion, self.guidance))
+        """The interval and the steps."""
+        return plan_solve(self.run.config, self.run)
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from sitkit.registry.measures import UNTRAINED
 from sitkit.registry.settings_files import experiments
 from sitkit.runs import checkpoint
 from sitkit.runs.checkpoint import step_of
@@ -21,8 +22,9 @@ from sitkit.runs.config.sources import (
     read_yaml,
 )
 from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.sample import plan_solve
 from sitkit.runtime.errors import UserError
-from sitkit.studies import study
+from sitkit.solvers.sampler import Plan
 from sitkit.studies.cost import Cost, cost_of, require
 from sitkit.studies.status import StudyStatus
 from sitkit.studies.study import Cell, Refused, Seeds, Study, StudyPlan, refusal, refused_at
@@ -173,7 +175,7 @@ class _Forecasts:
         config = cell.config
         self._once(require, config, config.backbone, config.autoencoder, config.data, config.sample, *config.metric)
         solve = self._once(
-            study.plan_solve, config, config.sampler, config.interp, config.target, config.diffusion, config.guidance
+            _solve, config, config.sampler, config.interp, config.target, config.diffusion, config.guidance
         )
         fixed = solve.nfe is not None
         return CellForecast(
@@ -202,6 +204,10 @@ class _Forecasts:
         if self.board.measurements.find(place) is not None:
             return "measured", step
         return "trained" if done else "begun" if step else "todo", step
+
+
+def _solve(config: Config) -> Plan:
+    return plan_solve(config, UNTRAINED)
 
 
 def _trainable(config: Config) -> tuple[float, float]:

@@ -29,10 +29,9 @@ from pydantic import Field, field_validator
 from sitkit.registry.measures import UNTRAINED
 from sitkit.runs.config.identity import label, training_identity
 from sitkit.runs.config.schema import Config, Settings
+from sitkit.runs.sample import plan_solve
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
-from sitkit.solvers.sampler import Plan as Solve
-from sitkit.solvers.sampler import SolveSpec
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 # What is measured on a trained run, before there is one.
@@ -155,19 +154,10 @@ def refused_at(place: str, row: str, column: str, why: str) -> str:
 def refusal(config: Config) -> str:
     """Why samples of a configuration could not be right, or "": known before anything is trained."""
     try:
-        plan_solve(config)
+        plan_solve(config, UNTRAINED)
     except UserError as error:
         return str(error)
     return ""
-
-
-def plan_solve(config: Config) -> Solve:
-    """Return the plan of a configuration's sampler before there is a trained run.
-
-    Finite positive values stand in for what is measured on that run.  Raises UserError where samples could not be right.
-    """
-    sampler, diffusion = config.sampler.bind(UNTRAINED), config.diffusion.bind(UNTRAINED)
-    return sampler.plan(SolveSpec(config.interp, config.target, diffusion, config.guidance))
 
 
 def trainings(cells: Sequence[Cell]) -> dict[str, Config]:

@@ -1,9 +1,10 @@
-"""What a search found: the best trials confirmed on fresh seeds, compared with the run's own way, written and drawn."""
+"""The end of a search: confirm the best trials on fresh seeds, compare the winner with the run's own setting, write files."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,25 @@ from sitkit.studies.search.evaluator import Evaluator, TrialResult
 from sitkit.studies.search.space import Search, plain_choice
 from sitkit.studies.search.trials import SEARCHES, distinct, quiet
 
-# The picture ends at so many times the worst confirmed value.
+# The picture ends at this multiple of the worst confirmed value.
 OUTLIER = 3.0
 
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What a search found.  counts: trials measured, repeated, refused, failed; `verdict` is one sentence."""
+    """The result of a search.
+
+    Attributes:
+        search: the search as its file says it.
+        counts: the number of trials by their end: measured, repeated, refused, failed, taken over.
+        refused: the number of refused trials by reason.
+        confirmed: the best trials, measured again on the seeds of the confirmation.
+        reference: the run's own setting, measured in the same way.
+        winner: the best confirmed setting that spends at most the evaluations of the run's own; None if there is none.
+        verdict: one sentence: does the winner beat the run's own setting?
+        record, table, picture: the files of the result (JSON), of the trials (CSV), and of their plot (PNG).
+        preset: the winner's settings in a file, as `sample(preset=...)` takes it; None without a winner.
+    """
 
     search: Search
     counts: dict[str, int]
@@ -45,7 +58,7 @@ class SearchOutcome:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of (value, cost), both the less the better, no other one beats in both; by cost, one of each."""
+    """Return the indices of the Pareto front of (value, cost), both minimised, by rising cost; of equal points one."""
     order = sorted(range(len(points)), key=lambda i: (points[i][1], points[i][0]))
     kept: list[int] = []
     for i in order:
@@ -54,12 +67,15 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def candidates(done: Sequence[FrozenTrial], bench: Evaluator) -> list[FrozenTrial]:
-    """The trials to confirm: the best by the metric, or of the front as many, spread evenly from its cheapest to its best."""
-    sign, most = (1 if bench.metric.lower_is_better else -1), bench.quest.confirm.best
-    if bench.quest.objective.against is None:
-        return sorted(done, key=lambda trial: sign * trial.values[0])[:most]
-    best = [done[i] for i in front([(sign * trial.values[0], trial.values[1]) for trial in done])]
+def candidates(measured: Sequence[FrozenTrial], evaluator: Evaluator) -> list[FrozenTrial]:
+    """Return the trials to confirm.
+
+    They are the best by the metric, or as many of the front, spread evenly from its cheapest to its best.
+    """
+    sign, most = (1 if evaluator.metric.lower_is_better else -1), evaluator.spec.confirm.best
+    if evaluator.spec.objective.against is None:
+        return sorted(measured, key=lambda trial: sign * trial.values[0])[:most]
+    best = [measured[i] for i in front([(sign * trial.values[0], trial.values[1]) for trial in measured])]
     if len(best) <= most:
         return best
     if most == 1:
@@ -67,86 +83,72 @@ def candidates(done: Sequence[FrozenTrial], bench: Evaluator) -> list[FrozenTria
     return [best[round(k * (len(best) - 1) / (most - 1))] for k in range(most)]
 
 
-def conclude(study: optuna.Study, bench: Evaluator, name: str) -> SearchOutcome:
-    """Confirm, choose, compare, and write what was found."""
-    run, quest = bench.run, bench.quest
+def conclude(study: optuna.Study, evaluator: Evaluator, name: str) -> SearchOutcome:
+    """Confirm the best trials, choose the winner, compare it with the run's own setting, and write the result."""
     trials = study.get_trials(deepcopy=False)
-    done = distinct(trials)
-    chosen = candidates(done, bench)
-    whole = len(chosen) + 2
-    bench.progress(Event("confirm", 0, whole))
-    reference = bench.confirm(-1, _own(bench), quest.confirm.seeds)
-    confirmed = []
-    for number, trial in enumerate(chosen):
-        bench.progress(Event("confirm", number + 1, whole))
-        confirmed.append(bench.confirm(trial.number, trial.user_attrs["chosen"], quest.confirm.seeds))
-    bench.progress(Event("confirm", whole - 1, whole))
-    eligible = [setting for setting in confirmed if setting.nfe <= reference.nfe]
-    sign = 1 if bench.metric.lower_is_better else -1
-    winner = min(eligible, key=lambda setting: sign * setting.estimate.mean, default=None)
-    comparison = compare(bench, winner, reference)
-    bench.progress(Event("confirm", whole, whole))
-    folder = run.folder / SEARCHES
-    preset = write_preset(run.folder, name, winner.config, comparison["verdict"]) if winner else None
-    paths = {kind: folder / f"{name}.{kind}" for kind in ("json", "csv", "png")}
+    reference, confirmed = confirm_candidates(candidates(distinct(trials), evaluator), evaluator)
+    winner = choose_winner(confirmed, reference, evaluator.metric.lower_is_better)
+    comparison = compare(evaluator, winner, reference)
     counts, refused = tally(trials)
-    write_file(paths["csv"], trials_csv(trials, bench))
-    draw_search(done, confirmed, reference, bench, paths["png"])
-    record = {
-        "run": run.folder.name,
-        "training": run.identity,
-        "step": run.step,
-        "search": quest.model_dump(mode="json", exclude={"storage"}),
-        "study": study.study_name,
-        "counts": counts,
-        "refused": refused,
-        "metric": spec(bench.metric),
-        "confirmed": [_row(setting) for setting in confirmed],
-        "reference": _row(reference),
-        "winner": None if winner is None else winner.trial,
-        **comparison,
-    }
-    write_json(paths["json"], record)
-    verdict = str(comparison["verdict"])
-    return SearchOutcome(
-        quest, counts, refused, confirmed, reference, winner, verdict, paths["json"], paths["csv"], paths["png"], preset
+    folder, verdict = evaluator.run.folder, str(comparison["verdict"])
+    record, table, picture = (folder / SEARCHES / f"{name}.{kind}" for kind in ("json", "csv", "png"))
+    preset = write_preset(folder, name, winner.config, verdict) if winner else None
+    outcome = SearchOutcome(
+        evaluator.spec, counts, refused, confirmed, reference, winner, verdict, record, table, picture, preset
     )
+    write_file(outcome.table, trials_csv(trials, evaluator))
+    draw_search(distinct(trials), outcome, evaluator)
+    write_json(outcome.record, record_of(outcome, evaluator, study.study_name) | comparison)
+    evaluator.progress(Event("confirm", len(confirmed) + 2, len(confirmed) + 2))
+    return outcome
 
 
-def _own(bench: Evaluator) -> dict[str, Any]:
-    """The run's own setting, with more steps where the search was given more evaluations than it spends."""
-    budget = bench.quest.objective.nfe
-    spent = bench.cost(bench.setting({}, 2, 0))
-    return {} if budget is None or spent is None or spent >= budget else bench.afford({}, budget)
+def confirm_candidates(trials: Sequence[FrozenTrial], evaluator: Evaluator) -> tuple[TrialResult, list[TrialResult]]:
+    """Measure the run's own setting and each trial on the seeds of the confirmation."""
+    settings = [(-1, _own_setting(evaluator)), *((trial.number, trial.user_attrs["chosen"]) for trial in trials)]
+    results = []
+    for i, (number, chosen) in enumerate(settings):
+        evaluator.progress(Event("confirm", i, len(settings) + 1))
+        results.append(evaluator.confirm(number, chosen, evaluator.spec.confirm.seeds))
+    evaluator.progress(Event("confirm", len(settings), len(settings) + 1))
+    return results[0], results[1:]
 
 
-def compare(bench: Evaluator, winner: TrialResult | None, reference: TrialResult) -> dict[str, Any]:
+def _own_setting(evaluator: Evaluator) -> dict[str, Any]:
+    """The run's own setting, with more steps if the search allows more evaluations than it spends."""
+    budget = evaluator.spec.objective.nfe
+    spent = evaluator.cost(evaluator.setting({}, 2, 0))
+    return {} if budget is None or spent is None or spent >= budget else evaluator.within_budget({}, budget)
+
+
+def choose_winner(
+    confirmed: Sequence[TrialResult], reference: TrialResult, lower_is_better: bool
+) -> TrialResult | None:
+    """Return the best of the settings that spend at most the evaluations of the reference, or None."""
+    sign = 1 if lower_is_better else -1
+    eligible = [setting for setting in confirmed if setting.nfe <= reference.nfe]
+    return min(eligible, key=lambda setting: sign * setting.estimate.mean, default=None)
+
+
+def compare(evaluator: Evaluator, winner: TrialResult | None, reference: TrialResult) -> dict[str, Any]:
     """Compare the winner and the run's own setting on fresh seeds, which chose neither."""
-    what = bench.metric.name
+    metric, fresh = evaluator.metric, evaluator.spec.confirm.fresh
     if winner is None:
         verdict = f"No confirmed setting spends at most the {reference.nfe} evaluations of the run's own: no winner."
         return {"beats": False, "verdict": verdict}
-    fresh = bench.quest.confirm.fresh
-    ours, theirs = (bench.confirm(m.trial, m.chosen, fresh) for m in (winner, reference))
-    test, beats = judge(ours, theirs, bench.metric.lower_is_better)
+    ours, theirs = (evaluator.confirm(setting.trial, setting.chosen, fresh) for setting in (winner, reference))
+    test, beats = judge(ours, theirs, metric.lower_is_better)
     verdict = (
         f"{describe_choice(winner.chosen)} {'beats' if beats else 'does not beat'} the run's own setting "
         f"({describe_choice(reference.chosen) or 'as it is'}) in a paired t-test at level {LEVEL}: "
-        f"{what} {ours.estimate.mean:.4g} ± {ours.estimate.stderr:.2g} at {ours.nfe} evaluations "
+        f"{metric.name} {ours.estimate.mean:.4g} ± {ours.estimate.stderr:.2g} at {ours.nfe} evaluations "
         f"against {theirs.estimate.mean:.4g} ± {theirs.estimate.stderr:.2g} at {theirs.nfe}, "
         f"difference {test.difference:.4g}, {1 - LEVEL:.0%} interval {test.low:.4g} to {test.high:.4g}, p = {test.p:.2g}, "
-        f"over {len(fresh)} fresh seeds of {bench.quest.confirm.n} samples."
+        f"over {len(fresh)} fresh seeds of {evaluator.spec.confirm.n} samples."
     )
-    return {
-        "beats": beats,
-        "verdict": verdict,
-        "fresh": {
-            "seeds": list(fresh),
-            "winner": _row(ours),
-            "reference": _row(theirs),
-            **{key: getattr(test, key) for key in ("difference", "stderr", "low", "high", "p")},
-        },
-    }
+    numbers = {key: getattr(test, key) for key in ("difference", "stderr", "low", "high", "p")}
+    seeds = {"seeds": list(fresh), "winner": result_record(ours), "reference": result_record(theirs)}
+    return {"beats": beats, "verdict": verdict, "fresh": seeds | numbers}
 
 
 def judge(winner: TrialResult, reference: TrialResult, lower_is_better: bool) -> tuple[Comparison, bool]:
@@ -161,15 +163,15 @@ def judge(winner: TrialResult, reference: TrialResult, lower_is_better: bool) ->
 
 
 def describe_choice(chosen: Mapping[str, Any]) -> str:
-    """ "heun steps=25 grid=power(rho=2), cfg scale=1.5, raw" """
+    """Return chosen settings as text: "heun steps=25 grid=power(rho=2), cfg scale=1.5, raw"."""
     roots: dict[str, list[str]] = {}
     for key, value in chosen.items():
         root, _, field = key.partition(".")
         if key != "nfe":
             words = roots.setdefault(root, [])
             words.append(f"{field}={_short(value)}" if field and root != "sample" else _short(value))
-    return ", ".join(" ".join(words) if root in chosen or root == "sample" else f"{root} {' '.join(words)}"
-                     for root, words in roots.items())  # fmt: skip
+    titles = {root: "" if root in chosen or root == "sample" else f"{root} " for root in roots}
+    return ", ".join(titles[root] + " ".join(words) for root, words in roots.items())
 
 
 def _short(value: Any) -> str:
@@ -179,7 +181,8 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(plain_choice(value)).replace(" ", "")
 
 
-def _row(setting: TrialResult) -> dict[str, Any]:
+def result_record(setting: TrialResult) -> dict[str, Any]:
+    """Return the record of a measured setting."""
     return {
         "trial": None if setting.trial < 0 else setting.trial,
         "chosen": setting.chosen,
@@ -191,94 +194,94 @@ def _row(setting: TrialResult) -> dict[str, Any]:
     }
 
 
+def record_of(outcome: SearchOutcome, evaluator: Evaluator, study: str) -> dict[str, Any]:
+    """Return the record of a search, without the comparison on fresh seeds."""
+    return {
+        "run": evaluator.run.folder.name,
+        "training": evaluator.run.identity,
+        "step": evaluator.run.step,
+        "search": outcome.search.model_dump(mode="json", exclude={"storage"}),
+        "study": study,
+        "counts": outcome.counts,
+        "refused": outcome.refused,
+        "metric": spec(evaluator.metric),
+        "confirmed": [result_record(setting) for setting in outcome.confirmed],
+        "reference": result_record(outcome.reference),
+        "winner": None if outcome.winner is None else outcome.winner.trial,
+    }
+
+
 def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]]:
-    """How many trials were measured, repeated, refused and failed; and how many were refused for each reason."""
-    done = distinct(trials)
-    kinds = [trial.user_attrs.get("kind") for trial in trials if trial.state == TrialState.PRUNED]
+    """Return the number of trials by their end, and the number of refused trials by reason."""
+    measured = distinct(trials)
+    ends = [trial.user_attrs.get("kind") for trial in trials if trial.state == TrialState.PRUNED]
     with quiet():
         retried = [trial for trial in trials if RetryHeartbeatStaleTrialCallback.retry_history(trial)]
     counts = {
-        "measured": len(done),
-        "repeated": sum(t.state == TrialState.COMPLETE for t in trials) - len(done),
-        "refused": kinds.count("refused"),
-        "failed": kinds.count("failed"),
-        "taken over": len({t.number for t in done} & {t.number for t in retried}),
+        "measured": len(measured),
+        "repeated": sum(t.state == TrialState.COMPLETE for t in trials) - len(measured),
+        "refused": ends.count("refused"),
+        "failed": ends.count("failed"),
+        "taken over": len({t.number for t in measured} & {t.number for t in retried}),
     }
-    reasons: dict[str, int] = {}
-    for trial in trials:
-        if trial.user_attrs.get("kind") == "refused":
-            reasons[trial.user_attrs["reason"]] = reasons.get(trial.user_attrs["reason"], 0) + 1
-    return counts, reasons
+    reasons = (t.user_attrs["reason"] for t in trials if t.user_attrs.get("kind") == "refused")
+    return counts, dict(Counter(reasons))
 
 
-def trials_csv(trials: Sequence[FrozenTrial], bench: Evaluator) -> str:
-    """One line a trial: what was chosen, what came of it."""
+def trials_csv(trials: Sequence[FrozenTrial], evaluator: Evaluator) -> str:
+    """Return a table with a line for each trial: its end, its numbers, and its settings."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.user_attrs.get("chosen", {}) if key != "nfe"))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     first = {trial.number for trial in distinct(trials)}
-    writer.writerow(["trial", "state", bench.metric.name, "nfe", "seconds", *keys, "reason"])
+    writer.writerow(["trial", "state", evaluator.metric.name, "nfe", "seconds", *keys, "reason"])
     for trial in trials:
-        known = trial.user_attrs
-        state = known.get("kind") or (
-            "measured" if trial.number in first else "repeated" if trial.state == TrialState.COMPLETE else "given up"
-        )
-        value = trial.values[0] if trial.state == TrialState.COMPLETE else ""
-        chosen = [plain_choice(known.get("chosen", {}).get(key, "")) for key in keys]
-        writer.writerow(
-            [
-                trial.number,
-                state,
-                value,
-                known.get("nfe", ""),
-                known.get("seconds", ""),
-                *chosen,
-                known.get("reason", ""),
-            ]
-        )
+        record, complete = trial.user_attrs, trial.state == TrialState.COMPLETE
+        state = record.get("kind") or ("measured" if trial.number in first else "repeated" if complete else "given up")
+        numbers = [trial.values[0] if complete else "", record.get("nfe", ""), record.get("seconds", "")]
+        chosen = [plain_choice(record.get("chosen", {}).get(key, "")) for key in keys]
+        writer.writerow([trial.number, state, *numbers, *chosen, record.get("reason", "")])
     return text.getvalue()
 
 
-def draw_search(
-    done: Sequence[FrozenTrial], confirmed: Sequence[TrialResult], reference: TrialResult, bench: Evaluator, path: Path
-) -> None:
-    """The metric against its cost: every trial, the confirmed front with its errors, the run's own setting."""
+# The cost of a setting by what the metric is weighed against: how to read it, and the label of its axis.
+COSTS: dict[str | None, tuple[Callable[[TrialResult], float], str]] = {
+    "nfe": (lambda setting: setting.nfe, "network evaluations a sample"),
+    "seconds": (lambda setting: setting.seconds, "seconds a sample"),
+    None: (lambda setting: setting.trial, "trial (-1: the run's own)"),
+}
+
+
+def draw_search(measured: Sequence[FrozenTrial], outcome: SearchOutcome, evaluator: Evaluator) -> None:
+    """Draw the metric against its cost: every trial, the confirmed settings with their errors, the run's own setting."""
     import numpy as np
 
-    against, quest = bench.quest.objective.against, bench.quest
+    search, metric = outcome.search, evaluator.metric
+    cost, cost_label = COSTS[search.objective.against]
     figure, (ax,) = plots.canvas(1, (8, 5))
-
-    # Along the trials' numbers where there is one objective: what is confirmed stands at its own trial.
-    costs: dict[str | None, Callable[[TrialResult], float]] = {
-        "nfe": lambda s: s.nfe,
-        "seconds": lambda s: s.seconds,
-        None: lambda s: s.trial,
-    }
-    cost = costs[against]
-    x = [float(t.number if against is None else t.values[1]) for t in done]
-    plots.dots(ax, np.array([x, [t.values[0] for t in done]]).T, plots.INK, f"trials, n = {quest.screen.n}")
-    for i, (label, settings) in enumerate(
-        ((f"confirmed, n = {quest.confirm.n}", sorted(confirmed, key=cost)), ("the run's own setting", [reference]))
-    ):
+    # A single objective has no cost: trials lie along their numbers, and a confirmed setting at its own trial.
+    alone = search.objective.against is None
+    x = [float(t.number if alone else t.values[1]) for t in measured]
+    plots.dots(ax, np.array([x, [t.values[0] for t in measured]]).T, plots.INK, f"trials, n = {search.screen.n}")
+    confirmed = (f"confirmed, n = {search.confirm.n}", sorted(outcome.confirmed, key=cost))
+    for i, (label, settings) in enumerate((confirmed, ("the run's own setting", [outcome.reference]))):
         means, errors = [s.estimate.mean for s in settings], [s.estimate.stderr or 0.0 for s in settings]
-        # A line only along a front: between trials there is nothing.
-        style: dict[str, Any] = {"fmt": "o" if against is None else "o-", "color": plots.COLOURS[i], "capsize": 3}
+        # A line joins the points of a front only: there is nothing between single trials.
+        style: dict[str, Any] = {"fmt": "o" if alone else "o-", "color": plots.COLOURS[i], "capsize": 3}
         ax.errorbar([cost(s) for s in settings], means, errors, label=label, **style)
-    found = [s.estimate.mean for s in (*confirmed, reference)]
-    values = [*(t.values[0] for t in done), *found]
+    means = [s.estimate.mean for s in (*outcome.confirmed, outcome.reference)]
+    values = [*(t.values[0] for t in measured), *means]
     if min(values) > 0 and max(values) > 5 * min(values):
         ax.set_yscale("log")
         plots.plain_ticks(ax.yaxis)
     outside = 0
-    if bench.metric.lower_is_better:
+    if metric.lower_is_better:
         # A setting that fails altogether would flatten the rest.
-        top = OUTLIER * max(found)
+        top = OUTLIER * max(means)
         outside = sum(value > top for value in values)
         ax.set_ylim(top=min(top, ax.get_ylim()[1]))
-    unit = f" ({bench.metric.unit})" if bench.metric.unit else ""
-    label = {"nfe": "network evaluations a sample", "seconds": "seconds a sample", None: "trial (-1: the run's own)"}
-    title = quest.title or f"{len(done)} trials on {bench.run.folder.name}"
+    title = search.title or f"{len(measured)} trials on {evaluator.run.folder.name}"
     plots.heading(ax, title + (f" ({outside} trials lie above)" if outside else ""))
-    plots.label_axes(ax, label[against], f"{bench.metric.name}{unit}")
+    plots.label_axes(ax, cost_label, metric.name + (f" ({metric.unit})" if metric.unit else ""))
     ax.legend(fontsize=10, framealpha=0.9, edgecolor="none", markerscale=1.5)
-    plots.save(figure, path)
+    plots.save(figure, outcome.picture)

@@ -1,62 +1,72 @@
-"""What a search looks for and where: a file of dotted settings with their choices or ranges.
+"""The file of a search: its goal, and the settings that it varies, by dotted key, with choices or ranges.
 
-    objective: {metric: frechet, against: nfe, nfe: 50}    # the front of metric and evaluations, at most 50 of them
+    objective: {metric: frechet, against: nfe, nfe: 50}    # the front of metric and evaluations, at most 50 a sample
     space:
-      sampler: [heun, euler-maruyama]                      # a list is a choice
+      sampler: [heun, euler-maruyama]                      # a list holds choices
       diffusion: [sigma, kl]
-      diffusion.norm: {low: 0.3, high: 3, log: true}       # two ends are a range: whole numbers if both ends are
-      nfe: {low: 8, high: 50}                              # as many steps as so many evaluations allow
-    screen: {n: 500, seed: 0}                              # what each trial draws
-    confirm: {n: 1797, seeds: [1, 2, 3], best: 5}          # what the best of them draw again
+      diffusion.norm: {low: 0.3, high: 3, log: true}       # low and high are a range; of whole numbers if both are whole
+      nfe: {low: 8, high: 50}                              # as many steps as this number of evaluations allows
+    screen: {n: 500, seed: 0}                              # samples of each trial
+    confirm: {n: 1797, seeds: [1, 2, 3], best: 5}          # samples of the best trials, drawn again
 
-A setting counts only where it exists: `diffusion` and its fields with a stochastic sampler, a component's field with the
-components that have it.
+A setting has an effect only where it exists: `diffusion` and its fields with a stochastic sampler, the field of a
+component with the components that have it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sitkit.evaluation.metrics.metric import Metric
 from sitkit.registry import metrics
+from sitkit.registry.measures import Measures
 from sitkit.registry.settings_files import experiments
 from sitkit.runs.config.mappings import flat, nest
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
 from sitkit.runs.run import sampling_config
+from sitkit.runs.sample import plan_solve
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.solvers.sampler import SolveSpec
-from sitkit.transport.diffusion import Diffusion
 
 PARTS = ("sampler.", "diffusion.", "guidance.")
 ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "sample.ema", "nfe")
 
 
 class SearchGoal(Settings):
-    """The metric to better, what it is weighed against (nothing: the metric alone), and the most evaluations a sample."""
+    """The goal of a search.
+
+    metric: the metric to improve.  against: the cost that it is weighed against; None for the metric alone.  nfe: the
+    largest number of evaluations a sample.
+    """
 
     metric: str | dict[str, Any] = "frechet"
     against: Literal["nfe", "seconds"] | None = None
     nfe: int | None = Field(None, ge=1)
 
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str | dict[str, Any]) -> str | dict[str, Any]:
+        metrics.parse(metric)
+        return metric
+
 
 class Screen(Settings):
-    """What every trial draws: the same samples' noise for all of them."""
+    """The samples that every trial draws, all from the same noise."""
 
     n: int = Field(500, ge=2)
     seed: int = Field(0, ge=0)
 
 
 class Confirm(Settings):
-    """What the `best` trials draw again, so that luck on the screen's seed is not taken for merit.
+    """The samples that the `best` trials draw again, so that a lucky screen seed does not decide.
 
-    seeds choose the winner among them; `fresh` seeds, which chose nothing, compare it with the run's own setting.
+    seeds: they choose the winner.  fresh: seeds that chose nothing; they compare the winner with the run's own setting.
     """
 
     n: int = Field(1797, ge=2)
@@ -66,11 +76,14 @@ class Confirm(Settings):
 
 
 class Search(Settings):
-    """A search as people write it.  heartbeat: seconds between a worker's signs of life; silent thrice as long, it is dead."""
+    """A search as its file says it.
+
+    heartbeat: seconds between two signs of life of a worker; one that is silent for three times as long counts as dead.
+    """
 
     title: str = ""
     objective: SearchGoal = SearchGoal.model_validate({})
-    space: dict[str, Any] = Field(min_length=1)
+    space: dict[str, Any] = {}
     screen: Screen = Screen.model_validate({})
     confirm: Confirm = Confirm.model_validate({})
     trials: int = Field(50, ge=1)
@@ -80,7 +93,7 @@ class Search(Settings):
 
 
 class Range(Settings):
-    """Numbers from low to high: whole if both are (and step is), spaced by step or evenly in the logarithm."""
+    """Numbers from low to high, spaced by step or evenly in the logarithm; whole if low, high and step are."""
 
     low: int | float
     high: int | float
@@ -99,12 +112,12 @@ class Range(Settings):
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether the range has only whole numbers."""
         return all(isinstance(v, int) for v in (self.low, self.high, self.step or 1))
 
 
 class Axis(NamedTuple):
-    """One setting that is searched: its choices, or its range, and where each was written."""
+    """A setting that is searched: its choices or its range, with the line of each in the file."""
 
     key: str
     place: str
@@ -113,46 +126,42 @@ class Axis(NamedTuple):
     places: tuple[str, ...] = ()
 
     def written(self) -> Iterator[tuple[Any, str]]:
-        """The choices, or the ends of the range, with their places."""
+        """Return the choices, or the ends of the range, with their places."""
         if self.range is not None:
             return iter([(self.range.low, self.place), (self.range.high, self.place)])
         return zip(self.choices, self.places, strict=True)
 
 
 def plain_choice(value: Any) -> Any:
-    """A choice as a plain value that a table or a database takes: itself, or its JSON."""
+    """Return a choice as a value that a table or a database takes: itself, or its JSON."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 
 def read_search(path: Path | str, config: Config) -> tuple[Search, list[Axis]]:
-    """The search in a file, or an experiment by name, and its axes, outer settings first.
+    """Return the search in a file, or the experiment of that name, and its axes, outer settings first.
 
-    Raises UserError with file and line for a key that is no setting of sampling, one that exists with none of the
-    choices, and a choice that no combination takes.
+    Raises UserError with file and line for a key that is not a setting of sampling, for a setting that exists with none
+    of the choices, and for a choice that is valid in no combination.
     """
-    layer = read_yaml(experiments.find(path))
+    path = experiments.find(path)
+    layer = read_yaml(path)
     search: Search = validate(Search, layer.values, layer.where)
-    _metric(search, layer)
+    if not search.space:
+        place = locate(layer.where, ["space"]) or f"{path}: "
+        raise UserError(
+            f"{place}the key `space` is missing or empty: write the settings to search with their choices, as in "
+            "`space: {sampler: [heun, euler-maruyama], nfe: {low: 8, high: 50}}`."
+        )
     axes = [_axis(key, value, layer) for key, value in search.space.items()]
     axes.sort(key=lambda axis: (axis.key == "nfe", axis.key.count(".")))
     keys = [axis.key for axis in axes]
     if "nfe" in keys and "sampler.steps" in keys:
         raise UserError(f"{axes[keys.index('nfe')].place}nfe sets sampler.steps: search one of the two.")
     for axis in axes:
-        _check(axis, axes, config)
+        combinations = _combinations(axis, axes, config)
+        for rule in (_require_existing, _require_valid_choices):
+            rule(axis, combinations, config)
     return search, axes
-
-
-def metric_of(search: Search) -> Metric:
-    """The metric that is searched by."""
-    return metrics.parse(search.objective.metric)
-
-
-def _metric(search: Search, layer: Layer) -> None:
-    try:
-        metric_of(search)
-    except UserError as error:
-        raise UserError(f"{locate(layer.where, ['objective', 'metric'])}{error}") from None
 
 
 def _axis(key: str, value: Any, layer: Layer) -> Axis:
@@ -165,64 +174,68 @@ def _axis(key: str, value: Any, layer: Layer) -> Axis:
     if isinstance(value, list):
         if not value:
             raise UserError(f"{place}{key} has no choice.")
-        if key == "nfe" and not all(type(v) is int and v > 0 for v in value):
-            raise UserError(f"{place}nfe must be whole numbers above 0; got {value}.")
         places = tuple(locate(layer.where, [f"space.{key}.{i}"]) or place for i in range(len(value)))
-        return Axis(key, place, tuple(value), places=places)
-    if not (isinstance(value, Mapping) and {"low", "high"} <= set(value)):
+        axis = Axis(key, place, tuple(value), places=places)
+    elif isinstance(value, Mapping) and {"low", "high"} <= set(value):
+        try:
+            axis = Axis(key, place, range=validate(Range, value, {}))
+        except UserError as error:
+            raise UserError(f"{place}{key}: {error}") from None
+    else:
         raise UserError(f"{place}{key}: give a list of choices, or {{low: ..., high: ...}}; got {value!r}.")
-    try:
-        bounds: Range = validate(Range, value, {})
-    except UserError as error:
-        raise UserError(f"{place}{key}: {error}") from None
-    if key == "nfe" and not (bounds.whole and bounds.low > 0):
-        raise UserError(f"{place}nfe must be whole numbers above 0; got {bounds.low} to {bounds.high}.")
-    return Axis(key, place, range=bounds)
+    whole = axis.range.whole if axis.range is not None else all(type(number) is int for number in axis.choices)
+    if key == "nfe" and not (whole and all(number > 0 for number, _ in axis.written())):
+        raise UserError(f"{place}nfe must be whole numbers above 0; got {value}.")
+    return axis
 
 
-def _check(axis: Axis, axes: Sequence[Axis], config: Config) -> None:
-    """Every choice must be right in some combination of the settings that it stands in; impossible pairs are for later."""
+def _combinations(axis: Axis, axes: Sequence[Axis], config: Config) -> list[tuple[dict[str, Any], Config]]:
+    """Return the valid choices of the settings on which an axis depends, each with its configuration."""
     around = [a for a in axes if a is not axis and (axis.key.startswith(f"{a.key}.") or a.key == "sampler")]
-    bases: list[dict[str, Any]] = []
-    known: set[str] = set()
+    combinations = []
     for values in itertools.product(*([value for value, _ in a.written()] for a in around)):
         chosen = dict(zip((a.key for a in around), values, strict=True))
-        try:
-            possible = sampling_config(config, layer_of(chosen))
-            fields = (key for key in flat(possible.plain()) if key.startswith(PARTS) and not key.endswith(".name"))
-            known.update(key for key in fields if in_force(possible, key))
-            if in_force(possible, axis.key):
-                bases.append(chosen)
-        except UserError:
-            continue
-    if not bases:
-        raise UserError(
-            f"{axis.place}{axis.key} is a setting of none of the choices here.{suggest(axis.key, sorted(known))} "
-            "Remove it, or add a choice that has it."
-        )
-    if axis.key == "nfe":
+        with contextlib.suppress(UserError):
+            combinations.append((chosen, sampling_config(config, layer_of(chosen))))
+    return combinations
+
+
+def _require_existing(axis: Axis, combinations: Sequence[tuple[dict[str, Any], Config]], config: Config) -> None:
+    """Raise UserError for a setting that exists in no combination."""
+    if any(in_force(possible, axis.key) for _, possible in combinations):
         return
-    for value, place in axis.written():
-        failure: UserError | None = None
-        for chosen in bases:
-            try:
-                sampling_config(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
-                break
-            except UserError as error:
-                failure = error
+    fields = {(key, in_force(possible, key)) for _, possible in combinations for key in flat(possible.plain())}
+    known = sorted(key for key, exists in fields if exists and key.startswith(PARTS) and not key.endswith(".name"))
+    raise UserError(
+        f"{axis.place}{axis.key} is a setting of none of the choices here.{suggest(axis.key, known)} "
+        "Remove it, or add a choice that has it."
+    )
+
+
+def _require_valid_choices(axis: Axis, combinations: Sequence[tuple[dict[str, Any], Config]], config: Config) -> None:
+    """Raise UserError for a choice that is valid in no combination; a trial refuses the combinations that are not."""
+    for value, place in axis.written() if axis.key != "nfe" else ():
+        failure = None
+        for chosen, possible in combinations:
+            if in_force(possible, axis.key):
+                try:
+                    sampling_config(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
+                    break
+                except UserError as error:
+                    failure = error
         else:
-            raise failure or UserError(f"{place}{axis.key} = {value!r} cannot be.")
+            assert failure is not None
+            raise failure
 
 
 def in_force(config: Config, key: str) -> bool:
-    """Whether a setting exists and matters in a configuration."""
-    root, *parts = key.split(".")
-    if root == "diffusion" and not config.sampler.stochastic:
-        return False
+    """Return whether a setting exists in a configuration and has an effect."""
     if key == "nfe":
         return hasattr(config.sampler, "steps")
+    if key.partition(".")[0] == "diffusion" and not config.sampler.stochastic:
+        return False
     node: Any = config.plain()
-    for part in (root, *parts):
+    for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
             return False
         node = node[part]
@@ -230,19 +243,19 @@ def in_force(config: Config, key: str) -> bool:
 
 
 def layer_of(chosen: Mapping[str, Any], where: Mapping[str, str] | None = None) -> Layer:
-    """Dotted settings as a layer, `nfe` left out: it is spent by `within`."""
+    """Return dotted settings as a layer, without `nfe`, which sets the number of steps."""
     return Layer(nest({key: value for key, value in chosen.items() if key != "nfe"}), dict(where or {}))
 
 
-def steps_within_budget(config: Config, diffusion: Diffusion, budget: int) -> int:
-    """The most steps of a configuration's sampler that spend at most `budget` evaluations a sample.
+def steps_within_budget(config: Config, run: Measures, budget: int) -> int:
+    """Return the largest number of steps with which a configuration's sampler spends at most `budget` evaluations a sample.
 
-    Raises UserError where not even the fewest do, or where so few give no right samples.
+    run: where components measure what they need.
+    Raises UserError if one step spends more, and if samples with the steps cannot be right.
     """
 
     def cost(steps: int) -> int:
-        sampler = sampling_config(config, layer_of({"sampler.steps": steps})).sampler
-        return sampler.plan(SolveSpec(config.interp, config.target, diffusion, config.guidance)).nfe or 0
+        return plan_solve(sampling_config(config, layer_of({"sampler.steps": steps})), run).nfe or 0
 
     steps = budget
     while (spent := cost(steps)) > budget:
