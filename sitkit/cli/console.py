@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -51,9 +52,34 @@ def show_warnings() -> None:
 
 
 def as_json(value: Any) -> None:
-    """Print a value as JSON on standard output."""
+    """Print a value as JSON on standard output; a named tuple or a dataclass is printed as a mapping."""
     if not QUIET:
-        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        sys.stdout.write(json.dumps(plain(value), indent=2) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value for JSON: named tuples and dataclasses become mappings, paths become strings."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif hasattr(value, "__dataclass_fields__"):
+        value = {key: getattr(value, key) for key in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def facts(**values: object) -> None:
+    """Print a line for each value: its name, then the value.  A value that is None has no line."""
+    for name, value in values.items():
+        if value is not None:
+            say(f"{name:9} {value}")
+
+
+def short(value: Any, digits: int = 4) -> str:
+    """Return a number with a few digits, for a table; "-" for None."""
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def table(
@@ -88,12 +114,3 @@ def progress() -> Iterator[Progress]:
     """Yield a function that shows events: as live bars in a terminal, else as a line every few seconds."""
     with bars(err) if err.is_terminal else lines(err) as report:
         yield report
-
-
-def plain(value: Any) -> Any:
-    """Return a value for JSON: named tuples and dataclasses become mappings."""
-    if hasattr(value, "_asdict"):
-        return {key: plain(v) for key, v in value._asdict().items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return {key: plain(getattr(value, key)) for key in value.__dataclass_fields__}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -12,6 +12,8 @@ from types import FrameType
 
 # The exit status of a shell for a process that ctrl-C ended.
 STOPPED = 130
+# What `resumable` says of work that writes nothing before it ends.
+BEGIN_AGAIN = "nothing is written. Begin again with"
 
 
 def stop_at_once() -> None:
@@ -31,10 +33,10 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def resumable(done: str = "what is done is kept. Continue with") -> Iterator[None]:
+def resumable(state: str = "what is done is kept. Continue with") -> Iterator[None]:
     """While this is active, ctrl-C ends the process with a message and the command that continues the work.
 
-    done: the first part of the message; it says what is on disk.
+    state: what the message says of the work before it names the command.
     """
     pressed = False
 
@@ -60,5 +62,5 @@ def resumable(done: str = "what is done is kept. Continue with") -> Iterator[Non
         size = os.environ.get("WORLD_SIZE", "1")
         start = ["sitkit"] if size == "1" else ["torchrun", f"--nproc-per-node={size}", "-m", "sitkit"]
         command = shlex.join([*start, *sys.argv[1:]])
-        console.err.print(f"\nstopped; {done}: {command}", markup=False)
+        console.err.print(f"\nstopped; {state}: {command}", markup=False)
         sys.exit(STOPPED)

@@ -1,26 +1,57 @@
-"""Flags that several commands share, and the settings that they set."""
+"""Options that several commands share.  A group of them is a dataclass, which `grouped` expands into single options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
 
 from sitkit.registry import Registry, registries
-from sitkit.registry.settings_files import settings_files
+from sitkit.registry.settings_files import SettingsFiles
+from sitkit.runtime.errors import UserError
 
 MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data and metric", "Running"
 
 
-def _choices(registry: Registry[Any]) -> Callable[[str], list[tuple[str, str]]]:
-    def complete(incomplete: str) -> list[tuple[str, str]]:
-        return [(name, registry.meaning(name)) for name in registry.names() if name.startswith(incomplete)]
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command: typer gets the fields of a parameter that is a dataclass, the command gets the dataclass."""
+    signature = inspect.signature(command, eval_str=True)
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        fields = inspect.signature(groups[name], eval_str=True).parameters.values() if name in groups else [parameter]
+        parameters += [field.replace(kind=inspect.Parameter.KEYWORD_ONLY) for field in fields]
 
-    return complete
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        command(**values)
+
+    # Typer takes the types of the signature, but of a name that `__annotations__` has too it takes that type.
+    expanded.__annotations__ = {}
+    expanded.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    return expanded
+
+
+def complete(table: Registry[Any] | SettingsFiles) -> Callable[[str], list[tuple[str, str]]]:
+    """Return the shell completion for the names of components, presets, or experiments."""
+    return lambda incomplete: [(name, table.meaning(name)) for name in table if name.startswith(incomplete)]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Complete the names of runs in the default folder, for the shell."""
+    names = sorted(path.parent.name for path in Path("runs").glob("*/config.yaml"))
+    return [name for name in ("latest", *names) if name.startswith(incomplete)]
 
 
 def component(plural: str, panel: str, more: str = "") -> Any:
@@ -33,86 +64,123 @@ def component(plural: str, panel: str, more: str = "") -> Any:
     if plural == "backbones":
         meanings.append("[bold]sit-{s,b,l,xl}/{2,4,8}[/], [bold]sit-xs/{1,2,4}[/]  presets of sit")
     return typer.Option(
+        None,
         registry.flag,
         help="\n\n".join([*meanings, *filter(None, [more])]),
         metavar="NAME",
         rich_help_panel=panel,
-        autocompletion=_choices(registry),
+        autocompletion=complete(registry),
         show_default=False,
     )
 
 
-def complete_files(plural: str) -> Callable[[str], list[tuple[str, str]]]:
-    """Return the shell completion for names of presets or experiments."""
-    files = settings_files[plural]
-    return lambda incomplete: [(name, files.meaning(name)) for name in files if name.startswith(incomplete)]
+INTERP, TARGET = component("interpolants", MODEL), component("targets", MODEL)
+AUTOENCODER = component("autoencoders", MODEL)
+SAMPLER, DIFFUSION = component("samplers", SAMPLING), component("diffusions", SAMPLING)
+GUIDANCE = component("guidances", SAMPLING)
+SAMPLER_STEPS = typer.Option(None, "--steps", help="Intervals of the sampler.", rich_help_panel=SAMPLING)
+EMA = typer.Option(
+    None,
+    "--ema",
+    help="Which average of the weights: the decay of a stored one, or the relative width of one to rebuild.",
+    rich_help_panel=SAMPLING,
+)
+STEP = typer.Option(None, "--step", help="Step of the checkpoint, by default the newest.", rich_help_panel=SAMPLING)
+PRESET = typer.Option(
+    None, "--preset", help="Sampling settings that a search saved in the run.", rich_help_panel=SAMPLING
+)
+SETS = typer.Option(
+    None, "--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE", rich_help_panel=RUNNING
+)
+RUNS = typer.Option(Path("runs"), "--runs", help="The folder of runs.", rich_help_panel=RUNNING)
+DEVICE = typer.Option(None, "--device", help="cpu, cuda, cuda:1, auto.", rich_help_panel=RUNNING)
+JSON = typer.Option(False, "--json", help="Machine-readable output.")
+RUN = typer.Argument(
+    "latest",
+    metavar="RUN",
+    help="Folder, name or identity of a run, or 'latest'.",
+    show_default=True,
+    autocompletion=complete_runs,
+)
 
 
-def complete_runs(incomplete: str) -> list[str]:
-    """Complete the names of runs in the default folder, for the shell."""
-    names = sorted(path.parent.name for path in Path("runs").glob("*/config.yaml"))
-    return [name for name in ("latest", *names) if name.startswith(incomplete)]
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The components of a run, and the settings of its training."""
+
+    interp: str | None = INTERP
+    target: str | None = TARGET
+    weight: str | None = component("weightings", MODEL)
+    loss: str | None = component("losses", MODEL)
+    timestep: str | None = component("timesteps", MODEL)
+    coupling: str | None = component("couplings", MODEL)
+    backbone: str | None = component("backbones", MODEL)
+    autoencoder: str | None = AUTOENCODER
+    data: str | None = component("datasets", DATA)
+    sampler: str | None = SAMPLER
+    diffusion: str | None = DIFFUSION
+    guidance: str | None = GUIDANCE
+    metric: str | None = component("metrics", DATA)
+    steps: int | None = typer.Option(None, "--steps", help="Optimiser steps.", rich_help_panel=MODEL)
+    seed: int | None = typer.Option(None, "--seed", help="Training seed.", rich_help_panel=MODEL)
 
 
-Interp = Annotated[str | None, component("interpolants", MODEL)]
-Target = Annotated[str | None, component("targets", MODEL)]
-Weight = Annotated[str | None, component("weightings", MODEL)]
-Loss = Annotated[str | None, component("losses", MODEL)]
-Timestep = Annotated[str | None, component("timesteps", MODEL)]
-Coupling = Annotated[str | None, component("couplings", MODEL)]
-Backbone = Annotated[str | None, component("backbones", MODEL)]
-Autoencoder = Annotated[str | None, component("autoencoders", MODEL)]
-Data = Annotated[str | None, component("datasets", DATA)]
-Metric = Annotated[str | None, component("metrics", DATA)]
-Metrics = Annotated[list[str] | None, component("metrics", DATA, "Repeat it, or name several with commas.")]
-Features = Annotated[str | None, component("extractors", DATA)]
-Sampler = Annotated[str | None, component("samplers", SAMPLING)]
-Diffusion = Annotated[str | None, component("diffusions", SAMPLING)]
-Guidance = Annotated[str | None, component("guidances", SAMPLING)]
-SamplerSteps = Annotated[
-    int | None, typer.Option("--steps", help="Intervals of the sampler.", rich_help_panel=SAMPLING)
-]
-Count = Annotated[int | None, typer.Option("-n", help="Number of samples.", rich_help_panel=SAMPLING)]
-Seed = Annotated[int | None, typer.Option("--seed", help="Sample seed.", rich_help_panel=SAMPLING)]
-Ema = Annotated[
-    float | None,
-    typer.Option(
-        "--ema",
-        help="Which average of the weights: the decay of a stored one, or the relative width of one to rebuild.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Step = Annotated[
-    int | None, typer.Option("--step", help="Step of the checkpoint, by default the newest.", rich_help_panel=SAMPLING)
-]
-PresetName = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        help="Sampling settings that a search saved in the run.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE", rich_help_panel=RUNNING),
-]
-Folder = Annotated[Path, typer.Option("--runs", help="The folder of runs.", rich_help_panel=RUNNING)]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, auto.", rich_help_panel=RUNNING)]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-RunName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN",
-        help="Folder, name or identity of a run, or 'latest'.",
-        show_default=True,
-        autocompletion=complete_runs,
-    ),
-]
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the samples of a run are drawn."""
+
+    sampler: str | None = SAMPLER
+    diffusion: str | None = DIFFUSION
+    guidance: str | None = GUIDANCE
+    steps: int | None = SAMPLER_STEPS
+    n: int | None = typer.Option(None, "-n", help="Number of samples.", rich_help_panel=SAMPLING)
+    seed: int | None = typer.Option(None, "--seed", help="Sample seed.", rich_help_panel=SAMPLING)
+    ema: float | None = EMA
 
 
-def layer(flags: Mapping[str, Any], sets: list[str] | None, training: bool = False) -> Any:
-    """Return the settings from the flags, then from --set.
+@dataclass(frozen=True)
+class SeedOptions:
+    """The seeds of a study, as the user writes them."""
+
+    seeds: str | None = typer.Option(
+        None, "--seeds", metavar="0,1,2", help="Training seeds in place of the study's own."
+    )
+    sample_seeds: str | None = typer.Option(
+        None, "--sample-seeds", metavar="0,1", help="Sampling seeds in place of the study's own."
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of a verb.  Raises UserError that names the flag."""
+        return {name: _seeds(text, f"--{name.replace('_', '-')}") for name, text in vars(self).items()}
+
+
+def _seeds(text: str | None, flag: str) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(map(int, text.split(",")))
+    except ValueError:
+        raise UserError(f"{flag} {text}: write whole numbers with commas, as in {flag} 0,1,2.") from None
+
+
+@dataclass(frozen=True)
+class RunningOptions:
+    """Any setting, the folder of runs, and the device."""
+
+    sets: list[str] | None = SETS
+    runs: Path = RUNS
+    device: str | None = DEVICE
+
+    def arguments(self, **flags: Any) -> dict[str, Any]:
+        """Return the keyword arguments of a verb that takes a run; the settings are those of `flags` and of --set."""
+        settings = layer({**flags, "device": self.device}, self.sets)
+        return {"runs": self.runs, "device": self.device, "settings": settings}
+
+    def training_settings(self, **flags: Any) -> Any:
+        """Return the settings of `flags`, --runs, --device and --set, for a training or a study."""
+        return layer({**flags, "runs": str(self.runs), "device": self.device}, self.sets, training=True)
+
+
+def layer(flags: dict[str, Any], sets: list[str] | None, training: bool = False) -> Any:
+    """Return the settings from the flags, then from --set; an error names the flag.
 
     training: whether --steps, --seed and --runs set the training rather than the sampling.
     """

@@ -2,14 +2,6 @@
 
 from sitkit.cli.app import app
 
-# isort: off
-from sitkit.cli.commands import training
-from sitkit.cli.commands import sampling
-from sitkit.cli.commands import studies
-from sitkit.cli.commands import results
-from sitkit.cli.commands import components
-from sitkit.cli.commands import exchange
-from sitkit.cli.commands import plugins
-# isort: on
+from sitkit.cli.commands import training, sampling, studies, results, components, exchange, plugins  # isort: skip
 
 __all__ = ["app", "components", "exchange", "plugins", "results", "sampling", "studies", "training"]

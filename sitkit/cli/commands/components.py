@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.app import app
-from sitkit.cli.interrupt import resumable
-from sitkit.registry import registries, registry_of, spec
+from sitkit.cli.interrupt import BEGIN_AGAIN, resumable
+from sitkit.registry import Registry, registries, registry_of, spec
 from sitkit.registry.settings_files import settings_files
 from sitkit.runtime.errors import UserError
 
@@ -22,89 +23,63 @@ if TYPE_CHECKING:
 
 @app.command(name="list")
 def list_(
-    registry: Annotated[
-        str | None, typer.Argument(help="interpolants, targets, ..., presets, experiments, or all.")
-    ] = None,
-    json: options.Json = False,
+    registry: str | None = typer.Argument(None, help="interpolants, targets, ..., presets, experiments, or all."),
+    json: bool = options.JSON,
 ) -> None:
     """List every component, those of plugins included, and the presets and experiments."""
-    groups = [files for files in settings_files.values() if registry in (None, files.plural, files.kind)]
-    chosen = (
-        []
-        if registry and groups
-        else [registry_of(registry, settings_files)]
-        if registry
-        else list(registries.values())
-    )
-    entries = {
-        r.plural: [
-            {
-                "name": name,
-                "meaning": r.meaning(name),
-                "fields": _fields(r, name),
-                "from": r.origin(name).partition(".")[0],
-            }
-            for name in r.names()
-        ]
-        for r in chosen
-    }
-    entries |= {
-        files.plural: [
-            {"name": name, "meaning": files.meaning(name), "path": str(files[name]), "from": files.origin(name)}
-            for name in files
-        ]
-        for files in groups
-    }
+    tables: list[Any] = [files for files in settings_files.values() if registry in (None, files.plural, files.kind)]
+    if registry is None:
+        tables = [*registries.values(), *tables]
+    elif not tables:
+        tables = [registry_of(registry, settings_files)]
+    entries = {table.plural: [_entry(table, name) for name in table] for table in tables}
     if json:
         console.as_json(entries)
         return
-    for r in chosen:
+    for table in tables:
+        details = ["fields"] if isinstance(table, Registry) else []
         rows = [
-            (e["name"], e["meaning"], e["fields"], "" if e["from"] == "sitkit" else e["from"])
-            for e in entries[r.plural]
+            (e["name"], e["meaning"], *(e[key] for key in details), "" if e["from"] == "sitkit" else e["from"])
+            for e in entries[table.plural]
         ]
-        console.table((r.plural, "", "fields", "plugin"), rows, f"{r.flag}")
-    for files in groups:
-        rows = [(e["name"], e["meaning"], "" if e["from"] == "sitkit" else e["from"]) for e in entries[files.plural]]
         if rows:
-            console.table((files.plural, "", "plugin"), rows)
+            console.table((table.plural, "", *details, "plugin"), rows, getattr(table, "flag", ""))
         elif registry:
             console.say(
-                f"no {files.plural}: plugins bring them.  Commands take a file in place of a name, as in "
+                f"no {table.plural}: plugins bring them.  Commands take a file in place of a name, as in "
                 "`sitkit ablate experiments/table6.yaml`."
             )
 
 
-def _fields(registry: Any, name: str) -> str:
-    from dataclasses import MISSING, fields
+def _entry(table: Any, name: str) -> dict[str, str]:
+    details = {"fields": _fields(table, name)} if isinstance(table, Registry) else {"path": str(table[name])}
+    return {"name": name, "meaning": table.meaning(name), **details, "from": table.origin(name).partition(".")[0]}
 
+
+def _fields(registry: Any, name: str) -> str:
     if name in registry.presets():
         return ""
     shown = []
-    for f in fields(registry[name]):
+    for f in dataclasses.fields(registry[name]):
         if f.default is MISSING and f.default_factory is MISSING:
             shown.append(f.name)
         else:
-            default = f.default if f.default is not MISSING else f.default_factory()  # pyright: ignore[reportCallIssue]
+            default = f.default if f.default_factory is MISSING else f.default_factory()
             shown.append(f"{f.name}={getattr(default, 'name', default)}")
     return " ".join(shown)
 
 
 @app.command()
 def show(
-    registry: Annotated[str, typer.Argument(help="interpolant, target, diffusion, timestep, ...")],
-    name: Annotated[str, typer.Argument(help="The component's name.")],
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the component.")
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option("--run", help="A run on which what kl-eta or the grid 'adapted' needs is measured.")
-    ] = None,
-    runs: options.Folder = Path("runs"),
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="The file of the plot.", show_default="KIND-NAME.png")
-    ] = None,
-    json: options.Json = False,
+    registry: str = typer.Argument(help="interpolant, target, diffusion, timestep, ..."),
+    name: str = typer.Argument(help="The component's name."),
+    sets: list[str] | None = typer.Option(None, "--set", metavar="FIELD=VALUE", help="A field of the component."),
+    run: str | None = typer.Option(
+        None, "--run", help="A run on which what kl-eta or the grid 'adapted' needs is measured."
+    ),
+    runs: Path = options.RUNS,
+    picture: Path | None = typer.Option(None, "--picture", help="The file of the plot.", show_default="KIND-NAME.png"),
+    json: bool = options.JSON,
 ) -> None:
     """Show a component: its formula, source and fields, and a plot if it has one."""
     from inspect import getdoc
@@ -156,64 +131,52 @@ def _in_short(value: Any) -> Any:
 
 @app.command()
 def certify(
-    interp: options.Interp = None,
-    target: options.Target = None,
-    sampler: options.Sampler = None,
-    diffusion: options.Diffusion = None,
-    quick: Annotated[bool, typer.Option("--quick", help="64 steps and 500 samples: under two minutes.")] = False,
-    folder: Annotated[Path, typer.Option("--out", help="The folder of the certificate.")] = Path("certificates"),
-    json: options.Json = False,
+    interp: str | None = options.INTERP,
+    target: str | None = options.TARGET,
+    sampler: str | None = options.SAMPLER,
+    diffusion: str | None = options.DIFFUSION,
+    quick: bool = typer.Option(False, "--quick", help="64 steps and 500 samples: under two minutes."),
+    folder: Path = typer.Option(Path("certificates"), "--out", help="The folder of the certificate."),
+    json: bool = options.JSON,
 ) -> None:
     """Check every combination, those of plugins included, against closed-form truth; exit 1 if one is wrong."""
     from sitkit.testing.certify import certificate_to_plain
     from sitkit.testing.certify import certify as verb
 
-    with resumable("nothing is written. Begin again with"), console.progress() as progress:
-        done = verb(
-            interp=interp,
-            target=target,
-            sampler=sampler,
-            diffusion=diffusion,
-            quick=quick,
-            out=folder,
-            progress=progress,
-        )
+    names = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
+    with resumable(BEGIN_AGAIN), console.progress() as progress:
+        certificate = verb(**names, quick=quick, out=folder, progress=progress)
     if json:
-        console.as_json(certificate_to_plain(done))
+        console.as_json(certificate_to_plain(certificate))
     else:
-        refused: dict[tuple[str, str], int] = {}
-        for verdict in done.verdicts:
-            if verdict.verdict == "refused":
-                what = dataclasses.replace(verdict.cell, target="")
-                refused[str(what), verdict.reason] = refused.get((str(what), verdict.reason), 0) + 1
-        rows = [(what, count, reason) for (what, reason), count in refused.items()]
-        if rows:
+        refusals = [v for v in certificate.verdicts if v.verdict == "refused"]
+        counts = Counter((str(dataclasses.replace(v.cell, target="")), v.reason) for v in refusals)
+        if counts:
+            rows = [(cell, count, reason) for (cell, reason), count in counts.items()]
             console.table(("refused", "targets", "reason"), rows)
         orders: dict[str, list[float]] = {}
-        for order in done.orders:
+        for order in certificate.orders:
             orders.setdefault(f"{order.sampler} ({order.declared})", []).append(order.observed)
         if orders:
-            spread = [(name, f"{min(seen):.2f} to {max(seen):.2f}") for name, seen in orders.items()]
-            console.table(("sampler (declared order)", "observed"), spread)
+            rows = [(name, f"{min(values):.2f} to {max(values):.2f}") for name, values in orders.items()]
+            console.table(("sampler (declared order)", "observed"), rows)
         console.say(f"certificate  {folder / 'certificate.json'}   {folder / 'certificate.png'}")
-    for line in done.wrong:
+    for line in certificate.wrong:
         console.error(line)
-    wrong = done.count("wrong")
-    console.err.print(
-        f"{done.count('right')} right, {done.count('refused')} refused, {wrong} wrong, {done.seconds:.0f} s"
-    )
-    if done.wrong:
+    summary = ", ".join(f"{certificate.count(verdict)} {verdict}" for verdict in ("right", "refused", "wrong"))
+    console.err.print(f"{summary}, {certificate.seconds:.0f} s")
+    if certificate.wrong:
         raise typer.Exit(1)
 
 
 @app.command()
-def doctor(json: options.Json = False) -> None:
+def doctor(json: bool = options.JSON) -> None:
     """Check versions, devices, plugins and the tracking store, and say how to install what is missing; exit 1 if one is broken."""
     from sitkit.testing.doctor import examine_machine
 
     findings = examine_machine()
     if json:
-        console.as_json([asdict(finding) for finding in findings])
+        console.as_json(findings)
     else:
         rows = [(finding.area, finding.name, finding.state, finding.detail, finding.remedy) for finding in findings]
         console.table(("", "what", "state", "", "what to do"), rows)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from sitkit.cli import console, options
 from sitkit.cli.app import app
-from sitkit.cli.interrupt import resumable
+from sitkit.cli.interrupt import BEGIN_AGAIN, resumable
 from sitkit.registry import owned, registries, registry_of
 from sitkit.registry.settings_files import settings_files
 
@@ -30,24 +29,22 @@ def _kinds(incomplete: str) -> list[tuple[str, str]]:
 def _packages(incomplete: str) -> list[str]:
     from sitkit.registry.loading import find_plugins
 
-    return [found.package for found in find_plugins() if found.package.startswith(incomplete)]
+    return [plugin.package for plugin in find_plugins() if plugin.package.startswith(incomplete)]
 
 
 @plugin.command()
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the component: lower-case words, as in my-path.")],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--kind",
-            metavar="KIND",
-            help="\n\n".join(f"[bold]{r.kind}[/]  {escape(r.purpose)}" for r in registries.values()),
-            autocompletion=_kinds,
-            show_default=False,
-        ),
-    ],
-    into: Annotated[Path, typer.Option("--into", help="The folder that the package's folder is made in.")] = Path(),
-    json: options.Json = False,
+    name: str = typer.Argument(metavar="NAME", help="Of the component: lower-case words, as in my-path."),
+    kind: str = typer.Option(
+        ...,
+        "--kind",
+        metavar="KIND",
+        help="\n\n".join(f"[bold]{r.kind}[/]  {escape(r.purpose)}" for r in registries.values()),
+        autocompletion=_kinds,
+        show_default=False,
+    ),
+    into: Path = typer.Option(Path(), "--into", help="The folder that the package's folder is made in."),
+    json: bool = options.JSON,
 ) -> None:
     """Write a package that installs, registers a component of a kind, and tests it by the laws of that kind."""
     from sitkit.registry.scaffold import new_plugin
@@ -55,15 +52,15 @@ def new(
     written = new_plugin(name, registry_of(kind), into)
     folder = written[0].parent
     if json:
-        console.as_json({"package": folder.name, "folder": str(folder), "files": [str(path) for path in written]})
+        console.as_json({"package": folder.name, "folder": folder, "files": written})
         return
     for path in written:
-        console.say(f"wrote     {path}")
-    console.say(f"next      pip install -e {shlex.quote(str(folder))}   |   sitkit plugin test {folder.name}")
+        console.facts(wrote=path)
+    console.facts(next=f"pip install -e {shlex.quote(str(folder))}   |   sitkit plugin test {folder.name}")
 
 
 @plugin.command(name="list")
-def list_(json: options.Json = False) -> None:
+def list_(json: bool = options.JSON) -> None:
     """The plugins that are installed, what they bring, and what became of each when it was loaded."""
     from sitkit.registry.loading import load_plugins
     from sitkit.registry.plugin import installed
@@ -71,69 +68,62 @@ def list_(json: options.Json = False) -> None:
 
     load_plugins()
     entries: list[dict[str, Any]] = []
-    for found in installed:
-        state, reason = plugin_state(found)
-        brought = owned(found)
+    for package in installed:
+        state, reason = plugin_state(package)
+        components = owned(package)
+        files = [(table, name) for table in settings_files.values() for name in table.names_of(package)]
         entries.append({
-            "name": found.name, "package": found.package, "version": found.version, "module": found.module,
-            "state": state, "reason": reason, "kinds": list(dict.fromkeys(r.kind for r, _ in brought)),
-            "components": [{"kind": r.kind, "name": name, "meaning": r.meaning(name)} for r, name in brought],
-            "settings": [
-                {"kind": files.kind, "name": name, "meaning": files.meaning(name)}
-                for files in settings_files.values()
-                for name in files.names_of(found)
-            ],
+            "name": package.name, "package": package.package, "version": package.version, "module": package.module,
+            "state": state, "reason": reason, "kinds": list(dict.fromkeys(r.kind for r, _ in components)),
+            "components": [{"kind": r.kind, "name": name, "meaning": r.meaning(name)} for r, name in components],
+            "settings": [{"kind": t.kind, "name": name, "meaning": t.meaning(name)} for t, name in files],
         })  # fmt: skip
     if json:
         console.as_json(entries)
     elif entries:
-        rows = [
-            (e["name"], e["package"], e["version"], Text(e["state"], style=STYLES.get(e["state"], "")),
-             e["reason"] or ", ".join(f"{c['kind']} {c['name']}" for c in (*e["components"], *e["settings"])))
-            for e in entries
-        ]  # fmt: skip
+        rows = []
+        for entry in entries:
+            brings = ", ".join(f"{part['kind']} {part['name']}" for part in (*entry["components"], *entry["settings"]))
+            words = (entry["name"], entry["package"], entry["version"])
+            rows.append((*words, _styled(entry["state"]), entry["reason"] or brings))
         console.table(("plugin", "package", "version", "state", "brings"), rows)
     else:
         console.say("no plugin is installed: write one with `sitkit plugin new NAME --kind KIND`.")
 
 
+def _styled(state: str) -> Text:
+    return Text(state, style=STYLES.get(state, ""))
+
+
 @plugin.command()
 def test(
-    packages: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="PACKAGE...", help="Installed plugins.", show_default="all of them", autocompletion=_packages
-        ),
-    ] = None,
-    json: options.Json = False,
+    packages: list[str] | None = typer.Argument(
+        None, metavar="PACKAGE...", help="Installed plugins.", show_default="all of them", autocompletion=_packages
+    ),
+    json: bool = options.JSON,
 ) -> None:
     """Try the laws on installed plugins, by closed-form truth where there is one; exit 1 if a law is broken."""
     from sitkit.testing.plugins import plugins_named, test_plugin
 
     chosen = plugins_named(packages or [])
-    with resumable("nothing is written. Begin again with"), console.progress() as progress:
-        found = [test_plugin(one, progress) for one in chosen]
+    with resumable(BEGIN_AGAIN), console.progress() as progress:
+        results = [test_plugin(package, progress) for package in chosen]
     if json:
         console.as_json([
-            {"plugin": asdict(one.plugin), "ok": not one.failures, "verdicts": [asdict(v) for v in one.verdicts]}
-            for one in found
+            {"plugin": result.plugin, "ok": not result.failures, "verdicts": result.verdicts} for result in results
         ])  # fmt: skip
-    elif not found:
+    elif not results:
         console.say("no plugin is installed.")
     else:
-        for one in found:
-            subjects = list(dict.fromkeys(verdict.subject for verdict in one.verdicts))
-            for subject in subjects:
-                rows = [
-                    (v.law, Text(v.outcome, style=STYLES.get(v.outcome, "")), v.reason if v.reason else v.meaning)
-                    for v in one.verdicts
-                    if v.subject == subject
-                ]
-                console.table(("law", "", ""), rows, f"{one.plugin}: {subject}")
-    for one in found:
-        for verdict in one.failures:
-            console.error(f"{one.plugin.package}, {verdict.subject}, {verdict.law}: {verdict.reason}")
-    counts = Counter(verdict.outcome for one in found for verdict in one.verdicts)
+        for result in results:
+            for subject in dict.fromkeys(law.subject for law in result.verdicts):
+                laws = [law for law in result.verdicts if law.subject == subject]
+                rows = [(law.law, _styled(law.outcome), law.reason or law.meaning) for law in laws]
+                console.table(("law", "", ""), rows, f"{result.plugin}: {subject}")
+    for result in results:
+        for law in result.failures:
+            console.error(f"{result.plugin.package}, {law.subject}, {law.law}: {law.reason}")
+    counts = Counter(law.outcome for result in results for law in result.verdicts)
     console.err.print(f"{counts['holds']} laws hold, {counts['not shown']} not shown here, {counts['broken']} broken")
     if counts["broken"]:
         raise typer.Exit(1)

@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.app import app
+from sitkit.cli.console import short
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import extractors
 from sitkit.runtime.errors import UserError
 
 
 @app.command()
+@options.grouped
 def sample(
-    run: options.RunName = "latest",
-    preset: options.PresetName = None,
-    sampler: options.Sampler = None,
-    diffusion: options.Diffusion = None,
-    guidance: options.Guidance = None,
-    steps: options.SamplerSteps = None,
-    n: options.Count = None,
-    seed: options.Seed = None,
-    ema: options.Ema = None,
-    step: options.Step = None,
-    adm: Annotated[
-        Path | None,
-        typer.Option("--adm", help="Also write the samples as ADM's evaluator reads them.", metavar="OUT.npz"),
-    ] = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    *,
+    run: str = options.RUN,
+    preset: str | None = options.PRESET,
+    sampling: options.SamplingOptions,
+    step: int | None = options.STEP,
+    adm: Path | None = typer.Option(
+        None, "--adm", help="Also write the samples as ADM's evaluator reads them.", metavar="OUT.npz"
+    ),
+    running: options.RunningOptions,
+    json: bool = options.JSON,
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues."""
     from sitkit.runs.run import open_run
     from sitkit.runs.sample import sample as verb
     from sitkit.runs.sample import write_adm
 
-    flags = {
-        "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "steps": steps, "n": n, "seed": seed, "ema": ema,
-        "device": device,
-    }  # fmt: skip
-    chosen = open_run(
-        run,
-        {"preset": preset, "step": step, "runs": runs, "device": device, "settings": options.layer(flags, sets)},
-        "sample",
-    )
+    chosen = open_run(run, {"preset": preset, "step": step, **running.arguments(**vars(sampling))}, "sample")
     if adm is not None and not chosen.data_description.is_image:
         raise UserError(f"--adm writes images; this run models examples of shape {chosen.data_description.shape}.")
     with resumable(), console.progress() as progress:
@@ -56,34 +41,29 @@ def sample(
         if adm is not None:
             write_adm(samples, adm)
     if json:
-        console.as_json(samples.record | {"path": str(samples.folder)})
+        console.as_json(samples.record | {"path": samples.folder})
         return
-    console.say(f"samples   {samples.folder / 'samples.npz'}   {samples.n} at {samples.record['nfe']} evaluations each")
-    if adm is not None:
-        console.say(f"ADM       {adm}")
-    if (samples.folder / "grid.png").is_file():
-        console.say(f"picture   {samples.folder / 'grid.png'}")
-    console.say(f"recipe    {samples.folder / 'record.json'}")
+    picture = samples.folder / "grid.png"
+    console.facts(
+        samples=f"{samples.folder / 'samples.npz'}   {samples.n} at {samples.record['nfe']} evaluations each",
+        ADM=adm,
+        picture=picture if picture.is_file() else None,
+        recipe=samples.folder / "record.json",
+    )
 
 
 @app.command()
+@options.grouped
 def evaluate(
-    run: options.RunName = "latest",
-    preset: options.PresetName = None,
-    metric: options.Metrics = None,
-    features: options.Features = None,
-    sampler: options.Sampler = None,
-    diffusion: options.Diffusion = None,
-    guidance: options.Guidance = None,
-    steps: options.SamplerSteps = None,
-    n: options.Count = None,
-    seed: options.Seed = None,
-    ema: options.Ema = None,
-    step: options.Step = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    *,
+    run: str = options.RUN,
+    preset: str | None = options.PRESET,
+    metric: list[str] | None = options.component("metrics", options.DATA, "Repeat it, or name several with commas."),
+    features: str | None = options.component("extractors", options.DATA),
+    sampling: options.SamplingOptions,
+    step: int | None = options.STEP,
+    running: options.RunningOptions,
+    json: bool = options.JSON,
 ) -> None:
     """Measure a run's samples against its data; the same metric between two halves of the data stands beside each number.
 
@@ -98,143 +78,107 @@ def evaluate(
         except UserError as error:
             raise UserError(f"--features: {error}") from None
     names = [name.strip() for text in metric or [] for name in text.split(",")] or None
-    flags = {
-        "metric": names, "sampler": sampler, "diffusion": diffusion, "guidance": guidance, "steps": steps, "n": n,
-        "seed": seed, "ema": ema, "device": device,
-    }  # fmt: skip
-    settings = options.layer(flags, sets)
+    arguments = running.arguments(metric=names, **vars(sampling))
     with resumable(), console.progress() as progress:
-        done = verb(
-            run,
-            features=features,
-            preset=preset,
-            step=step,
-            runs=runs,
-            device=device,
-            settings=settings,
-            progress=progress,
-        )
+        evaluations = verb(run, features=features, preset=preset, step=step, progress=progress, **arguments)
+    records = [evaluation.record for evaluation in evaluations]
     if json:
-        console.as_json([evaluation.record | {"path": str(evaluation.path)} for evaluation in done])
+        console.as_json([e.record | {"path": e.path} for e in evaluations])
         return
+    extractor_of = [record["metric"].get("features", {}).get("name", "") for record in records]
     rows = [
-        (
-            evaluation.record["metric"]["name"],
-            evaluation.record["metric"].get("features", {}).get("name", ""),
-            f"{evaluation.value:.4g}",
-            "-" if evaluation.stderr is None else f"{evaluation.stderr:.2g}",
-            "-" if evaluation.halves is None else f"{evaluation.halves:.4g}",
-            evaluation.n,
-            evaluation.nfe,
-        )
-        for evaluation in done
+        (e.record["metric"]["name"], extractor, short(e.value), short(e.stderr, 2), short(e.halves), e.n, e.nfe)
+        for e, extractor in zip(evaluations, extractor_of, strict=True)
     ]
-    notes = [note for evaluation in done for note in evaluation.record["notes"]]
-    for record in (evaluation.record for evaluation in done):
+    notes = [note for record in records for note in record["notes"]]
+    for record in records:
         if record["reference"]["file"]:
             notes.append(f"{record['metric']['name']}: against the statistics in {record['reference']['file']}.")
-    if any(evaluation.halves is not None for evaluation in done):
+    if any(evaluation.halves is not None for evaluation in evaluations):
         notes.append("halves: the same metric between two random halves of the data.")
-    features_of = {e.record["metric"]["features"]["name"]: e.record["features"] for e in done if e.record["features"]}
-    for name, record in features_of.items():
-        if "accuracy" in record:
-            accuracy = "unknown" if record["accuracy"] is None else f"{record['accuracy']:.4g}"
-            notes.append(f"{name}: accuracy on {record['heldout']} held-out examples {accuracy}.")
-    console.table(
-        ("metric", "features", "value", "stderr", "halves", "n", "NFE"), rows, notes=list(dict.fromkeys(notes))
-    )
-    for evaluation in done:
-        console.say(f"recipe    {evaluation.path}")
+    for extractor, record in zip(extractor_of, records, strict=True):
+        if record["features"] and "accuracy" in record["features"]:
+            accuracy, heldout = record["features"]["accuracy"], record["features"]["heldout"]
+            accuracy = "unknown" if accuracy is None else short(accuracy)
+            notes.append(f"{extractor}: accuracy on {heldout} held-out examples {accuracy}.")
+    columns = ("metric", "features", "value", "stderr", "halves", "n", "NFE")
+    console.table(columns, rows, notes=list(dict.fromkeys(notes)))
+    for evaluation in evaluations:
+        console.facts(recipe=evaluation.path)
 
 
 @app.command()
-def runs(
-    runs: options.Folder = Path("runs"),
-    json: options.Json = False,
-) -> None:
+def runs(runs: Path = options.RUNS, json: bool = options.JSON) -> None:
     """List the runs on disk with their steps, samplings and numbers."""
     from sitkit.runs.run import list_runs
 
-    rows = [
-        {"run": str(run.folder), "step": run.step, "of": run.steps, "samplings": run.samplings,
-         "evaluations": run.evaluations, "first": ", ".join(f"{value:.4g} {name}" for name, value in run.values)}
-        for run in list_runs(runs)
-    ]  # fmt: skip
+    summaries = list_runs(runs)
+    first = [", ".join(f"{value:.4g} {name}" for name, value in run.values) for run in summaries]
     if json:
-        console.as_json(rows)
-    elif rows:
-        shown = [
-            (
-                Path(row["run"]).name if runs == Path("runs") else row["run"],
-                f"{row['step']}/{row['of']}",
-                "; ".join(
-                    [
-                        *filter(None, [row["first"]]),
-                        *(f"{row[what]} {what}" for what in ("samplings", "evaluations") if row[what]),
-                    ]
-                ),
-            )
-            for row in rows
-        ]
-        console.table(("run", "step", ""), shown, cut=True)
+        console.as_json([
+            {"run": run.folder, "step": run.step, "of": run.steps, "samplings": run.samplings,
+             "evaluations": run.evaluations, "first": values}
+            for run, values in zip(summaries, first, strict=True)
+        ])  # fmt: skip
+    elif summaries:
+        rows = []
+        for run, values in zip(summaries, first, strict=True):
+            counts = {"samplings": run.samplings, "evaluations": run.evaluations}
+            known = [values, *(f"{count} {name}" for name, count in counts.items() if count)]
+            name = run.folder.name if runs == Path("runs") else run.folder
+            rows.append((name, f"{run.step}/{run.steps}", "; ".join(filter(None, known))))
+        console.table(("run", "step", ""), rows, cut=True)
     else:
         console.say(f"no runs in {runs}: make one with `sitkit train`.")
 
 
 @app.command()
+@options.grouped
 def likelihood(
-    run: options.RunName = "latest",
-    n: Annotated[int | None, typer.Option("-n", help="Held-out examples.", show_default="all, at most 1000")] = None,
-    probes: Annotated[int, typer.Option("--probes", help="Random probes of the divergence per example.")] = 1,
-    divergence: Annotated[
-        str, typer.Option("--divergence", help="auto (exact up to 32 dimensions), exact, rademacher, gaussian.")
-    ] = "auto",
-    sampler: Annotated[
-        str, typer.Option("--sampler", help="An ODE solver.", rich_help_panel=options.SAMPLING)
-    ] = "dopri5",
-    steps: options.SamplerSteps = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of dequantisation and probes.")] = 0,
-    ema: options.Ema = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    *,
+    run: str = options.RUN,
+    n: int | None = typer.Option(None, "-n", help="Held-out examples.", show_default="all, at most 1000"),
+    probes: int = typer.Option(1, "--probes", help="Random probes of the divergence per example."),
+    divergence: str = typer.Option(
+        "auto", "--divergence", help="auto (exact up to 32 dimensions), exact, rademacher, gaussian."
+    ),
+    sampler: str = typer.Option("dopri5", "--sampler", help="An ODE solver.", rich_help_panel=options.SAMPLING),
+    steps: int | None = options.SAMPLER_STEPS,
+    seed: int = typer.Option(0, "--seed", help="Seed of dequantisation and probes."),
+    ema: float | None = options.EMA,
+    running: options.RunningOptions,
+    json: bool = options.JSON,
 ) -> None:
     """Measure bits per dimension of held-out data under the probability-flow ODE, with the standard error."""
     from sitkit.runs.likelihood import likelihood as verb
 
     with resumable(), console.progress() as progress:
-        done = verb(
-            run, n=n, probes=probes, divergence=divergence, sampler=sampler, steps=steps, seed=seed, ema=ema, runs=runs,  # pyright: ignore[reportArgumentType]
-            device=device, settings=options.layer({}, sets), progress=progress,
+        result = verb(
+            run, n=n, probes=probes, divergence=divergence, sampler=sampler, steps=steps, seed=seed, ema=ema,  # pyright: ignore[reportArgumentType]
+            progress=progress, **running.arguments(),
         )  # fmt: skip
-    record = done.record
+    record = result.record
     if json:
-        console.as_json(record | {"path": str(done.path)})
+        console.as_json(record | {"path": result.path})
         return
-    numbers = [
-        f"{record[key]:.2g}" if record[key] is not None else "-" for key in ("stderr", "stderr_data", "stderr_probes")
-    ]
-    row = [f"{done.value:.4g}", *numbers, record["n"], record["divergence"], record["probes"] or "-", record["nfe"],
-           f"{record['round_trip']['rms']:.2g}"]  # fmt: skip
+    errors = [short(record[key], 2) for key in ("stderr", "stderr_data", "stderr_probes")]
+    row = [short(result.value), *errors, record["n"], record["divergence"], record["probes"] or "-", record["nfe"]]
+    row.append(short(record["round_trip"]["rms"], 2))
     columns = (record["unit"], "stderr", "of data", "of probes", "n", "divergence", "probes", "NFE", "round trip")
     notes = ["round trip: root mean square of data -> noise -> data, in units of the data."]
     if record["stderr_probes"] is None:
         notes.append("with one probe its part of the error is unknown: use --probes 2 or more.")
     console.table(columns, [row], notes=notes)
-    console.say(f"recipe    {done.path}")
+    console.facts(recipe=result.path)
 
 
 @app.command()
 def losscurve(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN...", help="Runs to compare.", show_default="latest"),
-    ] = None,
-    picture: Annotated[Path, typer.Option("--picture", help="Where the plot goes.")] = Path("losscurve.png"),
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    names: list[str] | None = typer.Argument(None, metavar="RUN...", help="Runs to compare.", show_default="latest"),
+    picture: Path = typer.Option(Path("losscurve.png"), "--picture", help="Where the plot goes."),
+    runs: Path = options.RUNS,
+    device: str | None = options.DEVICE,
+    json: bool = options.JSON,
 ) -> None:
     """Plot the velocity loss of runs against time, for any target: where along the path each network errs."""
     from sitkit.results.losscurve import draw_loss_curves
@@ -250,10 +194,8 @@ def losscurve(
         return
     rows = []
     for run, curve in zip(trained, curves, strict=True):
-        losses, times = list(curve.values), list(curve.x)
-        worst = max(range(len(losses)), key=losses.__getitem__)
-        rows.append(
-            (curve.label, f"{sum(losses) / len(losses):.4g}", f"{losses[worst]:.4g}", f"{times[worst]:.3g}", run.folder)
-        )
+        largest, time = max(zip(curve.values, curve.x, strict=True), key=lambda point: point[0])
+        mean = sum(curve.values) / len(curve.values)
+        rows.append((curve.label, short(mean), short(largest), short(time, 3), run.folder))
     console.table(("target", "mean over t", "largest", "at t", "run"), rows, "velocity loss, summed over dimensions")
-    console.say(f"picture   {picture}")
+    console.facts(picture=picture)

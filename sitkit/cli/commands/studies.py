@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sitkit.cli import console, options
 from sitkit.cli.app import app
-from sitkit.cli.console import plain
+from sitkit.cli.console import short
 from sitkit.cli.interrupt import resumable
+from sitkit.registry.settings_files import experiments
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -20,133 +22,99 @@ if TYPE_CHECKING:
     from sitkit.studies.check import CellForecast, CheckReport
     from sitkit.studies.cost import Cost
     from sitkit.studies.executors import Executor
+    from sitkit.studies.status import StudyStatus
     from sitkit.studies.study import Refused
 
 
-SeedList = Annotated[
-    str | None, typer.Option("--seeds", metavar="0,1,2", help="Training seeds in place of the study's own.")
-]
-SampleSeedList = Annotated[
-    str | None, typer.Option("--sample-seeds", metavar="0,1", help="Sampling seeds in place of the study's own.")
-]
-Base = Annotated[str | None, typer.Option("--base", help="A preset or file in place of the study's own base.")]
-
-
-def seed_list(text: str | None, flag: str) -> tuple[int, ...] | None:
-    """ "0,1,2" as numbers.  Raises UserError that names the flag."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise UserError(f"{flag} {text}: write whole numbers with commas, as in {flag} 0,1,2.") from None
+BASE = typer.Option(None, "--base", help="A preset or file in place of the study's own base.")
+_running = functools.partial(typer.Option, rich_help_panel=options.RUNNING)
 
 
 @app.command()
+@options.grouped
 def ablate(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="A study, as experiments/table6.yaml, or an experiment's name (`sitkit list experiments`).",
-            autocompletion=options.complete_files("experiments"),
-        ),
-    ],
-    base: Base = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells and trainings, do nothing.")] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", "-k", help="Do the other cells where some are impossible.")
-    ] = False,
-    seeds: SeedList = None,
-    sample_seeds: SampleSeedList = None,
-    executor: Annotated[
-        str,
-        typer.Option(
-            "--executor",
-            metavar="local|ray|ray://HOST:PORT",
-            help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, started "
-            "if there is none; on the one named.",
-            rich_help_panel=options.RUNNING,
-        ),
-    ] = "local",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            min=1,
-            help="Processes at a time, to which the GPUs are dealt out.",
-            show_default="1, on Ray as many as it has room for",
-            rich_help_panel=options.RUNNING,
-        ),
-    ] = None,
-    cpus: Annotated[
-        float | None,
-        typer.Option("--cpus", min=0, help="CPUs of a task on Ray.", show_default="1", rich_help_panel=options.RUNNING),
-    ] = None,
-    gpus: Annotated[
-        float | None,
-        typer.Option(
-            "--gpus",
-            min=0,
-            help="GPUs of a task on Ray.",
-            show_default="1 where it has any",
-            rich_help_panel=options.RUNNING,
-        ),
-    ] = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    *,
+    file: Path = typer.Argument(
+        metavar="FILE",
+        help="A study, as experiments/table6.yaml, or an experiment's name (`sitkit list experiments`).",
+        autocompletion=options.complete(experiments),
+    ),
+    base: str | None = BASE,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print cells and trainings, do nothing."),
+    keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Do the other cells where some are impossible."),
+    seeds: options.SeedOptions,
+    executor: str = _running(
+        "local",
+        "--executor",
+        metavar="local|ray|ray://HOST:PORT",
+        help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, started "
+        "if there is none; on the one named.",
+    ),
+    workers: int | None = _running(
+        None,
+        "--workers",
+        min=1,
+        help="Processes at a time, to which the GPUs are dealt out.",
+        show_default="1, on Ray as many as it has room for",
+    ),
+    cpus: float | None = _running(None, "--cpus", min=0, help="CPUs of a task on Ray.", show_default="1"),
+    gpus: float | None = _running(
+        None, "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 where it has any"
+    ),
+    running: options.RunningOptions,
+    json: bool = options.JSON,
 ) -> None:
     """Train and measure every cell of a study; run again, it continues.
 
     Run in several places at once on one folder, they share the work.
     """
-    from sitkit.results.study_results import runs_of
+    from sitkit.results.study_results import FILE, runs_of
     from sitkit.results.table import grid
     from sitkit.studies.ablate import run_study as verb
     from sitkit.studies.status import StudyStatus
     from sitkit.studies.study_file import read_study
-    from sitkit.studies.tasks import trained
 
-    over = options.layer({"runs": str(runs), "device": device}, sets, training=True)
-    chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
+    over, own_seeds = running.training_settings(), seeds.arguments()
     if dry_run:
-        plan = read_study(file, over, base, *chosen)
+        plan = read_study(file, over, base, **own_seeds)
         if not keep_going:
             plan.require()
-        board = StudyStatus(plan)
-        trainings = {place.training: cell.config for cell, place in zip(plan.cells, board.places, strict=True)}
-        done = {training: trained(config) for training, config in trainings.items()}
-        rows = [
-            (i + 1, cell.row, cell.column, cell.seed, cell.sample_seed, place.run,
-             "measured" if board.measurements.find(place) else "trained" if done[place.training] else "")
-            for i, (cell, place) in enumerate(zip(plan.cells, board.places, strict=True))
-        ]  # fmt: skip
-        names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
-        if json:
-            console.as_json([dict(zip(names, row, strict=True)) for row in rows])
-        else:
-            console.table(("cell", "row", "column", "seeds", "run", "state"),
-                          [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows])  # fmt: skip
-            console.say(f"{len(rows)} cells from {len(done)} trainings")
+        _print_plan(StudyStatus(plan), json)
         return
     from sitkit.cli.live import live_view
 
     with resumable(), live_view() as (progress, watch):
         outcome = verb(
-            file, over, base, seeds=chosen[0], sample_seeds=chosen[1], keep_going=keep_going,
-            executor=_executor(executor, workers, cpus, gpus), progress=progress, watch=watch,
+            file, over, base, keep_going=keep_going, executor=_executor(executor, workers, cpus, gpus),
+            progress=progress, watch=watch, **own_seeds,
         )  # fmt: skip
     results = outcome.results
     if json:
-        from sitkit.results.study_results import FILE
-
-        console.as_json(results.model_dump() | {"path": str(outcome.folder / FILE)})
+        console.as_json(results.model_dump() | {"path": outcome.folder / FILE})
     else:
         print_table(grid(results))
-        console.say(f"table     {outcome.folder / 'table.csv'}   table.md   table.tex")
+        console.facts(table=f"{outcome.folder / 'table.csv'}   table.md   table.tex")
     print_failures(results, runs_of(outcome.folder, results))
+
+
+def _print_plan(status: StudyStatus, json: bool) -> None:
+    """Print the cells of a study and what of each is on disk."""
+    from sitkit.studies.tasks import trained
+
+    pairs = list(zip(status.plan.cells, status.places, strict=True))
+    configs = {place.training: cell.config for cell, place in pairs}
+    is_trained = {training: trained(config) for training, config in configs.items()}
+    rows = []
+    for number, (cell, place) in enumerate(pairs, 1):
+        state = "measured" if status.measurements.find(place) else "trained" if is_trained[place.training] else ""
+        rows.append((number, cell.row, cell.column, cell.seed, cell.sample_seed, place.run, state))
+    names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
+    if json:
+        console.as_json([dict(zip(names, row, strict=True)) for row in rows])
+        return
+    cells = [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows]
+    console.table(("cell", "row", "column", "seeds", "run", "state"), cells)
+    console.say(f"{len(rows)} cells from {len(configs)} trainings")
 
 
 def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:
@@ -167,18 +135,18 @@ def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | 
 STYLES = {"best": "bold green", "close": "dim", "failed": "red"}
 
 
-def print_table(drawn: Grid) -> None:
+def print_table(table: Grid) -> None:
     """A study's table: bold the best where it is significant, dim what is not distinguishable from it, red what failed."""
     from rich.text import Text
 
     rows = []
-    for row, line in drawn.rows:
+    for row, line in table.rows:
         cells: list[object] = [row]
         for shown in line:
             text = Text(shown.text, style=STYLES.get(shown.mark, ""))
             cells.append(text.append(f" [{shown.reference}]", style="not bold cyan") if shown.reference else text)
         rows.append(cells)
-    console.table(("", *drawn.columns), rows, drawn.title, drawn.notes)
+    console.table(("", *table.columns), rows, table.title, table.notes)
 
 
 def print_failures(results: StudyResults, runs: Path) -> None:
@@ -200,36 +168,33 @@ FIGURES = (
 
 
 @app.command()
+@options.grouped
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A study; or a configuration, a preset, a run's folder.")],
-    base: Base = None,
-    seeds: SeedList = None,
-    sample_seeds: SampleSeedList = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    *,
+    file: str = typer.Argument(metavar="FILE", help="A study; or a configuration, a preset, a run's folder."),
+    base: str | None = BASE,
+    seeds: options.SeedOptions,
+    running: options.RunningOptions,
+    json: bool = options.JSON,
 ) -> None:
     """What each cell will do and cost, and what is done already; exit 2 where one cannot be.  Nothing is computed."""
     from sitkit.studies.check import check as verb
 
-    over = options.layer({"runs": str(runs), "device": device}, sets, training=True)
-    chosen = seed_list(seeds, "--seeds"), seed_list(sample_seeds, "--sample-seeds")
-    found = verb(file, base=base, seeds=chosen[0], sample_seeds=chosen[1], settings=over)
+    report = verb(file, base=base, settings=running.training_settings(), **seeds.arguments())
     if json:
-        console.as_json(plain(found))
+        console.as_json(report)
     else:
-        _print_checked(found)
-    _print_refused(found.refused)
-    if found.refused:
+        _print_checked(report)
+    _print_refused(report.refused)
+    if report.refused:
         raise typer.Exit(2)
 
 
-def _print_checked(found: CheckReport) -> None:
+def _print_checked(report: CheckReport) -> None:
     groups: dict[tuple[Any, ...], list[CellForecast]] = {}
     costs: dict[tuple[str, ...], list[CellForecast]] = {}
     notes: dict[str, str] = {}
-    for cell in found.cells:
+    for cell in report.cells:
         groups.setdefault((cell.row, cell.column, cell.times, cell.nfe), []).append(cell)
         costs.setdefault(_cost(cell.cost), []).append(cell)
         for why in cell.singular:
@@ -243,16 +208,16 @@ def _print_checked(found: CheckReport) -> None:
     console.table(
         ("cell", "row", "column", "t", "NFE", "state"), rows, notes=[f"{m} {why}" for why, m in notes.items()]
     )
-    for t0, t1 in dict.fromkeys(cell.training for cell in found.cells if cell.training != (0.0, 1.0)):
+    for t0, t1 in dict.fromkeys(cell.training for cell in report.cells if cell.training != (0.0, 1.0)):
         console.say(f"trained on t from {t0:.6g} to {t1:.6g}: target or weight is singular beyond")
     console.say("")
     rows = [(_range(cells), *cost) for cost, cells in costs.items()]
     names = ("cell", "states", "weights", "FLOPs", "training", "sampling", "run", "samples")
     console.table(names, rows, notes=[FIGURES])
-    work = "" if found.flops is None else f", {scaled(found.flops, 'FLOPs')}"
+    work = "" if report.flops is None else f", {scaled(report.flops, 'FLOPs')}"
     console.say(
-        f"to do: {found.trainings[1]} of {found.trainings[0]} trainings, {found.measurements[1]} of "
-        f"{found.measurements[0]} measurements{work}, {scaled(found.disk, 'B')} on disk"
+        f"to do: {report.trainings[1]} of {report.trainings[0]} trainings, {report.measurements[1]} of "
+        f"{report.measurements[0]} measurements{work}, {scaled(report.disk, 'B')} on disk"
     )
 
 
@@ -313,64 +278,43 @@ def scaled(count: int, unit: str = "") -> str:
 
 
 @app.command()
+@options.grouped
 def search(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder, name or identity of a run, or 'latest'.")],
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A search, as experiments/search.yaml, or an experiment's name.")
-    ],
-    trials: Annotated[
-        int | None, typer.Option("--trials", help="Settings to measure, by all processes together.")
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option("--storage", help="Optuna's database URL.", show_default="a file in the run's folder")
-    ] = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
-    json: options.Json = False,
+    *,
+    run: str = typer.Argument(metavar="RUN", help="Folder, name or identity of a run, or 'latest'."),
+    file: Path = typer.Argument(metavar="FILE", help="A search, as experiments/search.yaml, or an experiment's name."),
+    trials: int | None = typer.Option(None, "--trials", help="Settings to measure, by all processes together."),
+    storage: str | None = typer.Option(
+        None, "--storage", help="Optuna's database URL.", show_default="a file in the run's folder"
+    ),
+    running: options.RunningOptions,
+    json: bool = options.JSON,
 ) -> None:
     """Search for the best way to sample a run; run again, or beside itself, it continues."""
+    from sitkit.runtime.files import read_json
     from sitkit.studies.search import describe_choice
     from sitkit.studies.search import search as verb
 
     with resumable(), console.progress() as progress:
-        found = verb(
-            run,
-            file,
-            trials=trials,
-            storage=storage,
-            runs=runs,
-            device=device,
-            settings=options.layer({}, sets),
-            progress=progress,
-        )
+        outcome = verb(run, file, trials=trials, storage=storage, progress=progress, **running.arguments())
     if json:
-        from sitkit.runtime.files import read_json
-
-        console.as_json(read_json(found.record) | {"path": str(found.record)})
+        console.as_json(read_json(outcome.record) | {"path": outcome.record})
         return
-    rows = [
-        (
-            "own" if setting is found.reference else setting.trial,
-            f"{setting.estimate.mean:.4g}",
-            f"{setting.estimate.stderr:.2g}",
-            setting.nfe,
-            f"{setting.seconds:.3g}",
-            ("winner: " if setting is found.winner else "")
-            + (describe_choice(setting.chosen) or "the run's own setting"),
-        )
-        for setting in (*found.confirmed, found.reference)
-    ]
-    seeds = found.search.confirm.seeds
+    rows = []
+    for result in (*outcome.confirmed, outcome.reference):
+        setting = describe_choice(result.chosen) or "the run's own setting"
+        trial, winner = "own" if result is outcome.reference else result.trial, result is outcome.winner
+        mean, stderr = short(result.estimate.mean), short(result.estimate.stderr, 2)
+        rows.append((trial, mean, stderr, result.nfe, short(result.seconds, 3), "winner: " * winner + setting))
+    confirm = outcome.search.confirm
+    counts = ", ".join(f"{count} trials {kind}" for kind, count in outcome.counts.items() if count)
     notes = [
-        f"mean and standard error over {len(seeds)} seeds of {found.search.confirm.n} samples; "
-        + ", ".join(f"{count} trials {kind}" for kind, count in found.counts.items() if count),
-        *(f"{count} refused: {reason}" for reason, count in list(found.refused.items())[:5]),
+        f"mean and standard error over {len(confirm.seeds)} seeds of {confirm.n} samples; {counts}",
+        *(f"{count} refused: {reason}" for reason, count in list(outcome.refused.items())[:5]),
     ]
-    console.table(("trial", "metric", "stderr", "NFE", "s/sample", "setting"), rows, found.search.title, notes)
-    console.say(found.verdict)
-    console.say(f"picture   {found.picture}\ntrials    {found.table}\nrecord    {found.record}")
-    if found.preset is not None:
-        console.say(
-            f"next      sitkit sample {shlex.quote(str(found.preset.parents[1]))} --preset {shlex.quote(found.preset.stem)}"
-        )
+    console.table(("trial", "metric", "stderr", "NFE", "s/sample", "setting"), rows, outcome.search.title, notes)
+    console.say(outcome.verdict)
+    console.facts(picture=outcome.picture, trials=outcome.table, record=outcome.record)
+    if outcome.preset is not None:
+        words = shlex.join([str(outcome.preset.parents[1]), "--preset", outcome.preset.stem])
+        console.facts(next=f"sitkit sample {words}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -12,90 +12,62 @@ from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
 from sitkit.registry import datasets
+from sitkit.registry.settings_files import presets
 from sitkit.runtime.errors import UserError, suggest
 
 
 @app.command()
+@options.grouped
 def train(
-    config: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="CONFIG",
-            help="A preset or a YAML file.",
-            show_default="digits",
-            autocompletion=options.complete_files("presets"),
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            help="A preset to start from (`sitkit list presets`); CONFIG changes it.",
-            rich_help_panel=options.RUNNING,
-            autocompletion=options.complete_files("presets"),
-        ),
-    ] = None,
-    interp: options.Interp = None,
-    target: options.Target = None,
-    weight: options.Weight = None,
-    loss: options.Loss = None,
-    timestep: options.Timestep = None,
-    coupling: options.Coupling = None,
-    backbone: options.Backbone = None,
-    autoencoder: options.Autoencoder = None,
-    data: options.Data = None,
-    sampler: options.Sampler = None,
-    diffusion: options.Diffusion = None,
-    guidance: options.Guidance = None,
-    metric: options.Metric = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Optimiser steps.", rich_help_panel=options.MODEL)
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Training seed.", rich_help_panel=options.MODEL)] = None,
-    sets: options.Sets = None,
-    runs: options.Folder = Path("runs"),
-    device: options.Device = None,
+    *,
+    config: str | None = typer.Argument(
+        None,
+        metavar="CONFIG",
+        help="A preset or a YAML file.",
+        show_default="digits",
+        autocompletion=options.complete(presets),
+    ),
+    preset: str | None = typer.Option(
+        None,
+        "--preset",
+        metavar="NAME",
+        help="A preset to start from (`sitkit list presets`); CONFIG changes it.",
+        rich_help_panel=options.RUNNING,
+        autocompletion=options.complete(presets),
+    ),
+    training: options.TrainingOptions,
+    running: options.RunningOptions,
 ) -> None:
     """Train a combination of components; the same command again continues."""
     from sitkit.training.train import train as verb
 
-    flags = {
-        "interp": interp, "target": target, "weight": weight, "loss": loss, "timestep": timestep, "coupling": coupling,
-        "backbone": backbone, "autoencoder": autoencoder, "data": data, "sampler": sampler, "diffusion": diffusion,
-        "guidance": guidance, "metric": metric, "steps": steps, "seed": seed, "runs": str(runs), "device": device,
-    }  # fmt: skip
-    settings = options.layer(flags, sets, training=True)
+    settings = running.training_settings(**vars(training))
+    name, below = config or preset or "digits", preset if config else None
     with resumable(), console.progress() as progress:
-        folder = verb(
-            config or preset or "digits", preset=preset if config else None, settings=settings, progress=progress
-        ).folder
-    console.say(f"run       {folder}")
+        folder = verb(name, preset=below, settings=settings, progress=progress).folder
     previews = sorted((folder / "previews").glob("*.png"))
-    if previews:
-        console.say(f"pictures  {previews[-1]}")
-    which = shlex.quote(str(folder))
-    console.say(f"next      sitkit sample {which}   |   sitkit evaluate {which}")
+    words = shlex.quote(str(folder))
+    console.facts(
+        run=folder,
+        pictures=previews[-1] if previews else None,
+        next=f"sitkit sample {words}   |   sitkit evaluate {words}",
+    )
 
 
 @app.command()
 def encode(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="An .npz, a folder of images, a data set's name, or a YAML file of settings."
-        ),
-    ],
-    autoencoder: options.Autoencoder = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The folder of the latents.", show_default="latents/DATA-AUTOENCODER-IDENTITY"),
-    ] = None,
-    per_shard: Annotated[int, typer.Option("--per-shard", min=1, help="Examples per file.")] = 1024,
-    dtype: Annotated[str, typer.Option("--dtype", help="Type of the latents on disk: float32 or float16.")] = "float32",
-    sets: options.Sets = None,
-    device: options.Device = None,
-    json: options.Json = False,
+    data: str = typer.Argument(
+        metavar="DATA", help="An .npz, a folder of images, a data set's name, or a YAML file of settings."
+    ),
+    autoencoder: str | None = options.AUTOENCODER,
+    out: Path | None = typer.Option(
+        None, "--out", help="The folder of the latents.", show_default="latents/DATA-AUTOENCODER-IDENTITY"
+    ),
+    per_shard: int = typer.Option(1024, "--per-shard", min=1, help="Examples per file."),
+    dtype: str = typer.Option("float32", "--dtype", help="Type of the latents on disk: float32 or float16."),
+    sets: list[str] | None = options.SETS,
+    device: str | None = options.DEVICE,
+    json: bool = options.JSON,
 ) -> None:
     """Encode a data set into latents to train on; the same command again continues, and several processes divide the work."""
     from sitkit.models.encode import encode as verb
@@ -103,33 +75,28 @@ def encode(
 
     if dtype not in ("float32", "float16"):
         raise UserError(f"--dtype {dtype}: no such type on disk. Known: float32, float16.")
-    base = _settings(data)
     defaults = Layer({"autoencoder": "sd-vae"})
-    config = assemble([defaults, base, options.layer({"autoencoder": autoencoder}, sets)])
+    config = assemble([defaults, _settings(data), options.layer({"autoencoder": autoencoder}, sets)])
     with resumable(), console.progress() as progress:
-        done = verb(
-            config.data,
-            autoencoder=config.autoencoder,
-            out=out,
-            per_shard=per_shard,
-            dtype=dtype,  # pyright: ignore[reportArgumentType]
-            device=device or config.run.device,
-            progress=progress,
-        )
-    index = done.record
+        encoded = verb(
+            config.data, autoencoder=config.autoencoder, out=out, per_shard=per_shard, dtype=dtype,
+            device=device or config.run.device, progress=progress,
+        )  # fmt: skip
+    record = encoded.record
     if json:
-        console.as_json(index | {"path": str(done.folder)})
+        console.as_json(record | {"path": encoded.folder})
         return
-    statistics = zip(index["statistics"]["mean"], index["statistics"]["std"], strict=True)
-    console.say(
-        f"latents   {done.folder}   {sum(index['rows'])} examples, {index['shape']} each, and their mirror images"
-    )
-    console.say("channels  " + "  ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in statistics))
-    component = index["autoencoder"]["component"]
+    statistics = zip(record["statistics"]["mean"], record["statistics"]["std"], strict=True)
+    component = record["autoencoder"]["component"]
     fields = " ".join(f"--set autoencoder.{key}={value}" for key, value in component.items() if key != "name")
-    where = shlex.quote(str(done.folder))
-    console.say(
-        f"next      sitkit train --data latents --set data.path={where} --autoencoder {component['name']} {fields}".rstrip()
+    words = (
+        f"--data latents --set data.path={shlex.quote(str(encoded.folder))} --autoencoder {component['name']} {fields}"
+    )
+    size = f"{sum(record['rows'])} examples, {record['shape']} each, and their mirror images"
+    console.facts(
+        latents=f"{encoded.folder}   {size}",
+        channels="  ".join(f"{mean:.3f} ± {std:.3f}" for mean, std in statistics),
+        next=f"sitkit train {words}".rstrip(),
     )
 
 
