@@ -1,7 +1,8 @@
-"""What a law is, and the one list of them: for each kind of component the functions that raise where it is broken."""
+"""What a law is, and the list of all laws: functions that raise if a component of their kind breaks them."""
 
 from __future__ import annotations
 
+import contextlib
 import unittest
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +12,26 @@ import torch
 from torch import Tensor
 
 from sitkit.registry import Component, build
+from sitkit.runtime.errors import UserError, suggest
 
 Check = TypeVar("Check", bound=Callable[[Any], None])
 _LAWS: dict[type[Component], list[Callable[[Any], None]]] = {}
 
 
 class NotShown(unittest.SkipTest):
-    """A law that could be neither shown nor refuted here, and why (weights that are not on this machine)."""
+    """Raised by a law that cannot be tested on this machine, with the reason (pretrained weights are missing)."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """A law for one component: `check` raises AssertionError where it is broken, NotShown where it cannot be tried."""
+    """A law for one component.
+
+    Args:
+        component: the component that must obey the law.
+        name: the name of the law, as "marginals".
+        meaning: one sentence that says what the law demands.
+        function: the function that tests a component and raises AssertionError if the law is broken.
+    """
 
     component: Component
     name: str
@@ -30,7 +39,12 @@ class Law:
     function: Callable[[Any], None]
 
     def check(self) -> None:
-        """Raise AssertionError with the law's name, the place and the numbers where the component breaks it."""
+        """Test the law.
+
+        Raises:
+            AssertionError: the component breaks the law; the message says which law, where, and the numbers.
+            NotShown: the law cannot be tested on this machine.
+        """
         self.function(self.component)
 
     def __str__(self) -> str:
@@ -38,7 +52,7 @@ class Law:
 
 
 def lawful(kind: type[Component]) -> Callable[[Check], Check]:
-    """Decorator: a law of every component of a kind, named by its function and explained by its first line."""
+    """Return a decorator that adds a function to the laws of a kind.  Its name and its first line describe the law."""
 
     def add(function: Check) -> Check:
         _LAWS.setdefault(kind, []).append(function)
@@ -48,7 +62,14 @@ def lawful(kind: type[Component]) -> Callable[[Check], Check]:
 
 
 def laws_of(component: Component) -> list[Law]:
-    """The laws that a component must obey: those of every component, then those of its kind."""
+    """Return the laws that a component must obey.
+
+    Args:
+        component: a component of any kind.
+
+    Returns:
+        The laws of every component, then those of its kind.
+    """
     return [
         Law(component, f.__name__.strip("_").replace("_", "-"), (f.__doc__ or "").splitlines()[0], f)
         for kind, functions in sorted(_LAWS.items(), key=lambda item: item[0] is not Component)
@@ -57,26 +78,53 @@ def laws_of(component: Component) -> list[Law]:
     ]
 
 
-def obey(component: Component) -> None:
-    """Check every law of a component, those that cannot be shown here left out."""
-    for law in laws_of(component):
-        try:
-            law.check()
-        except NotShown:
-            continue
+def obey(component: Component, *names: str) -> None:
+    """Check that a component obeys its laws.  Laws that cannot be tested on this machine are passed over.
+
+    Args:
+        component: a component of any kind.
+        names: the names of the laws to check, as "ends", "derivatives"; all laws of the component by default.
+
+    Raises:
+        AssertionError: the component breaks a law; the message says which law, where, and the numbers.
+        UserError: the component has no law with one of the names.
+    """
+    laws = {law.name: law for law in laws_of(component)}
+    for name in names or laws:
+        if name not in laws:
+            raise UserError(f"No law {name!r} of {component.name!r}.{suggest(name, laws)} Known: {', '.join(laws)}.")
+        with contextlib.suppress(NotShown):
+            laws[name].check()
 
 
 def examples_of(cls: type[Component], what: str) -> list[Component]:
-    """A component for each of `cls.test_fields()`.  Raises UserError where those leave a field without value."""
+    """Return a component for each of `cls.test_fields()`.
+
+    Args:
+        cls: a class of components.
+        what: the name of the class for messages, as "sampler heun".
+
+    Returns:
+        The components, in the order of `test_fields`.
+
+    Raises:
+        UserError: a field has neither a default nor a value in `test_fields`.
+    """
     return [build(cls, fields, what) for fields in cls.test_fields()]
 
 
 def parametrize_with_laws(*components: Component) -> Any:
-    """pytest's decorator that gives a test each law of these components, as the argument `law`.
+    """Return a pytest decorator that runs a test once for each law of the components, as the argument `law`.
 
-    @parametrize_with_laws(sitkit.interpolants.create("poly", power=3))
-    def test_laws(law: Law) -> None:
-        law.check()
+    Args:
+        components: components of any kinds.
+
+    Returns:
+        A decorator:
+
+            @parametrize_with_laws(sitkit.interpolants.create("poly", power=3))
+            def test_laws(law: Law) -> None:
+                law.check()
     """
     import pytest
 
@@ -84,13 +132,25 @@ def parametrize_with_laws(*components: Component) -> Any:
 
 
 def law(holds: bool | Tensor, message: str) -> None:
-    """AssertionError with the message unless the law holds."""
+    """Raise AssertionError with a message unless the law holds.
+
+    Args:
+        holds: a truth value, or a tensor of them that must all be true.
+        message: the message of the error.
+    """
     if not bool(torch.as_tensor(holds).all()):
         raise AssertionError(message)
 
 
 def close(ours: Tensor, truth: Tensor, tolerance: float, message: str) -> None:
-    """AssertionError unless |ours - truth| <= tolerance (1 + |truth|) everywhere."""
+    """Raise AssertionError unless |ours - truth| <= tolerance (1 + |truth|) for every entry.
+
+    Args:
+        ours: the values to check.
+        truth: the right values, of a shape that broadcasts to that of `ours`.
+        tolerance: the largest error, relative to 1 + |truth|.
+        message: the beginning of the error's message; the largest error and the tolerance follow.
+    """
     ours, truth = ours.detach(), truth.detach()
     off = (ours - truth).abs() / (1 + truth.abs())
     law(off.isfinite() & (off <= tolerance), f"{message}: off by {float(off.max()):.3g}, tolerated {tolerance:.3g}")

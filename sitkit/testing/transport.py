@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sitkit.registry import interpolants, targets
 from sitkit.runtime.errors import UserError
-from sitkit.testing.every_component import check_component
 from sitkit.testing.law import NotShown, close, law, lawful
 from sitkit.transport.coupling import Coupling
 from sitkit.transport.diffusion import Diffusion
@@ -20,7 +19,7 @@ from sitkit.transport.target import Target, Velocity, data_and_noise, determinan
 from sitkit.transport.timestep import Timestep
 from sitkit.transport.weighting import Weighting
 
-# At t = 0 a path may keep a little of the data (vp-sbdm: alpha = 0.0066), but starting it from N(0, I) must be right.
+# At t = 0 a path may keep a little of the data (vp-sbdm: alpha = 0.0066), but a start from N(0, I) must be right.
 ALPHA_AT_NOISE = 0.02
 
 
@@ -50,7 +49,7 @@ def derivatives(interpolant: Interpolant) -> None:
     inside = torch.linspace(0.005, 0.995, 199, dtype=torch.float64).requires_grad_()
     c = interpolant.coefficients(inside)
     for name, value, rate in (("alpha", c.alpha, c.d_alpha), ("sigma", c.sigma, c.d_sigma)):
-        # A straight line's value may be t itself, or a constant may not depend on t: no gradient is then zero.
+        # A coefficient that does not depend on t has no gradient; its derivative is zero.
         grad = torch.autograd.grad(value.sum(), inside, retain_graph=True, allow_unused=True)[0]
         truth = torch.zeros_like(inside) if grad is None else grad
         # Both are a dozen operations in float64 on numbers of order 1 to 100: 1e-10 is 1e5 roundings.
@@ -73,8 +72,7 @@ def readable(interpolant: Interpolant) -> None:
     """d_alpha sigma - alpha d_sigma > 0 at every t, so that a velocity determines data and noise."""
     who = interpolant.name
     grid = torch.linspace(0, 1, 401, dtype=torch.float64)
-    c = interpolant.coefficients(grid)
-    det = determinant(Velocity(), c)
+    det = determinant(Velocity(), interpolant.coefficients(grid))
     law(
         det.isfinite() & (det > 0),
         f"{who}: d_alpha sigma - alpha d_sigma > 0 at every t, both ends included, so that a velocity is readable; "
@@ -84,22 +82,12 @@ def readable(interpolant: Interpolant) -> None:
 
 @lawful(Interpolant)
 def elementwise(interpolant: Interpolant) -> None:
-    """Coefficients are of t's shape and dtype, each entry of t alone, and agree between float32 and float64."""
-    check_elementwise(f"{interpolant.name}: coefficients", lambda t: interpolant.coefficients(t))
+    """Coefficients have t's shape and dtype, treat each entry of t alone, and agree between float32 and float64."""
+    _check_elementwise(f"{interpolant.name}: coefficients", interpolant.coefficients)
 
 
-def check_interpolant(interpolant: Interpolant) -> None:
-    """Ends, rates, monotony, determinant, shape and dtype of alpha and sigma."""
-    check_component(interpolant)
-    ends(interpolant)
-    derivatives(interpolant)
-    monotone(interpolant)
-    readable(interpolant)
-    elementwise(interpolant)
-
-
-def check_elementwise(who: str, values: Callable[[Tensor], Tensor | Iterable[Tensor]]) -> None:
-    """A function of t keeps t's shape and dtype, treats each entry alone, and agrees between float32 and float64."""
+def _check_elementwise(who: str, values: Callable[[Tensor], Tensor | Iterable[Tensor]]) -> None:
+    """Check a function of t: t's shape and dtype, each entry alone, and agreement between float32 and float64."""
 
     def each(t: Tensor) -> list[Tensor]:
         result = values(t)
@@ -113,10 +101,8 @@ def check_elementwise(who: str, values: Callable[[Tensor], Tensor | Iterable[Ten
         for dtype in (torch.float64, torch.float32):
             t = flat[:1].reshape(()) if shape == () else flat.reshape(shape)
             for index, value in enumerate(each(t.to(dtype))):
-                law(
-                    value.shape == t.shape,
-                    f"{who}: of t's shape {tuple(t.shape)}; value {index} is {tuple(value.shape)}",
-                )
+                shapes = f"of t's shape {tuple(t.shape)}; value {index} is {tuple(value.shape)}"
+                law(value.shape == t.shape, f"{who}: {shapes}")
                 law(value.dtype == dtype, f"{who}: of t's dtype {dtype}; value {index} is {value.dtype}")
                 truth = whole[index][: t.numel()].reshape(t.shape)
                 # Rates are up to 100 per unit of t, and float32 rounds t to 6e-8 of itself.
@@ -124,14 +110,18 @@ def check_elementwise(who: str, values: Callable[[Tensor], Tensor | Iterable[Ten
 
 
 def inner_times() -> Tensor:
-    """Times inside (0, 1), near both ends too."""
+    """Return times at which laws are checked.
+
+    Returns:
+        23 times inside (0, 1), float64, some of them near the ends.
+    """
     ends = torch.tensor([1e-3, 1e-2], dtype=torch.float64)
     return torch.cat((ends, torch.linspace(0.05, 0.95, 19, dtype=torch.float64), 1 - ends.flip(0)))
 
 
 @lawful(Target)
 def invertible(target: Target) -> None:
-    """For every registered interpolant the prediction and x determine data and noise, and solving gives them back."""
+    """On every registered interpolant the prediction and x determine data and noise."""
     t = inner_times()
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, len(t), generator=generator, dtype=torch.float64)
@@ -143,21 +133,15 @@ def invertible(target: Target) -> None:
         law(a.dtype == b.dtype == t.dtype, f"{who}: both weights are of t's dtype")
         det = determinant(target, c)
         law(det.isfinite() & (det != 0), f"{who}: a sigma - b alpha is finite and not 0 inside (0, 1)")
-        found = data_and_noise(target, c, a * data + b * noise, c.alpha * data + c.sigma * noise)
-        # The 2 x 2 system loses the digits of its condition number, |a b alpha sigma| / det, at most 1e4 at t = 1e-3 here.
-        for what, ours, truth in (("data", found[0], data), ("noise", found[1], noise)):
-            close(ours, truth, 1e-10, f"{who}: {what} is found again from the prediction and x")
-
-
-def check_target(target: Target) -> None:
-    """Its weights determine data and noise inside (0, 1) for every registered interpolant."""
-    check_component(target)
-    invertible(target)
+        solution = data_and_noise(target, c, a * data + b * noise, c.alpha * data + c.sigma * noise)
+        # The 2 x 2 system loses the digits of its condition number, |a b alpha sigma| / det, at most 1e4 at t = 1e-3.
+        for part, ours, truth in zip(("data", "noise"), solution, (data, noise), strict=True):
+            close(ours, truth, 1e-10, f"{who}: the prediction and x determine the {part}")
 
 
 @lawful(Weighting)
 def positive(weighting: Weighting) -> None:
-    """r(t) is positive and finite inside (0, 1), and measures one error alike whatever target predicts it."""
+    """r(t) is positive and finite inside (0, 1), and an error has the same weight for every target."""
     t = inner_times()
     for name in interpolants.names():
         c = interpolants.create(name).coefficients(t)
@@ -168,36 +152,24 @@ def positive(weighting: Weighting) -> None:
             r = weighting.weight(c, target)
             law(r.shape == t.shape, f"{who}: of t's shape")
             law(r.isfinite() & (r > 0), f"{who}: positive and finite inside (0, 1)")
-            # An error of 1 in the noise, x being known, is an error of det / alpha in this target.
+            # For a known x an error of 1 in the noise is an error of det / alpha in this target.
             errors[predicted] = r * (determinant(target, c) / c.alpha).square()
         first = next(iter(errors.values()))
         for predicted, error in errors.items():
-            ratio = error / first
-            close(
-                ratio,
-                torch.ones_like(ratio),
-                1e-9,
-                f"{weighting.name} on {name}: one error, one loss, with {predicted}",
-            )
-
-
-def check_weighting(weighting: Weighting) -> None:
-    """r(t) is positive and finite, and measures one error alike whatever target predicts it."""
-    check_component(weighting)
-    positive(weighting)
+            message = f"{weighting.name} on {name}: an error has the same weight for every target, with {predicted}"
+            close(error / first, torch.ones_like(first), 1e-9, message)
 
 
 @lawful(Timestep)
 def increasing(timestep: Timestep) -> None:
-    """The map is monotone from 0 to 1, of u's shape and dtype; grids run from t0 to t1 and increase, or are refused."""
+    """The map is monotone from 0 to 1, of u's shape and dtype; grids increase from t0 to t1, or are refused."""
     who = timestep.name
     for dtype in (torch.float64, torch.float32):
         u = torch.linspace(0, 1, 1001, dtype=dtype)
         t = timestep.map(u)
         law(t.shape == u.shape and t.dtype == dtype, f"{who}: t(u) is of u's shape and dtype")
-        law(
-            t[0] == 0 and t[-1] == 1, f"{who}: t(0) = 0 and t(1) = 1; they are {float(t[0]):.3g} and {float(t[-1]):.3g}"
-        )
+        ends = f"they are {float(t[0]):.3g} and {float(t[-1]):.3g}"
+        law(t[0] == 0 and t[-1] == 1, f"{who}: t(0) = 0 and t(1) = 1; {ends}")
         law(t.diff() >= 0, f"{who}: t(u) does not fall")
         law(timestep.map(u.reshape(7, 11, 13)) == t.reshape(7, 11, 13), f"{who}: each entry of u alone")
     for steps, (t0, t1) in itertools.product((1, 2, 7, 50), ((0.0, 1.0), (0.001, 0.96))):
@@ -205,62 +177,47 @@ def increasing(timestep: Timestep) -> None:
             times = timestep.grid(steps, t0, t1)
         except UserError:
             continue
-        law(
-            times.dtype == torch.float64 and times.shape == (steps + 1,), f"{who}: a grid is steps + 1 times in float64"
-        )
+        whole = times.dtype == torch.float64 and times.shape == (steps + 1,)
+        law(whole, f"{who}: a grid has steps + 1 times in float64")
         law(times[0] == t0 and times[-1] == t1, f"{who}: a grid runs from t0 to t1")
         law(times.diff() > 0, f"{who}: a grid increases strictly")
 
 
-def check_timestep(timestep: Timestep) -> None:
-    """The map is monotone from 0 to 1; grids run from t0 to t1 and increase, or are refused."""
-    check_component(timestep)
-    increasing(timestep)
-
-
 @lawful(Coupling)
 def pairing(coupling: Coupling) -> None:
-    """It reorders the rows of the noise, whatever the batch, and is not random."""
+    """It reorders the rows of the noise for a batch of any size, and is not random."""
     generator = torch.Generator().manual_seed(0)
     for rows in (1, 2, 17):
         data, noise = torch.randn(2, rows, 3, 2, generator=generator)
         y = torch.arange(rows) % 3
         paired = coupling.pair(data, noise, y)
-        law(
-            paired.shape == noise.shape and paired.dtype == noise.dtype,
-            f"{coupling.name}: of the noise's shape and dtype",
-        )
+        same = paired.shape == noise.shape and paired.dtype == noise.dtype
+        law(same, f"{coupling.name}: of the noise's shape and dtype")
         before, after = (sorted(x.flatten(1).tolist()) for x in (noise, paired))
         if coupling.permutes:
-            law(before == after, f"{coupling.name}: a permutation of the noise, so that its law is kept")
+            law(before == after, f"{coupling.name}: a permutation of the noise, so that its distribution is kept")
         else:
             law(all(row in before for row in after), f"{coupling.name}: each row is one of the noise's rows")
-        law(paired == coupling.pair(data, noise, y), f"{coupling.name}: the same batch is paired alike")
+        law(paired == coupling.pair(data, noise, y), f"{coupling.name}: the same batch gives the same pairs")
 
 
 @lawful(Coupling)
 def noise_keeps_its_law(coupling: Coupling) -> None:
-    """Over many batches the paired noise has mean 0 and variance 1, whatever it is paired with."""
+    """Over many batches the paired noise has mean 0 and variance 1 for every data."""
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 60, 16, 2, generator=generator, dtype=torch.float64)
     y = torch.arange(16) % 2
     paired = torch.stack([coupling.pair(d, n, y) for d, n in zip(1 + data, noise, strict=True)])
-    for what, values in (("mean is 0", paired), ("variance is 1", paired.square() - 1)):
+    for moment, values in (("mean is 0", paired), ("variance is 1", paired.square() - 1)):
         batches = values.flatten(1).mean(1)
-        # The batches are independent, so their spread tells the error of the mean over all; 5 of it are an error.
+        # The batches are independent, so their spread gives the standard error of the mean; five of them are a fault.
         off = float(batches.mean() / (batches.std() / len(batches) ** 0.5))
-        law(abs(off) < 5, f"{coupling.name}: the noise's {what}; it is off by {off:.1f} standard errors")
-
-
-def check_coupling(coupling: Coupling) -> None:
-    """It reorders the rows of the noise, and is not random."""
-    check_component(coupling)
-    pairing(coupling)
+        law(abs(off) < 5, f"{coupling.name}: the noise's {moment}; it is off by {off:.1f} standard errors")
 
 
 @lawful(Diffusion)
 def scaled(diffusion: Diffusion) -> None:
-    """w >= 0, finite inside (0, 1), elementwise; `norm` multiplies the whole form."""
+    """w is finite and not negative inside (0, 1), and elementwise; `norm` multiplies the whole of w."""
     t = inner_times()
     for name in interpolants.names():
         interpolant = interpolants.create(name)
@@ -273,10 +230,4 @@ def scaled(diffusion: Diffusion) -> None:
         law(w.isfinite() & (w >= 0), f"{who}: w is finite and not negative inside (0, 1)")
         tripled = dataclasses.replace(diffusion, norm=3 * diffusion.norm)
         close(tripled.w(t, c), 3 * w, 1e-12, f"{who}: norm multiplies the whole of w")
-        check_elementwise(f"{who}: w", lambda t, path=interpolant: diffusion.w(t, path.coefficients(t)))
-
-
-def check_diffusion(diffusion: Diffusion) -> None:
-    """w >= 0, finite inside (0, 1), elementwise; `norm` multiplies the whole form."""
-    check_component(diffusion)
-    scaled(diffusion)
+        _check_elementwise(f"{who}: w", lambda t, path=interpolant: diffusion.w(t, path.coefficients(t)))

@@ -99,12 +99,12 @@ class Field:
 
 
 class Counted:
-    """A network that counts its evaluations per sample: a call on k times the batch counts k.
+    """A network that counts its evaluations per sample: a call on k times the batch counts k; `rows` counts examples.
 
     `nfe` is a whole number for every built-in guidance.
     """
 
-    def __init__(self, network: Network, batch: int) -> None:
+    def __init__(self, network: Network, batch: int = 1) -> None:
         self.network, self.batch, self.rows = network, batch, 0
         self.class_dropout = getattr(network, "class_dropout", None)
         self.times = getattr(network, "times", 1)

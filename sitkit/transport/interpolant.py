@@ -2,7 +2,7 @@
 
 The paper (Ma et al. 2024, section 2.2) runs time the other way; its alpha(t) is alpha(1 - t) here.
 Coefficients are computed in the dtype of t.  Rates are written by hand and checked against autograd by
-`sitkit.testing.check_interpolant`.
+`sitkit.testing.obey`.
 """
 
 from __future__ import annotations

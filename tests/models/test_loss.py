@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sitkit.models.loss import interpolant_loss
 from sitkit.registry import interpolants, targets, weightings
-from sitkit.testing import MEAN, STD, Calls, gaussian_network
+from sitkit.testing import MEAN, STD, gaussian_network
+from sitkit.transport.field import Counted
 from sitkit.transport.target import determinant
 
 
@@ -56,7 +57,7 @@ def test_it_is_the_mean_over_dimensions_of_one_evaluation_at_x() -> None:
         seen.append((x, t, y))
         return 0.5 * x
 
-    calls = Calls(network)
+    calls = Counted(network)
     pieces = interpolants.create("linear"), targets.create("velocity"), weightings.create("velocity")
     values = interpolant_loss(calls, *pieces, data, noise, t, y)
     wide = t[:, None, None, None]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import sitkit
 from sitkit.registry import Component, Registry, build, registries, spec
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.testing import check_component
+from sitkit.testing import obey
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def test_every_component_obeys_the_laws_of_components(plural: str, name: str) ->
             registry.create(name)
         return
     component = registry.create(name)
-    check_component(component)
+    obey(component, "registered", "explained", "frozen", "typed", "recorded")
     assert registry.parse(name) == registry.parse({"name": name}) == registry.parse(component) == component
     assert next(iter(spec(component))) == "name"
 

@@ -12,9 +12,9 @@ from sitkit.models.exact import Exact
 from sitkit.registry import guidances, interpolants, targets
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import ClassifierFree, Guidance, Unguided
-from sitkit.testing import Calls, check_guidance
+from sitkit.testing import obey
 from sitkit.transport.closed_form import Mixture
-from sitkit.transport.field import Field
+from sitkit.transport.field import Counted, Field
 
 
 def usable() -> list[Guidance]:
@@ -41,7 +41,7 @@ def test_built_ins_are_checked() -> None:
 
 @pytest.mark.parametrize("guidance", usable(), ids=lambda guidance: guidance.name)
 def test_laws(guidance: Guidance) -> None:
-    check_guidance(guidance)
+    obey(guidance)
 
 
 @given(
@@ -50,7 +50,7 @@ def test_laws(guidance: Guidance) -> None:
     st.none() | st.integers(1, 3),
 )
 def test_laws_of_cfg_for_any_fields(scale: float, interval: tuple[float, float], channels: int | None) -> None:
-    check_guidance(ClassifierFree(scale, interval, channels))
+    obey(ClassifierFree(scale, interval, channels), "branches")
 
 
 def guided(guidance: Guidance, time: float = 0.5) -> Tensor:
@@ -76,7 +76,7 @@ def test_cfg_guides_within_its_interval_only() -> None:
 
 
 def test_scale_one_and_outside_the_interval_spend_one() -> None:
-    calls = Calls(by_label)
+    calls = Counted(by_label)
     for guidance in (ClassifierFree(1.0), ClassifierFree(2.0, interval=(0.8, 1.0))):
         guidance.guide(calls, 4)(torch.ones(2, 1), torch.full((2,), 0.5), torch.tensor([0, 1]))
     assert calls.rows == 4
@@ -111,8 +111,8 @@ def test_the_exact_network_of_a_labelled_law_can_be_guided() -> None:
 def test_cfg_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(UserError, match=r"needs class labels.*guidance 'none'"):
         ClassifierFree().guide(by_label, 0)
-    network = Calls(by_label)
-    network.class_dropout = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    network = Counted(by_label)
+    network.class_dropout = 0.0
     with pytest.raises(UserError, match="class_dropout > 0"):
         ClassifierFree().guide(network, 4)
 

@@ -32,7 +32,7 @@ from sitkit.solvers.guidance import (
 )
 from sitkit.solvers.ode import AdaptiveODE
 from sitkit.solvers.sampler import SolveSpec
-from sitkit.testing import Calls, check_guidance
+from sitkit.testing import obey
 from sitkit.training.train import run_training
 from sitkit.transport import closed_form
 from sitkit.transport.field import Counted, Field
@@ -92,12 +92,12 @@ intervals = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda pair: (min(pa
 
 @given(scales, intervals, st.none() | st.integers(1, 3), st.floats(0, 1))
 def test_laws_of_cfg(scale: float, interval: tuple[float, float], channels: int | None, rescale: float) -> None:
-    check_guidance(ClassifierFree(scale, interval, channels, rescale))
+    obey(ClassifierFree(scale, interval, channels, rescale), "branches")
 
 
 @given(scales, intervals)
 def test_laws_of_cfg_zero(scale: float, interval: tuple[float, float]) -> None:
-    check_guidance(ClassifierFreeZero(scale, interval))
+    obey(ClassifierFreeZero(scale, interval), "branches")
 
 
 @pytest.mark.parametrize("target", PREDICTIONS)
@@ -181,7 +181,7 @@ def test_cfg_zero_ignores_a_null_branch_of_the_wrong_size() -> None:
 def test_zero_until_stands_still_at_no_cost(path: str, target: str) -> None:
     plain, (x, y) = field(path, target), points()
     guidance = ClassifierFreeZero(2.0, zero_until=0.2)
-    calls = Calls(plain.network)
+    calls = Counted(plain.network)
     # The terms that cancel are below 100 in float64.
     assert velocities(guidance, plain.through(calls), x, 0.1, y).abs().max() < 1e-11
     assert calls.rows == 0
@@ -257,7 +257,7 @@ def test_evaluations_are_counted_and_planned(name: str) -> None:
     sampler = samplers.create(name, **few)
     for interval in ((0.0, 1.0), (0.2, 0.7)):
         strong, weak = field(), field(scale=2.0)
-        calls, others = Calls(strong.network), Calls(weak.network)
+        calls, others = Counted(strong.network), Counted(weak.network)
         auto = bound(Autoguidance(1.5, interval, run="a", step=1), strong, weak.through(others))
         for guidance in (
             ClassifierFree(2.0, interval, rescale=0.5),

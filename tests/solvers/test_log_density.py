@@ -21,8 +21,8 @@ from sitkit.solvers.log_density import (
     probe,
 )
 from sitkit.solvers.sampler import SolveSpec
-from sitkit.testing import MEAN, STD, Calls, gaussian_field, gaussian_moments, gaussian_network
-from sitkit.transport.field import Field
+from sitkit.testing import MEAN, STD, gaussian_field, gaussian_moments, gaussian_network
+from sitkit.transport.field import Counted, Field
 
 
 def draw(rows: int, *shape: int) -> Tensor:
@@ -106,7 +106,7 @@ def test_divergence_exact_and_estimated() -> None:
 def test_probes_belong_to_the_examples_and_stay_fixed() -> None:
     """One probe for a whole solve: the estimate is deterministic, the same in any batch, and costs no more steps."""
     linear, velocity = interpolants.create("linear"), targets.create("velocity")
-    calls = Calls(gaussian_network(linear, velocity, MEAN, STD))
+    calls = Counted(gaussian_network(linear, velocity, MEAN, STD))
     field = Field(calls, linear, velocity)
     data = draw(4, 40)
     found = integrate_log_density(field, data, divergence="rademacher", seeds=range(4))

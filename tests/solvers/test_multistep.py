@@ -20,10 +20,10 @@ from sitkit.solvers.guidance import ClassifierFree
 from sitkit.solvers.multistep import DPMSolver2M, DPMSolver2MSDE, Multistep, UniPC, mean_weights, transition, values
 from sitkit.solvers.ode import Dopri8
 from sitkit.solvers.sampler import SolveSpec
-from sitkit.testing import Calls, gaussian_field, weak_error
+from sitkit.testing import gaussian_field, weak_error
 from sitkit.transport import closed_form
 from sitkit.transport.diffusion import KL, Sigma, Zero
-from sitkit.transport.field import Field
+from sitkit.transport.field import Counted, Field
 from sitkit.transport.timestep import Cosine, Explicit, Uniform
 
 NAMES = ("dpm++-2m", "dpm++-2m-sde", "unipc")
@@ -284,7 +284,7 @@ def test_the_target_does_not_matter(name: str) -> None:
 def test_one_evaluation_a_step_and_none_at_the_end(name: str) -> None:
     for target in PREDICTIONS:
         field = ideal("linear", target)
-        calls = Calls(field.network)
+        calls = Counted(field.network)
         sampler = samplers.create(name, steps=9)
         noise, keys = start(4)
         result = sampler.sample(field.through(calls), noise, seeds=keys)
@@ -305,7 +305,7 @@ def test_guided_evaluations_are_those_planned(name: str, dtype: torch.dtype, int
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return field.network(x, t, torch.zeros_like(y))
 
-    calls = Calls(network)
+    calls = Counted(network)
     result = sampler.sample(field.through(calls), start(3)[0].to(dtype), 0, guidance=guidance, seeds=range(3))
     inside = sum(interval[0] - 1e-9 <= i / 20 <= interval[1] + 1e-9 for i in range(20))
     assert calls.rows == 3 * (20 + inside)

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sitkit.registry import couplings
-from sitkit.testing import check_coupling
+from sitkit.testing import obey
 from sitkit.transport.coupling import MinibatchOT
 
 
 @pytest.mark.parametrize("name", couplings.names())
 def test_laws(name: str) -> None:
-    check_coupling(couplings.create(name))
+    obey(couplings.create(name))
 
 
 def test_laws_across_classes() -> None:
-    check_coupling(MinibatchOT(by_class=False))
+    obey(MinibatchOT(by_class=False))
 
 
 def draw(seed: int, rows: int, *shape: int) -> Tensor:

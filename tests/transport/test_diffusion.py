@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sitkit.registry import diffusions, interpolants
 from sitkit.runtime.errors import UserError
-from sitkit.testing import check_diffusion, inner_times
+from sitkit.testing import inner_times, obey
 from sitkit.transport.diffusion import KLEta, w_kl
 
 LOSSES = ((0.0, 4.0), (0.5, 1.0), (1.0, 2.0))
@@ -25,7 +25,7 @@ def create(name: str, **fields: float) -> object:
 def test_laws(name: str) -> None:
     for norm in (1.0, 0.3):
         component = create(name, norm=norm)
-        check_diffusion(component)  # pyright: ignore[reportArgumentType]
+        obey(component)  # pyright: ignore[reportArgumentType]
 
 
 @given(st.floats(0, 1), st.sampled_from(interpolants.names()))

@@ -11,7 +11,7 @@ from torch import Tensor
 import sitkit
 from sitkit.registry import interpolants, targets
 from sitkit.runtime.errors import UserError
-from sitkit.testing import MEAN, STD, Calls, gaussian_field, gaussian_network
+from sitkit.testing import MEAN, STD, gaussian_field, gaussian_network
 from sitkit.transport.field import Counted, Field
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.target import determinant
@@ -59,7 +59,7 @@ def test_readings_are_the_truth_wherever_the_algebra_is_finite(path: str, name: 
 
 def test_one_reading_is_one_evaluation_whatever_the_shape_of_t() -> None:
     interpolant, target = interpolants.create("gvp"), targets.create("velocity")
-    calls = Calls(gaussian_network(interpolant, target))
+    calls = Counted(gaussian_network(interpolant, target))
     field = Field(calls, interpolant, target)
     x = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     readings = [field.read(x, t) for t in (0.3, torch.tensor(0.3), torch.full((4,), 0.3))]

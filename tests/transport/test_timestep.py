@@ -10,14 +10,14 @@ from scipy import stats
 
 from sitkit.registry import timesteps
 from sitkit.runtime.errors import UserError
-from sitkit.testing import check_timestep
+from sitkit.testing import obey
 
 CURVATURE = ((0.1, 1.0), (0.4, 9.0), (0.9, 4.0))
 
 
 @pytest.mark.parametrize("name", timesteps.names())
 def test_laws(name: str) -> None:
-    check_timestep(timesteps.create(name, **({"curvature": CURVATURE} if name == "adapted" else {})))
+    obey(timesteps.create(name, **({"curvature": CURVATURE} if name == "adapted" else {})))
 
 
 POSITIVE = st.floats(0.05, 20)
@@ -25,24 +25,24 @@ POSITIVE = st.floats(0.05, 20)
 
 @given(st.floats(-2, 2), st.floats(0.2, 3), POSITIVE, st.floats(0.2, 5), st.integers(1, 2000))
 def test_laws_for_any_fields(mean: float, std: float, shift: float, rho: float, levels: int) -> None:
-    check_timestep(timesteps.create("logit-normal", mean=mean, std=std))
-    check_timestep(timesteps.create("shift", shift=shift))
-    check_timestep(timesteps.create("power", rho=rho))
-    check_timestep(timesteps.create("discrete", levels=levels))
+    obey(timesteps.create("logit-normal", mean=mean, std=std), "increasing")
+    obey(timesteps.create("shift", shift=shift), "increasing")
+    obey(timesteps.create("power", rho=rho), "increasing")
+    obey(timesteps.create("discrete", levels=levels), "increasing")
 
 
 @given(st.dictionaries(st.integers(0, 1000), st.floats(0, 1e6), min_size=1, max_size=20))
 def test_laws_for_any_curvature(bends: dict[int, float]) -> None:
     pairs = [(i / 1000, bend) for i, bend in sorted(bends.items())]
     adapted = timesteps.create("adapted", curvature=pairs)
-    check_timestep(adapted)
+    obey(adapted, "increasing")
     # No step is longer than ten mean ones, but for the mass that the shortest steps give up.
     assert float(adapted.grid(100, 0.0, 1.0).diff().max()) <= 10 / 100 * 2
 
 
 @given(st.lists(st.integers(1, 999), min_size=1, max_size=20, unique=True))
 def test_laws_for_any_explicit_times(inner: list[int]) -> None:
-    check_timestep(timesteps.create("explicit", times=[0.0, *(i / 1000 for i in sorted(inner)), 1.0]))
+    obey(timesteps.create("explicit", times=[0.0, *(i / 1000 for i in sorted(inner)), 1.0]), "increasing")
 
 
 def test_maps_by_hand() -> None:
