@@ -2,7 +2,8 @@
 # Verbs: each command of the command line as a function
 from .runs.config.sources import configure as configure
 from .training.train import train as train
-from .runs.run import load as load, list_runs as list_runs
+from .runs.run import load as load
+from .runs.run_folder import list_runs as list_runs
 from .runs.sample import sample as sample
 from .runs.evaluate import evaluate as evaluate
 from .runs.likelihood import likelihood as likelihood
@@ -22,7 +23,8 @@ from .testing.certify import certify as certify
 # Data of the verbs
 from .runs.config.schema import Config as Config
 from .runs.config.sources import TrainingFlags as TrainingFlags, SamplingFlags as SamplingFlags
-from .runs.run import Run as Run, RunSummary as RunSummary
+from .runs.run import Run as Run
+from .runs.run_folder import RunSummary as RunSummary
 from .runs.sample_set import SampleSet as SampleSet
 from .runs.evaluate import Evaluation as Evaluation
 from .runs.likelihood import HeldoutLikelihood as HeldoutLikelihood

@@ -13,8 +13,8 @@ from sitkit.results.statistics import LEVEL, Comparison, paired
 from sitkit.runs.config.schema import TRAINING_KEYS
 from sitkit.runs.environment import code_version
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import find_run, load_weights, read_config_of
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run import load_weights
+from sitkit.runs.run_folder import RunFolder, find_run, read_config_of
 from sitkit.runtime.errors import UserError
 
 Stage = Literal["training", "sampling", "evaluation", "nothing"]

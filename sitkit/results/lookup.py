@@ -19,8 +19,7 @@ from pathlib import Path
 from sitkit.results.statistics import CellValue
 from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
 from sitkit.runs.evaluate import Evaluation
-from sitkit.runs.run import find_run
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, find_run
 from sitkit.runtime.errors import UserError, suggest
 
 

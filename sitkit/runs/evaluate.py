@@ -23,8 +23,8 @@ from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer, nest
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import Run, open_run, read_config_of
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run import Run, open_run
+from sitkit.runs.run_folder import RunFolder, read_config_of
 from sitkit.runs.sample import draw_samples
 from sitkit.runs.sample_set import SampleSet, keeps_samples
 from sitkit.runs.tracking.sync import METRICS, run_id

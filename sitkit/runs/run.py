@@ -1,7 +1,7 @@
-"""What a run is: a folder with its configuration, curves, checkpoints, samples and evaluations.
+"""A trained run: its configuration, its network, and the field that reads the network.
 
-A run is a folder runs/<slug>-<training identity>/, whose files `sitkit.runs.run_folder` names, or one file that
-`sitkit convert` wrote, whose samples and evaluations go to runs/<slug>-<digest of its weights>/.
+A run is a folder runs/<slug>-<training identity>/, or one file that `sitkit convert` wrote.  The samples and evaluations
+of such a file go to runs/<slug>-<digest of its weights>/.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import shlex
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +20,8 @@ from torch import nn
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape, prepare_data
-from sitkit.runs import averages, diagnostics
-from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
+from sitkit.runs import diagnostics
+from sitkit.runs.averages import load_weights
 from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
 from sitkit.runs.config.sampling_presets import read_preset
@@ -35,23 +33,27 @@ from sitkit.runs.config.sources import (
     flags_to_layer,
     locate,
     require_flags,
-    to_yaml,
     validate,
 )
-from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file, weights_name, weights_of_file
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.one_file import read_run_header, weights_name
+from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of
 from sitkit.runtime.distributed import device_of
-from sitkit.runtime.errors import UserError, suggest
-from sitkit.runtime.files import read_json, write_file
-from sitkit.runtime.tensors import load_tensors, read_header
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
 from sitkit.transport.field import Field
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its configuration, its network (EMA unless asked otherwise) and the field that reads it.
+    """A trained run: its configuration, its network, and the field that reads the network.
 
-    folder: where its samples and evaluations go.  file: the one file that it was loaded from, if it was.
+    Args:
+        folder: the folder of its samples and evaluations.
+        config: the configuration, with every default resolved.
+        step: the step of the checkpoint.
+        network: the network, by default with averaged (EMA) weights.
+        field: the network read as velocity, score, data and noise.
+        file: the one file that the run was loaded from; None for a run in a folder.
     """
 
     folder: Path
@@ -63,12 +65,12 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What determines the weights."""
+        """The identity of the training, which determines the weights."""
         return training_identity(self.config)
 
     @property
     def source(self) -> Path:
-        """What it was loaded from, as `load` takes it: its folder, or the one file."""
+        """The folder or the one file that the run was loaded from."""
         return self.file or self.folder
 
     @property
@@ -78,25 +80,25 @@ class Run:
 
     @property
     def weights_name(self) -> str:
-        """Which weights the network has, as names of files say it: "ema", "raw", or "ema-0.05" where one was chosen."""
+        """The weights of the network, as in file names: "ema", "raw", or "ema-0.05" for a chosen average."""
         return weights_name(self.config)
 
     @property
     def examples(self) -> Examples:
-        """The data set that the run was trained on.  Raises UserError where it is gone, or is another one by now."""
-        found, known = load_examples(self.config.data), _described(self.source)
-        if known is not None and known["fingerprint"] != found.fingerprint:
+        """The data set of the training.  Raises UserError if it is missing or has changed since the training."""
+        examples, recorded = load_examples(self.config.data), _read_description(self.source)
+        if recorded is not None and recorded["fingerprint"] != examples.fingerprint:
             raise UserError(f"The data of {self.source} changed since it was trained: bring back the old ones.")
-        return found
+        return examples
 
     @functools.cached_property
     def data_description(self) -> Examples:
-        """What sampling must know of the data, which may be gone; points are read where they can be, to be drawn over."""
+        """The description of the data that sampling needs; the data themselves may be missing."""
         return data_description(self.source, self.config)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of what the network models."""
+        """The shape of the states that the network models."""
         return modelled_shape(self.config.autoencoder, self.data_description)
 
     def velocity_losses(self) -> tuple[tuple[float, float], ...]:
@@ -114,9 +116,7 @@ class Run:
             UserError: for a name that is not the run's full name, and for a run that models states of another shape.
         """
         other = load(name, step=step, weights=weights, device=str(self.device), root=self.folder.parent)
-        if other.folder.name != Path(name).name:
-            # A short name could mean another run tomorrow, and the samples' identity would not change with it.
-            raise UserError(f"guidance.run must name the run in full: {other.folder.name}, not {name!r}.")
+        _require_full_name(other.folder, name, "guidance.run")
         if other.shape != self.shape:
             raise UserError(f"guidance.run {name!r} models states of shape {other.shape}, this run {self.shape}.")
         return other.field
@@ -132,7 +132,7 @@ class Run:
         Raises:
             UserError: for a setting that the training fixed, and for weights that the run neither keeps nor can rebuild.
         """
-        config = _changed(self.source, self.config, over)
+        config = _with_settings(self.source, self.config, over)
         run = dataclasses.replace(self, config=config)
         if run.weights_name == self.weights_name or not config.backbone.trainable:
             return run
@@ -141,139 +141,55 @@ class Run:
 
 
 def data_description(source: Path, config: Config) -> Examples:
-    """The data of a run's folder or file as far as they are described there; the data themselves where they are not."""
-    known = _described(source)
-    if known is None:
+    """Return the description of the data of a run's folder or file; the data themselves if there is no description.
+
+    Vectors, as points in the plane, are loaded where possible: pictures of samples show them.
+    """
+    recorded = _read_description(source)
+    if recorded is None:
         return load_examples(config.data)
-    if len(known["shape"]) != 3:
+    if len(recorded["shape"]) != 3:
         with contextlib.suppress(UserError):
             return load_examples(config.data)
-    return from_description(known, str(getattr(config.data, "path", config.data.name)))
+    return from_description(recorded, str(getattr(config.data, "path", config.data.name)))
 
 
-def _described(source: Path) -> dict[str, Any] | None:
+def _read_description(source: Path) -> dict[str, Any] | None:
     if source.is_file():
         return read_run_header(source)["data"]
     path = RunFolder(source).data
     return read_json(path) if path.is_file() else None
 
 
-def folder_of(config: Config) -> Path:
-    """Where the run of a configuration lives."""
-    return config.run.folder / f"{slug(config)}-{training_identity(config)}"
-
-
 def fingerprints(config: Config) -> dict[str, str]:
-    """What a run depends on that its configuration only points to: the data, and an autoencoder's weights.
+    """Return the fingerprints of the data set and of the autoencoder's weights, to which the settings only point.
 
-    Raises UserError for examples that the autoencoder cannot take.
+    Raises:
+        UserError: for examples that the autoencoder cannot take.
     """
     data = prepare_data(config.data, config.autoencoder)
     return {"data": data.examples.fingerprint, "autoencoder": config.autoencoder.fingerprint()}
 
 
-def check_unchanged(folder: Path, marks: Mapping[str, str]) -> None:
-    """Raise UserError where a run was begun with data or an autoencoder of other fingerprints than `marks`."""
-    recorded = RunFolder(folder).read_environment()
-    for what, mark in marks.items():
-        if recorded.get(what, mark) != mark:
-            raise UserError(
-                f"The {what} of {folder} changed since it was begun: give the old {what}, or remove the folder."
-            )
-
-
 def use_threads(config: Config) -> None:
-    """Let torch use run.threads threads on a CPU, if set; otherwise as many as it likes."""
+    """Set the number of torch's CPU threads to run.threads; without it torch decides."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
 
 
-def build_network(config: Config, seed: int | None = None, known: Examples | None = None) -> nn.Module:
-    """The network of a configuration, with its initial weights drawn from the training seed.
+def initial_network(config: Config, seed: int | None = None, data: Examples | None = None) -> nn.Module:
+    """Return the network of a configuration with its initial weights.
 
-    known: what is known of the data, enough for a network that is trained; by default they are loaded.
+    Args:
+        config: the configuration.
+        seed: the seed of the weights; by default the training seed.
+        data: the data set, or its description if the network is trained; by default the data set is loaded.
     """
-    data = known if known is not None and config.backbone.trainable else load_examples(config.data)
+    data = data if data is not None and config.backbone.trainable else load_examples(config.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed if seed is None else seed)
         network = config.backbone.build(modelled_shape(config.autoencoder, data), data.num_classes)
     return config.backbone.prepare(network, interpolant=config.interp, target=config.target, examples=data)
-
-
-def write_config(folder: Path, config: Config) -> None:
-    """config.yaml: every setting resolved."""
-    write_file(RunFolder(folder).config, to_yaml(config.plain()))
-
-
-def find_run(name: str | Path, root: Path) -> Path:
-    """The folder of a run by path, by name, by the start of its identity, or "latest".
-
-    Raises UserError that names the nearest run, or how to make one.
-    """
-    path = Path(name)
-    if RunFolder(path).config.is_file():
-        return path
-    if path.is_file():
-        read_run_header(path)  # Raises for a pickle, a damaged file, a checkpoint, or one that is not of sitkit.
-        raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
-    if path.suffix == ".safetensors":
-        raise UserError(f"There is no file {path}.")
-    known = {run.name: run for run in run_folders(root)}
-    if str(name) == "latest" and known:
-        return max(known.values(), key=lambda run: RunFolder(run).config.stat().st_mtime)
-    if path.name in known and path.parent in (Path(), root):
-        return known[path.name]
-    short = [run for run in known.values() if run.name.rpartition("-")[2].startswith(str(name))]
-    if len(short) == 1:
-        return short[0]
-    if not known:
-        raise UserError(f"There are no runs in {root}: make one with `sitkit train`.")
-    if len(short) > 1:
-        raise UserError(f"{str(name)!r} is the start of several runs: {', '.join(run.name for run in short)}.")
-    near = suggest(path.name, [*known, "latest"])
-    raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
-
-
-def run_folders(root: Path) -> list[Path]:
-    """The run folders under a root, by name."""
-    return sorted(path.parent for path in Path(root).glob("*/config.yaml"))
-
-
-def located(name: str | Path, root: Path) -> Path:
-    """What a run is loaded from: the one file that has this path or lies on the hub (hf://owner/name), else a folder.
-
-    Raises UserError as `find` does, and where the hub has no such file or cannot be reached.
-    """
-    if str(name).startswith(SCHEME):
-        return download(str(name))
-    if Path(name).is_file():
-        read_run_header(Path(name))
-        return Path(name)
-    return find_run(name, root)
-
-
-def read_config_of(source: Path) -> Config:
-    """The configuration written in a run's folder, or in its one file.
-
-    Raises UserError that names what is missing or wrong in it, and the package that a component came from.
-    """
-    from sitkit.runs.config.sources import read_yaml
-
-    layer = Layer(settings_of_file(source)) if source.is_file() else read_yaml(RunFolder(source).config)
-    try:
-        return validate(Config, layer.values, layer.where)
-    except UserError as error:
-        raise UserError(f"{error}{_from_a_package(source, str(error))}", error.path) from None
-
-
-def _from_a_package(source: Path, message: str) -> str:
-    """Where the component that a message misses came from when the run was made, and how to have it again."""
-    made = read_run_header(source) if source.is_file() else RunFolder(source).read_environment()
-    for component, package in made.get("components", {}).items():
-        kind, _, name = component.partition(" ")
-        if f"No {kind} named {name!r}." in message:
-            return f" {source.name} was made with {package}: pip install {package.replace(' ', '==')}"
-    return ""
 
 
 def load(
@@ -288,22 +204,25 @@ def load(
 ) -> Run:
     """Load a trained run: its configuration, its network, and the field that reads the network.
 
-    Its data need not be there.
+    The training data may be missing.
 
     Args:
         run: a folder, a name, an identity or its beginning, "latest", one file, or hf://owner/name.
-        weights: "ema" (the first average) or "raw"; by default what sample.weights and sample.ema say.
-        ema: the decay of a stored average, or the relative width of one to rebuild.
+        weights: "ema" (the first average) or "raw"; by default as sample.weights and sample.ema say.
+        ema: the decay of a stored average, or the relative width of an average to rebuild.
         step: the step of the checkpoint, by default the newest.
         device: "cpu", "cuda", "cuda:1", or "auto".
         settings: settings of sampling and evaluation, by dotted key.
         root: the folder of runs.
 
+    Returns:
+        The run.
+
     Raises:
-        UserError: for a run that is not there, has no checkpoint yet or a damaged one, and for a setting that its
+        UserError: for a run that does not exist, has no checkpoint yet or only a damaged one, and for a setting that its
             training fixed.
     """
-    source = located(run, Path(root))
+    source = locate_run(run, Path(root))
     config = read_config_of(source)
     if source.is_file():
         config = config.model_copy(update={"run": config.run.model_copy(update={"folder": Path(root)})})
@@ -311,21 +230,27 @@ def load(
     if settings is not None or ema is not None:
         if not isinstance(settings, (Layer, Config)):
             settings = flags_to_layer({"ema": ema}, settings, SAMPLING_SETTINGS)
-        config = _changed(source, config, settings)
+        config = _with_settings(source, config, settings)
     if weights is not None:
-        chosen = config.sample.model_copy(update={"weights": weights, "ema": None})
-        config = config.model_copy(update={"sample": chosen})
-    known = data_description(source, config)
-    at, network = _read_network(source, config, known, step, device)
-    field, file = Field(network, config.interp, config.target, known.num_classes), None
+        sample = config.sample.model_copy(update={"weights": weights, "ema": None})
+        config = config.model_copy(update={"sample": sample})
+    data = data_description(source, config)
+    step, network = _read_network(source, config, data, step, device)
+    field, file = Field(network, config.interp, config.target, data.num_classes), None
     if source.is_file():
         weights_id = read_run_header(source)["fingerprints"]["weights"][:12]
         source, file = Path(root) / f"{slug(config)}-{weights_id}", source
-    return Run(source, config, at, network, field, file)
+    return Run(source, config, step, network, field, file)
 
 
 def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
-    """Return a run with the settings that the keyword arguments of a verb make; `flags` as in `SamplingFlags`."""
+    """Return a run with the settings that the keyword arguments of a verb make.
+
+    Args:
+        run: a run, or a name that `load` accepts.
+        flags: the keyword arguments, as in `SamplingFlags`.
+        verb: the name of the verb, for errors.
+    """
     require_flags(flags, SamplingFlags, verb)
     flags = dict(flags)
     preset, settings, step = (flags.pop(name, None) for name in ("preset", "settings", "step"))
@@ -340,58 +265,12 @@ def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
     if step in (None, run.step) and device in (None, str(run.device)):
         return run.with_settings(layer) if layer.values else run
     # Another checkpoint or device: the settings that the run has now stay below the new ones.
-    settings, at = sampling_config(run.config, layer), run.step if step is None else step
-    return load(run.source, settings=settings, root=run.folder.parent, step=at, device=device or str(run.device))
+    settings, step = sampling_config(run.config, layer), run.step if step is None else step
+    return load(run.source, settings=settings, root=run.folder.parent, step=step, device=device or str(run.device))
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """A line of `sitkit runs`: how far the training of a run is, and its numbers.
-
-    Attributes:
-        folder: the folder of the run.
-        step, steps: the step of the newest checkpoint, and the steps of the whole training.
-        samplings, evaluations: the number of sample sets and of evaluations on disk.
-        values: (metric, value) of the first three evaluations.
-    """
-
-    folder: Path
-    step: int
-    steps: int
-    samplings: int
-    evaluations: int
-    values: tuple[tuple[str, float], ...]
-
-
-def list_runs(root: str | Path = "runs") -> list[RunSummary]:
-    """Return a summary of each run in a folder, sorted by name.
-
-    Args:
-        root: the folder of runs.
-
-    Raises:
-        UserError: for a run whose configuration cannot be read.
-    """
-    summaries = []
-    for folder in run_folders(Path(root)):
-        saved = checkpoints(RunFolder(folder).checkpoints)
-        records = [read_json(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
-        values = [(r["metric"]["name"], float(r["value"])) for r in records if {"value", "metric"} <= r.keys()]
-        summaries.append(
-            RunSummary(
-                folder=folder,
-                step=step_of(saved[-1]) if saved else 0,
-                steps=read_config_of(folder).train.steps,
-                samplings=len(list(folder.glob("samples/*/record.json"))),
-                evaluations=len(records),
-                values=tuple(values[:3]),
-            )
-        )
-    return summaries
-
-
-def _changed(source: Path, config: Config, over: Layer | Config) -> Config:
-    """The configuration of a run with other settings.  Raises UserError for a setting that the training fixed."""
+def _with_settings(source: Path, config: Config, over: Layer | Config) -> Config:
+    """Return a run's configuration with other settings.  Raises UserError for a setting that the training fixed."""
     if isinstance(over, Config):
         own, plain, where = config.plain(), over.plain(), {}
         fixed = [key for key in TRAINING_KEYS if plain[key] != own[key]]
@@ -404,93 +283,51 @@ def _changed(source: Path, config: Config, over: Layer | Config) -> Config:
     return over if isinstance(over, Config) else sampling_config(config, over)
 
 
-def _read_network(
-    source: Path, config: Config, known: Examples, step: int | None, device: str
-) -> tuple[int, nn.Module]:
-    """(step, network on the device) with the weights that config.sample names."""
-    network, at = build_network(config, known=known), 0
+def _read_network(source: Path, config: Config, data: Examples, step: int | None, device: str) -> tuple[int, nn.Module]:
+    """Return (step, network on the device) with the weights that config.sample names."""
+    network = initial_network(config, data=data)
     if not source.is_file():
         check_unchanged(source, {"autoencoder": config.autoencoder.fingerprint()})
     if config.backbone.trainable:
-        at, state, path = load_weights(source, config, step)
-        _fill(network, state, path)
-    return at, network.to(device_of(device)).eval().requires_grad_(False)
+        step, state, path = load_weights(source, config, step)
+        _load_state(network, state, path)
+    else:
+        step = 0
+    return step, network.to(device_of(device)).eval().requires_grad_(False)
 
 
 def start_from(network: nn.Module, name: str, root: Path) -> None:
-    """Give a network the EMA weights of another run, the newest it has.
+    """Load the EMA weights of another run, of its newest checkpoint, into a network.
 
-    Raises UserError for a run that is not there, that is not named in full, or whose network has other weights.
+    Raises:
+        UserError: for a run that does not exist, a name that is not the full one, or weights of another network.
     """
     folder = find_run(name, root)
-    if folder.name != Path(name).name:
-        # A short name could mean another run tomorrow, and the training's identity would not change with it.
-        raise UserError(f"train.init must name the run in full: {folder.name}, not {name!r}.")
+    _require_full_name(folder, name, "train.init")
     config = read_config_of(folder)
     sample = config.sample.model_copy(update={"weights": "ema", "ema": None})
     _, state, source = load_weights(folder, config.model_copy(update={"sample": sample}), None)
-    _fill(network, state, source, "that train.init is to start")
+    _load_state(network, state, source, "that train.init is to start")
+
+
+def _require_full_name(folder: Path, name: str, setting: str) -> None:
+    # A short name could mean another run tomorrow, and the identity that contains it would not change.
+    if folder.name != Path(name).name:
+        raise UserError(f"{setting} must name the run in full: {folder.name}, not {name!r}.")
+
+
+def _load_state(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path, which: str = "of its run") -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the network {which}: {str(error).splitlines()[-1].strip()}") from None
 
 
 def sampling_config(config: Config, over: Layer) -> Config:
     """Return a configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
     values = merge(config.plain(), over.values)
-    if "sampler" in over.values and "diffusion" not in over.values and "name" in values["sampler"]:
-        # Another kind of sampler takes its own default w, as it would from the start.
-        changed = values["sampler"]["name"] != config.sampler.name
-        values = {k: v for k, v in values.items() if not (changed and k == "diffusion")}
+    name = config.sampler.name
+    if "sampler" in over.values and "diffusion" not in over.values and values["sampler"].get("name", name) != name:
+        # Another kind of sampler takes its own default w, as in a new configuration.
+        del values["diffusion"]
     return validate(Config, values, over.where)
-
-
-def checkpoint_at(folder: Path, step: int | None = None) -> Path:
-    """The newest whole checkpoint of a run, or the one at a step."""
-    found = checkpoints(RunFolder(folder).checkpoints)
-    if step is not None:
-        for path in found:
-            if step_of(path) == step:
-                return path
-        raise UserError(
-            f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in found) or 'none'}."
-        )
-    damaged: list[str] = []
-    newest = latest_checkpoint(RunFolder(folder).checkpoints, damaged.append)
-    if newest is None and found:
-        read_header(found[-1])  # Raises, with what is wrong with it.
-    for text in damaged:
-        warnings.warn(text, stacklevel=2)
-    if newest is None:
-        again = shlex.join(["sitkit", "train", str(RunFolder(folder).config)])
-        raise UserError(f"{folder} has no checkpoint yet: continue its training with `{again}`.")
-    return newest
-
-
-def load_weights(source: Path, config: Config, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], Path]:
-    """Return (step, state of the network, path of the file) of the weights of a run that config.sample names.
-
-    source: the run's folder or its one file.  step: by default the newest.
-    Raises UserError for an average that the run neither keeps nor can rebuild.
-    """
-    if source.is_file():
-        return *weights_of_file(source, config, step), source
-    decays, chosen = config.train.ema_decays, config.sample.ema
-    if chosen is not None and chosen not in decays:
-        if chosen > averages.WIDEST:
-            raise UserError(
-                f"sample.ema: {source} keeps no average of decay {chosen}, only of {', '.join(map(str, decays))}; "
-                "up to 0.2887 it is the relative width of a power-function average."
-            )
-        return *averages.rebuild(source, chosen, step), RunFolder(source).snapshots
-    path = checkpoint_at(source, step)
-    header, tensors = load_tensors(path)
-    prefix = (
-        "model." if config.sample.weights == "raw" else averages.prefix(decays, decays[0] if chosen is None else chosen)
-    )
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    return int(header["step"]), state, path
-
-
-def _fill(network: nn.Module, state: Mapping[str, torch.Tensor], path: Path, which: str = "of its run") -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the network {which}: {str(error).splitlines()[-1].strip()}") from None

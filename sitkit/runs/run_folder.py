@@ -1,4 +1,4 @@
-"""The files of a run on disk.
+"""The files of a run on disk, how a run is found, and the list of runs.
 
 runs/<slug>-<training identity>/
     config.yaml  environment.json  data.json  metrics.jsonl  checkpoints/  ema/  previews/
@@ -7,10 +7,19 @@ runs/<slug>-<training identity>/
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sitkit.runtime.files import read_json
+from sitkit.runs.checkpoint import checkpoints, step_of
+from sitkit.runs.config.identity import slug, training_identity
+from sitkit.runs.config.schema import Config
+from sitkit.runs.config.sources import Layer, read_yaml, to_yaml, validate
+from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file
+from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.files import read_json, write_file
 
 
 class RunFolder:
@@ -32,3 +41,146 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any]:
         """Return the record of code, packages and machine; empty if there is none."""
         return read_json(self.environment) if self.environment.is_file() else {}
+
+
+def folder_of(config: Config) -> Path:
+    """Return the folder of the run of a configuration."""
+    return config.run.folder / f"{slug(config)}-{training_identity(config)}"
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write config.yaml, with every setting resolved."""
+    write_file(RunFolder(folder).config, to_yaml(config.plain()))
+
+
+def read_config_of(source: Path) -> Config:
+    """Return the configuration in a run's folder or in its one file.
+
+    Raises:
+        UserError: with the missing or wrong setting, and the package that a missing component came from.
+    """
+    layer = Layer(settings_of_file(source)) if source.is_file() else read_yaml(RunFolder(source).config)
+    try:
+        return validate(Config, layer.values, layer.where)
+    except UserError as error:
+        raise UserError(f"{error}{_missing_package(source, str(error))}", error.path) from None
+
+
+def _missing_package(source: Path, message: str) -> str:
+    """Return the package that the component in an error message came from, and how to install it; else ""."""
+    record = read_run_header(source) if source.is_file() else RunFolder(source).read_environment()
+    for component, package in record.get("components", {}).items():
+        kind, _, name = component.partition(" ")
+        if f"No {kind} named {name!r}." in message:
+            return f" {source.name} was made with {package}: pip install {package.replace(' ', '==')}"
+    return ""
+
+
+def check_unchanged(folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Raise UserError if a run was started with a data set or an autoencoder of another fingerprint."""
+    recorded = RunFolder(folder).read_environment()
+    for part, fingerprint in fingerprints.items():
+        if recorded.get(part, fingerprint) != fingerprint:
+            raise UserError(
+                f"The {part} of {folder} changed since it was begun: give the old {part}, or remove the folder."
+            )
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Return the run folders under a root, sorted by name."""
+    return sorted(path.parent for path in Path(root).glob("*/config.yaml"))
+
+
+def find_run(name: str | Path, root: Path) -> Path:
+    """Return the folder of a run by its path, its name, the start of its identity, or "latest".
+
+    Raises:
+        UserError: with the nearest name, or how to make a run.
+    """
+    path = Path(name)
+    if RunFolder(path).config.is_file():
+        return path
+    if path.is_file():
+        read_run_header(path)  # Raises for a pickle, a damaged file, a checkpoint, or a file that is not of sitkit.
+        raise UserError(f"{path} is a run in one file, and this needs a run's folder.")
+    if path.suffix == ".safetensors":
+        raise UserError(f"There is no file {path}.")
+    folders = {folder.name: folder for folder in run_folders(root)}
+    if not folders:
+        raise UserError(f"There are no runs in {root}: make one with `sitkit train`.")
+    if str(name) == "latest":
+        return max(folders.values(), key=lambda folder: RunFolder(folder).config.stat().st_mtime)
+    if path.name in folders and path.parent in (Path(), root):
+        return folders[path.name]
+    matches = [key for key in folders if key.rpartition("-")[2].startswith(str(name))]
+    if len(matches) > 1:
+        raise UserError(f"{str(name)!r} is the start of several runs: {', '.join(matches)}.")
+    if matches:
+        return folders[matches[0]]
+    near = suggest(path.name, [*folders, "latest"])
+    raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
+
+
+def locate_run(name: str | Path, root: Path) -> Path:
+    """Return the file or the folder that a run is loaded from.
+
+    Args:
+        name: one file, a file on the Hugging Face hub (hf://owner/name), or a name that `find_run` accepts.
+        root: the folder of runs.
+
+    Raises:
+        UserError: as `find_run`, and if the hub does not have the file or cannot be reached.
+    """
+    if str(name).startswith(SCHEME):
+        return download(str(name))
+    if Path(name).is_file():
+        read_run_header(Path(name))
+        return Path(name)
+    return find_run(name, root)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The progress of a run's training and its first numbers: a line of `sitkit runs`.
+
+    Args:
+        folder: the folder of the run.
+        step: the step of the newest checkpoint; 0 without a checkpoint.
+        steps: the number of steps of the whole training.
+        samplings: the number of sample sets on disk.
+        evaluations: the number of evaluations on disk.
+        values: (metric, value) of the first three evaluations.
+    """
+
+    folder: Path
+    step: int
+    steps: int
+    samplings: int
+    evaluations: int
+    values: tuple[tuple[str, float], ...]
+
+
+def list_runs(root: str | Path = "runs") -> list[RunSummary]:
+    """Return a summary of each run in a folder, sorted by name.
+
+    A run whose configuration cannot be read is left out, with a warning that names it.
+
+    Args:
+        root: the folder of runs.
+
+    Returns:
+        The summaries.
+    """
+    summaries = []
+    for folder in run_folders(Path(root)):
+        try:
+            steps = read_config_of(folder).train.steps
+        except UserError as error:
+            warnings.warn(f"{folder} is left out: {error}", stacklevel=2)
+            continue
+        saved = checkpoints(RunFolder(folder).checkpoints)
+        records = [read_json(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
+        values = [(r["metric"]["name"], float(r["value"])) for r in records if {"value", "metric"} <= r.keys()]
+        step, samplings = step_of(saved[-1]) if saved else 0, len(list(folder.glob("samples/*/record.json")))
+        summaries.append(RunSummary(folder, step, steps, samplings, len(records), tuple(values[:3])))
+    return summaries

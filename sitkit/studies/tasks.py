@@ -20,8 +20,7 @@ from typing import Any, Literal
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import ResultLocation, number_identity
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import folder_of
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, folder_of
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.runtime.tensors import read_header

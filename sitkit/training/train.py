@@ -25,18 +25,8 @@ from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
 from sitkit.runs.environment import continued, environment
-from sitkit.runs.run import (
-    Run,
-    build_network,
-    check_unchanged,
-    fingerprints,
-    folder_of,
-    load,
-    start_from,
-    use_threads,
-    write_config,
-)
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
+from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
@@ -110,7 +100,7 @@ def run_training(config: Config, progress: Progress = silent) -> Path:
         data = prepare_data(config.data, config.autoencoder)
         marks, folder = fingerprints(config), folder_of(config)
         report = progress if group.lead else silent
-        network = build_network(config, known=data.examples)
+        network = initial_network(config, data=data.examples)
         if config.train.init is not None:
             start_from(network, config.train.init, config.run.folder)
         with _recorded(config, data.examples, marks, folder, group, report):

@@ -18,7 +18,8 @@ from sitkit.results.losscurve import curve_labels
 from sitkit.runs import diagnostics
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.diagnostics import DRAWS, LOSS_BATCH, MAX_LOSS_EXAMPLES, TIMES, loss_curve, smooth, velocity_losses
-from sitkit.runs.run import build_network, load, read_config_of, write_config
+from sitkit.runs.run import initial_network, load
+from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.training.train import run_training
@@ -39,7 +40,7 @@ def test_the_exact_field_of_a_gaussian_has_the_loss_that_cannot_be_learnt(
     """L_t = d Var(v | x_t) = d s^2 (d_alpha sigma - d_sigma alpha)^2 / (alpha^2 s^2 + sigma^2)."""
     config = tiny(tmp_path, LAW, "backbone=exact", f"interp={interp}", f"target={target}")
     data = load_examples(config.data)
-    field = Field(build_network(config), config.interp, config.target, data.num_classes)
+    field = Field(initial_network(config), config.interp, config.target, data.num_classes)
     index = data.heldout[:MAX_LOSS_EXAMPLES]
     times, losses = loss_curve(field, data, index)
     assert len(index) == MAX_LOSS_EXAMPLES and len(times) == len(losses) == TIMES
@@ -57,7 +58,7 @@ def test_a_network_that_says_nothing_has_the_loss_of_the_velocity_itself(tmp_pat
     config = tiny(tmp_path, LAW)
     data = load_examples(config.data)
     field = Field(
-        build_network(config).eval(), config.interp, config.target, data.num_classes
+        initial_network(config).eval(), config.interp, config.target, data.num_classes
     )  # the head is zero at first
     _, losses = loss_curve(field, data, data.heldout[:MAX_LOSS_EXAMPLES])
     # E |data - noise|^2 = d (s^2 + 1) + |mean|^2 at every t, of the very same draws at each.
@@ -71,7 +72,7 @@ def test_a_network_that_says_nothing_has_the_loss_of_the_velocity_itself(tmp_pat
 def test_the_loss_does_not_depend_on_how_it_is_batched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path, LAW, "backbone=exact")
     data = load_examples(config.data)
-    field = Field(build_network(config), config.interp, config.target, data.num_classes)
+    field = Field(initial_network(config), config.interp, config.target, data.num_classes)
     _, whole = loss_curve(field, data, data.heldout[:300])
     monkeypatch.setattr(diagnostics, "LOSS_BATCH", 77)
     _, parts = loss_curve(field, data, data.heldout[:300])

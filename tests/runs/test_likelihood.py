@@ -20,7 +20,7 @@ from sitkit.registry import datasets, interpolants, samplers, targets
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runs.likelihood import dequantised, measure_likelihood, standard_errors
-from sitkit.runs.run import Run, build_network
+from sitkit.runs.run import Run, initial_network
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
@@ -150,7 +150,7 @@ class Rounded(Dataset):
 def run_of(folder: Path, **settings: object) -> Run:
     """A run with the closed-form network, without a training."""
     config: Config = assemble([Layer({"backbone": "exact", "metric": "mmd", "run": {"track": False}, **settings})])
-    network = build_network(config)
+    network = initial_network(config)
     data = examples_of(config.data)
     return Run(folder, config, 0, network, Field(network, config.interp, config.target, data.num_classes))
 

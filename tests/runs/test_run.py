@@ -1,4 +1,4 @@
-"""Runs on disk: found by any of their names, loaded as they were trained, refused with the reason."""
+"""Trained runs: what `load` reads, the errors for damaged ones, and the one way to change their settings."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, copied, tiny, trained
+from support import ROOT, tiny, trained
 
 import sitkit
 from sitkit.models.backbone import Backbone
 from sitkit.runs.checkpoint import checkpoints
-from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.sources import Layer, read_assignments
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import build_network, find_run, folder_of, load, open_run, run_folders
+from sitkit.runs.run import initial_network, load, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -27,46 +26,9 @@ from sitkit.runtime.tensors import load_tensors, save_tensors
 from sitkit.training.train import run_training
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A trained run that a test may spoil."""
-    return copied(trained(), tmp_path / "runs")
-
-
 def only_checkpoint(run: Path) -> Path:
     (path,) = checkpoints(RunFolder(run).checkpoints)
     return path
-
-
-def test_a_folder_s_name_is_its_training() -> None:
-    run = trained()
-    config = tiny(run.parent)
-    assert run == folder_of(config) and run.name == f"points-linear-velocity-mlp-{training_identity(config)}"
-    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "environment.json", "previews"}
-    made = read_json(run / "environment.json")
-    assert (
-        made["packages"]["torch"] == torch.__version__.partition("+")[0]
-        or made["packages"]["torch"] == torch.__version__
-    )
-
-
-@pytest.mark.parametrize("name", ["path", "name", "identity", "start", "latest", "name with the root"])
-def test_a_run_is_found_by_any_of_its_names(run: Path, name: str) -> None:
-    identity = run.name.rpartition("-")[2]
-    words = {"path": str(run), "name": run.name, "identity": identity, "start": identity[:4], "latest": "latest",
-             "name with the root": str(run.parent / run.name)}  # fmt: skip
-    assert find_run(words[name], run.parent) == run
-
-
-def test_a_run_that_is_not_there_is_refused_with_the_nearest(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"No run '{run.name[:-1]}x' .*Did you mean '{run.name}'"):
-        find_run(run.name[:-1] + "x", run.parent)
-    with pytest.raises(UserError, match=r"no runs in .*nowhere.*sitkit train"):
-        find_run("latest", tmp_path / "nowhere")
-    shutil.copytree(run, run.parent / (run.name[:-1] + "x"))
-    with pytest.raises(UserError, match="start of several runs"):
-        find_run(run.name.rpartition("-")[2][:5], run.parent)
-    assert run_folders(run.parent) == sorted(run.parent.iterdir())
 
 
 def test_loading_gives_the_averaged_weights_or_the_raw_ones(run: Path) -> None:
@@ -171,19 +133,10 @@ def test_a_run_without_checkpoint_or_with_another_s_is_refused(run: Path) -> Non
         load(run)
 
 
-def test_a_configuration_spoilt_by_hand_is_named_with_its_line(run: Path) -> None:
-    path = run / "config.yaml"
-    text = path.read_text()
-    line = text[: text.index("name: mlp")].count("\n") + 1
-    path.write_text(text.replace("name: mlp", "name: mpl"))
-    with pytest.raises(UserError, match=rf"{path}:{line}: backbone: No backbone named 'mpl'\. Did you mean 'mlp'"):
-        load(run)
-
-
 def test_initial_weights_belong_to_the_seed_and_leave_torch_s_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, two, other = (build_network(tiny(tmp_path, f"train.seed={seed}")) for seed in (0, 0, 1))
+    one, two, other = (initial_network(tiny(tmp_path, f"train.seed={seed}")) for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(map(torch.equal, one.parameters(), two.parameters()))
     assert not all(map(torch.equal, one.parameters(), other.parameters()))

@@ -18,7 +18,8 @@ from sitkit.results.table import format_estimate
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.one_file import weights_fingerprint
-from sitkit.runs.run import load, run_folders
+from sitkit.runs.run import load
+from sitkit.runs.run_folder import run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.solvers.sampler import SolveSpec

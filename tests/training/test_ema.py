@@ -14,7 +14,7 @@ from support import call, finish, flags, start, tiny, wait, weights
 from torch import nn
 
 from sitkit.runs import averages as weight_averages
-from sitkit.runs.averages import combination, gamma, rebuild
+from sitkit.runs.averages import fit_profile, gamma, rebuild
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.run import load
@@ -129,7 +129,7 @@ def exact(width: float, steps: int) -> torch.Tensor:
 def test_a_rebuilt_average_is_the_one_that_would_have_been_tracked(snapshots: Path, width: float) -> None:
     step, state = rebuild(snapshots, width)
     kept = [(w, at) for w in (0.05, 0.1) for at in range(20, 641, 20)]
-    fit = combination(kept, width, 640)
+    fit = fit_profile(kept, width, 640)
     # The path has size 1, so the averages differ by at most the L1 error of the profiles, measured here on every step,
     # and by 64 float32 roundings of the sum's result, 6e-8 each.
     made = sum(c * np.pad(profile(w, at), (0, 640 - at)) for (w, at), c in zip(kept, fit.coefficients, strict=True))
@@ -159,7 +159,7 @@ def test_what_the_snapshots_cannot_represent_is_said(snapshots: Path, tmp_path: 
 
 def test_the_error_told_is_that_of_the_profile() -> None:
     kept = [(0.1, at) for at in (25.0, 50.0, 75.0, 100.0)]
-    fit = combination(kept, 0.06, 100.0)
+    fit = fit_profile(kept, 0.06, 100.0)
     s = (np.arange(200_000) + 0.5) / 2000
     power = lambda w, t: np.where(s <= t, (gamma(w) + 1) * s ** gamma(w) / t ** (gamma(w) + 1), 0)  # noqa: E731
     wanted, made = power(0.06, 100.0), sum(c * power(*k) for k, c in zip(kept, fit.coefficients, strict=True))

@@ -19,7 +19,7 @@ from sitkit.models.loss import Batch, InterpolantLoss, Loss, interpolant_loss
 from sitkit.registry import couplings, guidances, interpolants, losses, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import build_network, load
+from sitkit.runs.run import initial_network, load
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.rng import TRAINING, normal
 from sitkit.runtime.tensors import load_tensors
@@ -67,7 +67,7 @@ def inputs(config: Config, network: nn.Module, step: int = 0, rank: int = 0, siz
 def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
     for coupling in couplings:
         config = tiny(tmp_path, f"coupling={coupling}", base="digits")
-        network = build_network(config)
+        network = initial_network(config)
         whole = inputs(config, network)
         for size in (2, 4):
             parts = [inputs(config, network, rank=rank, size=size) for rank in range(size)]
@@ -80,9 +80,9 @@ def test_the_parts_of_all_processes_are_the_batch(tmp_path: Path) -> None:
 def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, registered: None) -> None:
     words = ("loss={name: aligned, share: 0.25}", "train.steps=20", "run.checkpoint_every=10", "run.log_every=1")
     config = tiny(tmp_path / "whole", *words, base="digits")
-    network, data = build_network(config), prepare_data(config.data, config.autoencoder)
+    network, data = initial_network(config), prepare_data(config.data, config.autoencoder)
     objective = objective_of(config, network, data)
-    again = objective_of(config, build_network(config), data)
+    again = objective_of(config, initial_network(config), data)
     assert objective.parts is not None and again.parts is not None
     # Drawn from the seed, whatever was drawn before.
     assert all(map(torch.equal, objective.parts.parameters(), again.parts.parameters()))
@@ -126,7 +126,7 @@ def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
 
     try:
         config = tiny(tmp_path, "loss=binding", base="digits")
-        network, data = build_network(config), prepare_data(config.data, config.autoencoder)
+        network, data = initial_network(config), prepare_data(config.data, config.autoencoder)
         objective_of(config, network, data)(*inputs(config, network))
         assert bound == [data.examples.fingerprint]
     finally:
@@ -179,13 +179,13 @@ def test_a_network_of_two_times_is_read_at_one_and_called_with_two() -> None:
 
 def test_a_loss_has_keys_for_more_randomness(tmp_path: Path) -> None:
     config = tiny(tmp_path, base="digits")
-    one = inputs(config, build_network(config))
+    one = inputs(config, initial_network(config))
     assert torch.equal(normal(one.keys, tuple(one.data.shape[1:]), TRAINING), one.noise)
 
 
 def test_bfloat16_is_the_network_s_and_the_loss_is_float32(tmp_path: Path) -> None:
     full, half = (tiny(tmp_path, f"train.precision={name}", base="digits") for name in ("fp32", "bf16"))
-    network, data = build_network(full), prepare_data(full.data, full.autoencoder)
+    network, data = initial_network(full), prepare_data(full.data, full.autoencoder)
     nn.init.normal_(network.get_submodule("final_layer.linear").weight)  # pyright: ignore[reportArgumentType]
     seen: list[torch.dtype] = []
     network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *args: seen.append(args[2].dtype))

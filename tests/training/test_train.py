@@ -27,8 +27,8 @@ from sitkit.models.autoencoder import prepare_data
 from sitkit.registry import interpolants, targets, weightings
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run import build_network, folder_of, load
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run import initial_network, load
+from sitkit.runs.run_folder import RunFolder, folder_of
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event
 from sitkit.runtime.tensors import load_tensors, read_header
@@ -282,7 +282,7 @@ def losses_of(config: Config, network: nn.Module) -> Callable[[int], float]:
 
 def test_the_loss_of_a_step_depends_on_weights_and_step_alone(tmp_path: Path) -> None:
     config = tiny(tmp_path, base="digits")
-    network = build_network(config)
+    network = initial_network(config)
     with torch.no_grad():
         one, two = (losses_of(config, network) for _ in "ab")
         seen = [float(one(step)) for step in range(5)]
@@ -295,7 +295,7 @@ def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
     """At the start the head is zero: with velocity on `linear` the loss is the mean of |data - noise|^2."""
     config = tiny(tmp_path, "train.batch=4000", "data.size=2000", "data.holdout=0")
     data = load_examples(config.data)
-    loss = losses_of(config, build_network(config))(0)
+    loss = losses_of(config, initial_network(config))(0)
     values = data.read(np.arange(len(data))).double()
     # 2 epochs of all the data: its part is exact.  |noise|^2 per dimension has mean 1 and variance 2; the cross term -2
     # data noise has variance 4 E data^2 = 4/3: over 8,000 numbers the error is sqrt((2 + 4/3) / 8000) = 0.020; 4 of them.
@@ -305,7 +305,7 @@ def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
 def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
     # Adam's first step moves each parameter by lr * |g| / (|g| + eps), at most lr; warm-up makes it lr / warmup.
     config = tiny(tmp_path, "train.steps=1", "train.warmup=10", "train.lr=1e-2")
-    initial = build_network(config).state_dict()
+    initial = initial_network(config).state_dict()
     moved = load(run_training(config), weights="raw").network.state_dict()
     steps = torch.cat([(moved[name] - initial[name]).abs().flatten() for name in initial])
     # Weights of size 1 are rounded to 2^-24 = 6e-8 each.

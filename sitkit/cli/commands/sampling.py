@@ -110,7 +110,7 @@ def evaluate(
 @app.command()
 def runs(runs: Path = options.RUNS, json: bool = options.JSON) -> None:
     """List the runs on disk with their steps, samplings and numbers."""
-    from sitkit.runs.run import list_runs
+    from sitkit.runs.run_folder import list_runs
 
     summaries = list_runs(runs)
     first = [", ".join(f"{value:.4g} {name}" for name, value in run.values) for run in summaries]

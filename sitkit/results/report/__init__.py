@@ -11,7 +11,7 @@ from sitkit.results.report.page import Page
 from sitkit.results.report.run import run_page
 from sitkit.results.report.study import study_page
 from sitkit.results.study_results import find_study
-from sitkit.runs.run import find_run
+from sitkit.runs.run_folder import find_run
 from sitkit.runtime.files import write_file
 
 REPORT = "report.html"

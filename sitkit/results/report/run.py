@@ -33,8 +33,7 @@ from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import to_yaml
 from sitkit.runs.evaluate import Evaluation
-from sitkit.runs.run import read_config_of
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, read_config_of
 from sitkit.runs.sample_set import RECORD
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json

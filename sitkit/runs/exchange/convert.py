@@ -33,8 +33,7 @@ from sitkit.models.sit import MAX_PERIOD
 from sitkit.registry import backbones, targets
 from sitkit.runs.checkpoint import checkpoint_file
 from sitkit.runs.config.sources import Layer, assemble
-from sitkit.runs.run import folder_of, write_config
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, folder_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import save_tensors
 

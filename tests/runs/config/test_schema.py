@@ -19,7 +19,7 @@ from sitkit.runs.config.identity import label, sampling_identity, slug, training
 from sitkit.runs.config.mappings import flat, merge
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble, read_assignments, read_config, read_value, read_yaml
-from sitkit.runs.run import read_config_of, write_config
+from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.runtime.hashing import identity, readable

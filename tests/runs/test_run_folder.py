@@ -1,0 +1,59 @@
+"""Run folders: their names, how a run is found, its configuration on disk, and the list of runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support import copied, tiny, trained
+
+import sitkit
+from sitkit.runs.config.identity import training_identity
+from sitkit.runs.run_folder import RunFolder, find_run, folder_of, run_folders
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_json
+
+
+def test_the_name_of_a_folder_ends_with_the_identity_of_the_training() -> None:
+    run = trained()
+    config = tiny(run.parent)
+    assert run == folder_of(config) and run.name == f"points-linear-velocity-mlp-{training_identity(config)}"
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.jsonl", "environment.json", "previews"}
+    version = read_json(run / "environment.json")["packages"]["torch"]
+    assert version in (torch.__version__, torch.__version__.partition("+")[0])
+
+
+@pytest.mark.parametrize("name", ["path", "name", "identity", "start", "latest", "name with the root"])
+def test_a_run_is_found_by_any_of_its_names(run: Path, name: str) -> None:
+    identity = run.name.rpartition("-")[2]
+    words = {"path": str(run), "name": run.name, "identity": identity, "start": identity[:4], "latest": "latest",
+             "name with the root": str(run.parent / run.name)}  # fmt: skip
+    assert find_run(words[name], run.parent) == run
+
+
+def test_an_error_for_a_missing_run_names_the_nearest_one(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"No run '{run.name[:-1]}x' .*Did you mean '{run.name}'"):
+        find_run(run.name[:-1] + "x", run.parent)
+    with pytest.raises(UserError, match=r"no runs in .*nowhere.*sitkit train"):
+        find_run("latest", tmp_path / "nowhere")
+    shutil.copytree(run, run.parent / (run.name[:-1] + "x"))
+    with pytest.raises(UserError, match="start of several runs"):
+        find_run(run.name.rpartition("-")[2][:5], run.parent)
+    assert run_folders(run.parent) == sorted(run.parent.iterdir())
+
+
+def test_an_error_in_a_configuration_names_file_and_line_and_the_list_goes_on(run: Path) -> None:
+    other = copied(trained("digits"), run.parent)
+    path = RunFolder(run).config
+    text = path.read_text()
+    line = text[: text.index("name: mlp")].count("\n") + 1
+    path.write_text(text.replace("name: mlp", "name: mpl"))
+    message = rf"{path}:{line}: backbone: No backbone named 'mpl'\. Did you mean 'mlp'"
+    with pytest.raises(UserError, match=message):
+        sitkit.load(run)
+    with pytest.warns(UserWarning, match=rf"{run} is left out: {message}"):
+        (summary,) = sitkit.list_runs(run.parent)
+    assert (summary.folder, summary.step, summary.steps) == (other, 20, 20)
+    assert (summary.samplings, summary.evaluations, summary.values) == (0, 0, ())
