@@ -30,7 +30,7 @@ TELLS = {
 
 
 def names() -> list[Any]:
-    found = sorted(path.stem for path in FOLDER.glob("*.py"))
+    found = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
     return [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in found]
 
 
