@@ -27,7 +27,7 @@ from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder, read_config_of
 from sitkit.runs.sample import draw_samples
 from sitkit.runs.sample_set import SampleSet, keeps_samples
-from sitkit.runs.tracking.sync import METRICS, run_id
+from sitkit.runs.tracking.sync import METRICS, TrackedRun, run_id
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
@@ -221,16 +221,15 @@ def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress
         if evaluation.halves is not None:
             row[f"{evaluation.metric}_halves"] = evaluation.halves
     write_file(samples.folder / METRICS, to_json(row) + "\n")
-    tracker = Tracker(
+    tracked = TrackedRun(
         samples.folder,
-        name=f"{run.folder.name} {samples.folder.name}",
+        f"{run.folder.name} {samples.folder.name}",
         params=flat(samples.record["recipe"]),
         tags={"sitkit.kind": "evaluation", "sitkit.identity": samples.folder.name},
-        artifacts=("*.png", "record.json"),
+        patterns=("*.png", "record.json"),
         parent=run_id(run.folder),
-        on_warning=lambda text: progress(Event("evaluate", message=text)),
     )
-    with tracker:
+    with Tracker(tracked, on_warning=lambda text: progress(Event("evaluate", message=text))):
         pass
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from sitkit.runs.tracking import sync as tracking
 from sitkit.runs.tracking.store import make_client
-from sitkit.runs.tracking.sync import run_id, send_run
+from sitkit.runs.tracking.sync import Status, TrackedRun, run_id, send_run
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, write_json
 
@@ -145,15 +145,15 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     (folder / "config.yaml").write_text("lr: 1e-4\n")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "1.png").write_bytes(b"one")
-    files = [folder / "config.yaml", folder / "pictures" / "1.png", folder / "not there yet.png"]
-    told: dict[str, Any] = {
-        "name": "gvp",
-        "params": {"lr": 1e-4, "target": "score", "flip": True, "none": None},
-        "tags": {"identity": "abc"},
-        "artifacts": files,
-    }
+    tracked = TrackedRun(
+        folder,
+        "gvp",
+        params={"lr": 1e-4, "target": "score", "flip": True, "none": None},
+        tags={"identity": "abc"},
+        patterns=("config.yaml", "pictures/*.png", "not there yet.png"),
+    )
     for _ in range(2):
-        send_run(folder, **told)
+        send_run(tracked)
     check_whole(store, folder, 3)
     run = client(store).get_run(run_id(folder))
     assert run.info.run_name == "gvp" and run.info.status == "RUNNING"
@@ -164,12 +164,12 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert run.info.start_time == round(T0 * 1000)
 
     cursor = (folder / "tracking.json").read_bytes()
-    send_run(folder, **told)
+    send_run(tracked)
     assert (folder / "tracking.json").read_bytes() == cursor, "a sync with nothing new sends nothing"
 
     log(folder, range(3, 5))
     (folder / "pictures" / "1.png").write_bytes(b"another")
-    send_run(folder, **told, status="FINISHED")
+    send_run(tracked, "FINISHED")
     check_whole(store, folder, 5)
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED"
@@ -178,8 +178,7 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert (place / "pictures" / "1.png").read_bytes() == b"another"
     assert (place / "config.yaml").read_text() == "lr: 1e-4\n"
 
-    told["params"] = {"lr": 2e-4}
-    send_run(folder, **told)
+    send_run(dataclasses.replace(tracked, params={"lr": 2e-4}))
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "RUNNING"
     assert run.data.params["lr"] == "0.0001" and run.data.tags["changed.lr"] == "0.0002"
@@ -190,7 +189,7 @@ def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> No
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, "time": T0, "loss": "NaN", "rate": "-Infinity", "note": "text"}) + "\n")
     params = {f"p{i}": i for i in range(250)} | {"long": "x" * 6001, "fits": "x" * 6000, "k€y": 1}
-    send_run(folder, name="n", params=params, tags={"long": "y" * 9000})
+    send_run(TrackedRun(folder, "n", params=params, tags={"long": "y" * 9000}))
     run = client(store).get_run(run_id(folder))
     assert len(run.data.params) == 253
     assert run.data.params["fits"] == "x" * 6000 and run.data.params["k_y"] == "1"
@@ -203,7 +202,7 @@ def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> No
     assert run.data.metrics["rate"] == -sys.float_info.max, "MLflow keeps infinity as the largest number"
     before = {key: len(points(store, folder, key)) for key in run.data.metrics}
     write_json(folder / "tracking.json", read_json(folder / "tracking.json") | {"offset": 0, "last": ""})
-    send_run(folder, name="n", params=params)
+    send_run(TrackedRun(folder, "n", params=params))
     assert {key: len(points(store, folder, key)) for key in run.data.metrics} == before
 
 
@@ -211,7 +210,7 @@ def test_more_points_than_one_call_takes(store: str, folder: Path) -> None:
     wide = {f"class/{i}": float(i) for i in range(2300)}
     log(folder, range(1), **wide)
     log(folder, range(1, 1200))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 1200)
     metrics = client(store).get_run(run_id(folder)).data.metrics
     assert all(metrics[key] == value for key, value in wide.items())
@@ -225,12 +224,12 @@ def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> N
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 1700000002.0, "lo')
     said: list[str] = []
-    send_run(folder, name="n", on_warning=said.append)
+    send_run(TrackedRun(folder, "n"), on_warning=said.append)
     check_whole(store, folder, 2)
     assert len(said) == 4 and all("metrics.jsonl has a line" in text for text in said)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f'ss": {1 / 3}, "rate": 2}}\n')
-    send_run(folder, name="n", on_warning=said.append)
+    send_run(TrackedRun(folder, "n"), on_warning=said.append)
     check_whole(store, folder, 3)
     assert len(said) == 4
 
@@ -238,8 +237,8 @@ def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> N
 def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "study").mkdir()
     assert run_id(tmp_path / "study") is None
-    send_run(tmp_path / "study", name="study")
-    send_run(folder, name="cell", parent=run_id(tmp_path / "study"))
+    send_run(TrackedRun(tmp_path / "study", "study"))
+    send_run(TrackedRun(folder, "cell", parent=run_id(tmp_path / "study")))
     assert client(store).get_run(run_id(folder)).data.tags["mlflow.parentRunId"] == run_id(tmp_path / "study")
 
 
@@ -247,11 +246,11 @@ def test_children_are_nested_once_and_tagged(store: str, tmp_path: Path, folder:
     """A training that two studies share stays under the first, and carries the tags of both."""
     (tmp_path / "unsent").mkdir()
     log(folder, range(2))
-    send_run(folder, name="training")
+    send_run(TrackedRun(folder, "training"))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         tags = {folder: {f"sitkit.study.{name}": "true"}, tmp_path / "unsent": {"a": "b"}, tmp_path / "missing": {}}
-        send_run(tmp_path / name, name=name, children=tags)
+        send_run(TrackedRun(tmp_path / name, name, children=tags))
     tags = client(store).get_run(run_id(folder)).data.tags
     assert tags["mlflow.parentRunId"] == run_id(tmp_path / "one")
     assert tags["sitkit.study.one"] == tags["sitkit.study.two"] == "true"
@@ -264,12 +263,14 @@ def test_children_that_were_missed_are_sent_with_their_parent(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     said: list[str] = []
     (folder / "grid.png").write_bytes(b"png")
-    with Tracker(folder, name="training", params={"lr": 1}, tags={"kind": "training"}, on_warning=said.append):
+    training = TrackedRun(folder, "training", params={"lr": 1}, tags={"kind": "training"})
+    with Tracker(training, on_warning=said.append):
         log(folder, range(3))
     assert len(said) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     (tmp_path / "study").mkdir()
-    with Tracker(tmp_path / "study", name="study", children={folder: {"row": "GVP"}}, on_warning=said.append):
+    study = TrackedRun(tmp_path / "study", "study", children={folder: {"row": "GVP"}})
+    with Tracker(study, on_warning=said.append):
         pass
     assert len(said) == 1 and len(runs(store)) == 2
     assert points(store, folder, "loss") == [(s, 1 / (1 + s)) for s in range(3)]
@@ -300,8 +301,9 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     from sitkit.runs.sample import draw_samples
 
     run = copied(trained("points"), tmp_path / "runs")
-    for status in ("RUNNING", "FINISHED", "FINISHED"):
-        send_run(run, name="n", model=(2,), status=status)
+    statuses: list[Status] = ["RUNNING", "FINISHED", "FINISHED"]
+    for status in statuses:
+        send_run(TrackedRun(run, "n", patterns=(), model=(2,)), status)
         kept = [a.path for a in client(store).list_artifacts(run_id(run))]
         assert kept == ([] if status == "RUNNING" else ["model"])
     place = client(store).download_artifacts(run_id(run), "model")
@@ -323,15 +325,15 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
 def test_a_kill_between_sending_and_the_cursor_doubles_nothing(store: str, folder: Path, written: str) -> None:
     """The state on disk after such a kill is the cursor from before, with everything in the store."""
     log(folder, range(40))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     cursor = read_json(folder / "tracking.json")
     log(folder, range(40, 100))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     if written == "after creation":
         cursor = dataclasses.asdict(tracking.Cursor(cursor["token"]))
     write_json(folder / "tracking.json", cursor)
     log(folder, range(100, 110))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 110)
 
 
@@ -346,19 +348,19 @@ def test_the_file_of_a_resumed_training_is_sent_again(
     The second attempt's lines are shorter, so that an offset from the first falls beyond their steps.
     """
     log(folder, range(sent), moment=T0 + 0.123456)
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     cursor = read_json(folder / "tracking.json")
     log(folder, range(sent, 100), moment=T0 + 0.123456)
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     if sent < 100:
         write_json(folder / "tracking.json", cursor)
     cut_back(folder, 70)
     said: list[str] = []
     if looked:
-        send_run(folder, name="n", on_warning=said.append)
+        send_run(TrackedRun(folder, "n"), on_warning=said.append)
     log(folder, range(70, grown), moment=T0 + 5000)
-    send_run(folder, name="n", on_warning=said.append)
-    send_run(folder, name="n", on_warning=said.append)
+    send_run(TrackedRun(folder, "n"), on_warning=said.append)
+    send_run(TrackedRun(folder, "n"), on_warning=said.append)
     assert said == []
     check_complete(store, folder, max(grown, 100), resumed=70)
 
@@ -368,7 +370,7 @@ def kill_once_seen(store: str, folder: Path, table: str) -> None:
 
     def send() -> None:
         os.nice(19)
-        send_run(folder, name="n")
+        send_run(TrackedRun(folder, "n"))
 
     with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as look:
         count = f"SELECT count(*) FROM {table}"
@@ -386,7 +388,7 @@ def test_a_real_kill_as_soon_as_the_run_exists_leaves_one_run(store: str, tmp_pa
         folder.mkdir()
         log(folder, range(3))
         kill_once_seen(store, folder, "runs")
-        send_run(folder, name="n")
+        send_run(TrackedRun(folder, "n"))
         assert len(runs(store)) == number + 1
         assert len(points(store, folder, "loss")) == 3
 
@@ -394,12 +396,12 @@ def test_a_real_kill_as_soon_as_the_run_exists_leaves_one_run(store: str, tmp_pa
 def test_a_real_kill_as_soon_as_points_arrive_loses_nothing(store: str, folder: Path) -> None:
     """The training is then cut back and logs the same steps at other times."""
     log(folder, range(50))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     log(folder, range(50, 500))
     kill_once_seen(store, folder, "metrics")
     cut_back(folder, 100)
     log(folder, range(100, 600), moment=T0 + 5000)
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_complete(store, folder, 600, resumed=100)
 
 
@@ -407,27 +409,27 @@ def test_real_kills_at_random_moments_double_nothing(store: str, folder: Path) -
     log(folder, range(6000))
     sent = []
     for pause in (0.02, 0.15, 0.3, 0.6):
-        child = fork(lambda: send_run(folder, name="n"))
+        child = fork(lambda: send_run(TrackedRun(folder, "n")))
         time.sleep(pause)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         sent.append(sent_bytes(folder))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 6000)
     assert sent == sorted(sent)
 
 
 def test_a_store_that_lost_the_run_gets_it_whole(store: str, folder: Path, template: Path) -> None:
     log(folder, range(5))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     lost = run_id(folder)
     shutil.copy(template, store.removeprefix("sqlite:///"))
     log(folder, range(5, 8))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 8)
     assert run_id(folder) != lost
     client(store).delete_run(run_id(folder))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 8)
 
 
@@ -435,16 +437,16 @@ def test_another_store_gets_it_whole_and_the_first_goes_on(
     store: str, folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log(folder, range(5))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     shutil.copy(template, tmp_path / "other.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(f"sqlite:///{tmp_path}/other.db", folder, 5)
     assert read_json(folder / "tracking.json")["uri"] == f"sqlite:///{tmp_path}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     log(folder, range(5, 7))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 7)
 
 
@@ -457,7 +459,7 @@ def test_a_store_deleted_under_a_running_process_is_made_anew(
     shutil.copy(template, tmp_path / "mlflow.db")
     log(folder, range(3))
     for _ in range(2):
-        send_run(folder, name="n")
+        send_run(TrackedRun(folder, "n"))
         assert {p.name for p in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
         # Not through MLflow, which would read from the deleted file what it wrote there.
         with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as look:
@@ -477,7 +479,9 @@ def test_processes_may_send_at_once_also_the_same_run(store: str, tmp_path: Path
     for folder in folders:
         folder.mkdir()
         log(folder, range(3))
-    children = [fork(lambda folder=folder: send_run(folder, name=folder.name)) for folder in [*folders, *folders]]
+    children = [
+        fork(lambda folder=folder: send_run(TrackedRun(folder, folder.name))) for folder in [*folders, *folders]
+    ]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
     assert len(runs(store)) == 2
     assert all(len(points(store, folder, "loss")) == 3 for folder in folders)
@@ -487,7 +491,7 @@ def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> Non
     from filelock import FileLock
 
     with FileLock(folder / "tracking.lock"):
-        child = fork(lambda: send_run(folder, name="n"))
+        child = fork(lambda: send_run(TrackedRun(folder, "n")))
         time.sleep(0.5)
         assert not (folder / "tracking.json").exists()
     assert os.waitpid(child, 0)[1] == 0
@@ -499,7 +503,7 @@ def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> Non
 
 def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folder: Path) -> None:
     said: list[str] = []
-    with Tracker(folder, name="n", interval=0.05, on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), interval=0.05, on_warning=said.append):
         log(folder, range(3))
         wait_for(lambda: sent_bytes(folder) > 0)
         log(folder, range(3, 6))
@@ -513,7 +517,7 @@ def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folde
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
 def test_the_way_out_is_recorded(store: str, folder: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), Tracker(folder, name="n"):
+    with pytest.raises(error), Tracker(TrackedRun(folder, "n")):
         raise error
     assert client(store).get_run(run_id(folder)).info.status == status
 
@@ -531,7 +535,7 @@ def test_a_tracker_that_is_down_is_one_warning_and_is_caught_up(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
     said: list[str] = []
     start = time.monotonic()
-    with Tracker(folder, name="n", interval=0.01, on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), interval=0.01, on_warning=said.append):
         log(folder, range(4))
         time.sleep(0.2)
     # Refused twice with a pause of up to 1 s of MLflow's own between; at most three syncs are begun.
@@ -540,7 +544,7 @@ def test_a_tracker_that_is_down_is_one_warning_and_is_caught_up(
     everything = said[0] + "".join(p.read_text() for p in folder.iterdir() if p.is_file())
     assert "secret" not in everything
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with Tracker(folder, name="n", on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), on_warning=said.append):
         pass
     assert len(said) == 1
     check_whole(store, folder, 4)
@@ -552,7 +556,7 @@ def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: py
         server.bind(("127.0.0.1", 0))
         server.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        tracker = Tracker(folder, name="n", patience=0.3, on_warning=said.append)
+        tracker = Tracker(TrackedRun(folder, "n"), patience=0.3, on_warning=said.append)
         with tracker:
             start = time.monotonic()
         assert time.monotonic() - start < 1.5
@@ -564,8 +568,10 @@ def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: py
 def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
     code = """if True:
         import sys
+        from pathlib import Path
+        from sitkit.runs.tracking.sync import TrackedRun
         from sitkit.runs.tracking.tracker import Tracker
-        with Tracker(sys.argv[1], name="n", enabled=False):
+        with Tracker(TrackedRun(Path(sys.argv[1]), "n"), enabled=False):
             pass
         assert not {"mlflow", "filelock", "torch"} & set(sys.modules), sorted(sys.modules)
     """
@@ -632,7 +638,7 @@ def test_a_server_that_goes_away_and_comes_back(serve: Any, folder: Path, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", serve.uri)
     stop = serve()
     said: list[str] = []
-    with Tracker(folder, name="n", interval=0.2, params={"lr": 1e-4}, on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n", params={"lr": 1e-4}), interval=0.2, on_warning=said.append):
         log(folder, range(5))
         (folder / "grid.png").write_bytes(b"png")
         wait_for(
