@@ -20,6 +20,7 @@ from torch import nn
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape, prepare_data
+from sitkit.registry.measures import Pairs
 from sitkit.runs import diagnostics
 from sitkit.runs.averages import load_weights
 from sitkit.runs.config.identity import slug, training_identity
@@ -101,11 +102,11 @@ class Run:
         """The shape of the states that the network models."""
         return modelled_shape(self.config.autoencoder, self.data_description)
 
-    def velocity_losses(self) -> tuple[tuple[float, float], ...]:
+    def velocity_losses(self) -> Pairs:
         """Return (t, L_t) pairs of the velocity loss, measured once on held-out data."""
         return diagnostics.velocity_losses(self)
 
-    def path_curvature(self) -> tuple[tuple[float, float], ...]:
+    def path_curvature(self) -> Pairs:
         """Return (t, |x''(t)|) pairs of the paths of the unguided flow, measured once."""
         return diagnostics.curvatures(self)
 

@@ -206,18 +206,9 @@ DEFAULTS: dict[str, Any] = {
     "guidance": "none",
     "metric": "frechet",
 }
-TRAINING_KEYS = (
-    "interp",
-    "target",
-    "weight",
-    "loss",
-    "timestep",
-    "coupling",
-    "backbone",
-    "autoencoder",
-    "data",
-    "train",
-)
+SAMPLING_KEYS = ("sampler", "diffusion", "guidance", "sample", "metric", "run")
+# Every other setting determines the weights.
+TRAINING_KEYS = tuple(key for key in Config.model_fields if key not in SAMPLING_KEYS)
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,8 +21,6 @@ from sitkit.runs.config.schema import DEFAULTS, Config
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from sitkit.data.dataset import Dataset
     from sitkit.evaluation.metrics.metric import Metric
     from sitkit.models.autoencoder import Autoencoder
@@ -211,15 +209,29 @@ def component_keys() -> dict[str, Registry[Any]]:
     return {key: flags[key] for key in (*DEFAULTS, "weight", "diffusion")}
 
 
-T = TypeVar("T", bound=Component)
-Spec: TypeAlias = T | str | Mapping[str, Any]
+ComponentT = TypeVar("ComponentT", bound=Component)
+Spec: TypeAlias = ComponentT | str | Mapping[str, Any]
 """A component, its name, or a mapping with `name` and fields."""
 
 
-class TrainingFlags(TypedDict, total=False):
+class _PlaceFlags(TypedDict, total=False):
+    steps: int | None
+    runs: str | Path | None
+    device: str | None
+    settings: Mapping[str, Any] | Layer | None
+
+
+class _SolverFlags(TypedDict, total=False):
+    preset: str | None
+    sampler: Spec[Sampler] | None
+    diffusion: Spec[Diffusion] | None
+    guidance: Spec[Guidance] | None
+    seed: int | None
+
+
+class TrainingFlags(_SolverFlags, _PlaceFlags, total=False):
     """The keyword arguments of `configure` and `train`: the flags of `sitkit train`."""
 
-    preset: str | None
     interp: Spec[Interpolant] | None
     target: Spec[Target] | None
     weight: Spec[Weighting] | None
@@ -229,32 +241,20 @@ class TrainingFlags(TypedDict, total=False):
     backbone: Spec[Backbone] | None
     autoencoder: Spec[Autoencoder] | None
     data: Spec[Dataset] | None
-    sampler: Spec[Sampler] | None
-    diffusion: Spec[Diffusion] | None
-    guidance: Spec[Guidance] | None
     metric: Spec[Metric] | None
-    steps: int | None
-    seed: int | None
-    runs: str | Path | None
-    device: str | None
-    settings: Mapping[str, Any] | Layer | None
 
 
-class SamplingFlags(TypedDict, total=False):
-    """The keyword arguments of `sample` and `evaluate`: the flags of `sitkit sample`."""
+class WeightsFlags(_PlaceFlags, total=False):
+    """The keyword arguments of `likelihood` that choose the weights of a run, where it is, and its settings."""
 
-    preset: str | None
-    sampler: Spec[Sampler] | None
-    diffusion: Spec[Diffusion] | None
-    guidance: Spec[Guidance] | None
-    steps: int | None
-    n: int | None
-    seed: int | None
     ema: float | None
     step: int | None
-    runs: str | Path | None
-    device: str | None
-    settings: Mapping[str, Any] | Layer | None
+
+
+class SamplingFlags(_SolverFlags, WeightsFlags, total=False):
+    """The keyword arguments of `sample` and `evaluate`: the flags of `sitkit sample`."""
+
+    n: int | None
 
 
 # The settings that a flag sets, where its name differs.
