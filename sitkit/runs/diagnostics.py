@@ -72,14 +72,15 @@ def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[fl
     for t in times:
         total = 0.0
         for first in range(0, len(x), LOSS_BATCH):
-            part = [value[first : first + LOSS_BATCH].to(field.device) for value in (x, y, keys)]
-            total += float(_squared_errors(field, *part, t).sum())
+            part = slice(first, first + LOSS_BATCH)
+            total += float(_squared_errors(field, x[part], y[part], keys[part], t).sum())
         losses.append(total / len(x))
     return times.tolist(), losses
 
 
 @torch.no_grad()
 def _squared_errors(field: Field, x: Tensor, y: Tensor, keys: Tensor, t: Tensor) -> Tensor:
+    x, y, keys = (value.to(field.device) for value in (x, y, keys))
     noise = rng.normal(keys, tuple(x.shape[1:]), rng.TRAINING)
     c = field.interpolant.at(t, x)
     c = type(c)(*(value.to(x) for value in c))

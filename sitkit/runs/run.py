@@ -27,15 +27,7 @@ from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
 from sitkit.runs.config.sampling_presets import read_preset
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
-from sitkit.runs.config.sources import (
-    SAMPLING_SETTINGS,
-    Layer,
-    SamplingFlags,
-    flags_to_layer,
-    locate,
-    require_flags,
-    validate,
-)
+from sitkit.runs.config.sources import Layer, SamplingFlags, flags_to_layer, locate, require_flags, validate
 from sitkit.runs.one_file import read_run_header, weights_name
 from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of
 from sitkit.runtime.distributed import device_of
@@ -230,7 +222,7 @@ def load(
     use_threads(config)
     if settings is not None or ema is not None:
         if not isinstance(settings, (Layer, Config)):
-            settings = flags_to_layer({"ema": ema}, settings, SAMPLING_SETTINGS)
+            settings = flags_to_layer({"ema": ema}, settings)
         config = _with_settings(source, config, settings)
     if weights is not None:
         sample = config.sample.model_copy(update={"weights": weights, "ema": None})
@@ -256,7 +248,7 @@ def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
     flags = dict(flags)
     preset, settings, step = (flags.pop(name, None) for name in ("preset", "settings", "step"))
     root = Path(flags.pop("runs", None) or "runs")
-    layer = flags_to_layer(flags, settings, SAMPLING_SETTINGS)
+    layer = flags_to_layer(flags, settings)
     if preset is not None:
         base = read_preset(run.folder if isinstance(run, Run) else find_run(run, root), preset)
         layer = Layer(merge(base.values, layer.values), base.where | layer.where)

@@ -195,7 +195,7 @@ def test_what_is_no_such_file_is_refused(folder: Path, tmp_path: Path) -> None:
     Path("cut.safetensors").write_bytes(Path("one.safetensors").read_bytes()[:-10])
     torch.save(tensors, "pickle.safetensors")
     for file, said in (
-        ("changed", "are not those that were written there"),
+        ("changed", "the weights changed since the file was written"),
         ("later", "upgrade it"),
         ("lacking", "pip install sitkit-poly==1.0"),
         ("strange", "without sitkit's header"),

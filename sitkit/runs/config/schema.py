@@ -1,7 +1,7 @@
 """The settings of a run: one tree of typed, frozen models.
 
-Defaults < file < command line < ablation cell, all through `merge`.  Everything a flag can say, a YAML file says by the
-same name.  YAML is 1.2 and read safely; an error names file, line, key and the nearest right name.
+Defaults < file < command line < ablation cell, all through `merge`.  A YAML file has every setting of the flags under the
+same name.
 """
 
 from __future__ import annotations
@@ -173,15 +173,14 @@ class Config(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        given = merge(DEFAULTS, {k: v for k, v in given.items() if v is not None})
+    def _defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = merge(DEFAULTS, {k: v for k, v in values.items() if v is not None})
         # A wrong target or sampler is reported with its place when its own field is checked.
         with suppress(UserError):
-            given = {"weight": registries["targets"].parse(given["target"]).weighting, **given}
+            values.setdefault("weight", registries["targets"].parse(values["target"]).weighting)
         with suppress(UserError):
-            sampler = registries["samplers"].parse(given["sampler"])
-            given = {"diffusion": sampler.default_diffusion(), **given}
-        return given
+            values.setdefault("diffusion", registries["samplers"].parse(values["sampler"]).default_diffusion())
+        return values
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -189,8 +188,8 @@ class Config(Settings):
         return metric if isinstance(metric, (list, tuple)) else [metric]
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as plain values, every default resolved: what is written, hashed and read back."""
-        return {key: _plain(value) for key, value in self}
+        """Return the configuration as plain values, every default resolved; files and identities are made of them."""
+        return {key: to_plain(value) for key, value in self}
 
 
 DEFAULTS: dict[str, Any] = {
@@ -211,11 +210,12 @@ SAMPLING_KEYS = ("sampler", "diffusion", "guidance", "sample", "metric", "run")
 TRAINING_KEYS = tuple(key for key in Config.model_fields if key not in SAMPLING_KEYS)
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Return a component, a group of settings or a value as plain values for YAML and JSON."""
     if isinstance(value, Component):
         return spec(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return value
+    if isinstance(value, Path):
+        return str(value)
+    return [to_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

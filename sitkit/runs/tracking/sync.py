@@ -21,15 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sitkit.runs.tracking.store import (
-    SERVER_TIMEOUT,
-    active_run,
-    allowed_name,
-    experiment_id,
-    make_client,
-    public,
-    tracking_uri,
-)
+from sitkit.runs.tracking import store
 from sitkit.runtime.files import read_json, to_json, write_json
 
 if TYPE_CHECKING:
@@ -136,9 +128,9 @@ def send_run(
     """
     from filelock import FileLock
 
-    uri = uri or tracking_uri()
+    uri = uri or store.tracking_uri()
     # A sync that was abandoned at exit may still run while the next one begins.
-    with FileLock(tracked.folder / "tracking.lock", timeout=SERVER_TIMEOUT):
+    with FileLock(tracked.folder / "tracking.lock", timeout=store.SERVER_TIMEOUT):
         _Sync(tracked, uri).send(status, on_warning)
 
 
@@ -164,7 +156,7 @@ def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
     cursor, metrics = _read_cursor(tracked.folder), tracked.folder / METRICS
     return (
         bool(cursor.run)
-        and cursor.uri == public(uri or tracking_uri())
+        and cursor.uri == store.public(uri or store.tracking_uri())
         and cursor.offset == (metrics.stat().st_size if metrics.exists() else 0)
         and all(cursor.artifacts.get(_place(path, tracked.folder)) == _stamp(path) for path in tracked.files)
     )
@@ -220,7 +212,7 @@ def _points(row: Mapping[str, Any]) -> list[Metric]:
 
     moment = round(row["time"] * 1000)
     numbers = {
-        allowed_name(key): float(value)
+        store.allowed_name(key): float(value)
         for key, value in row.items()
         if key not in ("step", "time")
         and (isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity"))
@@ -242,9 +234,9 @@ def _describe(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: M
     """Send the parameters and tags that the run lacks or has with other values."""
     from mlflow.entities import Param, RunTag
 
-    wanted = {allowed_name(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
+    wanted = {store.allowed_name(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
     known = run.data.params
-    labels = {allowed_name(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
+    labels = {store.allowed_name(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
     labels |= {f"changed.{key}"[:250]: value for key, value in wanted.items() if known.get(key, value) != value}
     new = [Param(key, value) for key, value in wanted.items() if key not in known]
     marks = [RunTag(key, value) for key, value in labels.items() if run.data.tags.get(key) != value]
@@ -259,7 +251,7 @@ class _Sync:
     def __init__(self, tracked: TrackedRun, uri: str) -> None:
         self.tracked, self.folder, self.uri = tracked, tracked.folder, uri
         self.cursor = _read_cursor(self.folder)
-        self.client = make_client(uri)
+        self.client = store.make_client(uri)
         self.run = self.find_run()
 
     def move(self, **changes: Any) -> None:
@@ -268,16 +260,16 @@ class _Sync:
 
     def find_run(self) -> Run:
         """Return the run of the cursor, else the run with the cursor's token, else a new run."""
-        if self.cursor.run and self.cursor.uri == public(self.uri):
-            known = active_run(self.client, self.cursor.run)
+        if self.cursor.run and self.cursor.uri == store.public(self.uri):
+            known = store.active_run(self.client, self.cursor.run)
             if known is not None:
                 return known
-        experiment, token = experiment_id(self.client, self.uri, self.tracked.experiment), self.cursor.token
+        experiment, token = store.experiment_id(self.client, self.uri, self.tracked.experiment), self.cursor.token
         marked = self.client.search_runs([experiment], f"tags.`{TOKEN}` = '{token}'", max_results=1)
         first = next((row for row in map(_row, _lines(self.folder / METRICS, 0)) if row), None)
         started = int((float(first["time"]) if first else time.time()) * 1000)
         run = marked[0] if marked else self.client.create_run(experiment, started, {TOKEN: token}, self.tracked.name)
-        self.move(uri=public(self.uri), run=run.info.run_id, offset=0, last="", artifacts={})
+        self.move(uri=store.public(self.uri), run=run.info.run_id, offset=0, last="", artifacts={})
         return run
 
     def send(self, status: Status, on_warning: Callable[[str], object]) -> None:
@@ -308,7 +300,7 @@ class _Sync:
         if not (folder / CURSOR).exists():
             return
         other = _read_cursor(folder)
-        known = active_run(self.client, other.run) if other.run and other.uri == self.cursor.uri else None
+        known = store.active_run(self.client, other.run) if other.run and other.uri == self.cursor.uri else None
         if known is not None:
             _describe(self.client, known, {}, {**tags, **({} if PARENT in known.data.tags else {PARENT: parent})})
 
