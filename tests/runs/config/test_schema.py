@@ -131,32 +131,36 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert assemble([read_yaml(tmp_path / "empty.yaml")]) == assemble([])
 
 
-# What is written, the line of the mistake, words that the message must hold.
+# (content of the file, line of the mistake, words of the message)
 MISTAKES = [
+    # Names that are not registered.
+    ("interp:\n  name: gpv\n", 2, ("'gvp'",)),
     ("interp: gpv\n", 1, ("No interpolant named 'gpv'", "Did you mean 'gvp'?")),
     ("train:\n  steps: 3\ntarget: veloctiy\n", 3, ("No target named 'veloctiy'", "'velocity'")),
     ("data: digits\nsampler: huen\n", 2, ("No sampler named 'huen'", "'heun'")),
-    ("interp:\n  name: gpv\n", 2, ("'gvp'",)),
+    ("sampler:\n  name: heun\n  grid:\n    name: powr\n", 4, ("No timestep named 'powr'", "'power'")),
+    ("backbone: sit-b/3\n", 1, ("No backbone named 'sit-b/3'", "'sit-b/")),
+    ("metric:\n  - frechet\n  - frechett\n", 3, ("No metric named 'frechett'", "'frechet'")),
+    # Keys that do not exist.
     ("data: digits\nsampler:\n  name: heun\n  stepz: 3\n", 4, ("sampler 'heun' has no field 'stepz'", "'steps'")),
+    ("sampler:\n  name: heun\n  grid:\n    name: power\n    rh: 3\n", 5, ("no field 'rh'", "'rho'")),
+    ("guidance:\n  name: cfg\n  scael: 2\n", 3, ("'scale'",)),
+    ("train:\n  stepz: 4\n", 2, ("unknown key 'train.stepz'", "'steps'")),
+    ("trian: {steps: 3}\n", 1, ("unknown key 'trian'", "'train'")),
+    # Values that do not fit.
     ("sampler:\n  name: heun\n  steps: 0\n", 3, ("sampler 'heun'", "steps must be at least 1", "0")),
     ("data:\n  name: npz\n  path: x\n  holdout: 2\n", 4, ("dataset 'npz'", "holdout must be")),
     ("sampler:\n  name: heun\n  steps: many\n", 3, ("sampler 'heun'", "steps", "integer")),
-    ("sampler:\n  name: heun\n  grid:\n    name: power\n    rh: 3\n", 5, ("no field 'rh'", "'rho'")),
-    ("sampler:\n  name: heun\n  grid:\n    name: powr\n", 4, ("No timestep named 'powr'", "'power'")),
-    ("backbone: sit-b/3\n", 1, ("No backbone named 'sit-b/3'", "'sit-b/")),
-    ("guidance:\n  name: cfg\n  scael: 2\n", 3, ("'scale'",)),
-    ("metric:\n  - frechet\n  - frechett\n", 3, ("No metric named 'frechett'", "'frechet'")),
     ("data: {name: npz}\n", 1, ("dataset 'npz'", "path", "required")),
-    ("train:\n  stepz: 4\n", 2, ("unknown key 'train.stepz'", "'steps'")),
-    ("trian: {steps: 3}\n", 1, ("unknown key 'trian'", "'train'")),
     ("train:\n\n  steps: -4\n", 3, ("train.steps", "-4", "0")),
     ("train:\n  steps: ten\n", 2, ("train.steps", "integer", "'ten'")),
     ("train: {lr: .inf}\n", 1, ("train.lr", "finite")),
     ("train: fast\n", 1, ("train is a group of settings", "'fast'")),
     ("sample:\n  labels: balancd\n", 2, ("sample.labels", "'balanced'")),
+    # YAML that is refused.
+    ("interp: linear\ndata: !!python/object/apply:os.system ['true']\n", 2, ("tag", "os.system", "data")),
     ("train: {steps: 1}\ntrain: {steps: 2}\n", 2, ("duplicate key", "train")),
     ("sampler: {name: heun,\n  name: euler}\n", 2, ("duplicate key", "name")),
-    ("interp: linear\ndata: !!python/object/apply:os.system ['true']\n", 2, ("tag", "os.system", "data")),
     ("interp: linear\ntrain: [1, 2\n", 3, ("expected",)),
     ("interp: *other\n", 1, ("alias", "other")),
 ]
