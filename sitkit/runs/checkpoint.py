@@ -32,16 +32,16 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """
     import torch
 
-    whole = optimizer.state_dict()
+    full = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
-    for number, state in whole["state"].items():
+    for number, state in full["state"].items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{OPTIMIZER}{number}.{key}"] = value
             else:
                 plain.setdefault(str(number), {})[key] = value
-    text = json.dumps({"groups": whole["param_groups"], "state": plain})
+    text = json.dumps({"groups": full["param_groups"], "state": plain})
     tensors[f"{OPTIMIZER}json"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
     return tensors
 
@@ -126,8 +126,8 @@ def prune_checkpoints(folder: str | Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1; got {keep}.")
-    whole = [path for path in checkpoints(folder) if _damage(path) is None]
+    undamaged = [path for path in checkpoints(folder) if _damage(path) is None]
     # safetensors writes to a file of its own, .tmpXXXXXX, before it renames it.
     partial = [path for pattern in ("step-*.safetensors.tmp-*", ".tmp??????") for path in Path(folder).glob(pattern)]
-    for path in (*whole[:-keep], *partial):
+    for path in (*undamaged[:-keep], *partial):
         path.unlink(missing_ok=True)

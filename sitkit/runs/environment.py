@@ -74,8 +74,8 @@ def _processor() -> str:
 
 
 def _folder(module: str) -> Path:
-    found = find_spec(module)
-    return Path(found.origin).parent if found and found.origin else Path(module)
+    package = find_spec(module)
+    return Path(package.origin).parent if package and package.origin else Path(module)
 
 
 @functools.cache

@@ -126,7 +126,7 @@ def _measure(run: Run, index: np.ndarray, recipe: dict[str, Any], progress: Prog
     # Latents of rounded images are not rounded.
     width = data.bin_width if not run.config.autoencoder.encodes else None
     parts: list[LogDensity] = []
-    began, lost, back = time.monotonic(), [], 0
+    began, errors, nfe_back = time.monotonic(), [], 0
     for first in range(0, len(index), LIKELIHOOD_BATCH):
         batch = index[first : first + LIKELIHOOD_BATCH]
         keys = rng.sample_keys(recipe["seed"], torch.from_numpy(batch))
@@ -143,15 +143,15 @@ def _measure(run: Run, index: np.ndarray, recipe: dict[str, Any], progress: Prog
             probes=recipe["probes"],
             seeds=keys.to(device),
         )
-        again = sampler.sample(run.field, part.noise, y, seeds=keys)
-        lost.append((again.x - x).flatten(1).square().mean(1).sqrt().cpu())
+        returned = sampler.sample(run.field, part.noise, y, seeds=keys)
+        errors.append((returned.x - x).flatten(1).square().mean(1).sqrt().cpu())
         parts.append(part._replace(log_prob=part.log_prob.cpu(), each=part.each.cpu().double()))
-        back = max(back, again.nfe)
+        nfe_back = max(nfe_back, returned.nfe)
         progress(Event("likelihood", first + len(batch), len(index)))
     each = torch.cat([part.each for part in parts], 1)
     if not bool(each.isfinite().all()):
         raise WorkFailed(f"{int((~each.isfinite()).any(0).sum())} of {len(index)} log-densities are not finite.")
-    size, error = math.prod(run.shape), torch.cat(lost)
+    size, error = math.prod(run.shape), torch.cat(errors)
     unit = math.log(2) * size if width else size
     values = -(each + (size * math.log(width) if width else 0.0)) / unit
     return {
@@ -165,7 +165,7 @@ def _measure(run: Run, index: np.ndarray, recipe: dict[str, Any], progress: Prog
         "probes": parts[0].probes,
         "n": len(index),
         "nfe": max(part.nfe for part in parts),
-        "round_trip": {"rms": float(error.square().mean().sqrt()), "worst": float(error.max()), "nfe": back},
+        "round_trip": {"rms": float(error.square().mean().sqrt()), "worst": float(error.max()), "nfe": nfe_back},
         "per_example": values.mean(0).tolist(),
         "recipe": recipe,
         "training": run.identity,

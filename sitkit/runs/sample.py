@@ -261,7 +261,7 @@ class ProgressReporter:
     def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
         self.shards, self.progress, self.stage = shards, progress, stage
         self.began, self.before = time.monotonic(), self.count()
-        self.whole = self.before
+        self.complete = self.before
 
     def count(self) -> int:
         """Return the number of samples in complete shards, of all processes."""
@@ -272,8 +272,8 @@ class ProgressReporter:
         """Report `within` samples of the current shard, or 0 when a shard was just written."""
         if not within:
             # The headers of all shards are read, so not at every step of the work.
-            self.whole = self.count()
-        count = min(self.whole + within, self.shards.n)
+            self.complete = self.count()
+        count = min(self.complete + within, self.shards.n)
         speed = (count - self.before) / max(time.monotonic() - self.began, 1e-9)
         self.progress(Event(self.stage, count, self.shards.n, {"images/s": speed}))
 

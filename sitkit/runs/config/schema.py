@@ -39,15 +39,16 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """Optimisation: AdamW and EMA.  The defaults are the paper's (SiT appendix E, DiT), TF32 as in its code.
 
-    batch: examples of one step, over all processes together; accumulate: in how many parts each process takes its share.
-    lr rises linearly over `warmup` steps, stays, and falls over the last `decay` of all steps to lr_end as `schedule`
-    says; "constant" never falls.  clip: the largest norm of the gradient.  precision: the network's products and
-    activations; weights, optimiser and loss are float32.  tf32: float32 products in TF32 where the GPU has it.
-    nonfinite: whether a step whose gradient is not finite stops the training or changes nothing.
-    init: the full name of a run whose EMA weights training starts from.
-    ema: one decay or several; samples use the first by default.  posthoc: relative widths of power-function averages
-    to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema` rebuilds any other; every posthoc_every steps, by
-    default a 32nd of the training, in posthoc_dtype.
+    batch: examples of one step, over all processes together.  accumulate: the number of parts of each process's batch.
+    lr rises linearly over `warmup` steps, stays, and falls over the last `decay` (a fraction) of all steps to lr_end with
+    the shape `schedule`; "constant" never falls.  clip: the largest norm of the gradient.
+    precision: the type of the network's products and activations; weights, optimiser and loss are float32.
+    tf32: float32 products in TF32 on GPUs that have it.
+    nonfinite: a step with a gradient that is not finite stops the training, or is skipped.
+    init: the full name of a run whose EMA weights the training starts from.
+    ema: one decay or several; samples use the first by default.
+    posthoc: relative widths of power-function averages to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema`
+    rebuilds any other; every posthoc_every steps, by default a 32nd of the training, in posthoc_dtype.
     """
 
     steps: int = Field(400_000, ge=0)
@@ -105,11 +106,11 @@ class TrainSettings(Settings):
 
 
 class SampleSettings(Settings):
-    """How many samples, from which seed and weights, with which labels.
+    """The number of samples, their seed, weights and labels.
 
-    batch: samples at once on an accelerator; a CPU takes blocks of a fixed size, so that it changes no digit there.
-    ema: which average, by default the first of train.ema: one of its decays, or the relative width of a power-function
-    average, rebuilt from the snapshots of train.posthoc.
+    batch: samples in one solve on an accelerator; a CPU takes blocks of a fixed size, so that `batch` changes no digit.
+    ema: the average of the weights, by default the first of train.ema: one of its decays, or the relative width of a
+    power-function average, rebuilt from the snapshots of train.posthoc.
     """
 
     n: int = Field(64, ge=1)
@@ -122,17 +123,20 @@ class SampleSettings(Settings):
     @model_validator(mode="after")
     def _averaged(self) -> SampleSettings:
         if self.ema is not None and self.weights == "raw":
-            raise ValueError(f"ema = {self.ema} chooses an average, and weights = 'raw' wants none: leave one out.")
+            raise ValueError(
+                f"ema = {self.ema} chooses an average, and weights = 'raw' wants none: leave one out."
+            )
         return self
 
 
 class RunSettings(Settings):
-    """What changes no result beyond rounding: where things go, how often they are written, on what they are computed.
+    """Settings that change no result beyond rounding: folders, the interval of checkpoints and logs, the device.
 
-    workers: threads that read batches ahead, in each process; 0 reads when a batch is wanted.
-    compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
-    the training: each holds the whole network ("ddp") or a slice of it ("fsdp").  keep_samples: whether an evaluation
-    stores its samples beside their features; unset, where all together are at most 1 GiB.
+    threads: CPU threads of torch.  workers: threads that read batches ahead, in each process; 0 reads a batch when it is
+    needed.  compile: torch.compile of the training step; "auto" compiles on CUDA only.
+    parallel: each process under torchrun holds the whole network ("ddp") or a part of it ("fsdp").
+    keep: the number of checkpoints.  keep_samples: whether an evaluation stores its samples beside their features; by
+    default if all together are at most 1 GiB.
     track: whether the run is sent to MLflow.  log_model: whether the trained network is sent too, as a model with signature.
     """
 
@@ -152,7 +156,7 @@ class RunSettings(Settings):
 
 
 class Config(Settings):
-    """Everything that a training, a sampling and an evaluation depend on."""
+    """All settings of a training, its samples and their evaluation."""
 
     interp: Interpolant
     target: Target
