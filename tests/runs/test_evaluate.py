@@ -1,4 +1,4 @@
-"""Evaluations: numbers that anyone can compute again from what lies beside them."""
+"""Evaluations: each number can be computed again from the files beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(folder: Path, *settings: str) -> Run:
 
 
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), from the eigenvalues of the product as it is."""
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), from the eigenvalues of the product itself."""
     s1, s2 = np.cov(x.T), np.cov(y.T)
     roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real  # pyright: ignore[reportAttributeAccessIssue]
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots.sum())
@@ -53,7 +53,7 @@ def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path])
     assert record["sampling"]["recipe"]["sampler"]["steps"] == 4
 
 
-def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> None:
+def test_halves_is_the_metric_between_two_halves_of_the_data(folders: dict[str, Path]) -> None:
     (done,) = measure_run(opened(folders["digits"]))
     data = load(folders["digits"]).examples
     metric = metrics.create("frechet")
@@ -61,7 +61,7 @@ def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> No
     assert 0 < done.record["halves"] < done.value
 
 
-def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> None:
+def test_a_number_on_disk_is_not_measured_again(folders: dict[str, Path]) -> None:
     run = opened(folders["points"], "sample.seed=5")
     (first,) = measure_run(run)
     before = {path: path.stat().st_mtime_ns for path in folders["points"].rglob("*") if path.is_file()}
@@ -112,7 +112,7 @@ METRICS = '[{"name": "frechet", "features": {"name": "run-classifier", "steps": 
 
 
 def numbers(folder: Path) -> list[tuple[str, float, float | None, float]]:
-    """What an evaluation left, by metric."""
+    """The numbers of an evaluation, sorted by metric."""
     records = [read_json(path) for path in (folder / "evaluations").glob("*.json")]
     return sorted((r["metric"]["name"], r["value"], r["stderr"], r["halves"]) for r in records)
 
@@ -167,7 +167,7 @@ def test_killed_between_shards_and_run_again_it_gives_the_same_digits(
     assert said.status == 0 and numbers(folder) == alone
 
 
-def test_the_command_in_a_record_gets_its_number_again(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_in_a_record_measures_the_same_number(folders: dict[str, Path], tmp_path: Path) -> None:
     (done,) = measure_run(opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd"))
     again = copied(trained("points"), tmp_path)
     line = [str(again) if word == str(folders["points"]) else word for word in done.record["command"][1:]]

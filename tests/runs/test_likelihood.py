@@ -1,4 +1,4 @@
-"""Likelihoods: the change of variables against closed forms, and the verb's numbers against their own recipe."""
+"""Likelihoods: the change of variables against closed forms, and the record of a likelihood."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
     assert found.nfe <= 3 * drawn.nfe
 
 
-def test_a_finer_tolerance_is_nearer() -> None:
+def test_a_finer_tolerance_gives_a_smaller_error() -> None:
     field, (x, y) = field_of(2, "linear"), sample_law(law(2), 32, seed=3)
     truth = log_density(law(2), field.interpolant.at(torch.ones(32, dtype=torch.float64), x), x, y)
     found = integrate_log_density(field, x, y, sampler=Dopri5(rtol=1e-8, atol=1e-8), divergence="exact")
@@ -95,7 +95,7 @@ def test_probes_scatter_about_the_exact_divergence(kind: str) -> None:
     assert torch.allclose(one.log_prob, many.each[0], rtol=0, atol=1e-9)
 
 
-def test_standard_errors_tell_data_from_probes() -> None:
+def test_standard_errors_separate_data_and_probes() -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(20000, generator=generator, dtype=torch.float64)
     probes = 0.5 * torch.randn(4, 20000, generator=generator, dtype=torch.float64)
@@ -157,7 +157,7 @@ def run_of(folder: Path, **settings: object) -> Run:
 
 
 def bound_of_rounded_normal(width: float) -> float:
-    """E of -log2 N(x + width (u - 1/2)) - log2 width over levels x of a rounded normal and u: bits a dimension."""
+    """E of -log2 N(x + width (u - 1/2)) - log2 width over levels x of a rounded normal and u, in bits per dimension."""
     levels = width * np.arange(-60, 61)
     edges = torch.from_numpy(np.append(levels - width / 2, levels[-1] + width / 2))
     share = torch.special.ndtr(edges).diff().numpy()
@@ -186,7 +186,7 @@ def test_bits_of_rounded_data_are_their_closed_form(tmp_path: Path, rounded: str
     assert np.mean(record["per_example"]) == pytest.approx(found.value, abs=1e-12)
 
 
-def test_the_verb_agrees_with_the_closed_form_and_is_not_done_twice(tmp_path: Path) -> None:
+def test_likelihood_agrees_with_the_closed_form_and_is_measured_once(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "dim": 8, "size": 1000})
     found = likelihood(run, n=30)
     index = run.examples.heldout[:30]
@@ -214,7 +214,7 @@ def test_one_probe_and_four_agree_within_their_error(tmp_path: Path) -> None:
     assert 0 < abs(one.value - four.value) < 4 * error
 
 
-def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_impossible_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200})
     sde = samplers.create("euler-maruyama")
     for wrong in ({"n": 0}, {"probes": 0}, {"sampler": sde}):

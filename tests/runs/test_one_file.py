@@ -89,7 +89,7 @@ def test_other_tools_read_the_weights_and_the_settings(folder: Path) -> None:
     assert Path("one.safetensors").read_bytes() == before
 
 
-def test_what_a_sampler_must_measure_of_the_run_is_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurements_that_a_sampler_needs_are_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--set", "sampler={name: euler-maruyama, steps: 20, grid: adapted}", "--set", "diffusion=kl-eta")
     done = call("convert", folder, "--to", "one.safetensors", *words)
     assert done.status == 0, done.err
@@ -163,7 +163,7 @@ def test_a_run_samples_when_its_data_are_gone(tmp_path: Path, monkeypatch: pytes
     assert refused.status == 2 and "the data are gone" in refused.err and "Traceback" not in refused.err
 
 
-def test_other_data_in_their_place_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_in_place_of_the_old_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez("mine.npz", images=images)
@@ -176,7 +176,7 @@ def test_other_data_in_their_place_are_noticed(tmp_path: Path, monkeypatch: pyte
     assert call("sample", "latest", *DRAW).status == 0
 
 
-def test_what_is_no_such_file_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> None:
     call("convert", folder, "--to", "one.safetensors")
     told, tensors = load_tensors("one.safetensors")
     name, tensor = next(iter(tensors.items()))
@@ -218,7 +218,7 @@ def test_what_is_no_such_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as an upload and a download of small files take."""
+    """The part of the hub's interface that an upload and a download of small files need."""
 
     files: dict[str, bytes]
     asked: list[str]

@@ -1,4 +1,4 @@
-"""Samples: the same whatever the batch, drawn once, and with everything that they depend on beside them."""
+"""Samples: equal for every batch size, drawn once, and recorded with everything that they depend on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Spent:
 
 
 def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
-    """A trained run whose samples go to another folder; `loud`: a head as large as that of a run trained for long."""
+    """A trained run whose samples go to another folder; `loud`: a head as large as after a long training."""
     run = load(trained(base), settings=read_assignments(["sampler.steps=8", "sample.n=70", *settings]))
     if loud:
         for name, parameter in run.network.named_parameters():
@@ -67,7 +67,7 @@ def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> Non
             assert torch.equal(other.x, one.x)
 
 
-def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
+def test_a_sample_depends_on_its_index_and_the_seed_only(tmp_path: Path) -> None:
     few, many = (
         draw_samples(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45)
     )
@@ -77,7 +77,7 @@ def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
     assert not same.any() and few.folder.name != other.folder.name
 
 
-def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+def test_samples_on_disk_are_not_drawn_again(tmp_path: Path) -> None:
     run = opened("points", tmp_path)
     spent = Spent(run)
     first = draw_samples(run)
@@ -106,7 +106,7 @@ def test_half_written_samples_are_drawn_again(tmp_path: Path) -> None:
         (("sampler=euler-maruyama", "sampler.steps=9", "guidance=cfg"), 18),
     ],
 )  # fmt: skip
-def test_the_record_says_what_was_spent(tmp_path: Path, words: tuple[str, ...], nfe: int) -> None:
+def test_the_record_has_the_number_of_evaluations(tmp_path: Path, words: tuple[str, ...], nfe: int) -> None:
     # A scale of 1 would need no second branch.
     scale = ["guidance.scale=2"] if "guidance=cfg" in words else []
     run = opened("points", tmp_path, *words, *scale, "sample.labels=balanced")
@@ -159,7 +159,7 @@ def grid(drawn: SampleSet) -> np.ndarray:
         return np.asarray(picture.convert("L"))
 
 
-def test_a_grid_has_one_class_a_row(tmp_path: Path) -> None:
+def test_a_grid_has_one_class_per_row(tmp_path: Path) -> None:
     all_classes = grid(draw_samples(opened("digits", tmp_path, "sample.n=30")))
     one_class = grid(draw_samples(opened("digits", tmp_path, "sample.n=30", "sample.labels=[3]")))
     none = grid(draw_samples(opened("digits", tmp_path, "sample.n=30", "sample.labels=none")))
@@ -191,7 +191,7 @@ def refused(run: Run, match: str) -> None:
     assert spent.calls == 0 and not (run.folder / "samples").exists()
 
 
-def test_what_cannot_be_is_refused_before_any_evaluation(tmp_path: Path) -> None:
+def test_impossible_settings_are_refused_before_any_evaluation(tmp_path: Path) -> None:
     refused(opened("points", tmp_path, "diffusion=sigma"), "solves the ODE")
     refused(opened("digits", tmp_path, "sample.labels=[1, 10]"), r"classes from 0 to 9; got \[1, 10\]")
     refused(opened("digits", tmp_path, "sample.labels=[-1]"), "classes from 0 to 9")
@@ -263,7 +263,7 @@ def test_progress_counts_samples(tmp_path: Path) -> None:
     assert done == sorted(done) and set(done) == {64, 70} and all(event.values["images/s"] > 0 for event in said)
 
 
-def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_moved_run_gives_the_same_samples_to_the_bit(tmp_path: Path) -> None:
     words = read_assignments(["sampler.steps=4", "sample.n=10"])
     first = draw_samples(load(copied(trained(), tmp_path / "here"), settings=words))
     before = first.x

@@ -123,9 +123,7 @@ class SampleSettings(Settings):
     @model_validator(mode="after")
     def _averaged(self) -> SampleSettings:
         if self.ema is not None and self.weights == "raw":
-            raise ValueError(
-                f"ema = {self.ema} chooses an average, and weights = 'raw' wants none: leave one out."
-            )
+            raise ValueError(f"ema = {self.ema} chooses an average, and weights = 'raw' wants none: leave one out.")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints: read exactly, or refused; nothing in a file is run."""
+"""Published checkpoints: read exactly, or refused; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def converted(tmp_path: Path, held: Any, *words: str) -> Path:
 @pytest.mark.parametrize("learn_sigma", [True, False])
 @pytest.mark.parametrize("bare", [True, False])
 @pytest.mark.filterwarnings("error")
-def test_a_sit_gives_what_its_weights_give(tmp_path: Path, learn_sigma: bool, bare: bool) -> None:
+def test_a_converted_sit_gives_the_output_of_its_weights(tmp_path: Path, learn_sigma: bool, bare: bool) -> None:
     state = official(learn_sigma=learn_sigma)
     args = argparse.Namespace(model="SiT-XS/2", path_type="GVP", prediction="score", num_classes=CLASSES)
     held = state if bare else {"model": {n: 0 * t for n, t in state.items()}, "ema": state, "opt": {}, "args": args}
@@ -122,7 +122,7 @@ def test_a_sit_gives_what_its_weights_give(tmp_path: Path, learn_sigma: bool, ba
     assert (run.config.interp.name, run.config.target.name) == (("linear", "velocity") if bare else ("gvp", "score"))
 
 
-def test_repa_s_time_and_sign_are_turned_round(tmp_path: Path) -> None:
+def test_the_time_and_the_sign_of_repa_are_reversed(tmp_path: Path) -> None:
     state = official(projectors=True)
     args = argparse.Namespace(model="SiT-XS/2", path_type="linear", prediction="v", enc_type="dinov2-vit-b")
     torch.save({"model": state, "ema": state, "steps": 400, "args": args}, tmp_path / "network.pt")
@@ -160,7 +160,7 @@ def test_a_dit_gives_the_noise_of_its_timesteps(tmp_path: Path, bare: bool) -> N
     torch.testing.assert_close(c.sigma.square(), 1 - kept[n], rtol=1e-11, atol=0)
 
 
-def test_a_step_of_ddim_by_the_official_formula_is_the_field_s(tmp_path: Path) -> None:
+def test_a_step_of_ddim_by_the_official_formula_agrees_with_the_field(tmp_path: Path) -> None:
     """x' = sqrt(abar') data + sqrt(1 - abar') noise from the official prediction (Song et al. 2020, eta = 0)."""
     state = official()
     run = load(converted(tmp_path, state, "--from", "dit"), device="cpu")
@@ -263,7 +263,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
         (torch.ones(3), (), "holds a Tensor"),
     ],
 )
-def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path, held: Any, words: tuple[str, ...], message: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, held: Any, words: tuple[str, ...], message: str) -> None:
     torch.save(held, tmp_path / "network.pt")
     done = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", *words)
     assert done.status == 2 and message in done.err.replace("\n", " ") and "Traceback" not in done.err
@@ -280,7 +280,7 @@ def test_a_file_that_is_cut_short_or_absent_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\x80", b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com"]
 )
-def test_what_was_downloaded_in_a_checkpoint_s_place_is_told_in_one_line(tmp_path: Path, data: bytes) -> None:
+def test_another_download_in_place_of_a_checkpoint_is_named_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "page.pt"
     path.write_bytes(data)
     done = call("convert", path)

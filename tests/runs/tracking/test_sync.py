@@ -1,4 +1,4 @@
-"""What the tracker has is what the run folder says: once each, whatever was killed, cut back or down meanwhile."""
+"""MLflow has the content of the run folder, each point once, after kills, resumed trainings and outages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A store that two processes made at the same moment.  Once for all tests: making one takes 2 s."""
+    """A store that two processes created at the same moment.  Once for all tests: creating one takes 2 s."""
     database = tmp_path_factory.mktemp("store") / "mlflow.db"
     make_client("http://127.0.0.1")  # Imports mlflow, so that the two need not.
     uri = f"sqlite:///{database}"
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def fork(work: Callable[[], object]) -> int:
-    """The number of a process that does this and exits with 0, or with 1 where it raised."""
+    """Return the id of a process that calls `work` and exits with 0, or with 1 after an exception."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -125,7 +125,7 @@ def sent_bytes(folder: Path) -> int:
 
 
 def cut_back(folder: Path, steps: int) -> None:
-    """What a resumed training does: the lines after its checkpoint go."""
+    """Remove the lines after a checkpoint, as a resumed training does."""
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     os.truncate(folder / "metrics.jsonl", sum(map(len, lines[:steps])))
 
@@ -184,7 +184,7 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert run.data.params["lr"] == "0.0001" and run.data.tags["changed.lr"] == "0.0002"
 
 
-def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> None:
+def test_values_that_mlflow_would_refuse_are_adapted(store: str, folder: Path) -> None:
     log(folder, range(1), **{"fid@50k": 1.5, "a//b": 2, "../c": 3, "deep/key": 4, "nothing": None})
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, "time": T0, "loss": "NaN", "rate": "-Infinity", "note": "text"}) + "\n")
@@ -206,7 +206,7 @@ def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> No
     assert {key: len(points(store, folder, key)) for key in run.data.metrics} == before
 
 
-def test_more_points_than_one_call_takes(store: str, folder: Path) -> None:
+def test_a_curve_longer_than_one_call_arrives_whole(store: str, folder: Path) -> None:
     wide = {f"class/{i}": float(i) for i in range(2300)}
     log(folder, range(1), **wide)
     log(folder, range(1, 1200))
@@ -216,7 +216,7 @@ def test_more_points_than_one_call_takes(store: str, folder: Path) -> None:
     assert all(metrics[key] == value for key, value in wide.items())
 
 
-def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> None:
+def test_invalid_lines_are_named_and_the_rest_is_sent(store: str, folder: Path) -> None:
     log(folder, range(1))
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1, "ti{"torn\n[1]\n{"time": 3.0, "loss": 1}\n\xff\xfe\n')
@@ -243,7 +243,7 @@ def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None
 
 
 def test_children_are_nested_once_and_tagged(store: str, tmp_path: Path, folder: Path) -> None:
-    """A training that two studies share stays under the first, and carries the tags of both."""
+    """A training that two studies share stays under the first, and has the tags of both."""
     (tmp_path / "unsent").mkdir()
     log(folder, range(2))
     send_run(TrackedRun(folder, "training"))
@@ -289,7 +289,7 @@ def test_children_that_were_missed_are_sent_with_their_parent(
         tracking.catch_up(folder)
 
 
-def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: str, tmp_path: Path) -> None:
+def test_the_mlflow_model_of_a_run_draws_the_samples_of_the_run(store: str, tmp_path: Path) -> None:
     import numpy as np
     import pandas as pd
     import torch
@@ -322,7 +322,7 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
 
 
 @pytest.mark.parametrize("written", ["before", "after creation"])
-def test_a_kill_between_sending_and_the_cursor_doubles_nothing(store: str, folder: Path, written: str) -> None:
+def test_a_kill_between_sending_and_the_cursor_duplicates_nothing(store: str, folder: Path, written: str) -> None:
     """The state on disk after such a kill is the cursor from before, with everything in the store."""
     log(folder, range(40))
     send_run(TrackedRun(folder, "n"))
@@ -366,7 +366,7 @@ def test_the_file_of_a_resumed_training_is_sent_again(
 
 
 def kill_once_seen(store: str, folder: Path, table: str) -> None:
-    """Kill a sync as soon as another connection sees a row more, mostly before the sync can write that down."""
+    """Kill a sync as soon as another connection sees a new row, mostly before the sync writes its cursor."""
 
     def send() -> None:
         os.nice(19)
@@ -394,7 +394,7 @@ def test_a_real_kill_as_soon_as_the_run_exists_leaves_one_run(store: str, tmp_pa
 
 
 def test_a_real_kill_as_soon_as_points_arrive_loses_nothing(store: str, folder: Path) -> None:
-    """The training is then cut back and logs the same steps at other times."""
+    """The training then resumes from an earlier step and logs the same steps at other times."""
     log(folder, range(50))
     send_run(TrackedRun(folder, "n"))
     log(folder, range(50, 500))
@@ -405,7 +405,7 @@ def test_a_real_kill_as_soon_as_points_arrive_loses_nothing(store: str, folder: 
     check_complete(store, folder, 600, resumed=100)
 
 
-def test_real_kills_at_random_moments_double_nothing(store: str, folder: Path) -> None:
+def test_real_kills_at_random_moments_duplicate_nothing(store: str, folder: Path) -> None:
     log(folder, range(6000))
     sent = []
     for pause in (0.02, 0.15, 0.3, 0.6):
@@ -419,7 +419,7 @@ def test_real_kills_at_random_moments_double_nothing(store: str, folder: Path) -
     assert sent == sorted(sent)
 
 
-def test_a_store_that_lost_the_run_gets_it_whole(store: str, folder: Path, template: Path) -> None:
+def test_a_store_that_lost_the_run_receives_it_again(store: str, folder: Path, template: Path) -> None:
     log(folder, range(5))
     send_run(TrackedRun(folder, "n"))
     lost = run_id(folder)
@@ -433,7 +433,7 @@ def test_a_store_that_lost_the_run_gets_it_whole(store: str, folder: Path, templ
     check_whole(store, folder, 8)
 
 
-def test_another_store_gets_it_whole_and_the_first_goes_on(
+def test_another_store_receives_the_whole_run_and_the_first_continues(
     store: str, folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log(folder, range(5))
@@ -450,10 +450,10 @@ def test_another_store_gets_it_whole_and_the_first_goes_on(
     check_whole(store, folder, 7)
 
 
-def test_a_store_deleted_under_a_running_process_is_made_anew(
+def test_a_store_that_is_deleted_during_the_work_is_created_again(
     folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the default place: mlflow.db in the current directory."""
+    """The default store: mlflow.db in the current directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copy(template, tmp_path / "mlflow.db")
@@ -516,7 +516,7 @@ def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folde
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
-def test_the_way_out_is_recorded(store: str, folder: Path, error: type[BaseException], status: str) -> None:
+def test_the_end_of_the_block_is_the_status(store: str, folder: Path, error: type[BaseException], status: str) -> None:
     with pytest.raises(error), Tracker(TrackedRun(folder, "n")):
         raise error
     assert client(store).get_run(run_id(folder)).info.status == status
@@ -528,7 +528,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_a_tracker_that_is_down_is_one_warning_and_is_caught_up(
+def test_a_server_that_is_down_is_one_warning_and_receives_the_rest_later(
     store: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
@@ -550,7 +550,9 @@ def test_a_tracker_that_is_down_is_one_warning_and_is_caught_up(
     check_whole(store, folder, 4)
 
 
-def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_delays_the_work_by_the_patience_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -565,7 +567,7 @@ def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: py
     assert len(said) == 1
 
 
-def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
+def test_a_tracker_that_is_not_enabled_does_nothing_and_imports_nothing(folder: Path) -> None:
     code = """if True:
         import sys
         from pathlib import Path
@@ -584,7 +586,7 @@ def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
 
 @pytest.fixture
 def serve(tmp_path: Path, template: Path) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Starts `mlflow server` on one port, again and again; each start returns its stop."""
+    """Starts `mlflow server` on one port, several times; each start returns a function that stops it."""
     shutil.copy(template, tmp_path / "server.db")
     port = free_port()
     alive: list[subprocess.Popen[bytes]] = []
