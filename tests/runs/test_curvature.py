@@ -23,8 +23,8 @@ def start() -> Tensor:
 @pytest.mark.parametrize("name", targets.names())
 def test_the_curvature_of_gaussian_paths_is_that_of_their_standard_deviation(name: str) -> None:
     """x_t = m t + z r with r^2 = q = s^2 t^2 + (1 - t)^2, so x'' = z (2 q q'' - q'^2) / (4 q^(3/2))."""
-    found = torch.tensor(path_curvature(gaussian_field(LINEAR, targets.create(name)), start()), dtype=torch.float64)
-    t, bend = found.T
+    curve = torch.tensor(path_curvature(gaussian_field(LINEAR, targets.create(name)), start()), dtype=torch.float64)
+    t, bend = curve.T
     assert len(t) == INTERVALS - 1 and bool((t.diff() > 0).all())
     q, d, dd = STD**2 * t**2 + (1 - t) ** 2, 2 * STD**2 * t - 2 * (1 - t), 2 * STD**2 + 2
     expected = (2 * q * dd - d**2) / (4 * q**1.5) * start().square().mean().sqrt()

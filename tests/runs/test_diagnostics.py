@@ -121,9 +121,9 @@ def test_the_losses_of_runs_side_by_side(tmp_path: Path) -> None:
     called = call(*words)
     assert called.status == 0 and "velocity" in called.out and "noise" in called.out
     assert (tmp_path / "l.png").read_bytes()[:4] == b"\x89PNG"
-    told = json.loads(call(*words, "--json").out)
-    assert [entry["label"] for entry in told] == ["velocity", "noise"]
-    for entry, folder in zip(told, folders, strict=True):
+    curves = json.loads(call(*words, "--json").out)
+    assert [entry["label"] for entry in curves] == ["velocity", "noise"]
+    for entry, folder in zip(curves, folders, strict=True):
         assert list(zip(entry["times"], entry["losses"], strict=True)) == list(velocity_losses(load(folder)))
     assert curve_labels([load(folders[0]), load(folders[0])]) == [folders[0].name] * 2
 

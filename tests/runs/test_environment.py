@@ -25,10 +25,10 @@ from sitkit.training.train import run_training
 
 
 def git(folder: Path, *words: str) -> str:
-    told = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
+    settings = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     return subprocess.run(
-        ["git", *told, *words], cwd=folder, check=True, capture_output=True, text=True, env=clean
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True, env=clean
     ).stdout.strip()
 
 
@@ -51,7 +51,7 @@ def test_a_clean_checkout_is_its_commit(checkout: Path) -> None:
 def test_uncommitted_code_is_recorded_as_a_hash_of_its_content(checkout: Path) -> None:
     clean = git_state(checkout)
     assert clean is not None
-    seen = set()
+    hashes = set()
     for name, text in (
         ("code.py", "one = 2\n"),
         ("code.py", "one = 3\n"),
@@ -61,8 +61,8 @@ def test_uncommitted_code_is_recorded_as_a_hash_of_its_content(checkout: Path) -
         (checkout / name).write_text(text)
         state = git_state(checkout)
         assert state is not None and state["dirty"] and state["commit"] == clean["commit"]
-        seen.add(state["diff"])
-    assert len(seen) == 4
+        hashes.add(state["diff"])
+    assert len(hashes) == 4
     # Equal changes have equal hashes, wherever and whenever they are made.
     other = Path(shutil.copytree(checkout.parent, checkout.parent.parent / "other")) / checkout.name
     assert git_state(other) == git_state(checkout)
@@ -84,7 +84,7 @@ def test_the_hash_does_not_depend_on_the_git_settings_of_a_user(
     plain = git_state(checkout)
     assert plain is not None and plain["dirty"]
     (checkout / "old.py").write_text("")
-    assert git_state(checkout) != plain, "what is deleted is not what is empty"
+    assert git_state(checkout) != plain, "a deleted file is not an empty file"
     (checkout / "old.py").unlink()
     settings = tmp_path / "gitconfig"
     settings.write_text(
@@ -111,13 +111,13 @@ def test_a_folder_that_its_repository_does_not_track_has_no_commit(checkout: Pat
 
 
 def test_the_environment_names_everything_that_computes() -> None:
-    told = environment(torch.device("cpu"))
-    assert told["packages"]["sitkit"] == sitkit.__version__ and told["packages"]["torch"] == torch.__version__
-    assert told["device"] == "cpu" and told["threads"] == torch.get_num_threads() and "cuda" not in told
-    assert told["cpu"]["name"] and told["cpu"]["instructions"]
+    record = environment(torch.device("cpu"))
+    assert record["packages"]["sitkit"] == sitkit.__version__ and record["packages"]["torch"] == torch.__version__
+    assert record["device"] == "cpu" and record["threads"] == torch.get_num_threads() and "cuda" not in record
+    assert record["cpu"]["name"] and record["cpu"]["instructions"]
     for key in ("python", "platform", "git", "plugins", "plugin_code", "components", "command"):
-        assert key in told
-    assert json.loads(to_json(told)) == told
+        assert key in record
+    assert json.loads(to_json(record)) == record
 
 
 def test_the_code_in_a_few_words() -> None:

@@ -150,14 +150,14 @@ def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> N
 
 
 def test_the_settings_of_a_run_change_in_one_way_only() -> None:
-    found = []
+    places = []
     for path in sorted([*(ROOT / "sitkit").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not any(keyword.arg == "config" for keyword in node.keywords):
                 continue
             if ast.unparse(node.func).rpartition(".")[2] == "replace":
-                found.append(str(path.relative_to(ROOT)))
-    assert found == ["sitkit/runs/run.py"], "use Run.with_settings, which reads the weights that the settings name"
+                places.append(str(path.relative_to(ROOT)))
+    assert places == ["sitkit/runs/run.py"], "use Run.with_settings, which reads the weights that the settings name"
 
 
 def test_the_weights_of_a_record_are_those_that_its_settings_name(tmp_path: Path) -> None:

@@ -135,27 +135,27 @@ def test_the_record_is_the_recipe(tmp_path: Path) -> None:
 
 
 def test_the_arrays_are_a_data_set(tmp_path: Path) -> None:
-    drawn = draw_samples(opened("digits", tmp_path))
-    data = sitkit.datasets.create("npz", path=str(drawn.folder / ARRAYS), holdout=0.0).load()
+    samples = draw_samples(opened("digits", tmp_path))
+    data = sitkit.datasets.create("npz", path=str(samples.folder / ARRAYS), holdout=0.0).load()
     assert data.shape == (1, 8, 8) and data.num_classes == 10
-    assert torch.equal(data.read(np.arange(70)), drawn.x)
-    assert torch.equal(torch.from_numpy(data.labels), drawn.y)
-    with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
+    assert torch.equal(data.read(np.arange(70)), samples.x)
+    assert torch.equal(torch.from_numpy(data.labels), samples.y)
+    with np.load(samples.folder / ARRAYS, allow_pickle=False) as arrays:
         assert arrays["images"].shape == (70, 8, 8, 1) and arrays["images"].dtype == np.uint8
 
 
 def test_points_are_kept_to_the_bit_and_drawn_as_a_scatter(tmp_path: Path) -> None:
-    drawn = draw_samples(opened("points", tmp_path))
-    with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
+    samples = draw_samples(opened("points", tmp_path))
+    with np.load(samples.folder / ARRAYS, allow_pickle=False) as arrays:
         assert arrays["points"].dtype == np.float32 and arrays["points"].shape == (70, 2)
-        assert torch.equal(torch.from_numpy(arrays["points"]), drawn.x)
-    with Image.open(drawn.folder / PICTURE) as picture:
+        assert torch.equal(torch.from_numpy(arrays["points"]), samples.x)
+    with Image.open(samples.folder / PICTURE) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def grid(drawn: SampleSet) -> np.ndarray:
-    with Image.open(drawn.folder / PICTURE) as picture:
+def grid(samples: SampleSet) -> np.ndarray:
+    with Image.open(samples.folder / PICTURE) as picture:
         return np.asarray(picture.convert("L"))
 
 
@@ -178,10 +178,10 @@ def test_labels_follow_their_rule(tmp_path: Path) -> None:
     assert labels(tmp_path, "balanced") == [i % 10 for i in range(70)]
     assert labels(tmp_path, "[7, 2]") == [7, 2] * 35
     assert labels(tmp_path, "none") == [10] * 70
-    drawn = labels(tmp_path, "random", 1000)
-    assert labels(tmp_path, "random", 70) == drawn[:70]
+    samples = labels(tmp_path, "random", 1000)
+    assert labels(tmp_path, "random", 70) == samples[:70]
     # 100 expected of each, with a standard deviation of sqrt(1000 * 0.1 * 0.9) = 9.5; 5 of them.
-    assert all(abs(count - 100) < 48 for count in np.bincount(drawn, minlength=10)) and len(set(drawn)) == 10
+    assert all(abs(count - 100) < 48 for count in np.bincount(samples, minlength=10)) and len(set(samples)) == 10
 
 
 def refused(run: Run, match: str) -> None:
@@ -256,11 +256,13 @@ def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> N
 
 
 def test_progress_counts_samples(tmp_path: Path) -> None:
-    said: list[Event] = []
-    draw_samples(opened("points", tmp_path), said.append)
-    assert {(event.stage, event.total) for event in said} == {("sample", 70)}
-    done = [event.done for event in said]
-    assert done == sorted(done) and set(done) == {64, 70} and all(event.values["images/s"] > 0 for event in said)
+    events: list[Event] = []
+    draw_samples(opened("points", tmp_path), events.append)
+    assert {(event.stage, event.total) for event in events} == {("sample", 70)}
+    counts = [event.done for event in events]
+    assert (
+        counts == sorted(counts) and set(counts) == {64, 70} and all(event.values["images/s"] > 0 for event in events)
+    )
 
 
 def test_a_moved_run_gives_the_same_samples_to_the_bit(tmp_path: Path) -> None:
@@ -275,12 +277,12 @@ def test_a_moved_run_gives_the_same_samples_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path: Path) -> None:
-    drawn = draw_samples(opened("digits", tmp_path))
-    write_adm(drawn, tmp_path / "adm.npz")
+    samples = draw_samples(opened("digits", tmp_path))
+    write_adm(samples, tmp_path / "adm.npz")
     with np.load(tmp_path / "adm.npz", allow_pickle=False) as arrays:
         assert arrays["arr_0"].shape == (70, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8
-        assert np.array_equal(arrays["arr_0"], np.repeat(drawn.arrays["images"], 3, axis=3))
-        assert np.array_equal(arrays["arr_1"], drawn.y.numpy())
+        assert np.array_equal(arrays["arr_0"], np.repeat(samples.arrays["images"], 3, axis=3))
+        assert np.array_equal(arrays["arr_1"], samples.y.numpy())
         assert json.loads(str(arrays["record"][0]))["rounding"] == "round-half-even"
     with pytest.raises(UserError, match="--adm writes images"):
         write_adm(draw_samples(opened("points", tmp_path)), tmp_path / "points.npz")

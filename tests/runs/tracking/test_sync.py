@@ -130,9 +130,9 @@ def cut_back(folder: Path, steps: int) -> None:
     os.truncate(folder / "metrics.jsonl", sum(map(len, lines[:steps])))
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 30.0, pause: float = 0.01) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0, pause: float = 0.01) -> None:
     end = time.monotonic() + seconds
-    while not done():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(pause)
 
@@ -223,15 +223,15 @@ def test_invalid_lines_are_named_and_the_rest_is_sent(store: str, folder: Path) 
     log(folder, range(1, 2))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 1700000002.0, "lo')
-    said: list[str] = []
-    send_run(TrackedRun(folder, "n"), on_warning=said.append)
+    messages: list[str] = []
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     check_whole(store, folder, 2)
-    assert len(said) == 4 and all("metrics.jsonl has a line" in text for text in said)
+    assert len(messages) == 4 and all("metrics.jsonl has a line" in text for text in messages)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f'ss": {1 / 3}, "rate": 2}}\n')
-    send_run(TrackedRun(folder, "n"), on_warning=said.append)
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     check_whole(store, folder, 3)
-    assert len(said) == 4
+    assert len(messages) == 4
 
 
 def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None:
@@ -261,18 +261,18 @@ def test_children_that_were_missed_are_sent_with_their_parent(
     store: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    said: list[str] = []
+    messages: list[str] = []
     (folder / "grid.png").write_bytes(b"png")
     training = TrackedRun(folder, "training", params={"lr": 1}, tags={"kind": "training"})
-    with Tracker(training, on_warning=said.append):
+    with Tracker(training, on_warning=messages.append):
         log(folder, range(3))
-    assert len(said) == 1
+    assert len(messages) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     (tmp_path / "study").mkdir()
     study = TrackedRun(tmp_path / "study", "study", children={folder: {"row": "GVP"}})
-    with Tracker(study, on_warning=said.append):
+    with Tracker(study, on_warning=messages.append):
         pass
-    assert len(said) == 1 and len(runs(store)) == 2
+    assert len(messages) == 1 and len(runs(store)) == 2
     assert points(store, folder, "loss") == [(s, 1 / (1 + s)) for s in range(3)]
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED" and run.data.params == {"lr": "1"}
@@ -311,11 +311,11 @@ def test_the_mlflow_model_of_a_run_draws_the_samples_of_the_run(store: str, tmp_
     assert signature.inputs.input_names() == ["index", "label"]
     assert [spec.shape for spec in signature.outputs.inputs] == [(-1, 2)]
     assert not [path for path in Path(place).rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
-    drawn = draw_samples(sitkit.load(run)).x[:5]
+    samples = draw_samples(sitkit.load(run)).x[:5]
     classes = sitkit.load(run).examples.num_classes
     model = load_model(place)
-    asked = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})
-    assert torch.allclose(torch.from_numpy(model.predict(asked)), drawn, atol=1e-5)
+    inputs = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})
+    assert torch.allclose(torch.from_numpy(model.predict(inputs)), samples, atol=1e-5)
 
 
 # Kills, resumes and lost stores
@@ -355,13 +355,13 @@ def test_the_file_of_a_resumed_training_is_sent_again(
     if sent < 100:
         write_json(folder / "tracking.json", cursor)
     cut_back(folder, 70)
-    said: list[str] = []
+    messages: list[str] = []
     if looked:
-        send_run(TrackedRun(folder, "n"), on_warning=said.append)
+        send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     log(folder, range(70, grown), moment=T0 + 5000)
-    send_run(TrackedRun(folder, "n"), on_warning=said.append)
-    send_run(TrackedRun(folder, "n"), on_warning=said.append)
-    assert said == []
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
+    assert messages == []
     check_complete(store, folder, max(grown, 100), resumed=70)
 
 
@@ -502,13 +502,13 @@ def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> Non
 
 
 def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folder: Path) -> None:
-    said: list[str] = []
-    with Tracker(TrackedRun(folder, "n"), interval=0.05, on_warning=said.append):
+    messages: list[str] = []
+    with Tracker(TrackedRun(folder, "n"), interval=0.05, on_warning=messages.append):
         log(folder, range(3))
         wait_for(lambda: sent_bytes(folder) > 0)
         log(folder, range(3, 6))
         (folder / "grid.png").write_bytes(b"png")
-    assert said == []
+    assert messages == []
     check_whole(store, folder, 6)
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED"
@@ -533,38 +533,38 @@ def test_a_server_that_is_down_is_one_warning_and_receives_the_rest_later(
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
-    said: list[str] = []
+    messages: list[str] = []
     start = time.monotonic()
-    with Tracker(TrackedRun(folder, "n"), interval=0.01, on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), interval=0.01, on_warning=messages.append):
         log(folder, range(4))
         time.sleep(0.2)
     # Refused twice with a pause of up to 1 s of MLflow's own between; at most three syncs are begun.
     assert time.monotonic() - start < 10
-    assert len(said) == 1 and f"http://{address}" in said[0] and "later" in said[0]
-    everything = said[0] + "".join(p.read_text() for p in folder.iterdir() if p.is_file())
+    assert len(messages) == 1 and f"http://{address}" in messages[0] and "later" in messages[0]
+    everything = messages[0] + "".join(p.read_text() for p in folder.iterdir() if p.is_file())
     assert "secret" not in everything
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with Tracker(TrackedRun(folder, "n"), on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), on_warning=messages.append):
         pass
-    assert len(said) == 1
+    assert len(messages) == 1
     check_whole(store, folder, 4)
 
 
 def test_a_server_that_never_answers_delays_the_work_by_the_patience_only(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        tracker = Tracker(TrackedRun(folder, "n"), patience=0.3, on_warning=said.append)
+        tracker = Tracker(TrackedRun(folder, "n"), patience=0.3, on_warning=messages.append)
         with tracker:
             start = time.monotonic()
         assert time.monotonic() - start < 1.5
-        assert len(said) == 1 and "within 0.3 s" in said[0]
+        assert len(messages) == 1 and "within 0.3 s" in messages[0]
     wait_for(lambda: not tracker._thread.is_alive())
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
 def test_a_tracker_that_is_not_enabled_does_nothing_and_imports_nothing(folder: Path) -> None:
@@ -639,8 +639,8 @@ def serve(tmp_path: Path, template: Path) -> Iterator[Callable[[], Callable[[], 
 def test_a_server_that_goes_away_and_comes_back(serve: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", serve.uri)
     stop = serve()
-    said: list[str] = []
-    with Tracker(TrackedRun(folder, "n", params={"lr": 1e-4}), interval=0.2, on_warning=said.append):
+    messages: list[str] = []
+    with Tracker(TrackedRun(folder, "n", params={"lr": 1e-4}), interval=0.2, on_warning=messages.append):
         log(folder, range(5))
         (folder / "grid.png").write_bytes(b"png")
         wait_for(
@@ -648,13 +648,13 @@ def test_a_server_that_goes_away_and_comes_back(serve: Any, folder: Path, monkey
         )
         stop()
         log(folder, range(5, 10))
-        wait_for(lambda: len(said) == 1)
-        assert serve.uri in said[0]
+        wait_for(lambda: len(messages) == 1)
+        assert serve.uri in messages[0]
         serve()
         log(folder, range(10, 12))
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 12, "time": T0, "fid": "NaN", "kid": "Infinity"}) + "\n")
-    assert len(said) == 1
+    assert len(messages) == 1
     check_whole(serve.uri, folder, 12)
     run = client(serve.uri).get_run(run_id(folder))
     assert run.info.status == "FINISHED" and run.data.params == {"lr": "0.0001"}
