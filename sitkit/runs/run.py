@@ -103,10 +103,18 @@ class Run:
         return diagnostics.curvatures(self)
 
     def load_field(self, name: str, step: int, weights: Literal["ema", "raw"]) -> Field:
-        """Return the field of another run, which lies beside this one, at a step and with "ema" or "raw" weights.
+        """Return the field of another run, which lies beside this one.
+
+        Args:
+            name: the full name of the other run.
+            step: the step of its checkpoint.
+            weights: "ema" or "raw".
+
+        Returns:
+            The field, on the device of this run.
 
         Raises:
-            UserError: for a name that is not the run's full name, and for a run that models states of another shape.
+            UserError: for a name that is not the full one, and for a run that models states of another shape.
         """
         other = load(name, step=step, weights=weights, device=str(self.device), root=self.folder.parent)
         _require_full_name(other.folder, name, "guidance.run")
@@ -120,7 +128,10 @@ class Run:
         The weights are read again, of the same step and onto the same device, if sample.weights or sample.ema changed.
 
         Args:
-            over: settings on top of the run's own, or a whole configuration that names the same training.
+            over: settings on top of the run's own, or a whole configuration of the same training.
+
+        Returns:
+            The run with the settings.
 
         Raises:
             UserError: for a setting that the training fixed, and for weights that the run neither keeps nor can rebuild.
