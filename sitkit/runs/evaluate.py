@@ -20,7 +20,7 @@ from sitkit.evaluation.reference import Reference
 from sitkit.registry import extractors, spec
 from sitkit.runs.config.identity import file_digest, number_identity, sampling_identity
 from sitkit.runs.config.mappings import flat
-from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer, nest
+from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import Run, open_run
@@ -140,9 +140,8 @@ def evaluate(
     run = open_run(run, flags, "evaluate")
     if metric is not None or features is not None:
         run = run.with_settings(flags_to_layer({"metric": _named_metrics(metric, features, run)}))
-    settings = flags.get("settings")
-    over = settings.values if isinstance(settings, Layer) else nest(settings or {})
-    if flags.get("n") is None and "n" not in over.get("sample", {}):
+    settings = flags_to_layer({}, flags.get("settings")).values
+    if flags.get("n") is None and "n" not in settings.get("sample", {}):
         n = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
         run = run.with_settings(Layer({"sample": {"n": n}}))
     with reporting(progress) as report:

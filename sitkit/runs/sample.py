@@ -101,22 +101,17 @@ class SamplePlan:
         return plan_solve(self.run.config, self.run)
 
     @property
-    def device(self) -> torch.device:
-        """The device of the network."""
-        return self.run.device
-
-    @property
     def batch_size(self) -> int:
         """The number of samples in one solve."""
-        return block_size(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
+        return block_size(self.run.shape) if self.run.device.type == "cpu" else self.run.config.sample.batch
 
     def solve(self, keys: Tensor, y: Tensor, *, trajectory: bool = False) -> Sample:
         """Solve from the noise of keys (b,) with labels y (b,); the result is not decoded."""
-        keys = keys.to(self.device)
+        keys = keys.to(self.run.device)
         return self.sampler.sample(
             self.run.field,
             rng.normal(keys, self.run.shape, rng.INITIAL),
-            y.to(self.device),
+            y.to(self.run.device),
             diffusion=self.diffusion,
             guidance=self.guidance,
             seeds=keys,
@@ -125,7 +120,7 @@ class SamplePlan:
 
     def draw(self, first: int, last: int, progress: Callable[[int], None]) -> SampleBatch:
         """Return samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
-        run, size, on_cpu = self.run, self.batch_size, self.device.type == "cpu"
+        run, size, on_cpu = self.run, self.batch_size, self.run.device.type == "cpu"
         config, data = run.config, run.data_description
         began, nfe, paths = time.monotonic(), 0, None
         parts: list[Tensor] = []
@@ -163,7 +158,7 @@ class SamplePlan:
             "notes": list(plan.notes),
             "rounding": ROUNDING if self.run.data_description.is_image else "none",
             "at_once": self.batch_size,
-            "environment": environment(self.device),
+            "environment": environment(self.run.device),
         }
 
 
