@@ -12,7 +12,7 @@ from typing import Any
 from sitkit.results.report import REPORT, report
 from sitkit.results.study_results import FILE, StudyResults, read_results, runs_of
 from sitkit.runs.run_folder import RunFolder
-from sitkit.runs.tracking.sync import METRICS, is_sent
+from sitkit.runs.tracking.sync import METRICS, TrackedRun, is_sent
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
@@ -59,20 +59,15 @@ def _write(folder: Path) -> bool:
 
 def _tracker(folder: Path, results: StudyResults, progress: Progress) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
-    return Tracker(
+    tracked = TrackedRun(
         folder,
-        name=results.title or folder.name,
-        params={
-            "file": results.file,
-            "base": results.base,
-            "seeds": results.seeds,
-            "sample_seeds": results.sample_seeds,
-        },
+        results.title or folder.name,
+        params={key: getattr(results, key) for key in ("file", "base", "seeds", "sample_seeds")},
         tags={"sitkit.kind": "study", f"sitkit.study.{folder.name}": "true"},
-        artifacts=STUDY_ARTIFACTS,
+        patterns=STUDY_ARTIFACTS,
         children=_children(folder, results),
-        on_warning=lambda text: progress(Event("ablate", message=text)),
     )
+    return Tracker(tracked, on_warning=lambda text: progress(Event("ablate", message=text)))
 
 
 def _numbers(results: StudyResults) -> dict[str, float]:
