@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column, Table
 from rich.text import Text
 
 from sitkit.runtime.progress import Progress
@@ -82,6 +83,13 @@ def short(value: Any, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
+def empty_table(columns: Sequence[str], title: str = "", whole: int = 0) -> Table:
+    """Return a table without rows; the first `whole` columns are never folded."""
+    # Folded, not cut: a name, a path or a command in a cell can then be copied.
+    headings = [Column(escape(column), overflow="fold", no_wrap=i < whole) for i, column in enumerate(columns)]
+    return Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
+
+
 def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
@@ -93,11 +101,7 @@ def table(
 
     cut: in a narrow terminal the last column is cut and the others stay whole; otherwise all columns are folded.
     """
-    from rich.table import Column, Table
-
-    # Folded, not cut: a name, a path or a command in a cell can then be copied.
-    headings = [Column(escape(column), overflow="fold", no_wrap=cut and column != columns[-1]) for column in columns]
-    rendered = Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
+    rendered = empty_table(columns, title, len(columns) - 1 if cut else 0)
     for row in rows:
         row = [*row[:-1], Text(str(row[-1]), overflow="ellipsis", no_wrap=True)] if cut else row
         rendered.add_row(*(value if isinstance(value, Text) else escape(str(value)) for value in row))

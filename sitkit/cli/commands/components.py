@@ -88,8 +88,7 @@ def show(
     from sitkit.runtime.files import file_name
 
     chosen = registry_of(registry)
-    if name not in chosen:
-        chosen[name]
+    doc = getdoc(chosen[name]) or ""
     fields = read_assignments(sets or []).values
     component: Component | None = None
     try:
@@ -107,11 +106,10 @@ def show(
         interps = [trained.config.interp.name]
         component = component if isinstance(component, Guidance) else component.bind(trained)
     if json:
-        console.as_json({"name": name, "doc": getdoc(chosen[name]), "fields": spec(component) if component else None})
+        console.as_json({"name": name, "doc": doc, "fields": spec(component) if component else None})
         return
     console.say(f"{chosen.kind} {name}   ({chosen.flag} {name}, from {chosen.origin(name)})\n")
-    console.say(getdoc(chosen[name]) or "")
-    console.say("")
+    console.say(f"{doc}\n")
     values = {k: v for k, v in (spec(component) if component else {}).items() if k != "name"}
     if values:
         console.table(("field", "value"), [(k, _in_short(v)) for k, v in values.items()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 
 BASE = typer.Option(None, "--base", help="A preset or file in place of the study's own base.")
-_running = functools.partial(typer.Option, rich_help_panel=options.RUNNING)
 
 
 @app.command()
@@ -43,23 +41,23 @@ def ablate(
     dry_run: bool = typer.Option(False, "--dry-run", help="Print cells and trainings, do nothing."),
     keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Do the other cells where some are impossible."),
     seeds: options.SeedOptions,
-    executor: str = _running(
+    executor: str = typer.Option(
         "local",
         "--executor",
+        rich_help_panel=options.RUNNING,
         metavar="local|ray|ray://HOST:PORT",
         help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, started "
         "if there is none; on the one named.",
     ),
-    workers: int | None = _running(
-        None,
+    workers: int | None = options.running_option(
         "--workers",
         min=1,
         help="Processes at a time, to which the GPUs are dealt out.",
         show_default="1, on Ray as many as it has room for",
     ),
-    cpus: float | None = _running(None, "--cpus", min=0, help="CPUs of a task on Ray.", show_default="1"),
-    gpus: float | None = _running(
-        None, "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 where it has any"
+    cpus: float | None = options.running_option("--cpus", min=0, help="CPUs of a task on Ray.", show_default="1"),
+    gpus: float | None = options.running_option(
+        "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 where it has any"
     ),
     running: options.RunningOptions,
     json: bool = options.JSON,
@@ -258,19 +256,16 @@ def _states(cells: list[CellForecast]) -> str:
 
 
 def _cost(cost: Cost) -> tuple[str, ...]:
-    memory = (cost.training_memory, cost.sampling_memory)
-    return (
-        "x".join(map(str, cost.shape)),
-        scaled(cost.parameters),
-        "-" if cost.flops is None else scaled(cost.flops),
-        *("-" if count is None else scaled(count, "B") for count in memory),
-        scaled(cost.checkpoints, "B"),
-        scaled(cost.samples, "B"),
-    )
+    memory = [
+        scaled(size, "B") for size in (cost.training_memory, cost.sampling_memory, cost.checkpoints, cost.samples)
+    ]
+    return "x".join(map(str, cost.shape)), scaled(cost.parameters), scaled(cost.flops), *memory
 
 
-def scaled(count: int, unit: str = "") -> str:
-    """A count as people read it: 1.2 GB, 725 k."""
+def scaled(count: int | None, unit: str = "") -> str:
+    """Return a count with a prefix of its unit, as 1.2 GB or 725 k; "-" for None."""
+    if count is None:
+        return "-"
     for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {prefix}{unit}"

@@ -11,6 +11,7 @@ import typer
 from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.interrupt import resumable
+from sitkit.cli.options import complete
 from sitkit.registry import datasets
 from sitkit.registry.settings_files import presets
 from sitkit.runtime.errors import UserError, suggest
@@ -21,19 +22,13 @@ from sitkit.runtime.errors import UserError, suggest
 def train(
     *,
     config: str | None = typer.Argument(
-        None,
-        metavar="CONFIG",
-        help="A preset or a YAML file.",
-        show_default="digits",
-        autocompletion=options.complete(presets),
+        None, metavar="CONFIG", help="A preset or a YAML file.", show_default="digits", autocompletion=complete(presets)
     ),
-    preset: str | None = typer.Option(
-        None,
+    preset: str | None = options.running_option(
         "--preset",
         metavar="NAME",
         help="A preset to start from (`sitkit list presets`); CONFIG changes it.",
-        rich_help_panel=options.RUNNING,
-        autocompletion=options.complete(presets),
+        autocompletion=complete(presets),
     ),
     training: options.TrainingOptions,
     running: options.RunningOptions,
