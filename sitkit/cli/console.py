@@ -6,19 +6,21 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
+from sitkit.cli.interrupt import CONTINUE, resumable
 from sitkit.runtime.progress import Progress
 from sitkit.runtime.progress_bar import bars, lines
 
+T = TypeVar("T")
 # Under torchrun only the first process prints, but an error of any process is printed.
 QUIET = os.environ.get("RANK", "0") != "0"
 # Without emoji: rich would replace the `:ok:` in a name like study:ok:0.
@@ -81,6 +83,12 @@ def facts(**values: object) -> None:
 def short(value: Any, digits: int = 4) -> str:
     """Return a number with a few digits, for a table; "-" for None."""
     return "-" if value is None else f"{value:.{digits}g}"
+
+
+def call(verb: Callable[..., T], *values: Any, state: str = CONTINUE, **flags: Any) -> T:
+    """Call a verb and show its progress; ctrl-C ends it with the command that continues it, after the words of `state`."""
+    with resumable(state), progress() as report:
+        return verb(*values, progress=report, **flags)
 
 
 def empty_table(columns: Sequence[str], title: str = "", whole: int = 0) -> Table:

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
     Watch = Callable[[StudyStatus, Work], None]
 
+# The states of a task and their colors.  A cell of several seeds shows the first of these that one of its seeds has.
 COLORS = {
-    "planned": "dim", "waiting": "dim", "queued": "dim", "training": "yellow", "sampling": "cyan", "measuring": "cyan",
-    "elsewhere": "magenta", "done": "green", "failed": "red",
+    "failed": "red", "training": "yellow", "sampling": "cyan", "measuring": "cyan", "elsewhere": "magenta",
+    "queued": "dim", "waiting": "dim", "planned": "dim", "done": "green",
 }  # fmt: skip
-# A cell of several seeds shows the first of these states that one of its seeds has.
-ORDER = ("failed", "training", "sampling", "measuring", "elsewhere", "queued", "waiting", "planned", "done")
 
 
 @contextmanager
@@ -119,7 +118,7 @@ def _cell(states: Counter[str]) -> Text:
     total = states.total()
     if not total:
         return Text("")
-    state = next(name for name in ORDER if states[name])
+    state = next(name for name in COLORS if states[name])
     count = f"{states['done']}/{total} " if total > 1 else ""
     return Text(count, style="green" if states["done"] else "dim").append(state, style=COLORS[state])
 
