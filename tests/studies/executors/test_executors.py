@@ -311,14 +311,14 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
     study = write_study(tmp_path, STUDY.replace("label: GVP", "label: GVP\n    columns: {'6': {diffusion: kl}}"))
     plan = read_study(study, read_assignments([f"run.folder={tmp_path / 'runs'}"]))
     seen = StudyStatus(plan)
-    work, drawn = Work(seen.missing()), LiveView()
+    work = Work(seen.missing())
+    view = LiveView(seen, work)
 
     def shown() -> str:
         console = Console(width=120, record=True, file=io.StringIO())
-        console.print(drawn.draw())
+        console.print(view)
         return re.sub(r"\s+", " ", console.export_text())
 
-    drawn.watch(seen, work)
     trains = [s for s in work.standings.values() if s.task.kind == "train"]
     measures = [s for s in work.standings.values() if s.task.kind == "measure"]
     assert "Linear │ waiting │ waiting" in shown() and "GVP │ waiting │ failed" in shown()
@@ -335,10 +335,10 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
 
 def test_the_board_shows_names_as_they_are(tmp_path: Path) -> None:
     text = "base: base.yaml\nrows: [{label: '[/row]'}]\ncolumns: {'[/column]': {sampler: heun}}\n"
-    seen, drawn = board(write_study(tmp_path, text)), LiveView()
-    drawn.watch(seen, Work(seen.missing()))
+    seen = board(write_study(tmp_path, text))
+    view = LiveView(seen, Work(seen.missing()))
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(drawn.draw())
+    console.print(view)
     shown = console.export_text()
     assert "[/row]" in shown and "[/column]" in shown
 
