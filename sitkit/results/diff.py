@@ -111,8 +111,8 @@ def _weights(folder: Path) -> Any:
 
 
 def _of_numbers(a: list[NamedEvaluation], b: list[NamedEvaluation], first: str, second: str) -> Differences:
-    by_seed = {number.measured[:2]: number for number in b}
-    shared = [(number, by_seed[number.measured[:2]]) for number in a if number.measured[:2] in by_seed]
+    by_seed = {number.seeds: number for number in b}
+    shared = [(number, by_seed[number.seeds]) for number in a if number.seeds in by_seed]
     one, other = shared[0] if shared else (a[0], b[0])
     found = list(number_differences(one, other))
     if one.metric != other.metric:
@@ -121,7 +121,7 @@ def _of_numbers(a: list[NamedEvaluation], b: list[NamedEvaluation], first: str, 
     if not shared:
         gap = float(one.record["value"]) - float(other.record["value"])
         return Differences(first, second, found, None, f"They differ by {gap:.6g} (a - b). {_explained(found)}")
-    told = paired([x.measured for x, _ in shared], [y.measured for _, y in shared])
+    told = paired({x.seeds: x.estimate for x, _ in shared}, {y.seeds: y.estimate for _, y in shared})
     if all(x.record["value"] == y.record["value"] for x, y in shared):
         return Differences(first, second, found, told, "Their values are equal to the last digit.")
     return Differences(first, second, found, told, f"{_said(told)} {_explained(found)}")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sitkit.results.statistics import CellValue
+from sitkit.results.statistics import Estimate, Seeds
 from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
 from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder, find_run
@@ -44,10 +44,14 @@ class NamedEvaluation(Evaluation):
         return f"{self.study.name}:{self.cell.row}:{self.cell.column}:{seeds}"
 
     @property
-    def measured(self) -> CellValue:
-        """The number with its seeds, to be compared with others."""
-        seeds = self.record["seeds"]
-        return CellValue(seeds["train"], seeds["sample"], self.value, self.stderr)
+    def seeds(self) -> Seeds:
+        """The seeds of training and of sampling."""
+        return self.record["seeds"]["train"], self.record["seeds"]["sample"]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its standard error."""
+        return Estimate(self.value, self.stderr)
 
 
 def numbers(target: str, root: Path = Path("runs")) -> list[NamedEvaluation]:

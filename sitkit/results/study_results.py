@@ -32,12 +32,13 @@ A refused cell has no seeds of its own: seed and sample_seed are null.  A number
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from sitkit.results.statistics import CellValue, Ranking, estimate, rank
+from sitkit.results.statistics import Estimate, Ranking, Seeds, estimate, rank
 from sitkit.runs.config.schema import Settings
 from sitkit.runs.config.sources import validate
 from sitkit.runtime.errors import UserError
@@ -46,8 +47,8 @@ from sitkit.runtime.files import file_name, read_json, to_json, update_file
 FILE, STUDIES = "results.json", "studies"
 
 
-class ReferenceNumber(Settings):
-    """A published number, where it was published, and what it was measured with."""
+class PublishedNumber(Settings):
+    """A published number, its source, and the settings that it was measured with."""
 
     number: float
     source: str
@@ -61,7 +62,7 @@ class CellResult(Settings):
     column: str
     seed: int | None
     sample_seed: int | None
-    reference: ReferenceNumber | None = None
+    reference: PublishedNumber | None = None
     metric: str = ""
     state: Literal["done", "failed", "refused", "todo"]
     run: str | None = None
@@ -75,20 +76,6 @@ class CellResult(Settings):
     failure: str | None = None
     log: str | None = None
     shown: dict[str, str] = {}
-
-
-class RowEstimate(Settings):
-    """The mean of a row in a column over its seeds, its interval, and how it stands among the rows."""
-
-    row: str
-    column: str
-    mean: float
-    stderr: float | None
-    low: float
-    high: float
-    units: int
-    of: str
-    standing: Literal["best", "close", "lead", ""]
 
 
 class StudyResults(Settings):
@@ -108,56 +95,44 @@ class StudyResults(Settings):
     lower_is_better: dict[str, bool] = {}
     notes: tuple[str, ...] = ()
     cells: tuple[CellResult, ...]
-    estimates: tuple[RowEstimate, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
 
     @property
     def failures(self) -> list[CellResult]:
         """The cells that went wrong or cannot be."""
         return [cell for cell in self.cells if cell.state in ("failed", "refused")]
 
-    def of(self, row: str, column: str) -> list[CellResult]:
-        """The cells of a row and column, seeds in order."""
-        return [cell for cell in self.cells if (cell.row, cell.column) == (row, column)]
 
-
-def cell_values(cells: list[CellResult]) -> list[CellValue]:
-    """The numbers that are there."""
-    return [
-        CellValue(cell.seed or 0, cell.sample_seed or 0, cell.value, cell.stderr)
+def numbers_by_seed(cells: list[CellResult]) -> dict[Seeds, Estimate]:
+    """Return the numbers of the cells that are done."""
+    return {
+        (cell.seed or 0, cell.sample_seed or 0): Estimate(cell.value, cell.stderr)
         for cell in cells
         if cell.state == "done" and cell.value is not None
-    ]
+    }
 
 
 def ranked(cells: dict[str, list[CellResult]], lower_is_better: dict[str, bool]) -> Ranking | None:
-    """How rows with these cells compare; None where they have no numbers of one metric to compare."""
+    """Return how the rows compare; None unless the cells that are done have the same metric."""
     metrics = {cell.metric for group in cells.values() for cell in group if cell.state == "done"}
     if len(metrics) != 1:
         return None
-    return rank({row: cell_values(group) for row, group in cells.items()}, lower_is_better[metrics.pop()])
+    return rank({row: numbers_by_seed(group) for row, group in cells.items()}, lower_is_better[metrics.pop()])
 
 
 def with_estimates(results: StudyResults) -> StudyResults:
-    """The results with means, errors and standings."""
+    """Return the results with the estimates of every row and column."""
     columns: dict[str, dict[str, list[CellResult]]] = {column: {} for column in results.columns}
     for cell in results.cells:
         columns[cell.column].setdefault(cell.row, []).append(cell)
-    order = {column: ranked(rows, results.lower_is_better) for column, rows in columns.items()}
-    told = []
+    rankings = {column: ranked(rows, results.lower_is_better) for column, rows in columns.items()}
+    estimates = []
     for row, column in itertools.product(results.rows, results.columns):
-        numbers = cell_values(columns[column].get(row, []))
+        ranking, numbers = rankings[column], numbers_by_seed(columns[column].get(row, []))
         if numbers:
-            standing = _standing(order[column], row)
-            told.append(RowEstimate(row=row, column=column, standing=standing, **estimate(numbers)._asdict()))
-    return results.model_copy(update={"estimates": tuple(told)})
-
-
-def _standing(order: Ranking | None, row: str) -> Literal["best", "close", "lead", ""]:
-    if order is None:
-        return ""
-    if row == order.best:
-        return "best" if order.significant else "lead"
-    return "close" if row in order.close else ""
+            place = {"row": row, "column": column, "standing": ranking.standing(row) if ranking else ""}
+            estimates.append(dataclasses.replace(estimate(numbers), **place))
+    return results.model_copy(update={"estimates": tuple(estimates)})
 
 
 def write_results(folder: Path, results: StudyResults) -> Path:

@@ -212,7 +212,7 @@ def test_a_device_is_called_as_torch_calls_it() -> None:
 def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
     told = diff("study:ODE:gvp", "study:SDE: eta:gvp")
     assert {(d.key, d.affects) for d in told.differences} == {("sampler", "sampling"), ("diffusion", "sampling")}
-    groups = [[n.measured for n in numbers(name)] for name in (told.a, told.b)]
+    groups = [{n.seeds: n.estimate for n in numbers(name)} for name in (told.a, told.b)]
     assert told.comparison == paired(*groups) and "What differs in sampling can explain it." in told.verdict
     told = diff("study:ODE:gvp", "study:ODE:linear")
     assert [(d.key, d.a, d.b, d.affects) for d in told.differences] == [("interp", "gvp", "linear", "training")]
