@@ -1,33 +1,29 @@
-"""What a study leaves on disk: studies/<name>/results.json, and table.csv, .md and .tex made from it.
+"""The results of a study on disk: studies/<name>/results.json, from which table.csv, .md and .tex are made.
 
-    title, source, file, base          of the study as it was read; base is null for the file's own
-    command                            the words that do it again, where it was started
+    title, source, file, base          of the study as it was read; base is null for the base in the file
+    command                            the words of the command, for the folder in which it was started
     runs                               the folder of runs, relative to the folder of results.json
     rows, columns                      their names in the order of the file
     seeds, sample_seeds                every training and sampling seed of the cells
-    show                               what the printed tables show beside or instead of all columns
+    show                               the columns of the printed tables, if not all columns
     lower_is_better                    for each metric of the cells
-    notes                              what a reader must know: metric, size, and how the references' setting differs
-    cells                              one for each row, column, training seed and sampling seed:
+    notes                              sentences for the reader: metric, size, and how the references were measured
+    cells                              a cell for each row, column, training seed and sampling seed:
         row, column, seed, sample_seed
         reference                      {number, source, setting}, or null
         metric
-        state                          "done", "failed" (tried, went wrong), "refused" (impossible), "todo"
+        state                          "done", "failed" (with an error), "refused" (impossible), "todo"
         run                            folder within `runs`
-        samples                        their identity: the folder <run>/samples/<samples>
-        evaluation                     path within `runs` of the number's own record, null until it is there
-        value, stderr, halves          the number, its error within the cell, and real data's own score
-        n, nfe                         samples, network evaluations a sample
-        failure, log                   reason, and the log of the task within `runs`; null where nothing went wrong
-        shown                          the settings that `show` names, as text
-    estimates                          one for each row and column with a number: {row, column, mean, stderr, low, high,
-                                       units, of, standing}; units of `of` ("training
-                                       seeds", ...) were repeated; standing is "best" (better than every other row of the
-                                       column), "close" (not distinguishable from the column's best), "lead" (the
-                                       column's best by its mean alone), or ""
+        samples                        the identity of the samples: the folder <run>/samples/<samples>
+        evaluation                     path within `runs` of the record of the number; null until it exists
+        value, stderr, halves          the number, its error within the cell, and the metric between halves of the data
+        n, nfe                         samples, and network evaluations per sample
+        failure, log                   reason, and the log of the task within `runs`; null without a failure
+        shown                          the settings in `show`, as text
+    estimates                          an `Estimate` for each row and column with a number
 
-A refused cell has no seeds of its own: seed and sample_seed are null.  A number that is not finite is the string "NaN",
-"Infinity" or "-Infinity".
+In a refused cell seed and sample_seed are null. A number that is not finite is the string "NaN", "Infinity" or
+"-Infinity".
 """
 
 from __future__ import annotations
@@ -56,7 +52,7 @@ class PublishedNumber(Settings):
 
 
 class CellResult(Settings):
-    """A cell and what is known of its number."""
+    """A cell of a study, with its number if it is done."""
 
     row: str
     column: str
@@ -79,7 +75,7 @@ class CellResult(Settings):
 
 
 class StudyResults(Settings):
-    """A study's cells and what is known of them."""
+    """The results of a study: its cells and the estimates of its rows."""
 
     title: str
     source: str
@@ -99,7 +95,7 @@ class StudyResults(Settings):
 
     @property
     def failures(self) -> list[CellResult]:
-        """The cells that went wrong or cannot be."""
+        """The cells that failed or were refused."""
         return [cell for cell in self.cells if cell.state in ("failed", "refused")]
 
 
@@ -136,41 +132,41 @@ def with_estimates(results: StudyResults) -> StudyResults:
 
 
 def write_results(folder: Path, results: StudyResults) -> Path:
-    """results.json in a study's folder."""
+    """Write results.json in the folder of a study, and return its path."""
     path = folder / FILE
     update_file(path, to_json(results.model_dump(), indent=2) + "\n")
     return path
 
 
 def read_results(path: Path | str) -> StudyResults:
-    """The results in a file or in a study's folder.  Raises UserError that names the file and what is wrong with it."""
+    """Return the results in a file or in the folder of a study. Raises UserError that names the file and the error."""
     path = Path(path)
     file = path / FILE if path.is_dir() else path
-    told = read_json(file)
+    values = read_json(file)
     try:
-        return validate(StudyResults, told, {})
+        return validate(StudyResults, values, {})
     except UserError as error:
         raise UserError(f"{file} is not the results of a study: {error}") from None
 
 
 def runs_of(path: Path | str, results: StudyResults) -> Path:
-    """The folder of runs that results.json, or its folder, speaks of."""
+    """Return the folder of runs of the results in a file or folder."""
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     return Path(os.path.normpath(folder / results.runs))
 
 
 def find_study(target: str | Path, root: Path) -> Path | None:
-    """The folder of a study by folder, by its file, or by name; None where there is none."""
+    """Return the folder of a study by folder, file or name; None if there is no such study."""
     name = Path(target)
     studies = root.parent / STUDIES
     for folder in (name, *(studies / file_name(text) for text in (name.name, name.stem))):
         if (folder / FILE).is_file():
             return folder
     if name.suffix in (".yaml", ".yml") and name.is_file():
-        raise UserError(f"{name} has no results in {studies} yet: sitkit ablate {name} makes them.")
+        raise UserError(f"{name} has no results in {studies} yet: sitkit ablate {name} computes them.")
     return None
 
 
-# What `show` may name beside columns and settings.
+# The names that `show` may have beside columns and settings.
 FACTS = ("n", "nfe")

@@ -155,7 +155,7 @@ def _parameters(folder: Path) -> str:
 def _alarms(training: TrainingRecord, finished: bool) -> list[Notes]:
     messages = []
     if not finished:
-        progress = f"The training is at step {training.step} of {training.config.train.steps}"
+        progress = f"The training has reached step {training.step} of {training.config.train.steps}"
         messages.append(f"{progress}: {train_command(training.folder)} continues it.")
     for row in training.rows:
         if not is_finite_number(row.get("loss", 0.0)):

@@ -29,7 +29,7 @@ def sample_parts(
     Args:
         config: the run whose data are shown; None: no data.
         samples: folder, title and caption of each set.
-        total: the number of sets, of which at most `MAX_SHEETS` are in `samples`.
+        total: the number of all sets; `samples` has at most `MAX_SHEETS`.
         where: the end of the note.
     """
     data = [data_sheet(config)] if config else []

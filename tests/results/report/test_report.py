@@ -214,7 +214,7 @@ def test_a_run_without_numbers_has_a_page_that_says_how_to_get_some(tmp_path: Pa
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
     text = report(folder).read_text()
-    assert f"sitkit evaluate {folder}" in text and "is at step 0 of 40" in text
+    assert f"sitkit evaluate {folder}" in text and "has reached step 0 of 40" in text
     with pytest.raises(UserError, match="No run"):
         report("nothing", runs=folder.parent)
 
