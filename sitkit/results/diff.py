@@ -185,35 +185,36 @@ def number_differences(a: NamedEvaluation, b: NamedEvaluation) -> Iterator[Diffe
 
 def record_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
     """Yield the differences between two records: checkpoint, recipe, metric, reference, features, environments."""
-    yield from _settings(a["checkpoint"], b["checkpoint"], "sampling", "checkpoint.")
+    yield from _settings(a["checkpoint"], b["checkpoint"], affects="sampling", prefix="checkpoint.")
     # The step belongs to the checkpoint.
     recipes = [{key: v for key, v in r["sampling"]["recipe"].items() if key != "step"} for r in (a, b)]
-    yield from _settings(*recipes, "sampling")
+    yield from _settings(*recipes, affects="sampling")
     if recipes[0] == recipes[1]:
         keys = ("times", "last_step", "rounding")
         solves = [{key: r["sampling"][key] for key in keys} | {"nfe": r["nfe"]} for r in (a, b)]
-        yield from _settings(*solves, "sampling", deep=False)
-    environments = [r["sampling"].get("environment") for r in (a, b)]
+        yield from _settings(*solves, affects="sampling", deep=False)
+    first, second = (r["sampling"].get("environment") for r in (a, b))
     used = _names([r[key] for r in (a, b) for key in ("sampling", "metric", "reference")])
-    if all(environments):
-        yield from environment_differences(*environments, "sampling", used)
+    if first and second:
+        yield from environment_differences(first, second, "sampling", used)
     for key in ("metric", "reference", "features"):
-        yield from _settings(a[key] or {}, b[key] or {}, "evaluation", f"{key}.")
+        yield from _settings(a[key] or {}, b[key] or {}, affects="evaluation", prefix=f"{key}.")
     yield from environment_differences(a["environment"], b["environment"], "evaluation", used)
 
 
 def training_differences(a: Path, b: Path) -> Iterator[Difference]:
     """Yield the differences between two trainings: settings, data, autoencoder, environments."""
     first, second = read_config_of(a).plain(), read_config_of(b).plain()
-    yield from _settings(*({key: plain[key] for key in TRAINING_KEYS} for plain in (first, second)), "training")
+    fixed = [{key: plain[key] for key in TRAINING_KEYS} for plain in (first, second)]
+    yield from _settings(*fixed, affects="training")
     for key, x, y in _changes(first["run"], second["run"]):
         rounding = key in ROUNDING_SETTINGS
         yield Difference(f"run.{key}", x, y, "training" if rounding else "nothing", rounding)
-    environments = [RunFolder(folder).read_environment() for folder in (a, b)]
-    prints = [{key: e.get(key) for key in ("data", "autoencoder")} for e in environments]
-    yield from _settings(*prints, "training", "fingerprint of ", deep=False)
-    if all(environments):
-        yield from environment_differences(*environments, "training", _names([first, second]))
+    before, after = (RunFolder(folder).read_environment() for folder in (a, b))
+    prints = [{key: e.get(key) for key in ("data", "autoencoder")} for e in (before, after)]
+    yield from _settings(*prints, affects="training", prefix="fingerprint of ", deep=False)
+    if before and after:
+        yield from environment_differences(before, after, "training", _names([first, second]))
 
 
 def environment_differences(
@@ -265,20 +266,20 @@ def _names(value: Any) -> set[str]:
 
 
 def _settings(
-    a: Mapping[str, Any], b: Mapping[str, Any], affects: Stage, prefix: str = "", *, deep: bool = True
+    a: Mapping[str, Any], b: Mapping[str, Any], *, affects: Stage, prefix: str = "", deep: bool = True
 ) -> Iterator[Difference]:
-    for key, x, y in _changes(a, b, prefix, deep=deep):
+    for key, x, y in _changes(a, b, prefix=prefix, deep=deep):
         yield Difference(key, x, y, affects)
 
 
 def _changes(
-    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "", *, deep: bool = False
+    a: Mapping[str, Any], b: Mapping[str, Any], *, prefix: str = "", deep: bool = False
 ) -> Iterator[tuple[str, str, str]]:
     """The keys whose values differ, with both values as text; `deep` looks into components of the same name."""
     for key in dict.fromkeys((*a, *b)):
         x, y = a.get(key), b.get(key)
         if deep and isinstance(x, Mapping) and isinstance(y, Mapping) and x.get("name") == y.get("name"):
-            yield from _changes(x, y, f"{prefix}{key}.", deep=True)
+            yield from _changes(x, y, prefix=f"{prefix}{key}.", deep=True)
         elif x != y:
             yield f"{prefix}{key}", describe_difference(x), describe_difference(y)
 
