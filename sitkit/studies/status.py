@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 from sitkit.results.study_results import (
     FACTS,
     CellResult,
-    ReferenceNumber,
     StudyResults,
     with_estimates,
     write_results,
@@ -97,13 +95,12 @@ class StudyStatus:
         )
 
     def _result(self, cell: Cell, place: ResultLocation, failed: Mapping[str, str]) -> CellResult:
-        reference = cell.reference
         known: dict[str, Any] = {
             "row": cell.row,
             "column": cell.column,
             "seed": cell.seed,
             "sample_seed": cell.sample_seed,
-            "reference": ReferenceNumber(**dataclasses.asdict(reference)) if reference else None,
+            "reference": cell.reference,
             "metric": cell.config.metric[0].name,
             "run": place.run,
             "samples": place.samples,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from sitkit.registry.measures import UNTRAINED
+from sitkit.results.study_results import PublishedNumber
 from sitkit.runs.config.identity import label, training_identity
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.sample import plan_solve
@@ -71,15 +72,6 @@ class Study(Settings):
         if seeds is not None and len(set(seeds)) < len(seeds):
             raise ValueError(f"each seed once; got {list(seeds)}.")
         return seeds
-
-
-@dataclass(frozen=True)
-class PublishedNumber:
-    """A published number, where it was published, and what it was measured with."""
-
-    number: float
-    source: str
-    setting: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

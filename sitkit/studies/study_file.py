@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.registry.settings_files import experiments
-from sitkit.results.study_results import FACTS
+from sitkit.results.study_results import FACTS, PublishedNumber
 from sitkit.runs.config.mappings import flat, merge, nest
 from sitkit.runs.config.schema import Config, RunSettings, SampleSettings, TrainSettings
 from sitkit.runs.config.sources import Layer, assemble, component_keys, locate, read_config, read_yaml, validate
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.studies.study import Cell, PublishedNumber, Refused, Seeds, Study, StudyPlan, refusal, refused_at
+from sitkit.studies.study import Cell, Refused, Seeds, Study, StudyPlan, refusal, refused_at
 
 # What a row says beside its settings.
 ROW_KEYS = ("label", "paper", "columns")
@@ -150,7 +150,7 @@ class _Crossing:
             return None
         told = paper if isinstance(paper, Mapping) else {"value": paper}
         setting = self.study.setting | dict(told.get("setting", {}))
-        return PublishedNumber(float(told["value"]), told.get("source", self.study.source), setting)
+        return PublishedNumber(number=told["value"], source=told.get("source", self.study.source), setting=setting)
 
     def _excluded(self, row: str, column: str, values: Mapping[str, Any]) -> bool:
         out = False
