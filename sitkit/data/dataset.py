@@ -129,7 +129,7 @@ def in_memory(
         shape=values.shape[1:],
         labels=labels,
         class_names=class_names,
-        fingerprint=_fingerprint(values, labels),
+        fingerprint=fingerprint(f"{values.dtype} {values.shape}", values, labels),
         train=train,
         heldout=heldout,
         reader=functools.partial(_read, values, flip),
@@ -170,10 +170,11 @@ def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor
     return x
 
 
-def _fingerprint(values: np.ndarray, labels: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
-    digest.update(values.data)
-    digest.update(labels.data)
+def fingerprint(text: str, *arrays: np.ndarray) -> str:
+    """Return the SHA-256 of a text and of the bytes of arrays."""
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(array.data)
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from sitkit.data.dataset import to_tensor
+from sitkit.data.dataset import Examples, to_tensor
 from sitkit.runtime.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
@@ -77,6 +77,19 @@ class Pictures:
                     pool.shutdown(cancel_futures=True)
                     raise
         return to_tensor(out, self.flip, keys)
+
+
+def picture_examples(
+    reader: Pictures,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    fingerprint: str,
+    parts: tuple[np.ndarray, np.ndarray],
+    order: Callable[[int, int], np.ndarray] | None = None,
+) -> Examples:
+    """Return the examples of encoded images; `parts` are the indices of the training and of the held-out examples."""
+    shape, (train, heldout) = (reader.channels, reader.size, reader.size), parts
+    return Examples(shape, labels, class_names, fingerprint, train, heldout, reader, bin_width=1 / 127.5, order=order)
 
 
 def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
-from sitkit.data.dataset import Dataset, Examples
+from sitkit.data.dataset import Dataset, Examples, fingerprint
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError
 
@@ -34,9 +34,7 @@ class Absent(Dataset):
             raise ValueError(f"shape must be positive, num_classes 0 or more; got {self.shape} and {self.num_classes}.")
 
     def load(self) -> Examples:
-        import hashlib
-
-        mark = hashlib.sha256(f"{self.shape} {self.num_classes}".encode()).hexdigest()
+        mark = fingerprint(f"{self.shape} {self.num_classes}")
         names = tuple(str(label) for label in range(self.num_classes))
         return from_description({"shape": self.shape, "class_names": names, "fingerprint": mark}, self.origin)
 

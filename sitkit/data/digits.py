@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
-from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.registry import datasets
-
-if TYPE_CHECKING:
-    from sitkit.data.dataset import Examples
 
 
 @final

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, split_holdout
-from sitkit.data.decoding import Pictures, Source, check_headers
+from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
+from sitkit.data.decoding import Pictures, Source, check_headers, picture_examples
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -37,8 +36,7 @@ class ImageFolder(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
+        require_at_least(1, size=self.size)
 
     def load(self) -> Examples:
         import numpy as np
@@ -47,22 +45,16 @@ class ImageFolder(Dataset):
         classes = _listing(folder)
         files = [f"{name}/{file}" for name, inside in classes.items() for file, _ in inside]
         labels = np.repeat(np.arange(len(classes)), [len(inside) for inside in classes.values()])
-        digest = hashlib.sha256(f"image-folder {self.size} {self.channels}".encode())
-        for name, inside in classes.items():
-            digest.update("\0".join([f"\n{name}", *(f"{file} {length}" for file, length in inside)]).encode())
-        source = Source(len(files), lambda i: str(folder / files[i]), lambda i: folder / files[i])
-        check_headers(source, str(folder), digest.hexdigest())
-        train, heldout = split_holdout(len(files), self.holdout)
-        return Examples(
-            shape=(self.channels, self.size, self.size),
-            labels=labels.astype(np.int64),
-            class_names=tuple(classes),
-            fingerprint=digest.hexdigest(),
-            train=train,
-            heldout=heldout,
-            reader=Pictures(source, self.size, self.channels, self.flip),
-            bin_width=1 / 127.5,
+        text = "".join(
+            "\0".join([f"\n{name}", *(f"{file} {length}" for file, length in inside)])
+            for name, inside in classes.items()
         )
+        mark = fingerprint(f"image-folder {self.size} {self.channels}{text}")
+        source = Source(len(files), lambda i: str(folder / files[i]), lambda i: folder / files[i])
+        check_headers(source, str(folder), mark)
+        parts = split_holdout(len(files), self.holdout)
+        reader = Pictures(source, self.size, self.channels, self.flip)
+        return picture_examples(reader, labels.astype(np.int64), tuple(classes), mark, parts)
 
 
 def _listing(folder: Path) -> dict[str, list[tuple[str, int]]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, split_holdout
-from sitkit.data.decoding import Pictures, Source, check_headers
+from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
+from sitkit.data.decoding import Pictures, Source, check_headers, picture_examples
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.errors import UserError, require_at_least, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,9 +52,7 @@ class Hub(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        require_at_least(1, size=self.size, window=self.window)
 
     def load(self) -> Examples:
         return self._streamed() if self.streaming else self._mapped()
@@ -65,12 +62,10 @@ class Hub(Dataset):
         image, label = self._columns(table.features)
         labels, class_names = self._labels(table, label)
         images, lengths = _encoded(table, image)
-        digest = hashlib.sha256(f"hub {self.size} {self.channels} {class_names}".encode())
-        digest.update(labels.data)
-        digest.update(lengths.data)
-        source = self._source(images, len(labels))
-        check_headers(source, self._place, digest.hexdigest())
-        return self._examples(source, labels, class_names, digest.hexdigest(), split_holdout(len(labels), self.holdout))
+        mark = fingerprint(f"hub {self.size} {self.channels} {class_names}", labels, lengths)
+        reader, parts = self._reader(images, len(labels)), split_holdout(len(labels), self.holdout)
+        check_headers(reader.source, self._place, mark)
+        return picture_examples(reader, labels, class_names, mark, parts)
 
     def _streamed(self) -> Examples:
         import numpy as np
@@ -85,52 +80,29 @@ class Hub(Dataset):
             if label:
                 column = library.Dataset(files.column(label)).cast(library.Features({label: features[label]}))
                 labels, class_names = self._labels(column, label)
-        digest = hashlib.sha256(f"hub streaming {self.size} {self.channels} {class_names}".encode())
-        digest.update(labels.data)
-        digest.update(files.starts.data)
-        digest.update(files.lengths(image).data)
+        text = f"hub streaming {self.size} {self.channels} {class_names}"
+        mark = fingerprint(text, labels, files.starts, files.lengths(image))
         parts = split_by_group(files.starts, self.holdout) or split_holdout(files.count, self.holdout)
-        source = self._source(Rows(files, image, 2 * self.window), files.count)
+        reader = self._reader(Rows(files, image, 2 * self.window), files.count)
         order = nearly_shuffled(parts[0], files.starts, self.window)
-        return self._examples(source, labels, class_names, digest.hexdigest(), parts, order)
+        return picture_examples(reader, labels, class_names, mark, parts, order)
 
     @property
     def _place(self) -> str:
         return f"{self.path} [{self.split}]"
 
-    def _source(self, images: Any, count: int) -> Source:
-        """Images from entries {"bytes", "path"} by number."""
+    def _reader(self, images: Any, count: int) -> Pictures:
+        """Return the reader of `count` images, given as {"bytes", "path"} by number."""
 
         def name(number: int) -> str:
-            told = images[number]["path"]
-            return f"{self._place}, example {number}" + (f" ({told})" if told else "")
+            file = images[number]["path"]
+            return f"{self._place}, example {number}" + (f" ({file})" if file else "")
 
         def open_image(number: int) -> Path | IO[bytes]:
             entry = images[number]
             return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
 
-        return Source(count, name, open_image)
-
-    def _examples(
-        self,
-        source: Source,
-        labels: np.ndarray,
-        class_names: tuple[str, ...],
-        fingerprint: str,
-        parts: tuple[np.ndarray, np.ndarray],
-        order: Callable[[int, int], np.ndarray] | None = None,
-    ) -> Examples:
-        return Examples(
-            shape=(self.channels, self.size, self.size),
-            labels=labels,
-            class_names=class_names,
-            fingerprint=fingerprint,
-            train=parts[0],
-            heldout=parts[1],
-            reader=Pictures(source, self.size, self.channels, self.flip),
-            order=order,
-            bin_width=1 / 127.5,
-        )
+        return Pictures(Source(count, name, open_image), self.size, self.channels, self.flip)
 
     def _parquet(self) -> list[str]:
         """The parquet files of the split, local paths or addresses, in their order."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sitkit.data.dataset import Examples
-
 
 INDEX, PLAN = "index.json", "plan.json"
 
@@ -113,8 +111,6 @@ class Reader:
     def __call__(self, index: np.ndarray, keys: np.ndarray | None) -> Tensor:
         import numpy as np
         import torch
-
-        from sitkit.data.latents import Posterior
 
         mirrored = keys % 2 if self.flip and keys is not None else np.zeros_like(index)
         number, row = np.divmod(index, self.per_shard)

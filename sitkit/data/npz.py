@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.data.decoding import centre_square
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.errors import UserError, require_at_least, suggest
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from sitkit.data.dataset import Examples
 
 
 # A label at or above this is taken for an identifier: each class costs a row of the label table.
@@ -40,8 +38,8 @@ class Npz(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
+        if self.size is not None:
+            require_at_least(1, size=self.size)
 
     def load(self) -> Examples:
         import numpy as np

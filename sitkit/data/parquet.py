@@ -5,10 +5,10 @@ Of a file only its footer is read at first, and later the one column of the row 
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -97,39 +97,30 @@ def _opened(path: str) -> Any:
 
 
 class Rows:
-    """Rows of a column by number; the row groups used last stay in memory, `kept` of them, and each is fetched once.
+    """Rows of a column by number; the `kept` row groups used last stay in memory.
 
-    Raises WorkFailed, naming the file, where a row group cannot be fetched.
+    Raises WorkFailed, with the name of the file, for a row group that cannot be fetched.
     """
 
     def __init__(self, files: Files, column: str, kept: int) -> None:
-        self.files, self.column, self.kept = files, column, kept
-        self._lock = threading.Lock()
-        self._groups: OrderedDict[int, Future[Any]] = OrderedDict()
+        self.files, self.column = files, column
+        self.group = functools.lru_cache(kept)(self._fetch)
+        self._locks = [threading.Lock() for _ in files.place]
 
     def __getitem__(self, number: int) -> Any:
         group = int(np.searchsorted(self.files.starts, number, side="right")) - 1
-        return self._group(group)[number - int(self.files.starts[group])].as_py()
+        # Of the threads that need one row group, the first fetches it and the others wait.
+        with self._locks[group]:
+            column = self.group(group)
+        return column[number - int(self.files.starts[group])].as_py()
 
-    def _group(self, number: int) -> Any:
-        with self._lock:
-            known = self._groups.get(number)
-            waiting = self._groups.setdefault(number, Future())
-            self._groups.move_to_end(number)
-            while len(self._groups) > self.kept:
-                self._groups.popitem(last=False)
-        if known is None:
-            try:
-                waiting.set_result(self.files.group(number, self.column).column(self.column))
-            except BaseException as error:
-                # Whoever waits for it is told, be it of ctrl-C, and the next who asks tries again.
-                with self._lock:
-                    self._groups.pop(number, None)
-                path = self.files.paths[self.files.place[number][0]]
-                reason = str(error).strip().splitlines()
-                failed = WorkFailed(f"{path}: cannot be read: {reason[0] if reason else error!r}.")
-                waiting.set_exception(failed if isinstance(error, Exception) else error)
-        return waiting.result()
+    def _fetch(self, group: int) -> Any:
+        try:
+            return self.files.group(group, self.column).column(self.column)
+        except Exception as error:
+            path = self.files.paths[self.files.place[group][0]]
+            reason = str(error).strip().splitlines()
+            raise WorkFailed(f"{path}: cannot be read: {reason[0] if reason else repr(error)}.") from None
 
 
 def nearly_shuffled(train: np.ndarray, starts: np.ndarray, window: int) -> Callable[[int, int], np.ndarray]:

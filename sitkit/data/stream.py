@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sitkit.data.dataset import Examples
-
 
 DataBatch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
 Item = TypeVar("Item")
@@ -76,9 +74,7 @@ def _in_order(waiting: deque[Future[Read]], later: Iterator[Future[Read]]) -> It
         yield ready
 
 
-def batch(
-    examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)
-) -> tuple[Tensor, Tensor, np.ndarray]:
+def batch(examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)) -> DataBatch:
     """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
 
     Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples, the data

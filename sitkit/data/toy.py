@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
-from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sitkit.data.dataset import Examples
     from sitkit.transport.closed_form import Mixture
 
 
@@ -41,11 +40,8 @@ class GaussianMixture(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "components", "size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        require_at_least(1, dim=self.dim, components=self.components, size=self.size)
+        require_at_least(0, seed=self.seed)
         if not 0 <= self.spread < math.inf:
             raise ValueError(f"spread must be at least 0 and finite; got {self.spread}.")
         if not 0 < self.width < math.inf:
@@ -118,10 +114,8 @@ class Points(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        require_at_least(1, size=self.size)
+        require_at_least(0, seed=self.seed)
         if self.noise is not None and not 0 <= self.noise < math.inf:
             raise ValueError(f"noise must be at least 0 and finite; got {self.noise}.")
 

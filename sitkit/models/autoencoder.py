@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.tensors import header_of, open_tensors
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ class SDVAE(Autoencoder):
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1; got {self.batch}.")
+        require_at_least(1, batch=self.batch)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         config = self._network().config

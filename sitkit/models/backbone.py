@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from sitkit.registry import Component, backbones
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,8 +72,8 @@ class SiTBackbone(Backbone):
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "hidden_size", "depth", "num_heads"):
-            _at_least_one(name, getattr(self, name))
+        require_at_least(1, patch_size=self.patch_size, hidden_size=self.hidden_size)
+        require_at_least(1, depth=self.depth, num_heads=self.num_heads)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads; got {self.hidden_size} and {self.num_heads}."
@@ -89,32 +89,12 @@ class SiTBackbone(Backbone):
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         from sitkit.models.sit import SiT
 
-        return SiT(
-            _image(shape, self.patch_size),
-            num_classes,
-            patch_size=self.patch_size,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            class_dropout=self.class_dropout,
-            learn_sigma=self.learn_sigma,
-            time_scale=self.time_scale,
-            qk_norm=self.qk_norm,
-            checkpointing=self.checkpointing,
-        )
+        return SiT(_image(shape, self.patch_size), num_classes, **vars(self))
 
     def flops(self, shape: tuple[int, ...]) -> int:
         from sitkit.models.sit import flops
 
-        return flops(
-            _image(shape, self.patch_size),
-            patch_size=self.patch_size,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            mlp_ratio=self.mlp_ratio,
-            learn_sigma=self.learn_sigma,
-        )
+        return flops(_image(shape, self.patch_size), self)
 
 
 @final
@@ -132,21 +112,13 @@ class MLPBackbone(Backbone):
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "depth"):
-            _at_least_one(name, getattr(self, name))
+        require_at_least(1, hidden_size=self.hidden_size, depth=self.depth)
         _conditioning(self.class_dropout, self.time_scale)
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         from sitkit.models.mlp import MLP
 
-        return MLP(
-            shape,
-            num_classes,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            class_dropout=self.class_dropout,
-            time_scale=self.time_scale,
-        )
+        return MLP(shape, num_classes, **vars(self))
 
 
 @final
@@ -184,11 +156,6 @@ class ExactBackbone(Backbone):
         return Exact(known if known is not None else empirical(examples), interpolant, target)
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}.")
-
-
 def _conditioning(class_dropout: float, time_scale: float) -> None:
     if not 0 <= class_dropout <= 1:
         raise ValueError(f"class_dropout must be between 0 and 1; got {class_dropout}.")
@@ -213,30 +180,13 @@ def _image(shape: tuple[int, ...], patch_size: int) -> tuple[int, int, int]:
 
 
 # The paper's Table 9.
-for _size, _hidden_size, _depth, _num_heads in (
-    ("s", 384, 12, 6),
-    ("b", 768, 12, 12),
-    ("l", 1024, 24, 16),
-    ("xl", 1152, 28, 16),
-):
+_TABLE_9 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+for _size, (_hidden_size, _depth, _num_heads) in _TABLE_9.items():
     for _patch in (2, 4, 8):
-        backbones.preset(
-            f"sit-{_size}/{_patch}",
-            of="sit",
-            patch_size=_patch,
-            hidden_size=_hidden_size,
-            depth=_depth,
-            num_heads=_num_heads,
-        )
+        _fields = {"patch_size": _patch, "hidden_size": _hidden_size, "depth": _depth, "num_heads": _num_heads}
+        backbones.preset(f"sit-{_size}/{_patch}", of="sit", **_fields)
 
 # A laptop's size, not of the paper: at equal time on 8x8 digits a width of 96 ends nearer the data than 128.
 for _patch in (1, 2, 4):
-    backbones.preset(
-        f"sit-xs/{_patch}",
-        of="sit",
-        patch_size=_patch,
-        hidden_size=96,
-        depth=4,
-        num_heads=4,
-        learn_sigma=False,
-    )
+    _fields = {"patch_size": _patch, "hidden_size": 96, "depth": 4, "num_heads": 4, "learn_sigma": False}
+    backbones.preset(f"sit-xs/{_patch}", of="sit", **_fields)

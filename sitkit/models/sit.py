@@ -7,12 +7,16 @@ through adaLN-Zero, and a linear head gives a patch of the prediction for each t
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from sitkit.models.backbone import SiTBackbone
 
 TIME_FEATURES = 256
 MAX_PERIOD = 10_000
@@ -226,25 +230,17 @@ def initialise(network: SiT) -> None:
             nn.init.zeros_(module.bias)
 
 
-def flops(
-    shape: tuple[int, int, int],
-    *,
-    patch_size: int,
-    hidden_size: int,
-    depth: int,
-    mlp_ratio: float,
-    learn_sigma: bool,
-) -> int:
-    """FLOPs of the matrix products of one forward pass for one sample, a multiply-add counting two.
+def flops(shape: tuple[int, int, int], form: SiTBackbone) -> int:
+    """Return the FLOPs of the matrix products of one forward pass for one sample; a multiply-add counts as two.
 
-    The paper's "118.6 GFLOPs" of SiT-XL/2 at 32x32x4 are multiply-adds: this function gives 237.3e9 there.
+    The "118.6 GFLOPs" of SiT-XL/2 at 32x32x4 in the paper are multiply-adds: this function gives 237.3e9 there.
     """
     channels, height, width = shape
-    tokens, d = height * width // patch_size**2, hidden_size
-    patch = channels * patch_size**2
-    inner = int(hidden_size * mlp_ratio)
+    tokens, d = height * width // form.patch_size**2, form.hidden_size
+    patch = channels * form.patch_size**2
+    inner = int(d * form.mlp_ratio)
     embed = tokens * patch * d + TIME_FEATURES * d + d * d
     attention = tokens * 4 * d * d + 2 * tokens * tokens * d
     block = attention + tokens * 2 * d * inner + 6 * d * d
-    head = 2 * d * d + tokens * d * patch * (2 if learn_sigma else 1)
-    return 2 * (embed + depth * block + head)
+    head = 2 * d * d + tokens * d * patch * (2 if form.learn_sigma else 1)
+    return 2 * (embed + form.depth * block + head)
