@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# A label at or above this is taken for an identifier: each class costs a row of the label table.
-MOST_CLASSES = 100_000
-
-
 @final
 @datasets.register("npz")
 @dataclass(frozen=True)
@@ -102,6 +98,10 @@ def _images(path: Path, images: np.ndarray) -> np.ndarray:
             "images.transpose(0, 2, 3, 1)."
         )
     return images
+
+
+# A label at or above this number is taken for an identifier: each class costs a row of the label table.
+MOST_CLASSES = 100_000
 
 
 def _labels(

@@ -75,11 +75,11 @@ class Identity(Autoencoder):
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def posterior(self, x: Tensor) -> Posterior:
-        return Posterior(x)
-
     def decode(self, z: Tensor) -> Tensor:
         return z
+
+    def posterior(self, x: Tensor) -> Posterior:
+        return Posterior(x)
 
 
 @final
