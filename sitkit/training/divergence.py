@@ -80,18 +80,7 @@ class LossWindow:
         t = self.inputs.times(rng.sample_keys(train.seed, torch.from_numpy(positions)))
         data = self.inputs.examples
         index = indices(data, train.seed, positions)
-        rows = zip(
-            positions.tolist(),
-            index.tolist(),
-            data.labels[index].tolist(),
-            t.tolist(),
-            losses.tolist(),
-            strict=True,
-        )
-        keys = ("position", "index", "label", "t", "loss")
-        return {
-            "step": step,
-            "loss": loss,
-            "grad_norm": norm,
-            "examples": [dict(zip(keys, row, strict=True)) for row in rows],
-        }
+        columns = {"position": positions, "index": index, "label": data.labels[index], "t": t, "loss": losses}
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        examples = [dict(zip(columns, row, strict=True)) for row in rows]
+        return {"step": step, "loss": loss, "grad_norm": norm, "examples": examples}

@@ -22,10 +22,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """
     n, tries = (4096, 20) if device.type == "cuda" else (512, 5)
     a, b = torch.randn(2, n, n, device=device, dtype=torch.float32).to(dtype)
-    best = float("inf")
-    for _ in range(tries):
-        best = min(best, _seconds(a, b))
-    return 2 * n**3 / best
+    return 2 * n**3 / min(_seconds(a, b) for _ in range(tries))
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -41,12 +41,8 @@ class TrainingState:
         tensors |= self.averages.tensors() | optimizer_tensors(self.optimization.optimizer)
         whole = gathered(tensors, self.group)
         if self.group.lead:
-            header = {
-                "format": 1,
-                "step": step,
-                "config": config.plain(),
-                "schedule": self.optimization.schedule.state_dict(),
-            }
+            schedule = self.optimization.schedule.state_dict()
+            header = {"format": 1, "step": step, "config": config.plain(), "schedule": schedule}
             save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), whole, header)
             prune_checkpoints(RunFolder(folder).checkpoints, config.run.keep)
 
@@ -65,14 +61,9 @@ class TrainingState:
             module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in given.items()})
         self.averages.load(tensors)
         load_optimizer(self.optimization.optimizer, tensors)
-        self._lay_moments()
+        for parameter, moments in self.optimization.optimizer.state.items():
+            # The moments were read whole.  The count of steps stays a plain number.
+            moments.update({name: shard_like(m, parameter) for name, m in moments.items() if name != "step"})
         if "schedule" in header:
             self.optimization.schedule.load_state_dict(header["schedule"])
         return int(header["step"])
-
-    def _lay_moments(self) -> None:
-        """Shard the moments, read whole, as their parameters are; the count of steps stays a plain number."""
-        for parameter, moments in self.optimization.optimizer.state.items():
-            for name, moment in moments.items():
-                if name != "step":
-                    moments[name] = shard_like(moment, parameter)
