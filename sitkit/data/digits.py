@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: the default data set, on every machine, without a download."""
+"""Handwritten digits from scikit-learn: the default data set, which needs no download."""
 
 from __future__ import annotations
 

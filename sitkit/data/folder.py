@@ -1,4 +1,4 @@
-"""A folder of images for each class, of any size: listed once, decoded as it is read."""
+"""Images in one folder per class, of any size: the folder is listed once, and images are decoded when they are read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 class ImageFolder(Dataset):
     """Images in a folder per class, path/class/name.png|jpg|jpeg|webp: centre square of `size`, x = value / 127.5 - 1.
 
-    Classes and files are taken in the order of their names; hidden files are passed over.  flip: mirror half of the
-    images drawn, left to right.  channels: 3 (colour) or 1 (grey).  Transparency and the camera's orientation mark are
-    not applied, as in the reference code of the field.  The folder is listed and the headers are checked when the data
-    are loaded; pictures are decoded as they are read, and kept where all of them fit in 1 GiB.  The fingerprint is of
-    size, channels and every file's name and length, not of its contents: a copy elsewhere is the same data, and 150 GB
-    need not be read to know it; a file changed in place at the same length is not noticed.
+    Classes and files are in the order of their names; hidden files are ignored.  flip: mirror half of the drawn images,
+    left to right.  channels: 3 (colour) or 1 (grey).  Transparency and the orientation mark of a camera are ignored, as in
+    the reference code of the field.  Loading lists the folder and checks the headers; images are decoded when they are
+    read, and stay in memory if all of them fit in 1 GiB.  The fingerprint covers size, channels, and the name and length
+    of every file, not its content: a copy in another place is the same data, and no file must be read for it; a file that
+    changes but keeps its length is not noticed.
     """
 
     path: str
@@ -58,7 +58,7 @@ class ImageFolder(Dataset):
 
 
 def _listing(folder: Path) -> dict[str, list[tuple[str, int]]]:
-    """Class names to their files and lengths in bytes, both in the order of names."""
+    """Return the files of each class with their lengths in bytes; classes and files are in the order of names."""
     layout = "dataset 'image-folder' reads path/class/name.png (or .jpg, .jpeg, .webp)."
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder. {layout}")

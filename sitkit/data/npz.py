@@ -1,4 +1,4 @@
-"""Images from a NumPy archive, checked before any training and kept as uint8; the crop that all images go through."""
+"""Images from a NumPy archive, checked when they are loaded and kept in memory as uint8."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Npz(Dataset):
     """Images from a NumPy archive: images uint8 (n, h, w, c) or (n, h, w), labels (n,) optional, x = value / 127.5 - 1.
 
-    labels are whole numbers from 0; label_names (k,), strings, is optional, and without it classes are named by number.
-    size: crop each image to the centre square and resize it.  flip: mirror half of the images drawn, left to right.
+    The labels are whole numbers from 0.  The names label_names (k,) are optional; without them a class has its number as
+    name.  size: crop each image to the centre square and resize it.  flip: mirror half of the drawn images, left to right.
     Pickled objects are refused.
     """
 
@@ -140,7 +140,7 @@ def _labels(
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:
-    """One image (h, w, c) to (size, size, c), channel by channel, so that any number of channels is allowed."""
+    """Crop and resize an image (h, w, c) to (size, size, c), channel by channel, so any number of channels is allowed."""
     import numpy as np
     from PIL.Image import fromarray
 

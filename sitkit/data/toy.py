@@ -1,4 +1,4 @@
-"""Draws from a Gaussian mixture that is known exactly."""
+"""Points drawn from laws that are known: a Gaussian mixture, and four shapes in the plane."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @datasets.register("gaussian-mixture")
 @dataclass(frozen=True)
 class GaussianMixture(Dataset):
-    """Points of R^dim from sum_k weights_k N(means_k, covariances_k): every reading of them is closed-form.
+    """Points of R^dim from sum_k weights_k N(means_k, covariances_k), whose velocity and score have a closed form.
 
-    What is not given is drawn by the seed: means from N(0, spread^2); covariances with random axes and standard
-    deviations log-uniform from width / 2 to 2 width.  Without weights all components weigh the same; without groups,
-    the label of each component, each has its own label.  `Examples.law` is the `sitkit.transport.closed_form.Mixture`.
+    The seed draws the parameters that are not given: means from N(0, spread^2); covariances with random axes and standard
+    deviations log-uniform from width / 2 to 2 width.  By default all components have the same weight.  groups: the label of
+    each component, by default a label of its own.  `Examples.law` is the `sitkit.transport.closed_form.Mixture`.
     """
 
     dim: int = 2
@@ -58,7 +58,7 @@ class GaussianMixture(Dataset):
             raise ValueError(f"means must have dim = {self.dim} numbers each, and covariances dim rows of dim numbers.")
 
     def mixture(self) -> Mixture:
-        """The law.  Raises UserError where the given numbers are not one."""
+        """Return the law.  Raises UserError if the given numbers define none."""
         import numpy as np
         import torch
 
@@ -106,8 +106,8 @@ class GaussianMixture(Dataset):
 class Points(Dataset):
     """Points in the plane, on the scale of [-1, 1]^2, labelled by their part: a square, a moon, a Gaussian, a spiral.
 
-    noise is the standard deviation, in each coordinate, of the Gaussian that is added; None is the law's own:
-    checkerboard 0, moons 0.03, eight-gaussians 0.1, two-spirals 0.02.
+    noise: the standard deviation, in each coordinate, of the Gaussian noise that is added; by default checkerboard 0,
+    moons 0.03, eight-gaussians 0.1, two-spirals 0.02.
     """
 
     law: Literal["checkerboard", "moons", "eight-gaussians", "two-spirals"] = "checkerboard"

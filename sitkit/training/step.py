@@ -37,7 +37,10 @@ SHORT_NAMES = {"images_per_second": "images/s", "mfu": "mfu", "memory_gib": "GiB
 
 
 class Due(NamedTuple):
-    """What follows a training step: a row of the log, a snapshot of averages, a checkpoint, a preview; the end."""
+    """The work that follows a training step, and whether it is the last step.
+
+    log: a row of the log.  snapshot: a snapshot of the averages.  save: a checkpoint.  preview: a picture of samples.
+    """
 
     log: bool
     snapshot: bool
@@ -47,7 +50,7 @@ class Due(NamedTuple):
 
 
 def due(config: Config, step: int) -> Due:
-    """Return what follows a step, a function of the settings alone.  Every checkpoint has a row of the log."""
+    """Return the work that follows a step; it depends on the settings alone.  Every checkpoint has a row of the log."""
     run, last = config.run, step == config.train.steps
     save = last or step % run.checkpoint_every == 0
     return Due(
@@ -92,7 +95,7 @@ class Training:
             text = f"continuing {self.folder} at step {self.done}."
             self.progress(Event("train", self.done, train.steps, message=text))
         if not train.steps:
-            # The initial network is sampled, measured and compared as any other.
+            # The initial network is saved too, so that it can be sampled and evaluated.
             self.save()
         if lead:
             self.files.metrics.touch()
@@ -138,7 +141,7 @@ class Training:
     def preview(self) -> None:
         """Write a picture of samples with averaged weights: a row for each class, or points in the plane.
 
-        Data that no picture shows have no preview.  Every process samples; the lead writes.
+        Other data have no preview.  Every process samples; the lead writes.
         """
         config, (examples, shape, num_classes), device = self.config, self.data, self.group.device
         if not (examples.is_image or examples.is_plane):
