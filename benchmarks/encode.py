@@ -24,7 +24,6 @@ from PIL import Image
 
 import sitkit
 from sitkit.data.dataset import load_examples
-from sitkit.models.encode import encode_dataset
 
 
 def autoencoder(folder: Path, widths: tuple[int, ...]) -> None:
@@ -98,7 +97,7 @@ def measure(count: int, size: int, pairs: int, widths: tuple[int, ...]) -> dict[
             load_examples.cache_clear()
             load_examples(data)
             began = time.perf_counter(), time.process_time()
-            encode_dataset(data, encoder, folder / f"latents-{pair}")
+            sitkit.encode(data, autoencoder=encoder, out=folder / f"latents-{pair}")
             ours.append((time.perf_counter() - began[0], time.process_time() - began[1]))
             began = time.perf_counter(), time.process_time()
             plain_loop(folder / "images", network, batch)

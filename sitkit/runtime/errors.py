@@ -22,6 +22,13 @@ class WorkFailed(RuntimeError):
     """Work that was possible but went wrong (a loss that is not finite, a store that cannot be written)."""
 
 
+def require_at_least(least: int, **values: float) -> None:
+    """Raise ValueError for the first of the named values that is below `least` or not a number."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
     """The sentence " Did you mean 'x'?" for the nearest known word, or nothing."""
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.registry import samplers
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, require_at_least
+from sitkit.runtime.errors import require_at_least
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class FixedStepODE(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("steps", self.steps, 1)
+        require_at_least(1, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.transport import interval
