@@ -310,7 +310,7 @@ BREAKS: list[tuple[str, type[Component], dict[str, Any], set[str], str]] = [
     ("losses", Restless, {}, {"per-example", "reproducible"}, "batch"),
     ("datasets", Loud, {}, {"examples"}, r"images lie within \[-1, 1\]"),
     ("datasets", Changing, {}, {"rereadable"}, "the same fingerprint"),
-    ("metrics", Inverted, {}, {"measures", "refused-sets"}, "the right law scores"),
+    ("metrics", Inverted, {}, {"measures", "refused-sets"}, "the right distribution scores"),
     ("extractors", Contrast, {}, {"vectors"}, "of an image alone"),
 ]  # fmt: skip
 
