@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from sitkit.runtime.progress import Progress
-from sitkit.runtime.progress_bar import bars, lines
+from sitkit.runtime.progress_bar import bars, log_lines
 
 # Under torchrun only the first process prints, but an error of any process is printed.
 QUIET = os.environ.get("RANK", "0") != "0"
@@ -112,5 +112,5 @@ def table(
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Yield a function that shows events: as live bars in a terminal, else as a line every few seconds."""
-    with bars(err) if err.is_terminal else lines(err) as report:
+    with bars(err) if err.is_terminal else log_lines(err) as report:
         yield report

@@ -27,7 +27,7 @@ from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
@@ -116,7 +116,7 @@ def encode_dataset(
         "source": {"fingerprint": data.fingerprint, "data": _absolute(spec(dataset))},
     }
     if folder is None:
-        folder = Path("latents") / f"{readable((dataset.name, autoencoder.name))}-{_identity(plan)}"
+        folder = Path("latents") / f"{hyphenated((dataset.name, autoencoder.name))}-{_identity(plan)}"
     _begin(folder, plan)
     with joined(device) as world:
         if not (folder / INDEX).is_file():

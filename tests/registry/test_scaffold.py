@@ -112,14 +112,14 @@ def test_a_new_plugin_installs_by_pip_and_is_there(tmp_path: Path) -> None:
     [
         ("My Path", "interpolant", "Did you mean 'my-path'?"),
         ("my_path", "interpolant", "Did you mean 'my-path'?"),
-        ("", "interpolant", "names no plugin"),
+        ("", "interpolant", "is not a valid name"),
         ("9lives", "interpolant", "Did you mean 'lives'?"),
         ("a--b", "interpolant", "Did you mean 'a-b'?"),
         ("x" * (LONGEST + 1), "interpolant", f"{LONGEST} characters at most"),
         ("../elsewhere", "interpolant", "Did you mean 'elsewhere'?"),
         ("linear", "interpolant", "interpolant 'linear' is already registered by sitkit.transport.interpolant"),
-        ("interpolant", "interpolant", "the class Interpolant, which is sitkit's own"),
-        ("feature", "metric", "the class FeatureMetric, which is sitkit's own"),
+        ("interpolant", "interpolant", "the class Interpolant, which sitkit has"),
+        ("feature", "metric", "the class FeatureMetric, which sitkit has"),
         ("mine", "interpolants-of-mine", "No registry 'interpolants-of-mine'. Did you mean 'interpolants'?"),
     ],
 )
@@ -134,7 +134,7 @@ def test_names_that_cannot_be_are_refused_before_anything_is_written(
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     first = new_plugin("mine", registries["targets"], tmp_path)
     before = {path: path.read_bytes() for path in first}
-    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(UserError, match="exists and is not overwritten"):
         new_plugin("mine", registries["targets"], tmp_path)
     assert {path: path.read_bytes() for path in first} == before
 

@@ -109,7 +109,7 @@ except (UserError, WorkFailed) as error:
         ),
         (
             "if group.rank == 1: import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-            r"(WorkFailed: Another of the 2 processes ended without a word .*\n)?",
+            r"(WorkFailed: Another of the 2 processes ended without a message .*\n)?",
         ),
     ],
 )

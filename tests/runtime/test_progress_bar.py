@@ -59,7 +59,7 @@ def test_a_stage_that_begins_again_has_one_bar() -> None:
 
 def test_a_log_has_a_line_for_the_end_of_each_stage() -> None:
     screen = io.StringIO()
-    with progress_bar.lines(Console(file=screen, width=120), every=60.0) as report:
+    with progress_bar.log_lines(Console(file=screen, width=120), every=60.0) as report:
         for done in (1, 2, 3, 3):
             report(Event("sample", done, 3, {"images/s": 12.5}))
     assert screen.getvalue().splitlines() == ["sample 1/3 images/s 12.5", "sample 3/3 images/s 12.5"]
