@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy
 import torch
 from safetensors import safe_open
-
-from sitkit.cli import main
+from support import call
 
 GOLDEN = Path(__file__).parent / "project" / "golden"
 # Parts of a record whose keys depend on what is installed and on where the code lies.
@@ -30,32 +24,6 @@ OPEN = ("packages", "plugins", "plugin_code", "components", "git")
 # AVX2 code and scalar code in the place of AVX512 (ATEN_CPU_CAPABILITY=avx2, default) changed the losses by 1.1e-7
 # relative at most, and no level of an image and no value of a metric.  The tolerances leave room for other libraries.
 LOSS, VALUE, LEVELS = 1e-4, 1e-3, 2
-
-
-class Called(NamedTuple):
-    """The exit status of a command, and what it wrote."""
-
-    status: int
-    out: str
-    err: str
-
-
-def call(*words: str | Path) -> Called:
-    """Run `sitkit WORDS` in this process."""
-    out, err, interrupt = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT)
-    with (
-        mock.patch.object(sys, "argv", ["sitkit", *map(str, words)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-            status: Any = 0
-        except SystemExit as ended:
-            status = ended.code or 0
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
-    return Called(int(status), out.getvalue(), err.getvalue())
 
 
 def done(*words: str | Path) -> str:

@@ -25,7 +25,6 @@ from sameness import (
     LOSS,
     VALUE,
     answer,
-    call,
     digest,
     done,
     golden,
@@ -38,6 +37,7 @@ from sameness import (
     samples,
     tensors,
 )
+from support import call
 
 import sitkit
 
