@@ -49,7 +49,7 @@ def test_an_installed_plugin_trains(installed: Path, tmp_path: Path) -> None:
 def test_a_plugins_own_tests_pass(installed: Path, tmp_path: Path) -> None:
     done = run("pytest", "-q", "-p", "no:cacheprovider", str(POLY / "tests"), site=installed, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "10 passed" in done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 def test_a_plugin_can_be_left_out(installed: Path, tmp_path: Path) -> None:
