@@ -1,4 +1,4 @@
-"""The benchmarks run, tiny, and print the numbers that they are for; the numbers themselves are in benchmarks/RESULTS.md."""
+"""The benchmarks run at a tiny size and print their numbers; the real numbers are in benchmarks/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support import ROOT
 
 FOLDER = ROOT / "benchmarks"
 LONG = {"encode", "feeding", "gpu", "sampling", "scaling", "study", "train"}
-# What each must tell, as a path into its JSON.
+# The numbers that each must print, as a path into its JSON.
 TELLS = {
     "encode": ("encode.images_per_second", "encode.baseline_images_per_second", "encode.processor_ratio"),
     "feeding": ("need.images_per_second", "read_ahead_by_threads.latents.2.over_need", "bare_loop_over_the_folder.images_per_second"),
@@ -43,7 +43,7 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("name", names())
-def test_it_runs_and_prints_what_it_is_for(name: str, tmp_path: Path) -> None:
+def test_a_benchmark_runs_and_prints_its_numbers(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, FOLDER / f"{name}.py", "--tiny"], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )

@@ -1,4 +1,4 @@
-"""Documentation that cannot lie: its blocks are executed, its commands exist, its site builds without a warning."""
+"""The documentation is right: its blocks run, its commands exist, and its site builds without a warning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAVED = re.compile(r"[Ss]aved? (?:this )?as `([\w./-]+)`")
 
 
 class Block(NamedTuple):
-    """A fenced block of a page: its language, its text, where it stands, why it is not executed, what it is saved as."""
+    """A fenced block of a page: its language, text and place, the reason if it is not run, and its file name."""
 
     language: str
     text: str
@@ -37,17 +37,17 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page in their order.  `<!-- not run: why -->` before one spares it; "Save this as `x`" names it."""
+    """Return the blocks of a page in order.  After `<!-- not run: reason -->` a block is not run; "Save this as `x`" names it."""
     text = page.read_text(encoding="utf-8")
-    found, end = [], 0
+    result, end = [], 0
     for match in BLOCK.finditer(text):
         comment = match["before"].strip().removeprefix("<!--").removesuffix("-->").strip()
         spared = comment if comment.startswith(("not run:", "command:")) else ""
         saved = SAVED.findall(text[end : match.start()])
         place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
-        found.append(Block(match["language"], match["text"], place, spared, saved[-1] if saved else ""))
+        result.append(Block(match["language"], match["text"], place, spared, saved[-1] if saved else ""))
         end = match.end()
-    return found
+    return result
 
 
 def ids(page: Path) -> str:
@@ -55,14 +55,14 @@ def ids(page: Path) -> str:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every `sitkit ...` command in a shell block, comments and continued lines understood."""
+    """Return the words of every `sitkit ...` command in a shell block, without comments, continued lines joined."""
     lines = re.sub(r"\\\n", " ", text).splitlines()
     parts = [part for line in lines for part in re.split(r"&&|\||;", line.partition(" #")[0])]
     return [words[1:] for part in parts if (words := shlex.split(part)) and words[0] == "sitkit"]
 
 
 def inline(page: Path) -> list[str]:
-    """Commands that stand within a sentence or a table, written out in full."""
+    """Return the complete commands within sentences and tables."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     return [span for span in re.findall(r"`(sitkit [^`]+)`", text) if "..." not in span]
 
@@ -104,7 +104,7 @@ def test_a_flag_that_does_not_exist_is_noticed() -> None:
 def test_every_settings_block_is_valid(page: Path) -> None:
     for block in blocks(page):
         layer = read_yaml(block.place, block.text) if block.language == "yaml" else None
-        # A study is checked where it is run; a plain configuration has none of a study's keys.
+        # A study is checked when it runs; a plain configuration has none of a study's keys.
         if layer is not None and not {"rows", "space", "objective", "columns", "grid"} & set(layer.values):
             assemble([layer])
 
@@ -124,9 +124,9 @@ def test_the_page_on_plugins_has_every_kind() -> None:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not b.spared for b in blocks(page))], ids=ids)
 def test_every_block_runs(page: Path, tmp_path: Path) -> None:
-    """The blocks of a page, one after the other, in one folder, as a reader would run them."""
+    """The blocks of a page run one after the other in one folder."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    # What a page installs goes to a folder of its own, and is seen there.
+    # Packages that a page installs go to a folder of their own.
     site = tmp_path / "site-packages"
     path = os.pathsep.join(filter(None, (str(ROOT), str(site), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {
@@ -134,7 +134,7 @@ def test_every_block_runs(page: Path, tmp_path: Path) -> None:
         "PYTHONPATH": path,
         "PIP_TARGET": str(site),
         "PIP_NO_DEPS": "1",
-        # pip reads this variable as its opposite: 0 builds with what is installed here.
+        # pip reads this variable as its opposite: 0 builds with the installed packages.
         "PIP_NO_BUILD_ISOLATION": "0",
     }
     environment.pop("SITKIT_PLUGINS", None)

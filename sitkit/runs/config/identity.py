@@ -13,7 +13,7 @@ from typing import Any
 from sitkit.registry import Component, registries, spec
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 
 
 def training_identity(config: Config) -> str:
@@ -24,7 +24,7 @@ def training_identity(config: Config) -> str:
 
 def slug(config: Config) -> str:
     """Return a readable name for a run, safe as a folder name on every system for any names of components."""
-    return readable(label(c) for c in (config.data, config.interp, config.target, config.backbone))
+    return hyphenated(label(c) for c in (config.data, config.interp, config.target, config.backbone))
 
 
 def label(component: Component) -> str:

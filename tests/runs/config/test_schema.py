@@ -22,7 +22,7 @@ from sitkit.runs.config.sources import Layer, assemble, read_assignments, read_c
 from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 
 numbers = st.integers(-3, 3)
 
@@ -347,7 +347,7 @@ NAMED = {key: sorted(registries[plural]) for key, plural in (("interp", "interpo
     st.lists(st.text(max_size=60), max_size=5),
 )
 def test_names_of_runs_are_folder_names_everywhere(backbone: str, parts: dict[str, str], words: list[str]) -> None:
-    for text in (slug(assemble([Layer({"backbone": backbone, **parts})])), readable(words)):
+    for text in (slug(assemble([Layer({"backbone": backbone, **parts})])), hyphenated(words)):
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) and len(text) <= 80
         assert file_name(f"{text}-0123456789ab") == f"{text}-0123456789ab"
 
