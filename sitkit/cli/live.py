@@ -40,7 +40,7 @@ def live_view() -> Iterator[tuple[Progress, Watch]]:
         return
     drawn = LiveView()
     with Live(get_renderable=drawn.draw, console=console.err, refresh_per_second=2, transient=True):
-        yield drawn.hear, drawn.watch
+        yield drawn.on_event, drawn.attach
 
 
 class LiveView:
@@ -50,12 +50,12 @@ class LiveView:
         self.board: StudyStatus | None = None
         self.work: Work | None = None
 
-    def watch(self, board: StudyStatus, work: Work) -> None:
+    def attach(self, board: StudyStatus, work: Work) -> None:
         """Look at this work from now on."""
         self.board, self.work = board, work
 
-    def hear(self, event: Event) -> None:
-        """Say what is no mere progress."""
+    def on_event(self, event: Event) -> None:
+        """Print messages; the board shows progress."""
         if event.message and event.stage != "start":
             console.err.print(escape(event.message))
 
@@ -63,7 +63,7 @@ class LiveView:
         """The board as it is now."""
         if self.board is None or self.work is None:
             return Group()
-        going = [standing for standing in self.work.standings.values() if standing.state == "begun" and standing.event]
+        going = [standing for standing in self.work.statuses.values() if standing.state == "begun" and standing.event]
         room = max(console.err.height - 12, 8)
         return Group(self._cells(room - min(len(going), room // 2)), *_tasks(going, room // 2), self._sum())
 
@@ -71,7 +71,7 @@ class LiveView:
         """Rows and columns of the study: how many seeds are done, and what goes on with the others."""
         assert self.board is not None
         seen: dict[tuple[str, str], Counter[str]] = {}
-        for cell, place in zip(self.board.plan.cells, self.board.places, strict=True):
+        for cell, place in self.board.located:
             seen.setdefault((cell.row, cell.column), Counter())[self._state(place.training, place.measurement)] += 1
         for refused in self.board.plan.refused:
             seen.setdefault((refused.row, refused.column), Counter())["failed"] += 1
@@ -92,23 +92,23 @@ class LiveView:
 
     def _state(self, training: str, measurement: str) -> str:
         assert self.work is not None
-        standing = self.work.standings.get(measurement)
+        standing = self.work.statuses.get(measurement)
         if standing is None:
             return "done"
-        before = self.work.standings.get(training)
+        before = self.work.statuses.get(training)
         if before is not None and before.state in ("begun", "elsewhere", "failed"):
             return state(before)
         return state(standing)
 
     def _sum(self) -> Text:
         assert self.board is not None and self.work is not None
-        plan, standings = self.board.plan, self.work.standings
-        measured = [standings.get(place.measurement) for place in self.board.places]
+        plan, standings = self.board.plan, self.work.statuses
+        measured = [standings.get(place.measurement) for _, place in self.board.located]
         done = sum(standing is None or standing.state == "done" for standing in measured)
         trainings = [standing.state for standing in standings.values() if standing.task.kind == "train"]
         told = [f"cells {done}/{len(plan.entries)}"]
         told += [f"trainings {trainings.count('done')}/{len(trainings)}"] if trainings else []
-        text, left = Text("   ".join(told), style="bold"), self.work.left()
+        text, left = Text("   ".join(told), style="bold"), self.work.seconds_left()
         for count, what in ((len(self.work.failed), "failed"), (len(plan.refused), "impossible")):
             if count:
                 text.append(f"   {count} {what}", style="red")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -52,14 +53,14 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
     return chosen[index % len(chosen)]
 
 
-def plan_solve(config: Config, run: Measures) -> Plan:
-    """Return the interval and the steps of a configuration's sampler.
+def plan_solve(sampler: Sampler, spec: SolveSpec, run: Measures) -> Plan:
+    """Return the interval and the steps of a solve.
 
     run: where components measure what they need; UNTRAINED before there is a run.
     Raises UserError if samples cannot be right.
     """
-    spec = SolveSpec(config.interp, config.target, config.diffusion.bind(run), config.guidance)
-    return config.sampler.bind(run).plan(spec)
+    diffusion = spec.diffusion and spec.diffusion.bind(run)
+    return sampler.bind(run).plan(dataclasses.replace(spec, diffusion=diffusion))
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class SamplePlan:
     @functools.cached_property
     def plan(self) -> Plan:
         """The interval and the steps."""
-        return plan_solve(self.run.config, self.run)
+        return plan_solve(self.run.config.sampler, self.run.config.solve_spec, self.run)
 
     @property
     def device(self) -> torch.device:
