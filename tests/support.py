@@ -228,7 +228,7 @@ def write_study(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
 
 def run_study(study: Path, *words: str) -> StudyOutcome:
     """Run a study with settings "key=value"; its runs go beside it."""
-    return ablate.run_study(study, read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
+    return ablate.run_study(study, settings=read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:

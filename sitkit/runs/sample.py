@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -52,8 +53,8 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
     return labels[index % len(labels)]
 
 
-def plan_solve(config: Config, run: Measures) -> Plan:
-    """Return the interval and the steps of a configuration's sampler.
+def plan_solve(sampler: Sampler, spec: SolveSpec, run: Measures) -> Plan:
+    """Return the interval and the steps of a solve.
 
     Args:
         config: the configuration.
@@ -62,8 +63,8 @@ def plan_solve(config: Config, run: Measures) -> Plan:
     Raises:
         UserError: for settings that cannot give right samples.
     """
-    spec = SolveSpec(config.interp, config.target, config.diffusion.bind(run), config.guidance)
-    return config.sampler.bind(run).plan(spec)
+    diffusion = spec.diffusion and spec.diffusion.bind(run)
+    return sampler.bind(run).plan(dataclasses.replace(spec, diffusion=diffusion))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class SamplePlan:
     @functools.cached_property
     def plan(self) -> Plan:
         """The interval and the steps."""
-        return plan_solve(self.run.config, self.run)
+        return plan_solve(self.run.config.sampler, self.run.config.solve_spec, self.run)
 
     @property
     def batch_size(self) -> int:

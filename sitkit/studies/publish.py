@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ STUDY_ARTIFACTS = ("table.*", FILE, REPORT)
 
 @contextlib.contextmanager
 def published(folder: Path, results: StudyResults, progress: Progress = silent) -> Iterator[None]:
-    """While a block does a study MLflow shows it, running, above those of its trainings and cells that are there.
+    """Show a study in MLflow as running while a block works on it, above the runs of its trainings and cells.
 
-    The block leaves its results in the folder; they, the tables and the report are sent as the block ends.
+    The block leaves its results in the folder; they, the tables and the report are sent at the end of the block.
     """
     with _tracker(folder, results, progress):
         yield
@@ -33,11 +33,12 @@ def published(folder: Path, results: StudyResults, progress: Progress = silent) 
 
 
 def publish(folder: Path, progress: Progress = silent) -> None:
-    """Write a study's report and tell MLflow of the results in its folder; told already, nothing is done.
+    """Write a study's report and send the results in its folder to MLflow, unless this is done already.
 
-    The study's metrics are how many cells are done and have failed, and the mean of each row and column.  Its trainings
-    become its children unless another study has them; all of its runs carry the tag sitkit.study.<name>, and those of
-    cells their row, column and seed.  A tracker that is down is a warning, and gets it all by the same command later.
+    The study's metrics are the numbers of cells that are done and that have failed, and the mean of each row and column.
+    Its trainings become its children unless another study has them; all of its runs have the tag sitkit.study.<name>, and
+    those of cells their row, column and seed.  If the tracker is down, there is a warning, and the same command sends
+    everything later.
     """
     if _write(folder) or not is_sent(folder):
         with _tracker(folder, read_results(folder), progress):
@@ -45,7 +46,7 @@ def publish(folder: Path, progress: Progress = silent) -> None:
 
 
 def _write(folder: Path) -> bool:
-    """The report and the metrics of the results in a folder; whether there were any that had none yet."""
+    """Write the report and the metrics of the results in a folder; return False if they are written already."""
     digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
     if (folder / DIGEST).exists() and read_json(folder / DIGEST) == digest:
         return False
@@ -78,17 +79,15 @@ def _numbers(results: StudyResults) -> dict[str, float]:
 
 
 def _children(folder: Path, results: StudyResults) -> dict[Path, dict[str, Any]]:
-    """The folders of the study's trainings, then of its cells, with the tags that say what they are in it."""
-    runs, mark = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
+    """Return the folders of the study's trainings, then of its cells, with the tags of each."""
+    runs, tag = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
     trainings: dict[Path, dict[str, Any]] = {}
     cells: dict[Path, dict[str, Any]] = {}
     for cell in results.cells:
         if cell.run is None:
             continue
-        trainings[runs / cell.run] = mark
+        trainings[runs / cell.run] = tag
         if cell.samples is not None:
-            here: Mapping[str, Any] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
-            cells[RunFolder(runs / cell.run).samples / cell.samples] = mark | {
-                f"sitkit.{k}": str(v) for k, v in here.items()
-            }
+            tags = {f"sitkit.{key}": str(getattr(cell, key)) for key in ("row", "column", "seed")}
+            cells[RunFolder(runs / cell.run).samples / cell.samples] = tag | tags
     return trainings | cells

@@ -21,7 +21,7 @@ from sitkit.registry import Component, registries, spec
 from sitkit.runs.config.mappings import merge
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Sampler
+from sitkit.solvers.sampler import Sampler, SolveSpec
 from sitkit.transport.coupling import Coupling
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Interpolant
@@ -188,6 +188,11 @@ class Config(Settings):
     @classmethod
     def _one_or_more(cls, metric: Any) -> Any:
         return metric if isinstance(metric, (list, tuple)) else [metric]
+
+    @property
+    def solve_spec(self) -> SolveSpec:
+        """The settings on which the plan of a sampler depends."""
+        return SolveSpec(self.interp, self.target, self.diffusion, self.guidance)
 
     def plain(self) -> dict[str, Any]:
         """Return the configuration as plain values, every default resolved; files and identities are made of them."""

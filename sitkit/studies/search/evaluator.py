@@ -64,7 +64,7 @@ class Evaluator:
 
     def cost(self, config: Config) -> int | None:
         """Return the evaluations a sample, None for an adaptive solver.  Raises UserError if samples cannot be right."""
-        return plan_solve(config, self.run_with(config)).nfe
+        return plan_solve(config.sampler, config.solve_spec, self.run_with(config)).nfe
 
     def within_budget(self, chosen: dict[str, Any], budget: int) -> dict[str, Any]:
         """Return the settings with as many steps as a budget of evaluations allows."""
