@@ -116,6 +116,29 @@ def test_the_menu_names_every_page() -> None:
     assert set(re.findall(r"[\w/-]+\.md", menu)) == written | generated
 
 
+def tree_of_the_readme() -> set[str]:
+    """Return the paths of the Python files of sitkit that the tree in the README names."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("```text\nsitkit/\n")[2].partition("\nplugins/")[0]
+    paths, room = set(), ""
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = line.strip().partition("   ")[0].split()
+        if depth == 1:
+            room = names[0] if names[0].endswith("/") else ""
+        paths |= {(room if depth > 1 else "") + name for name in names if name.endswith(".py")}
+    return paths
+
+
+def test_the_tree_of_the_readme_names_every_file() -> None:
+    package = ROOT / "sitkit"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    tree = tree_of_the_readme()
+    assert sorted(tree - files) == [], "the tree names files that do not exist"
+    unnamed = {path for path in files - tree if not path.endswith("__init__.py")}
+    assert sorted(unnamed) == [], "files without a line in the tree"
+
+
 def test_the_page_on_plugins_has_every_kind() -> None:
     table = (DOCS / "pages" / "how-to" / "plugin.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([a-z]+)` \|", table, re.M) == [registry.kind for registry in registries.values()]
