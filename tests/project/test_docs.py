@@ -112,7 +112,7 @@ def test_every_settings_block_is_valid(page: Path) -> None:
 def test_the_menu_names_every_page() -> None:
     menu = (DOCS / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
     written = {page.relative_to(DOCS / "pages").as_posix() for page in PAGES if DOCS in page.parents}
-    generated = {"gallery.md", "components.md", "cli.md", "reference/index.md"}
+    generated = {"gallery.md", "components.md", "cli.md", "reference/index.md", "tree.md"}
     assert set(re.findall(r"[\w/-]+\.md", menu)) == written | generated
 
 
