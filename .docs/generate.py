@@ -102,7 +102,7 @@ def docstring_of(name: str) -> str:
 def tree_page() -> str:
     """Return the section of the README that has the tree of files."""
     text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    return "# Where things are" + text.partition("## Where things are")[2].partition("\n## ")[0]
+    return "---\nhide: [toc]\n---\n\n# Where things are" + text.partition("## Where things are")[2].partition("\n## ")[0]
 
 
 def first_line(text: str | None) -> str:
