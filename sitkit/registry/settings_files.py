@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from sitkit.registry.name_table import Claim, NameTable
 from sitkit.registry.plugin import Plugin
-from sitkit.registry.registry import Claim, NameTable
 from sitkit.runtime.errors import UserError, suggest
 
 
