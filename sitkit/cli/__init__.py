@@ -21,12 +21,9 @@ def main() -> None:
         from sitkit.cli.commands import app
 
         app(prog_name="sitkit")
-    except UserError as error:
+    except (UserError, WorkFailed) as error:
         console.error(error)
-        sys.exit(2)
-    except WorkFailed as error:
-        console.error(error)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except OSError as error:
         # A folder that cannot be written, or a full disk: the system's message names the file and the reason.
         console.error(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else error)

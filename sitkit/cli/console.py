@@ -6,18 +6,21 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column, Table
 from rich.text import Text
 
+from sitkit.cli.interrupt import CONTINUE, resumable
 from sitkit.runtime.progress import Progress
-from sitkit.runtime.progress_bar import bars, lines
+from sitkit.runtime.progress_bar import bars, log_lines
 
+T = TypeVar("T")
 # Under torchrun only the first process prints, but an error of any process is printed.
 QUIET = os.environ.get("RANK", "0") != "0"
 # Without emoji: rich would replace the `:ok:` in a name like study:ok:0.
@@ -82,6 +85,19 @@ def short(value: Any, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
+def call(verb: Callable[..., T], *values: Any, state: str = CONTINUE, **flags: Any) -> T:
+    """Call a verb and show its progress; ctrl-C ends it with the command that continues it, after the words of `state`."""
+    with resumable(state), progress() as report:
+        return verb(*values, progress=report, **flags)
+
+
+def empty_table(columns: Sequence[str], title: str = "", whole: int = 0) -> Table:
+    """Return a table without rows; the first `whole` columns are never folded."""
+    # Folded, not cut: a name, a path or a command in a cell can then be copied.
+    headings = [Column(escape(column), overflow="fold", no_wrap=i < whole) for i, column in enumerate(columns)]
+    return Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
+
+
 def table(
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
@@ -93,11 +109,7 @@ def table(
 
     cut: in a narrow terminal the last column is cut and the others stay whole; otherwise all columns are folded.
     """
-    from rich.table import Column, Table
-
-    # Folded, not cut: a name, a path or a command in a cell can then be copied.
-    headings = [Column(escape(column), overflow="fold", no_wrap=cut and column != columns[-1]) for column in columns]
-    rendered = Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
+    rendered = empty_table(columns, title, len(columns) - 1 if cut else 0)
     for row in rows:
         row = [*row[:-1], Text(str(row[-1]), overflow="ellipsis", no_wrap=True)] if cut else row
         rendered.add_row(*(value if isinstance(value, Text) else escape(str(value)) for value in row))
@@ -112,5 +124,5 @@ def table(
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Yield a function that shows events: as live bars in a terminal, else as a line every few seconds."""
-    with bars(err) if err.is_terminal else lines(err) as report:
+    with bars(err) if err.is_terminal else log_lines(err) as report:
         yield report

@@ -12,7 +12,8 @@ from types import FrameType
 
 # The exit status of a shell for a process that ctrl-C ended.
 STOPPED = 130
-# What `resumable` says of work that writes nothing before it ends.
+# What the message says of work that was stopped, before the command that does it again.
+CONTINUE = "what is done is kept. Continue with"
 BEGIN_AGAIN = "nothing is written. Begin again with"
 
 
@@ -33,11 +34,8 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def resumable(state: str = "what is done is kept. Continue with") -> Iterator[None]:
-    """While this is active, ctrl-C ends the process with a message and the command that continues the work.
-
-    state: what the message says of the work before it names the command.
-    """
+def resumable(state: str = CONTINUE) -> Iterator[None]:
+    """While this is active, ctrl-C ends the process with a message: `state`, and the command that continues the work."""
     pressed = False
 
     def press(signum: int, frame: FrameType | None) -> None:

@@ -1,15 +1,17 @@
-"""A study while it is being done: the state of each cell, what is going on, and the time that is left."""
+"""A live view of a study in a terminal: the state of each cell, the running tasks, and the time that is left."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -23,139 +25,119 @@ if TYPE_CHECKING:
 
     Watch = Callable[[StudyStatus, Work], None]
 
+# The states of a task and their colors.  A cell of several seeds shows the first of these that one of its seeds has.
 COLORS = {
-    "planned": "dim", "waiting": "dim", "queued": "dim", "training": "yellow", "sampling": "cyan", "measuring": "cyan",
-    "elsewhere": "magenta", "done": "green", "failed": "red",
+    "failed": "red", "training": "yellow", "sampling": "cyan", "measuring": "cyan", "elsewhere": "magenta",
+    "queued": "dim", "waiting": "dim", "planned": "dim", "done": "green",
 }  # fmt: skip
-# What a cell of several seeds shows beside their number: the first of these that one of them is in.
-ORDER = ("failed", "training", "sampling", "measuring", "elsewhere", "queued", "waiting", "planned", "done")
 
 
 @contextmanager
 def live_view() -> Iterator[tuple[Progress, Watch]]:
-    """Functions for events and for the work that they are of: a live board on a terminal, else plain lines."""
+    """Yield a function for events, and one that starts the view of a study; outside a terminal events are plain lines."""
     if not console.err.is_terminal:
         with console.progress() as report:
-            yield report, lambda board, work: None
+            yield report, lambda status, work: None
         return
-    drawn = LiveView()
-    with Live(get_renderable=drawn.draw, console=console.err, refresh_per_second=2, transient=True):
-        yield drawn.hear, drawn.watch
+    with Live(console=console.err, refresh_per_second=2, transient=True) as live:
+        yield print_message, lambda status, work: live.update(LiveView(status, work))
 
 
+def print_message(event: Event) -> None:
+    """Print the message of an event; the view itself shows how far the work is."""
+    if event.message and event.stage != "start":
+        console.err.print(escape(event.message))
+
+
+@dataclass(frozen=True)
 class LiveView:
-    """The board of a study."""
+    """The view of a study: its cells, its running tasks, and a line with the totals."""
 
-    def __init__(self) -> None:
-        self.board: StudyStatus | None = None
-        self.work: Work | None = None
+    status: StudyStatus
+    work: Work
 
-    def watch(self, board: StudyStatus, work: Work) -> None:
-        """Look at this work from now on."""
-        self.board, self.work = board, work
-
-    def hear(self, event: Event) -> None:
-        """Say what is no mere progress."""
-        if event.message and event.stage != "start":
-            console.err.print(escape(event.message))
-
-    def draw(self) -> Group:
-        """The board as it is now."""
-        if self.board is None or self.work is None:
-            return Group()
-        going = [standing for standing in self.work.standings.values() if standing.state == "begun" and standing.event]
+    def __rich__(self) -> Group:
+        """Return the view as it is now; rich calls this for each frame."""
+        running = [task for task in self.work.statuses.values() if task.state == "begun" and task.event]
         room = max(console.err.height - 12, 8)
-        return Group(self._cells(room - min(len(going), room // 2)), *_tasks(going, room // 2), self._sum())
+        return Group(self._cells(room - min(len(running), room // 2)), *_tasks(running, room // 2), self._totals())
 
     def _cells(self, room: int) -> Table:
-        """Rows and columns of the study: how many seeds are done, and what goes on with the others."""
-        assert self.board is not None
-        seen: dict[tuple[str, str], Counter[str]] = {}
-        for cell, place in zip(self.board.plan.cells, self.board.places, strict=True):
-            seen.setdefault((cell.row, cell.column), Counter())[self._state(place.training, place.measurement)] += 1
-        for refused in self.board.plan.refused:
-            seen.setdefault((refused.row, refused.column), Counter())["failed"] += 1
-        rows, columns = (list(dict.fromkeys(key[i] for key in seen)) for i in (0, 1))
-        # Where not all rows have room, those in which something is to be seen.
-        quiet = {"done", "planned"}
-        rest = [row for row in rows if any({*seen.get((row, column), ())} - quiet for column in columns)]
-        shown = rows if len(rows) <= room else (rest or rows)[:room]
-        title = escape(self.board.plan.study.title)
-        table = Table(
-            "", *map(escape, columns), title=title or None, title_justify="left", header_style="bold", show_edge=False
-        )
+        """Return the table of rows and columns; each cell shows the finished seeds and the state of the others."""
+        plan = self.status.plan
+        states: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        for cell, place in self.status.located:
+            states[cell.row, cell.column][self._state(place.training, place.measurement)] += 1
+        for refused in plan.refused:
+            states[refused.row, refused.column]["failed"] += 1
+        rows, columns = (list(dict.fromkeys(names)) for names in zip(*states, strict=True))
+        # Without room for every row, rows whose cells are all done or all planned are left out first.
+        active = [row for row in rows if any(states[row, column].keys() - {"done", "planned"} for column in columns)]
+        shown = rows if len(rows) <= room else (active or rows)[:room]
+        table = console.empty_table(("", *columns), plan.study.title)
         for row in shown:
-            table.add_row(escape(row), *(_cell(seen.get((row, column), Counter())) for column in columns))
+            table.add_row(escape(row), *(_cell(states[row, column]) for column in columns))
         if len(shown) < len(rows):
             table.add_row(f"[dim]and {len(rows) - len(shown)} more rows[/]")
         return table
 
     def _state(self, training: str, measurement: str) -> str:
-        assert self.work is not None
-        standing = self.work.standings.get(measurement)
-        if standing is None:
+        before, task = self.work.statuses.get(training), self.work.statuses.get(measurement)
+        if task is None:
             return "done"
-        before = self.work.standings.get(training)
-        if before is not None and before.state in ("begun", "elsewhere", "failed"):
-            return state(before)
-        return state(standing)
+        return state_of(before if before and before.state in ("begun", "elsewhere", "failed") else task)
 
-    def _sum(self) -> Text:
-        assert self.board is not None and self.work is not None
-        plan, standings = self.board.plan, self.work.standings
-        measured = [standings.get(place.measurement) for place in self.board.places]
-        done = sum(standing is None or standing.state == "done" for standing in measured)
-        trainings = [standing.state for standing in standings.values() if standing.task.kind == "train"]
-        told = [f"cells {done}/{len(plan.entries)}"]
-        told += [f"trainings {trainings.count('done')}/{len(trainings)}"] if trainings else []
-        text, left = Text("   ".join(told), style="bold"), self.work.left()
-        for count, what in ((len(self.work.failed), "failed"), (len(plan.refused), "impossible")):
+    def _totals(self) -> Text:
+        plan, tasks = self.status.plan, self.work.statuses
+        measurements = [tasks.get(place.measurement) for _, place in self.status.located]
+        finished = sum(task is None or task.state == "done" for task in measurements)
+        trainings = [task.state for task in tasks.values() if task.task.kind == "train"]
+        text = Text(f"cells {finished}/{len(plan.entries)}", style="bold")
+        if trainings:
+            text.append(f"   trainings {trainings.count('done')}/{len(trainings)}")
+        for count, state in ((len(self.work.failed), "failed"), (len(plan.refused), "impossible")):
             if count:
-                text.append(f"   {count} {what}", style="red")
-        return text.append(f"   {clock(left)} left" if left is not None else "   time left: not known yet", style="dim")
+                text.append(f"   {count} {state}", style="red")
+        seconds = self.work.seconds_left()
+        rest = "time left: not known yet" if seconds is None else f"{clock(seconds)} left"
+        return text.append(f"   {rest}", style="dim")
 
 
-def state(standing: TaskStatus) -> str:
-    """A task's state in a word."""
-    if standing.state != "begun":
-        return standing.state
-    if standing.event is None:
+def state_of(task: TaskStatus) -> str:
+    """Return the state of a task in one word, a key of COLORS."""
+    if task.state != "begun":
+        return task.state
+    if task.event is None:
         return "queued"
-    if standing.task.kind == "train":
+    if task.task.kind == "train":
         return "training"
-    return "sampling" if standing.event.stage in ("start", "sample") else "measuring"
+    return "sampling" if task.event.stage in ("start", "sample") else "measuring"
 
 
 def _cell(states: Counter[str]) -> Text:
     total = states.total()
     if not total:
         return Text("")
-    shown = next(name for name in ORDER if states[name])
+    state = next(name for name in COLORS if states[name])
     count = f"{states['done']}/{total} " if total > 1 else ""
-    return Text(count, style="green" if states["done"] else "dim").append(shown, style=COLORS[shown])
+    return Text(count, style="green" if states["done"] else "dim").append(state, style=COLORS[state])
 
 
-def _tasks(going: list[TaskStatus], room: int) -> list[Any]:
-    """A line for each task that is going on: how far it is and how fast."""
-    from rich.progress_bar import ProgressBar
-
+def _tasks(running: list[TaskStatus], room: int) -> list[Any]:
+    """Return a line for each running task: its state, its run, how far it is, and how fast."""
     table = Table.grid(padding=(0, 2))
-    for standing in going[:room]:
-        event = standing.event
-        assert event is not None
-        values = format_values(event.values)
-        bar = ProgressBar(total=100, completed=100 * standing.part, width=20)
-        stage = state(standing)
-        table.add_row(
-            Text(stage, style=COLORS[stage]), escape(standing.task.place.run), bar, f"{standing.part:.0%}", values,
-            clock(standing.seconds),
-        )  # fmt: skip
-    if len(going) > room:
-        table.add_row(f"[dim]and {len(going) - room} more[/]")
+    for task in running[:room]:
+        state, part = state_of(task), task.part
+        values = format_values(task.event.values) if task.event else ""
+        bar = ProgressBar(total=100, completed=100 * part, width=20)
+        words = Text(state, style=COLORS[state]), escape(task.task.place.run)
+        table.add_row(*words, bar, f"{part:.0%}", values, clock(task.seconds))
+    if len(running) > room:
+        table.add_row(f"[dim]and {len(running) - room} more[/]")
     return ["", table, ""]
 
 
 def clock(seconds: float) -> str:
-    """3723 -> "1:02:03"."""
+    """Return a time as minutes and seconds, or as hours, minutes and seconds: 3723 is "1:02:03"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

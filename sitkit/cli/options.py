@@ -63,44 +63,32 @@ def component(plural: str, panel: str, more: str = "") -> Any:
     meanings = [f"[bold]{name}[/]  {escape(meaning)}" for name, meaning in short.items()]
     if plural == "backbones":
         meanings.append("[bold]sit-{s,b,l,xl}/{2,4,8}[/], [bold]sit-xs/{1,2,4}[/]  presets of sit")
-    return typer.Option(
-        None,
-        registry.flag,
-        help="\n\n".join([*meanings, *filter(None, [more])]),
-        metavar="NAME",
-        rich_help_panel=panel,
-        autocompletion=complete(registry),
-        show_default=False,
-    )
+    text, completion = "\n\n".join([*meanings, *filter(None, [more])]), complete(registry)
+    option = functools.partial(typer.Option, help=text, metavar="NAME", autocompletion=completion, show_default=False)
+    return option(None, registry.flag, rich_help_panel=panel)
 
+
+# Options of a panel of the help that are None by default.
+model_option = functools.partial(typer.Option, None, rich_help_panel=MODEL)
+sampling_option = functools.partial(typer.Option, None, rich_help_panel=SAMPLING)
+running_option = functools.partial(typer.Option, None, rich_help_panel=RUNNING)
 
 INTERP, TARGET = component("interpolants", MODEL), component("targets", MODEL)
 AUTOENCODER = component("autoencoders", MODEL)
 SAMPLER, DIFFUSION = component("samplers", SAMPLING), component("diffusions", SAMPLING)
 GUIDANCE = component("guidances", SAMPLING)
-SAMPLER_STEPS = typer.Option(None, "--steps", help="Intervals of the sampler.", rich_help_panel=SAMPLING)
-EMA = typer.Option(
-    None,
-    "--ema",
-    help="Which average of the weights: the decay of a stored one, or the relative width of one to rebuild.",
-    rich_help_panel=SAMPLING,
+SAMPLER_STEPS = sampling_option("--steps", help="Intervals of the sampler.")
+EMA = sampling_option(
+    "--ema", help="Which average of the weights: the decay of a stored one, or the relative width of one to rebuild."
 )
-STEP = typer.Option(None, "--step", help="Step of the checkpoint, by default the newest.", rich_help_panel=SAMPLING)
-PRESET = typer.Option(
-    None, "--preset", help="Sampling settings that a search saved in the run.", rich_help_panel=SAMPLING
-)
-SETS = typer.Option(
-    None, "--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE", rich_help_panel=RUNNING
-)
+STEP = sampling_option("--step", help="Step of the checkpoint, by default the newest.")
+PRESET = sampling_option("--preset", help="Sampling settings that a search saved in the run.")
+SETS = running_option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE")
 RUNS = typer.Option(Path("runs"), "--runs", help="The folder of runs.", rich_help_panel=RUNNING)
-DEVICE = typer.Option(None, "--device", help="cpu, cuda, cuda:1, auto.", rich_help_panel=RUNNING)
+DEVICE = running_option("--device", help="cpu, cuda, cuda:1, auto.")
 JSON = typer.Option(False, "--json", help="Machine-readable output.")
 RUN = typer.Argument(
-    "latest",
-    metavar="RUN",
-    help="Folder, name or identity of a run, or 'latest'.",
-    show_default=True,
-    autocompletion=complete_runs,
+    "latest", metavar="RUN", help="Folder, name or identity of a run, or 'latest'.", autocompletion=complete_runs
 )
 
 
@@ -121,8 +109,8 @@ class TrainingOptions:
     diffusion: str | None = DIFFUSION
     guidance: str | None = GUIDANCE
     metric: str | None = component("metrics", DATA)
-    steps: int | None = typer.Option(None, "--steps", help="Optimiser steps.", rich_help_panel=MODEL)
-    seed: int | None = typer.Option(None, "--seed", help="Training seed.", rich_help_panel=MODEL)
+    steps: int | None = model_option("--steps", help="Optimiser steps.")
+    seed: int | None = model_option("--seed", help="Training seed.")
 
 
 @dataclass(frozen=True)
@@ -133,8 +121,8 @@ class SamplingOptions:
     diffusion: str | None = DIFFUSION
     guidance: str | None = GUIDANCE
     steps: int | None = SAMPLER_STEPS
-    n: int | None = typer.Option(None, "-n", help="Number of samples.", rich_help_panel=SAMPLING)
-    seed: int | None = typer.Option(None, "--seed", help="Sample seed.", rich_help_panel=SAMPLING)
+    n: int | None = sampling_option("-n", help="Number of samples.")
+    seed: int | None = sampling_option("--seed", help="Sample seed.")
     ema: float | None = EMA
 
 

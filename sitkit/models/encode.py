@@ -29,7 +29,7 @@ from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.files import read_json, write_json
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
@@ -99,7 +99,7 @@ def encode(
         "autoencoder": {"fingerprint": coder.fingerprint(), "component": _absolute(spec(coder))},
         "source": {"fingerprint": examples.fingerprint, "data": _absolute(spec(dataset))},
     }
-    folder = Path(out or f"latents/{readable((dataset.name, coder.name))}-{_identity(plan)}")
+    folder = Path(out or f"latents/{hyphenated((dataset.name, coder.name))}-{_identity(plan)}")
     _begin(folder, plan)
     with reporting(progress) as report, joined(device) as group:
         if not (folder / INDEX).is_file():

@@ -98,7 +98,8 @@ class Training:
             # The initial network is saved too, so that it can be sampled and evaluated.
             self.save()
         if lead:
-            self.files.metrics.touch()
+            # In this mode an existing file keeps its time: nothing was written.
+            self.files.metrics.open("a").close()
             forget_rows(self.files.metrics, self.done)
         return range(self.done, train.steps)
 

@@ -25,6 +25,7 @@ from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
 from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config
+from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
@@ -131,16 +132,15 @@ def _recorded(
         write_config(folder, config)
         _describe(config, RunFolder(folder), environment(group.device) | {"processes": group.size, **marks})
         write_json(RunFolder(folder).data, description(data))
-        with Tracker(
+        tracked = TrackedRun(
             folder,
-            name=folder.name,
+            folder.name,
             params=flat(config.plain()),
             tags={"sitkit.kind": "training", "sitkit.identity": folder.name.rpartition("-")[2]},
-            artifacts=("previews/*.png", "config.yaml", "environment.json"),
+            patterns=("previews/*.png", "config.yaml", "environment.json"),
             model=data.shape if config.run.log_model else None,
-            enabled=config.run.track,
-            on_warning=lambda text: progress(Event("train", message=text)),
-        ):
+        )
+        with Tracker(tracked, enabled=config.run.track, on_warning=lambda text: progress(Event("train", message=text))):
             yield
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+import sitkit
 from sitkit.cli import console, options
 from sitkit.cli.app import app
-from sitkit.cli.interrupt import BEGIN_AGAIN, resumable
+from sitkit.cli.interrupt import BEGIN_AGAIN
 from sitkit.registry import Registry, registries, registry_of, spec
 from sitkit.registry.settings_files import settings_files
 from sitkit.runtime.errors import UserError
@@ -34,8 +35,7 @@ def list_(
         tables = [registry_of(registry, settings_files)]
     entries = {table.plural: [_entry(table, name) for name in table] for table in tables}
     if json:
-        console.as_json(entries)
-        return
+        return console.as_json(entries)
     for table in tables:
         details = ["fields"] if isinstance(table, Registry) else []
         rows = [
@@ -59,14 +59,11 @@ def _entry(table: Any, name: str) -> dict[str, str]:
 def _fields(registry: Any, name: str) -> str:
     if name in registry.presets():
         return ""
-    shown = []
+    words = []
     for f in dataclasses.fields(registry[name]):
-        if f.default is MISSING and f.default_factory is MISSING:
-            shown.append(f.name)
-        else:
-            default = f.default if f.default_factory is MISSING else f.default_factory()
-            shown.append(f"{f.name}={getattr(default, 'name', default)}")
-    return " ".join(shown)
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        words.append(f.name if default is MISSING else f"{f.name}={getattr(default, 'name', default)}")
+    return " ".join(words)
 
 
 @app.command()
@@ -88,8 +85,7 @@ def show(
     from sitkit.runtime.files import file_name
 
     chosen = registry_of(registry)
-    if name not in chosen:
-        chosen[name]
+    doc = getdoc(chosen[name]) or ""
     fields = read_assignments(sets or []).values
     component: Component | None = None
     try:
@@ -100,18 +96,15 @@ def show(
             raise
     interps: list[str] = []
     if run is not None and component is not None:
-        from sitkit.runs.run import load
         from sitkit.solvers.guidance import Guidance
 
-        trained = load(run, root=runs)
+        trained = sitkit.load(run, root=runs)
         interps = [trained.config.interp.name]
         component = component if isinstance(component, Guidance) else component.bind(trained)
     if json:
-        console.as_json({"name": name, "doc": getdoc(chosen[name]), "fields": spec(component) if component else None})
-        return
+        return console.as_json({"name": name, "doc": doc, "fields": spec(component) if component else None})
     console.say(f"{chosen.kind} {name}   ({chosen.flag} {name}, from {chosen.origin(name)})\n")
-    console.say(getdoc(chosen[name]) or "")
-    console.say("")
+    console.say(f"{doc}\n")
     values = {k: v for k, v in (spec(component) if component else {}).items() if k != "name"}
     if values:
         console.table(("field", "value"), [(k, _in_short(v)) for k, v in values.items()])
@@ -141,11 +134,9 @@ def certify(
 ) -> None:
     """Check every combination, those of plugins included, against closed-form truth; exit 1 if one is wrong."""
     from sitkit.testing.certify import certificate_to_plain
-    from sitkit.testing.certify import certify as verb
 
     names = {"interp": interp, "target": target, "sampler": sampler, "diffusion": diffusion}
-    with resumable(BEGIN_AGAIN), console.progress() as progress:
-        certificate = verb(**names, quick=quick, out=folder, progress=progress)
+    certificate = console.call(sitkit.certify, **names, quick=quick, out=folder, state=BEGIN_AGAIN)
     if json:
         console.as_json(certificate_to_plain(certificate))
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+import sitkit
 from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.runtime.errors import UserError
@@ -39,17 +40,17 @@ def convert(
     if to is not None:
         if kind or heads or vae:
             raise UserError("--from, --heads and --vae belong to an import; --to exports.")
-        from sitkit.runs.exchange.export import export
 
-        exported = export(source, to, private=private, step=step, settings=options.layer({"ema": ema}, sets), runs=runs)
+        exported = sitkit.export(
+            source, to, private=private, step=step, settings=options.layer({"ema": ema}, sets), runs=runs
+        )
         result, notes = {"uploaded" if to.startswith("hf://") else "written": exported.address}, exported.notes
         next_source = None if to.endswith(".pt") else to
     else:
         if private or sets or ema is not None or step is not None:
             raise UserError("--private, --ema, --step and --set belong to an export: add --to.")
-        from sitkit.runs.exchange.convert import convert as verb
 
-        imported = verb(source, code=kind, heads=heads, vae=vae, runs=runs)
+        imported = sitkit.convert(source, code=kind, heads=heads, vae=vae, runs=runs)
         result, notes, next_source = {"run": imported.folder}, imported.notes, str(imported.folder)
     for note in notes:
         console.err.print(note, markup=False)

@@ -52,8 +52,7 @@ def new(
     written = new_plugin(name, registry_of(kind), into)
     folder = written[0].parent
     if json:
-        console.as_json({"package": folder.name, "folder": folder, "files": written})
-        return
+        return console.as_json({"package": folder.name, "folder": folder, "files": written})
     for path in written:
         console.facts(wrote=path)
     console.facts(next=f"pip install -e {shlex.quote(str(folder))}   |   sitkit plugin test {folder.name}")
@@ -73,8 +72,7 @@ def list_(json: bool = options.JSON) -> None:
         components = owned(package)
         files = [(table, name) for table in settings_files.values() for name in table.names_of(package)]
         entries.append({
-            "name": package.name, "package": package.package, "version": package.version, "module": package.module,
-            "state": state, "reason": reason, "kinds": list(dict.fromkeys(r.kind for r, _ in components)),
+            **console.plain(package), "state": state, "reason": reason, "kinds": list(dict.fromkeys(r.kind for r, _ in components)),
             "components": [{"kind": r.kind, "name": name, "meaning": r.meaning(name)} for r, name in components],
             "settings": [{"kind": t.kind, "name": name, "meaning": t.meaning(name)} for t, name in files],
         })  # fmt: skip

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
+import sitkit
 from sitkit.cli import console, options
 from sitkit.cli.app import app
-from sitkit.cli.interrupt import BEGIN_AGAIN, resumable
+from sitkit.cli.interrupt import BEGIN_AGAIN
 
 if TYPE_CHECKING:
     from sitkit.results.verify import Verification
@@ -26,12 +27,10 @@ def explain(result: str = RESULT, runs: Path = options.RUNS, json: bool = option
     """The command that makes a number again, and what made it: code, data, seeds, settings, machine."""
     from sitkit.results.diff import describe_difference
     from sitkit.results.explain import code
-    from sitkit.results.explain import explain as verb
 
-    numbers = verb(result, runs=runs)
+    numbers = sitkit.explain(result, runs=runs)
     if json:
-        console.as_json(numbers)
-        return
+        return console.as_json(numbers)
     for number in numbers:
         error = "" if number.stderr is None else f" ± {float(number.stderr):.2g}"
         halves = "" if number.halves is None else f", halves of the data {float(number.halves):.4g}"
@@ -65,10 +64,8 @@ def verify(
 ) -> None:
     """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
     from sitkit.results.verify import difference
-    from sitkit.results.verify import verify as verb
 
-    with resumable(BEGIN_AGAIN), console.progress() as progress:
-        verdicts = verb(result, runs=runs, device=device, progress=progress)
+    verdicts = console.call(sitkit.verify, result, runs=runs, device=device, state=BEGIN_AGAIN)
     if json:
         console.as_json([console.plain(verdict) | {"gap": difference(verdict)} for verdict in verdicts])
     else:
@@ -105,12 +102,10 @@ def diff(
     json: bool = options.JSON,
 ) -> None:
     """What differs between two runs or numbers, which stage each difference enters, and whether it can explain the results."""
-    from sitkit.results.diff import diff as verb
 
-    result = verb(a, b, runs=runs)
+    result = sitkit.diff(a, b, runs=runs)
     if json:
-        console.as_json(result)
-        return
+        return console.as_json(result)
     if result.differences:
         rows = [(d.key, d.a, d.b, f"{d.affects}{' (rounding)' if d.rounding else ''}") for d in result.differences]
         console.table(("", result.a, result.b, "affects"), rows)
@@ -129,10 +124,8 @@ def report(
     json: bool = options.JSON,
 ) -> None:
     """Write one HTML file about a run or a study: it opens from disk, needs no network, and can be sent to anyone."""
-    from sitkit.results.report import report as verb
 
-    path = verb(target, runs=runs, to=to)
+    path = sitkit.report(target, runs=runs, to=to)
     if json:
-        console.as_json({"report": path, "bytes": path.stat().st_size})
-    else:
-        console.facts(report=f"{path}   {path.stat().st_size / 1e6:.2g} MB")
+        return console.as_json({"report": path, "bytes": path.stat().st_size})
+    console.facts(report=f"{path}   {path.stat().st_size / 1e6:.2g} MB")

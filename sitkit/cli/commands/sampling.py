@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+import sitkit
 from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.console import short
@@ -30,19 +31,17 @@ def sample(
 ) -> None:
     """Draw samples of a run: a picture, an .npz, and the recipe.  The same command again continues."""
     from sitkit.runs.run import open_run
-    from sitkit.runs.sample import sample as verb
     from sitkit.runs.sample import write_adm
 
     chosen = open_run(run, {"preset": preset, "step": step, **running.arguments(**vars(sampling))}, "sample")
     if adm is not None and not chosen.data_description.is_image:
         raise UserError(f"--adm writes images; this run models examples of shape {chosen.data_description.shape}.")
     with resumable(), console.progress() as progress:
-        samples = verb(chosen, progress=progress)
+        samples = sitkit.sample(chosen, progress=progress)
         if adm is not None:
             write_adm(samples, adm)
     if json:
-        console.as_json(samples.record | {"path": samples.folder})
-        return
+        return console.as_json(samples.record | {"path": samples.folder})
     picture = samples.folder / "grid.png"
     console.facts(
         samples=f"{samples.folder / 'samples.npz'}   {samples.n} at {samples.record['nfe']} evaluations each",
@@ -70,7 +69,6 @@ def evaluate(
     Without -n the number of samples is the number of examples, at most 50,000.  All metrics use the same samples.  The
     same command again continues; `torchrun --nproc-per-node=N -m sitkit evaluate ...` divides the work.
     """
-    from sitkit.runs.evaluate import evaluate as verb
 
     if features is not None:
         try:
@@ -79,28 +77,22 @@ def evaluate(
             raise UserError(f"--features: {error}") from None
     names = [name.strip() for text in metric or [] for name in text.split(",")] or None
     arguments = running.arguments(metric=names, **vars(sampling))
-    with resumable(), console.progress() as progress:
-        evaluations = verb(run, features=features, preset=preset, step=step, progress=progress, **arguments)
-    records = [evaluation.record for evaluation in evaluations]
+    evaluations = console.call(sitkit.evaluate, run, features=features, preset=preset, step=step, **arguments)
     if json:
-        console.as_json([e.record | {"path": e.path} for e in evaluations])
-        return
-    extractor_of = [record["metric"].get("features", {}).get("name", "") for record in records]
-    rows = [
-        (e.record["metric"]["name"], extractor, short(e.value), short(e.stderr, 2), short(e.halves), e.n, e.nfe)
-        for e, extractor in zip(evaluations, extractor_of, strict=True)
-    ]
-    notes = [note for record in records for note in record["notes"]]
-    for record in records:
-        if record["reference"]["file"]:
-            notes.append(f"{record['metric']['name']}: against the statistics in {record['reference']['file']}.")
-    if any(evaluation.halves is not None for evaluation in evaluations):
+        return console.as_json([e.record | {"path": e.path} for e in evaluations])
+    rows, notes = [], []
+    for e in evaluations:
+        metric_record, features_record = e.record["metric"], e.record["features"] or {}
+        name, extractor = metric_record["name"], metric_record.get("features", {}).get("name", "")
+        rows.append((name, extractor, short(e.value), short(e.stderr, 2), short(e.halves), e.n, e.nfe))
+        notes += e.record["notes"]
+        if e.record["reference"]["file"]:
+            notes.append(f"{name}: against the statistics in {e.record['reference']['file']}.")
+        if "accuracy" in features_record:
+            accuracy = "unknown" if features_record["accuracy"] is None else short(features_record["accuracy"])
+            notes.append(f"{extractor}: accuracy on {features_record['heldout']} held-out examples {accuracy}.")
+    if any(e.halves is not None for e in evaluations):
         notes.append("halves: the same metric between two random halves of the data.")
-    for extractor, record in zip(extractor_of, records, strict=True):
-        if record["features"] and "accuracy" in record["features"]:
-            accuracy, heldout = record["features"]["accuracy"], record["features"]["heldout"]
-            accuracy = "unknown" if accuracy is None else short(accuracy)
-            notes.append(f"{extractor}: accuracy on {heldout} held-out examples {accuracy}.")
     columns = ("metric", "features", "value", "stderr", "halves", "n", "NFE")
     console.table(columns, rows, notes=list(dict.fromkeys(notes)))
     for evaluation in evaluations:
@@ -110,23 +102,17 @@ def evaluate(
 @app.command()
 def runs(runs: Path = options.RUNS, json: bool = options.JSON) -> None:
     """List the runs on disk with their steps, samplings and numbers."""
-    from sitkit.runs.run_folder import list_runs
-
-    summaries = list_runs(runs)
-    first = [", ".join(f"{value:.4g} {name}" for name, value in run.values) for run in summaries]
+    records, rows = [], []
+    for run in sitkit.list_runs(runs):
+        first = ", ".join(f"{value:.4g} {name}" for name, value in run.values)
+        counts = {"samplings": run.samplings, "evaluations": run.evaluations}
+        records.append({"run": run.folder, "step": run.step, "of": run.steps, **counts, "first": first})
+        known = [first, *(f"{count} {name}" for name, count in counts.items() if count)]
+        folder = run.folder.name if runs == Path("runs") else run.folder
+        rows.append((folder, f"{run.step}/{run.steps}", "; ".join(filter(None, known))))
     if json:
-        console.as_json([
-            {"run": run.folder, "step": run.step, "of": run.steps, "samplings": run.samplings,
-             "evaluations": run.evaluations, "first": values}
-            for run, values in zip(summaries, first, strict=True)
-        ])  # fmt: skip
-    elif summaries:
-        rows = []
-        for run, values in zip(summaries, first, strict=True):
-            counts = {"samplings": run.samplings, "evaluations": run.evaluations}
-            known = [values, *(f"{count} {name}" for name, count in counts.items() if count)]
-            name = run.folder.name if runs == Path("runs") else run.folder
-            rows.append((name, f"{run.step}/{run.steps}", "; ".join(filter(None, known))))
+        console.as_json(records)
+    elif rows:
         console.table(("run", "step", ""), rows, cut=True)
     else:
         console.say(f"no runs in {runs}: make one with `sitkit train`.")
@@ -150,17 +136,12 @@ def likelihood(
     json: bool = options.JSON,
 ) -> None:
     """Measure bits per dimension of held-out data under the probability-flow ODE, with the standard error."""
-    from sitkit.runs.likelihood import likelihood as verb
 
-    with resumable(), console.progress() as progress:
-        result = verb(
-            run, n=n, probes=probes, divergence=divergence, sampler=sampler, steps=steps, seed=seed, ema=ema,  # pyright: ignore[reportArgumentType]
-            progress=progress, **running.arguments(),
-        )  # fmt: skip
+    solver = {"divergence": divergence, "probes": probes, "sampler": sampler, "steps": steps}
+    result = console.call(sitkit.likelihood, run, n=n, seed=seed, ema=ema, **solver, **running.arguments())
     record = result.record
     if json:
-        console.as_json(record | {"path": result.path})
-        return
+        return console.as_json(record | {"path": result.path})
     errors = [short(record[key], 2) for key in ("stderr", "stderr_data", "stderr_probes")]
     row = [short(result.value), *errors, record["n"], record["divergence"], record["probes"] or "-", record["nfe"]]
     row.append(short(record["round_trip"]["rms"], 2))
@@ -182,16 +163,14 @@ def losscurve(
 ) -> None:
     """Plot the velocity loss of runs against time, for any target: where along the path each network errs."""
     from sitkit.results.losscurve import draw_loss_curves
-    from sitkit.runs.run import load
 
-    trained = [load(name, root=runs, device=device or "auto") for name in names or ["latest"]]
+    trained = [sitkit.load(name, root=runs, device=device or "auto") for name in names or ["latest"]]
     curves = draw_loss_curves(trained, picture)
     if json:
-        console.as_json([
+        return console.as_json([
             {"run": run.folder.name, "label": curve.label, "times": list(curve.x), "losses": list(curve.values)}
             for run, curve in zip(trained, curves, strict=True)
         ])  # fmt: skip
-        return
     rows = []
     for run, curve in zip(trained, curves, strict=True):
         largest, time = max(zip(curve.values, curve.x, strict=True), key=lambda point: point[0])

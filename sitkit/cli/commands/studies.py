@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+import sitkit
 from sitkit.cli import console, options
 from sitkit.cli.app import app
 from sitkit.cli.console import short
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 
 BASE = typer.Option(None, "--base", help="A preset or file in place of the study's own base.")
-_running = functools.partial(typer.Option, rich_help_panel=options.RUNNING)
 
 
 @app.command()
@@ -43,23 +43,23 @@ def ablate(
     dry_run: bool = typer.Option(False, "--dry-run", help="Print cells and trainings, do nothing."),
     keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Do the other cells where some are impossible."),
     seeds: options.SeedOptions,
-    executor: str = _running(
+    executor: str = typer.Option(
         "local",
         "--executor",
+        rich_help_panel=options.RUNNING,
         metavar="local|ray|ray://HOST:PORT",
         help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, started "
         "if there is none; on the one named.",
     ),
-    workers: int | None = _running(
-        None,
+    workers: int | None = options.running_option(
         "--workers",
         min=1,
         help="Processes at a time, to which the GPUs are dealt out.",
         show_default="1, on Ray as many as it has room for",
     ),
-    cpus: float | None = _running(None, "--cpus", min=0, help="CPUs of a task on Ray.", show_default="1"),
-    gpus: float | None = _running(
-        None, "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 where it has any"
+    cpus: float | None = options.running_option("--cpus", min=0, help="CPUs of a task on Ray.", show_default="1"),
+    gpus: float | None = options.running_option(
+        "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 where it has any"
     ),
     running: options.RunningOptions,
     json: bool = options.JSON,
@@ -70,24 +70,17 @@ def ablate(
     """
     from sitkit.results.study_results import FILE, runs_of
     from sitkit.results.table import grid
-    from sitkit.studies.ablate import run_study as verb
-    from sitkit.studies.status import StudyStatus
-    from sitkit.studies.study_file import read_study
+    from sitkit.studies.ablate import run_study, study_status
 
-    over, own_seeds = running.training_settings(), seeds.arguments()
+    arguments = {"base": base, "settings": running.training_settings(), **seeds.arguments()}
     if dry_run:
-        plan = read_study(file, over, base, **own_seeds)
-        if not keep_going:
-            plan.require()
-        _print_plan(StudyStatus(plan), json)
+        _print_status(study_status(file, keep_going, **arguments), json)
         return
     from sitkit.cli.live import live_view
 
-    with resumable(), live_view() as (progress, watch):
-        outcome = verb(
-            file, over, base, keep_going=keep_going, executor=_executor(executor, workers, cpus, gpus),
-            progress=progress, watch=watch, **own_seeds,
-        )  # fmt: skip
+    with resumable(), live_view() as (progress, attach):
+        jobs = _executor(executor, workers, cpus, gpus)
+        outcome = run_study(file, keep_going=keep_going, executor=jobs, progress=progress, attach=attach, **arguments)
     results = outcome.results
     if json:
         console.as_json(results.model_dump() | {"path": outcome.folder / FILE})
@@ -97,24 +90,15 @@ def ablate(
     print_failures(results, runs_of(outcome.folder, results))
 
 
-def _print_plan(status: StudyStatus, json: bool) -> None:
+def _print_status(status: StudyStatus, json: bool) -> None:
     """Print the cells of a study and what of each is on disk."""
-    from sitkit.studies.tasks import trained
-
-    pairs = list(zip(status.plan.cells, status.places, strict=True))
-    configs = {place.training: cell.config for cell, place in pairs}
-    is_trained = {training: trained(config) for training, config in configs.items()}
-    rows = []
-    for number, (cell, place) in enumerate(pairs, 1):
-        state = "measured" if status.measurements.find(place) else "trained" if is_trained[place.training] else ""
-        rows.append((number, cell.row, cell.column, cell.seed, cell.sample_seed, place.run, state))
+    rows = [(*cell[:6], cell.state if cell.state in ("measured", "trained") else "") for cell in status.cells()]
     names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
     if json:
-        console.as_json([dict(zip(names, row, strict=True)) for row in rows])
-        return
+        return console.as_json([dict(zip(names, row, strict=True)) for row in rows])
     cells = [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows]
     console.table(("cell", "row", "column", "seeds", "run", "state"), cells)
-    console.say(f"{len(rows)} cells from {len(configs)} trainings")
+    console.say(f"{len(rows)} cells from {len(status.trainings())} trainings")
 
 
 def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:
@@ -152,11 +136,9 @@ def print_table(table: Grid) -> None:
 def print_failures(results: StudyResults, runs: Path) -> None:
     """Each cell that went wrong on standard error, with its log in the folder of runs; exit status 1 if there is one."""
     for cell in results.failures:
-        if cell.state == "refused":
-            console.error(cell.failure)
-            continue
         where = ", ".join(filter(None, (cell.row, cell.column)))
-        console.error(f"{where}, seed {cell.seed}: {cell.failure} Log: {runs / str(cell.log)}")
+        message = f"{where}, seed {cell.seed}: {cell.failure} Log: {runs / str(cell.log)}"
+        console.error(cell.failure if cell.state == "refused" else message)
     if results.failures:
         raise typer.Exit(1)
 
@@ -178,9 +160,8 @@ def check(
     json: bool = options.JSON,
 ) -> None:
     """What each cell will do and cost, and what is done already; exit 2 where one cannot be.  Nothing is computed."""
-    from sitkit.studies.check import check as verb
 
-    report = verb(file, base=base, settings=running.training_settings(), **seeds.arguments())
+    report = sitkit.check(file, base=base, settings=running.training_settings(), **seeds.arguments())
     if json:
         console.as_json(report)
     else:
@@ -191,23 +172,21 @@ def check(
 
 
 def _print_checked(report: CheckReport) -> None:
-    groups: dict[tuple[Any, ...], list[CellForecast]] = {}
-    costs: dict[tuple[str, ...], list[CellForecast]] = {}
-    notes: dict[str, str] = {}
+    solves: defaultdict[tuple[Any, ...], list[CellForecast]] = defaultdict(list)
+    costs: defaultdict[tuple[str, ...], list[CellForecast]] = defaultdict(list)
     for cell in report.cells:
-        groups.setdefault((cell.row, cell.column, cell.times, cell.nfe), []).append(cell)
-        costs.setdefault(_cost(cell.cost), []).append(cell)
-        for why in cell.singular:
-            notes.setdefault(why, f"({len(notes) + 1})")
-    rows = [
-        (_range(cells), row, column, _span(cells[0], notes), "adaptive" if nfe is None else nfe, _states(cells))
-        for (row, column, _, nfe), cells in groups.items()
-    ]
+        solves[cell.row, cell.column, cell.times, cell.nfe].append(cell)
+        costs[_cost(cell.cost)].append(cell)
+    reasons = [reason for cell in report.cells for reason in cell.singular]
+    marks = {reason: f"({number})" for number, reason in enumerate(dict.fromkeys(reasons), 1)}
+    rows = []
+    for (row, column, (t0, t1), nfe), cells in solves.items():
+        times = " ".join([f"{t0:.3g} to {t1:.4g}", *(marks[reason] for reason in cells[0].singular)])
+        rows.append((_range(cells), row, column, times, "adaptive" if nfe is None else nfe, _states(cells)))
     if not rows:
         return
-    console.table(
-        ("cell", "row", "column", "t", "NFE", "state"), rows, notes=[f"{m} {why}" for why, m in notes.items()]
-    )
+    notes = [f"{mark} {reason}" for reason, mark in marks.items()]
+    console.table(("cell", "row", "column", "t", "NFE", "state"), rows, notes=notes)
     for t0, t1 in dict.fromkeys(cell.training for cell in report.cells if cell.training != (0.0, 1.0)):
         console.say(f"trained on t from {t0:.6g} to {t1:.6g}: target or weight is singular beyond")
     console.say("")
@@ -232,20 +211,14 @@ def _range(cells: list[CellForecast]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _span(cell: CellForecast, notes: dict[str, str]) -> str:
-    t0, t1 = cell.times
-    return " ".join([f"{t0:.3g} to {t1:.4g}", *(notes[why] for why in cell.singular)])
-
-
 def _print_refused(refused: list[Refused]) -> None:
     """Each reason once, with how many cells it stops."""
     from sitkit.studies.study import refused_at
 
-    causes: dict[str, list[Refused]] = {}
+    causes: defaultdict[str, list[Refused]] = defaultdict(list)
     for cell in refused:
         which = refused_at("", cell.row, cell.column, "")
-        cause = cell.reason.rpartition(which)[2] if which else cell.reason
-        causes.setdefault(cause, []).append(cell)
+        causes[cell.reason.rpartition(which)[2] if which else cell.reason].append(cell)
     for cells in causes.values():
         more = f" The same for {len(cells) - 1} more of the cells." if len(cells) > 1 else ""
         console.error(f"{cells[0].reason}{more}")
@@ -253,24 +226,20 @@ def _print_refused(refused: list[Refused]) -> None:
 
 def _states(cells: list[CellForecast]) -> str:
     words = [cell.state if cell.state != "begun" else f"at step {cell.step}" for cell in cells]
-    counts = {word: words.count(word) for word in words}
-    return ", ".join(word if len(cells) == 1 else f"{count} {word}" for word, count in counts.items())
+    return ", ".join(word if len(cells) == 1 else f"{count} {word}" for word, count in Counter(words).items())
 
 
 def _cost(cost: Cost) -> tuple[str, ...]:
-    memory = (cost.training_memory, cost.sampling_memory)
-    return (
-        "x".join(map(str, cost.shape)),
-        scaled(cost.parameters),
-        "-" if cost.flops is None else scaled(cost.flops),
-        *("-" if count is None else scaled(count, "B") for count in memory),
-        scaled(cost.checkpoints, "B"),
-        scaled(cost.samples, "B"),
-    )
+    memory = [
+        scaled(size, "B") for size in (cost.training_memory, cost.sampling_memory, cost.checkpoints, cost.samples)
+    ]
+    return "x".join(map(str, cost.shape)), scaled(cost.parameters), scaled(cost.flops), *memory
 
 
-def scaled(count: int, unit: str = "") -> str:
-    """A count as people read it: 1.2 GB, 725 k."""
+def scaled(count: int | None, unit: str = "") -> str:
+    """Return a count with a prefix of its unit, as 1.2 GB or 725 k; "-" for None."""
+    if count is None:
+        return "-"
     for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {prefix}{unit}"
@@ -293,13 +262,10 @@ def search(
     """Search for the best way to sample a run; run again, or beside itself, it continues."""
     from sitkit.runtime.files import read_json
     from sitkit.studies.search import describe_choice
-    from sitkit.studies.search import search as verb
 
-    with resumable(), console.progress() as progress:
-        outcome = verb(run, file, trials=trials, storage=storage, progress=progress, **running.arguments())
+    outcome = console.call(sitkit.search, run, file, trials=trials, storage=storage, **running.arguments())
     if json:
-        console.as_json(read_json(outcome.record) | {"path": outcome.record})
-        return
+        return console.as_json(read_json(outcome.record) | {"path": outcome.record})
     rows = []
     for result in (*outcome.confirmed, outcome.reference):
         setting = describe_choice(result.chosen) or "the run's own setting"

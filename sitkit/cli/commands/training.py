@@ -8,9 +8,10 @@ from typing import Any
 
 import typer
 
+import sitkit
 from sitkit.cli import console, options
 from sitkit.cli.app import app
-from sitkit.cli.interrupt import resumable
+from sitkit.cli.options import complete
 from sitkit.registry import datasets
 from sitkit.registry.settings_files import presets
 from sitkit.runtime.errors import UserError, suggest
@@ -21,30 +22,22 @@ from sitkit.runtime.errors import UserError, suggest
 def train(
     *,
     config: str | None = typer.Argument(
-        None,
-        metavar="CONFIG",
-        help="A preset or a YAML file.",
-        show_default="digits",
-        autocompletion=options.complete(presets),
+        None, metavar="CONFIG", help="A preset or a YAML file.", show_default="digits", autocompletion=complete(presets)
     ),
-    preset: str | None = typer.Option(
-        None,
+    preset: str | None = options.running_option(
         "--preset",
         metavar="NAME",
         help="A preset to start from (`sitkit list presets`); CONFIG changes it.",
-        rich_help_panel=options.RUNNING,
-        autocompletion=options.complete(presets),
+        autocompletion=complete(presets),
     ),
     training: options.TrainingOptions,
     running: options.RunningOptions,
 ) -> None:
     """Train a combination of components; the same command again continues."""
-    from sitkit.training.train import train as verb
 
     settings = running.training_settings(**vars(training))
     name, below = config or preset or "digits", preset if config else None
-    with resumable(), console.progress() as progress:
-        folder = verb(name, preset=below, settings=settings, progress=progress).folder
+    folder = console.call(sitkit.train, name, preset=below, settings=settings).folder
     previews = sorted((folder / "previews").glob("*.png"))
     words = shlex.quote(str(folder))
     console.facts(
@@ -70,22 +63,17 @@ def encode(
     json: bool = options.JSON,
 ) -> None:
     """Encode a data set into latents to train on; the same command again continues, and several processes divide the work."""
-    from sitkit.models.encode import encode as verb
     from sitkit.runs.config.sources import Layer, assemble
 
     if dtype not in ("float32", "float16"):
         raise UserError(f"--dtype {dtype}: no such type on disk. Known: float32, float16.")
     defaults = Layer({"autoencoder": "sd-vae"})
     config = assemble([defaults, _settings(data), options.layer({"autoencoder": autoencoder}, sets)])
-    with resumable(), console.progress() as progress:
-        encoded = verb(
-            config.data, autoencoder=config.autoencoder, out=out, per_shard=per_shard, dtype=dtype,
-            device=device or config.run.device, progress=progress,
-        )  # fmt: skip
+    files = {"out": out, "per_shard": per_shard, "dtype": dtype, "device": device or config.run.device}
+    encoded = console.call(sitkit.encode, config.data, autoencoder=config.autoencoder, **files)
     record = encoded.record
     if json:
-        console.as_json(record | {"path": encoded.folder})
-        return
+        return console.as_json(record | {"path": encoded.folder})
     statistics = zip(record["statistics"]["mean"], record["statistics"]["std"], strict=True)
     component = record["autoencoder"]["component"]
     fields = " ".join(f"--set autoencoder.{key}={value}" for key, value in component.items() if key != "name")
