@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,11 @@ def rates(given: TrainSettings, upto: int | None = None, optimization: Optimizat
         optimization.parameters[0].grad = torch.ones(1)
         optimization.step()
     return rates_of_steps
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the log of a run."""
+    return [json.loads(row) for row in RunFolder(folder).metrics.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
@@ -91,7 +97,7 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
     curves = []
     for parts in (1, 4):
         folder = run_training(tiny(tmp_path, *words, f"train.accumulate={parts}", base="digits"))
-        curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
+        curves.append([row["loss"] for row in log_of(folder)])
     # Means of means in another order: a few roundings of 6e-8 a step.
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     assert curves[0] != curves[1]
@@ -123,8 +129,8 @@ def test_skipping_stops_after_twenty_consecutive_steps(tmp_path: Path) -> None:
     words = ("train.lr=1e30", "train.nonfinite=skip", "run.log_every=5", "train.steps=60", "run.checkpoint_every=1000")
     with pytest.raises(WorkFailed, match="at step 21"):
         run_training(tiny(tmp_path, *words, base="digits"))
-    rows = [json.loads(row) for row in next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()]
-    assert [row["skipped"] for row in rows] == [4, 5, 5, 5]
+    (folder,) = tmp_path.iterdir()
+    assert [row["skipped"] for row in log_of(folder)] == [4, 5, 5, 5]
     assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
@@ -155,7 +161,7 @@ def test_a_compiled_training_compiles_once_and_learns_the_same(tmp_path: Path) -
         torch._dynamo.reset()
         counters.clear()
         folder = run_training(tiny(tmp_path / compiled, *words, f"run.compile={compiled}", base="digits"))
-        curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
+        curves.append([row["loss"] for row in log_of(folder)])
         graphs.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
     assert graphs == [(0, 0), (1, 0)]
     # Fused sums round otherwise: 6e-8 each, over 30 steps.
