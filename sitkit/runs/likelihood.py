@@ -31,7 +31,7 @@ from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.solvers.log_density import LogDensity, integrate_log_density
-from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE
+from sitkit.solvers.ode import Dopri5, ODESampler
 from sitkit.solvers.sampler import Sampler
 
 MAX_HELDOUT, LIKELIHOOD_BATCH = 1000, 100
@@ -103,7 +103,7 @@ def measure_likelihood(
     n: int | None = None,
     probes: int = 1,
     divergence: Divergence = "auto",
-    sampler: AdaptiveODE | FixedStepODE = Dopri5(),
+    sampler: ODESampler = Dopri5(),
     seed: int = 0,
 ) -> HeldoutLikelihood:
     """Measure the first n held-out examples (all, at most 1,000) into likelihoods/<identity>.json, or read it there.
@@ -129,7 +129,7 @@ def measure_likelihood(
         "weights": run.config.sample.weights,
         "ema": run.config.sample.ema,
         "labels": "given" if data.num_classes and run.config.sample.labels != "none" else "none",
-        "sampler": spec(sampler) if isinstance(sampler, (AdaptiveODE, FixedStepODE)) else None,
+        "sampler": spec(sampler) if isinstance(sampler, ODESampler) else None,
         "divergence": divergence,
         "probes": probes,
         "n": len(index),
@@ -143,7 +143,7 @@ def measure_likelihood(
 
 
 def _measure(
-    run: Run, index: np.ndarray, recipe: dict[str, Any], sampler: AdaptiveODE | FixedStepODE, progress: Progress
+    run: Run, index: np.ndarray, recipe: dict[str, Any], sampler: ODESampler, progress: Progress
 ) -> dict[str, Any]:
     data, sampler = run.examples, sampler.bind(run)
     device = run.device

@@ -20,7 +20,7 @@ from sitkit.models.backbone import Backbone
 from sitkit.models.loss import Batch, Loss
 from sitkit.registry import Component, Registry, registries
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.ode import FixedStepODE
+from sitkit.solvers.ode import FixedStepODE, Tableau
 from sitkit.solvers.sampler import Problem
 from sitkit.testing import Law, NotShown, laws_of, obey, parametrize_with_laws
 from sitkit.transport.coupling import Coupling
@@ -161,8 +161,7 @@ class Liar(FixedStepODE):
     """Euler's method, said to be of order 2."""
 
     order: ClassVar[int] = 2
-    method: ClassVar[str] = "euler"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ class Cheap(FixedStepODE):
 
     order: ClassVar[int] = 2
     method: ClassVar[str] = "midpoint"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ class Shifted(FixedStepODE):
     """Samples beside the data."""
 
     order: ClassVar[int] = 1
-    method: ClassVar[str] = "euler"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
     def integrate(self, problem: Problem) -> Tensor:
         states = super().integrate(problem)

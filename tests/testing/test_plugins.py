@@ -13,15 +13,14 @@ PLUGINS = ROOT / "plugins"
 
 LIAR = """
 from typing import ClassVar
-from sitkit.solvers.ode import FixedStepODE
+from sitkit.solvers.ode import FixedStepODE, Tableau
 
 @sitkit.samplers.register("liar")
 @dataclass(frozen=True)
 class Liar(FixedStepODE):
     "Euler's method, said to be of order 2."
     order: ClassVar[int] = 2
-    method: ClassVar[str] = "euler"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
     steps: int = 100
 """
 CRASHES = """

@@ -26,6 +26,7 @@ from sitkit import (
     Problem,
     Sample,
     SolveSpec,
+    Tableau,
     Timestep,
     Unguided,
     UserError,
@@ -134,8 +135,8 @@ class MeanFlowSampler(FixedStepODE):
     """
 
     order: ClassVar[int] = 1
-    method: ClassVar[str] = "meanflow"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    # Euler's: one evaluation at the start of a step.
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
     steps: int = 1
 
