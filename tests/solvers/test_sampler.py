@@ -1,10 +1,11 @@
-"""Samplers: the laws on every registered name, the cost, and a hand-written loop.  `certify` has every combination."""
+"""Samplers: the laws of every registered name, the cost, a hand-written loop, and every combination of components."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,14 +29,14 @@ from sitkit.testing import (
     obey,
     observed_order,
 )
+from sitkit.testing.certify import certify
 from sitkit.transport.field import Counted, Field
 
 SAMPLERS = samplers.names()
 ODES = [name for name in SAMPLERS if not samplers[name].stochastic]
 SDES = [name for name in SAMPLERS if samplers[name].stochastic]
-# An adaptive solver's steps depend on its batch, within the tolerance that the laws check.
+# The steps of an adaptive solver depend on its batch, within the tolerance that the laws check.
 FIXED = [name for name in SAMPLERS if any(f.name == "steps" for f in fields(samplers[name]))]
-LAST = ("none", "mean", "euler", "tweedie")
 
 
 def start(rows: int, *shape: int, seed: int = 0) -> Tensor:
@@ -140,12 +141,12 @@ def test_guidance_within_an_interval_by_hand() -> None:
         assert sampler.sample(labelled(), start(2, 1), torch.tensor([0, 3]), guidance=form).nfe == expected
 
 
-def test_torchsde_walks_as_a_hand_written_loop() -> None:
+def test_torchsde_agrees_with_a_hand_written_loop() -> None:
     """The same Brownian paths, w, grid and last step, twelve lines of arithmetic."""
     n, h = 50, 0.96 / 49
     keys, x = sample_keys(3, torch.arange(5)), start(5, 2, 3)
     form = diffusions.create("increasing-decreasing", norm=2.0)
-    found = samplers.create("euler-maruyama", steps=n).sample(field("gvp"), x, diffusion=form, seeds=keys)
+    result = samplers.create("euler-maruyama", steps=n).sample(field("gvp"), x, diffusion=form, seeds=keys)
     path, interpolant = BrownianPath(keys, 6, torch.float64), interpolants.create("gvp")
     before = path(0.0)
     for k in range(n - 1):
@@ -159,13 +160,13 @@ def test_torchsde_walks_as_a_hand_written_loop() -> None:
     w = float(form.w(t, interpolant.coefficients(t)))
     reading = field("gvp").read(x, t)
     x = x + 0.04 * (reading.velocity + w / 2 * reading.score)
-    # k h and the grid's times differ by an ulp, and 50 steps of a dozen roundings each grow little: 1e-14 measured.
-    torch.testing.assert_close(found.x, x, rtol=0, atol=1e-12)
+    # k h and the times of the grid differ by one rounding; 50 steps of a dozen roundings each: 1e-14 measured.
+    torch.testing.assert_close(result.x, x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
-    """With a mixture of classes and in float32 too: labels, noise and path are the sample's own."""
+    """With several classes, in float64 and float32: labels, noise and path belong to the sample."""
     sampler = samplers.create(name, steps=8)
     keys, y = sample_keys(0, torch.arange(64)), torch.arange(64) % LABELLED
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
@@ -177,7 +178,7 @@ def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
             ])
             for b in (64, 7, 1)
         ]  # fmt: skip
-        # Elementwise arithmetic alone: what vector and scalar instructions round differently is all that may differ.
+        # All arithmetic is elementwise: only the rounding of vector and scalar instructions may differ.
         for other in drawn[1:]:
             torch.testing.assert_close(other, drawn[0], rtol=tolerance, atol=tolerance)
 
@@ -280,3 +281,11 @@ def test_a_last_step_that_leaves_noise_is_refused_unless_accepted() -> None:
 def test_presets_are_their_components() -> None:
     for name, preset in diffusions.presets().items():
         assert diffusions.create(name) == diffusions.create(preset.of, **preset.fields)
+
+
+@pytest.mark.slow
+def test_every_combination_is_right_or_refused_with_its_default_steps(tmp_path: Path) -> None:
+    """`test_certify` has the combinations with 64 steps."""
+    certificate = certify(interp=[path for path in interpolants.names() if path != "ddpm"], out=tmp_path)
+    assert certificate.wrong == []
+    assert certificate.count("refused") < len(certificate.verdicts) / 6
