@@ -1,6 +1,6 @@
-"""Pages that are generated from the code: commands, components, the reference of public names, the gallery.
+"""A hook of mkdocs: pages from the code (commands, components, reference of public names, gallery) and from the README.
 
-A hook of mkdocs.  The build fails where a public name has no docstring, so that the reference has no holes.
+The build fails if a public name has no docstring, so the reference is complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 import sitkit
-from sitkit.registry import Registry, registries
+from sitkit import Registry
 
 PACKAGE = Path(sitkit.__file__).parent
 GROUPS = {
@@ -43,23 +43,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     missing = [f"{name.module}.{name.name}" for name in names if not name.doc]
     if missing:
         raise PluginError("public names without a docstring:\n" + "\n".join(missing))
-    drawn = pictures(Path(tempfile.mkdtemp(prefix="sitkit-gallery-")))
+    plots = pictures(Path(tempfile.mkdtemp(prefix="sitkit-gallery-")))
     pages = {
         "cli.md": cli_page(),
         "components.md": components_page(),
-        "gallery.md": gallery_page(drawn),
+        "gallery.md": gallery_page(plots),
+        "tree.md": tree_page(),
         "reference/index.md": reference_index(names),
     }
     pages |= {f"reference/{group}.md": reference_page(group, names) for group in GROUPS}
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
-    for path in drawn.values():
+    for path in plots.values():
         files.append(File.generated(config, f"pictures/{path.name}", abs_src_path=str(path)))
     return files
 
 
 class PublicName(NamedTuple):
-    """A name of the stub, the module that defines it, its group in the reference, and its docstring."""
+    """A public name, the module that defines it, its group in the reference, and its docstring."""
 
     name: str
     module: str
@@ -68,7 +69,7 @@ class PublicName(NamedTuple):
 
 
 def public_names() -> list[PublicName]:
-    """The names that `sitkit/__init__.pyi` states."""
+    """Return the names of `sitkit/__init__.pyi`, in its order."""
     tree = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
     return [
         PublicName(name.name, f"sitkit.{node.module}", group_of(name.name, str(node.module)), docstring_of(name.name))
@@ -79,7 +80,7 @@ def public_names() -> list[PublicName]:
 
 
 def group_of(name: str, module: str) -> str:
-    """The group of a public name, by what it is and by the room that defines it."""
+    """Return the group of a public name: it depends on its type and on the room that defines it."""
     thing, room = getattr(sitkit, name), module.split(".")[0]
     if name in MATHEMATICS:
         return "mathematics"
@@ -91,25 +92,39 @@ def group_of(name: str, module: str) -> str:
 
 
 def docstring_of(name: str) -> str:
-    """The docstring of a public name; of a registry, its kind."""
+    """Return the docstring of a public name; for a registry, its kind and its flag."""
     thing = getattr(sitkit, name)
     if isinstance(thing, Registry):
         return f"Components of the kind `{thing.kind}`; the flag is `{thing.flag}`."
     return inspect.getdoc(thing) or "" if inspect.isclass(thing) or inspect.isfunction(thing) else "A type."
 
 
+def tree_page() -> str:
+    """Return the section of the README that has the tree of files."""
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    return (
+        "---\nhide: [toc]\n---\n\n# Where things are" + text.partition("## Where things are")[2].partition("\n## ")[0]
+    )
+
+
 def first_line(text: str | None) -> str:
-    """The first line of a docstring."""
+    """Return the first line of a docstring."""
     return (text or "").strip().splitlines()[0] if text else ""
 
 
 def cell(text: str) -> str:
-    """Text that may stand in a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def registries() -> list[Registry[Any]]:
+    """Return the registries, in the order of the public names."""
+    things = [getattr(sitkit, name.name) for name in public_names()]
+    return [thing for thing in things if isinstance(thing, Registry)]
+
+
 def components_page() -> str:
-    """Every registry with its names, meanings and fields."""
+    """Return the page of all registries with their names, meanings and fields."""
     import dataclasses
 
     lines = [
@@ -118,7 +133,7 @@ def components_page() -> str:
         "Every name that a flag, a YAML file or a plugin can use, as `sitkit list` prints it.",
         "",
     ]
-    for registry in registries.values():
+    for registry in registries():
         lines += [f"## {registry.plural} {{ #{registry.plural} }}", "", f"`{registry.flag} NAME`", ""]
         lines += ["| name | meaning | fields |", "|---|---|---|"]
         presets = registry.presets()
@@ -130,7 +145,7 @@ def components_page() -> str:
 
 
 def cli_page() -> str:
-    """Every command with its arguments and flags, read from the application itself."""
+    """Return the page of all commands with their arguments and flags, read from the application."""
     from typer.main import get_command
 
     from sitkit.cli.commands import app
@@ -145,7 +160,7 @@ def cli_page() -> str:
 
 
 def commands(command: Any, name: str, level: int) -> list[str]:
-    """The section of a command, then those of the commands in it."""
+    """Return the section of a command, then the sections of its subcommands."""
     lines: list[str] = []
     if name != "sitkit":
         lines += [
@@ -179,7 +194,7 @@ def usage(command: Any, name: str) -> str:
 
 
 def reference_index(names: list[PublicName]) -> str:
-    """A line for each public name, in groups."""
+    """Return the page with one line for each public name, in groups."""
     lines = ["# Reference", "", "Import every name from `sitkit`.", ""]
     for group, title in GROUPS.items():
         lines += [f"## [{title}]({group}.md)", "", "| name | meaning |", "|---|---|"]
@@ -189,7 +204,7 @@ def reference_index(names: list[PublicName]) -> str:
 
 
 def reference_page(group: str, names: list[PublicName]) -> str:
-    """The docstrings of a group."""
+    """Return the page with the docstrings of a group."""
     lines = [f"# {GROUPS[group]}", ""]
     for name in names:
         if name.group == group and group == "registries" and name.name != "Registry":
@@ -207,26 +222,26 @@ def reference_page(group: str, names: list[PublicName]) -> str:
 
 
 def pictures(folder: Path) -> dict[tuple[str, str], Path]:
-    """(registry, name) to the picture of `sitkit show`, drawn now, for every component that has one."""
+    """Draw the picture of `sitkit show` for every component that has one; the keys are (registry, name)."""
     from sitkit.evaluation.component_plots import draw_component
 
-    drawn = {}
+    plots = {}
     for plural in GALLERY:
-        registry = registries[plural]
+        registry = getattr(sitkit, plural)
         for name in registry.names():
             path = folder / f"{plural}-{name.replace('/', '-')}.png"
             if name not in registry.presets() and draw_component(registry.create(name), path):
-                drawn[plural, name] = path
-    return drawn
+                plots[plural, name] = path
+    return plots
 
 
-def gallery_page(drawn: dict[tuple[str, str], Path]) -> str:
-    """Formulas, grids and samplers as `sitkit show` draws them."""
+def gallery_page(plots: dict[tuple[str, str], Path]) -> str:
+    """Return the page of the pictures of interpolants, diffusions, grids and samplers."""
     lines = ["# Gallery", "", "Drawn by `sitkit show` when this page was built.", ""]
     for plural, title in GALLERY.items():
         lines += [f"## {title}", ""]
-        for (other, name), path in drawn.items():
+        for (other, name), path in plots.items():
             if other == plural:
-                command = f"sitkit show {registries[plural].kind} {name}"
+                command = f"sitkit show {getattr(sitkit, plural).kind} {name}"
                 lines += [f"`{command}`", "", f"![{command}](pictures/{path.name}){{ width=720 }}", ""]
     return "\n".join(lines)

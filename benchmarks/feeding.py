@@ -1,22 +1,21 @@
-"""Whether data come as fast as training takes them: images per second read ahead, beside what a training step needs.
+"""The speed of reading data, compared with the speed of a training step, in images per second.
 
     python benchmarks/feeding.py [--tiny] [--backbone sit-s/2] [--batch 32] > feeding.json
 
-Batches of an archive in memory, of a folder of PNG files that are decoded as they are read and not kept, and of latents
-(mapped shards, a fresh draw of each posterior), with 0, 1 and 2 threads reading ahead.  The baseline decodes the same files one
-after another in a bare loop.  The need is the images per second of sitkit's training step on latents of 4 x 32 x 32 here; the
-processor seconds of a read tell what a core spends on it, for on a CPU the step and the reads share the cores.  Last, how long
-a folder of 100,000 files takes until it can be read, beside a bare walk through it.
+Three sources are read with 0, 1 and 2 threads that read ahead: an archive in memory; a folder of PNG files, which are
+decoded when they are read and not kept; and latents (mapped shards, a new draw from each posterior).  The baseline decodes
+the same files one after another in a plain loop.  The need is the speed of sitkit's training step on latents of
+4 x 32 x 32 on this machine.  The processor seconds of a read are also reported, because on a CPU the step and the reads
+share the cores.  The last measurement is the time until a folder of 100,000 files can be read, beside a plain walk
+through the folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,12 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from _shared import machine, parser
 from encode import pictures
 from PIL import Image
 from train import latents, network_of, ours, timed
 
 import sitkit
-from sitkit.data.dataset import Examples, load_examples
+from sitkit import Examples
+from sitkit.data.dataset import load_examples
 from sitkit.data.decoding import Pictures, centre_square
 from sitkit.data.latents import INDEX, shard_path
 from sitkit.data.stream import feed
@@ -39,7 +40,7 @@ from sitkit.runtime.tensors import save_tensors
 
 
 def written_latents(folder: Path, count: int, per_shard: int = 256) -> Examples:
-    """Made-up latents on disk, in the layout that `sitkit encode` writes."""
+    """Write random latents to disk in the layout of `sitkit encode`, and load them."""
     values = latents(count).read(np.arange(count))
     rows = [min(per_shard, count - first) for first in range(0, count, per_shard)]
     for number, size in enumerate(rows):
@@ -55,14 +56,14 @@ def written_latents(folder: Path, count: int, per_shard: int = 256) -> Examples:
 
 
 def in_archive(folder: Path, count: int, size: int) -> Examples:
-    """Images in an .npz, kept in memory as they are."""
+    """Write random images to an .npz, and load them into memory."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=images)
     return sitkit.datasets.create("npz", path=str(folder / "images.npz"), flip=True).load()
 
 
 def in_folder(folder: Path, count: int, size: int) -> Examples:
-    """Images in a folder, of a set too large to be kept when decoded."""
+    """Write images to a folder, and load them as a set that is too large to keep its decoded images."""
     pictures(folder / "images", count, 2 * size)
     data = load_examples(sitkit.datasets.create("image-folder", path=str(folder / "images"), size=size))
     reader = data.reader
@@ -71,7 +72,7 @@ def in_folder(folder: Path, count: int, size: int) -> Examples:
 
 
 def start(folder: Path, count: int) -> dict[str, float]:
-    """Return the seconds until a folder of `count` tiny files can be read: first with the check of every header, then again."""
+    """Return the seconds until a folder of `count` tiny files can be read: with the check of every header, then without."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "png")
     for number in range(count):
@@ -79,47 +80,47 @@ def start(folder: Path, count: int) -> dict[str, float]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.getvalue())
     dataset = sitkit.datasets.create("image-folder", path=str(folder), size=8)
-    # What was checked once is remembered there: this one has never seen the folder.
+    # The result of a check is cached there; this new cache does not contain the folder.
     os.environ["XDG_CACHE_HOME"] = str(folder.parent / "cache")
     seconds = {}
     for name in ("first", "again"):
-        began = time.perf_counter(), time.process_time()
+        start_time = time.perf_counter(), time.process_time()
         dataset.load()
-        seconds[name] = time.perf_counter() - began[0]
-        seconds[f"{name}_processor"] = time.process_time() - began[1]
-    began = time.perf_counter()
+        seconds[name] = time.perf_counter() - start_time[0]
+        seconds[f"{name}_processor"] = time.process_time() - start_time[1]
+    start_time = time.perf_counter()
     for _, _, files in os.walk(folder):
         for _ in files:
             pass
-    return {"files": count, **seconds, "bare_listing": time.perf_counter() - began}
+    return {"files": count, **seconds, "bare_listing": time.perf_counter() - start_time}
 
 
 def rate(data: Examples, batch: int, batches: int, workers: int) -> dict[str, float]:
-    """Images per second, and milliseconds of the processor for an image."""
+    """Return the images per second, and the processor milliseconds for one image."""
     with feed(data, 0, range(batches + 2), batch, workers=workers) as stream:
         for _ in range(2):
             next(stream)
-        began = time.perf_counter(), time.process_time()
+        start_time = time.perf_counter(), time.process_time()
         for _ in range(batches):
             next(stream)
-        wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+        wall, cpu = time.perf_counter() - start_time[0], time.process_time() - start_time[1]
     images = batch * batches
     return {"images_per_second": images / wall, "processor_ms_per_image": 1000 * cpu / images}
 
 
-def bare(folder: Path, size: int) -> float:
-    """Images per second of a bare loop over the same files."""
+def plain_loop(folder: Path, size: int) -> float:
+    """Return the images per second of a plain loop over the same files."""
     files = sorted((folder / "images").glob("*/*.png"))
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for path in files:
         with Image.open(path) as image:
             x = torch.from_numpy(np.asarray(centre_square(image.convert("RGB"), size)).copy())
         _ = x.permute(2, 0, 1).float() / 127.5 - 1
-    return len(files) / (time.perf_counter() - began)
+    return len(files) / (time.perf_counter() - start_time)
 
 
 def need(backbone: str, batch: int, device: torch.device) -> float:
-    """Images per second of the training step, eager float32 on a CPU, compiled bfloat16 on CUDA."""
+    """Return the images per second of the training step: eager float32 on a CPU, compiled bfloat16 on CUDA."""
     cuda = device.type == "cuda"
     step = ours(network_of(backbone, device), latents(batch), batch, device, cuda, "bf16" if cuda else "fp32")
     timed(step, device, 2)
@@ -129,13 +130,12 @@ def need(backbone: str, batch: int, device: torch.device) -> float:
 def main() -> None:
     """Run everything and print JSON."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for a smoke test")
-    parser.add_argument("--backbone", default="sit-xl/2" if cuda else "sit-s/2")
-    parser.add_argument("--batch", type=int, default=256 if cuda else 32)
-    asked = parser.parse_args()
-    backbone, batch, count, size, batches = asked.backbone, asked.batch, 2048, 64, 40
-    if asked.tiny:
+    benchmark = parser(__doc__)
+    benchmark.add_argument("--backbone", default="sit-xl/2" if cuda else "sit-s/2")
+    benchmark.add_argument("--batch", type=int, default=256 if cuda else 32)
+    options = benchmark.parse_args()
+    backbone, batch, count, size, batches = options.backbone, options.batch, 2048, 64, 40
+    if options.tiny:
         backbone, batch, count, size, batches = "sit-xs/4", 4, 32, 16, 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -148,20 +148,19 @@ def main() -> None:
         for kind, make in sets.items():
             data = make()
             rates[kind] = {workers: rate(data, batch, batches, workers) for workers in (0, 1, 2)}
-        plain = bare(folder, size)
-        started = start(folder / "many", 200 if asked.tiny else 100_000)
-    wanted = need(backbone, batch if cuda else min(batch, 8), torch.device("cuda" if cuda else "cpu"))
-    for each in rates.values():
-        for row in each.values():
-            row["over_need"] = row["images_per_second"] / wanted
-    machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        plain = plain_loop(folder, size)
+        seconds_to_start = start(folder / "many", 200 if options.tiny else 100_000)
+    needed = need(backbone, batch if cuda else min(batch, 8), torch.device("cuda" if cuda else "cpu"))
+    for rows in rates.values():
+        for row in rows.values():
+            row["over_need"] = row["images_per_second"] / needed
     report = {
-        "machine": machine,
+        "machine": machine(),
         "batch": batch,
         "size": size,
-        "need": {"backbone": backbone, "images_per_second": wanted},
+        "need": {"backbone": backbone, "images_per_second": needed},
         "read_ahead_by_threads": rates,
-        "start_of_a_folder": started,
+        "start_of_a_folder": seconds_to_start,
         "bare_loop_over_the_folder": {"images_per_second": plain},
     }
     print(json.dumps(report, indent=2))

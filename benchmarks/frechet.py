@@ -1,10 +1,10 @@
-"""What a Frechet distance with its standard error costs where samples are fewer than dimensions: seconds, and memory.
+"""The cost of a Frechet distance with its standard error for fewer samples than dimensions: seconds and memory.
 
     python benchmarks/frechet.py [--tiny] [--bootstrap 0] > frechet.json
 
-Features are drawn at random, in float64; each case is a process of its own on one thread, and is killed after three minutes.
-The floor is the product of the samples and the reference, 2 n m d FLOP, at the rate that this core reaches on products of
-matrices in float64, and the features themselves in memory.
+The features are random numbers in float64.  Each case runs in its own process on one thread, and is killed after three
+minutes.  The lower bound of the time is the product of the samples and the reference, 2 n m d FLOP, at the rate of matrix
+products in float64 on this core.  The lower bound of the memory is the size of the features.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ import sys
 import time
 
 import torch
+from _shared import parser
 
-from sitkit.registry import metrics
+import sitkit
 
-# n samples, m reference points, d dimensions: 64 x 64 x 3 pixels of a set of 12,000, and Inception's features of 10,000.
+# n samples, m reference points, d dimensions: 64 x 64 x 3 pixels of 12,000 images, and Inception features of 10,000.
 CASES = ((300, 11_992, 12_288), (1000, 11_992, 12_288), (1000, 10_000, 2048))
-PATIENCE = 180
+TIMEOUT = 180
 
 
 def measure(n: int, m: int, d: int, bootstrap: int) -> dict[str, float]:
-    """One distance, in this process."""
+    """Measure one distance in this process."""
     rng = torch.Generator().manual_seed(0)
     scale = torch.arange(1, d + 1, dtype=torch.float64).rsqrt()
     x, y = (torch.randn(k, d, generator=rng, dtype=torch.float64).mul_(scale) for k in (n, m))
-    metric = metrics.create("frechet", bootstrap=bootstrap)
+    metric = sitkit.metrics.create("frechet", bootstrap=bootstrap)
     clock, processor = time.perf_counter(), time.process_time()
-    done = metric.compare(x, y)
+    distance = metric.compare(x, y)
     return {
-        "value": done.value,
+        "value": distance.value,
         "clock": time.perf_counter() - clock,
         "processor": time.process_time() - processor,
         "features_mib": 8 * (n + m) * d / 2**20,
@@ -44,21 +45,21 @@ def measure(n: int, m: int, d: int, bootstrap: int) -> dict[str, float]:
 
 
 def rate() -> float:
-    """FLOP per processor second on products of matrices in float64."""
+    """Return the FLOP per processor second of matrix products in float64."""
     a = torch.randn(1024, 1024, dtype=torch.float64)
     torch.mm(a, a)
-    began = time.process_time()
+    start_time = time.process_time()
     for _ in range(10):
         torch.mm(a, a)
-    return 20 * 1024**3 / (time.process_time() - began)
+    return 20 * 1024**3 / (time.process_time() - start_time)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="a few points: does it run at all")
-    parser.add_argument("--bootstrap", type=int, default=0)
-    parser.add_argument("--case", type=int, nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    """Measure every case and print JSON."""
+    benchmark = parser(__doc__, tiny="a few points, for a smoke test")
+    benchmark.add_argument("--bootstrap", type=int, default=0)
+    benchmark.add_argument("--case", type=int, nargs=3, help=argparse.SUPPRESS)
+    options = benchmark.parse_args()
     torch.set_num_threads(1)
     if options.case:
         n, m, d = options.case
@@ -69,10 +70,10 @@ def main() -> None:
         command = [sys.executable, __file__, "--bootstrap", str(options.bootstrap), "--case", *map(str, (n, m, d))]
         row = {"n": n, "m": m, "d": d, "floor_seconds": 2 * n * m * d / flops}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
-            row |= json.loads(done.stdout)
+            process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT)
+            row |= json.loads(process.stdout)
         except subprocess.TimeoutExpired:
-            row["killed_after"] = PATIENCE
+            row["killed_after"] = TIMEOUT
         rows.append(row)
     machine = {"machine": platform.platform(), "torch": torch.__version__, "gflop_per_second": flops / 1e9}
     print(json.dumps({**machine, "cases": rows}, indent=2))

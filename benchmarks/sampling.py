@@ -1,16 +1,15 @@
-"""What sampling costs beyond the network: time against a bare loop, and memory against the number of steps.
+"""The cost of sampling beyond the network: time against a plain loop, and memory against the number of steps.
 
     python benchmarks/sampling.py [--tiny] > sampling.json
 
-The floor of a step is one network call.  The baseline calls the network as often, on the same state, and does nothing else
-but the Euler-Maruyama update with torch.randn.  Both run in this process, pair by pair, and the median ratio is reported.
+The lower bound of a step is one network call.  The baseline makes the same number of network calls on the same state, and
+otherwise only the Euler-Maruyama update with torch.randn.  Both run in this process, in turn, and the median of the ratios
+is reported.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _shared import machine, parser
 from torch import Tensor, nn
 
 import sitkit
@@ -27,7 +27,7 @@ SHAPE = (4, 32, 32)
 
 
 def baseline(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """Euler-Maruyama for linear / velocity with w = sigma, as plainly as it can be written."""
+    """Sample by a plain Euler-Maruyama loop for linear / velocity with w = sigma."""
     end = 0.96
     h = end / steps
     for i in range(steps):
@@ -39,18 +39,21 @@ def baseline(network: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that the work takes, by the clock and of the processor: beside other work only the second is its own."""
-    began = time.perf_counter(), time.process_time()
+    """Return the seconds of the work, by the clock and of the processor.
+
+    Other work on the machine changes the clock seconds, but hardly the processor seconds.
+    """
+    start_time = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began[0], time.process_time() - began[1]
+    return time.perf_counter() - start_time[0], time.process_time() - start_time[1]
 
 
 def overhead(batch: int, steps: int, pairs: int, backbone: str) -> dict[str, Any]:
-    """The time of sitkit's euler-maruyama, through torchsde, over the baseline's, with as many network calls."""
+    """Return the time of sitkit's euler-maruyama (through torchsde) over that of the baseline with as many network calls."""
     torch.manual_seed(0)
     network = sitkit.backbones.create(backbone).build(SHAPE, 1000).eval()
     field = sitkit.Field(network, sitkit.interpolants.create("linear"), sitkit.targets.create("velocity"))
-    # The last step is one of sitkit's steps: the last call of the loop stands for it.
+    # The last step is one of the steps of sitkit; the last call of the loop corresponds to it.
     sampler = sitkit.samplers.create("euler-maruyama", steps=steps, last_step="tweedie")
     x, y = torch.randn(batch, *SHAPE), torch.zeros(batch, dtype=torch.int64)
     ours, theirs = [], []
@@ -59,27 +62,27 @@ def overhead(batch: int, steps: int, pairs: int, backbone: str) -> dict[str, Any
         for _ in range(pairs):
             ours.append(timed(lambda: sampler.sample(field, x, y, seeds=range(batch))))
             theirs.append(timed(lambda: baseline(network, x, y, steps)))
-    spent = sampler.sample(field, x, y, seeds=range(batch)).nfe
+    calls = sampler.sample(field, x, y, seeds=range(batch)).nfe
     return {
         "backbone": backbone,
         "batch": batch,
-        "network_calls": spent,
+        "network_calls": calls,
         **compared("clock", [wall for wall, _ in ours], [wall for wall, _ in theirs]),
         **compared("processor", [cpu for _, cpu in ours], [cpu for _, cpu in theirs]),
     }
 
 
-def compared(what: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
-    """Medians of both and of their ratio, pair by pair, with every ratio."""
+def compared(clock: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Return the medians of both and of the ratios of neighbouring runs, and every ratio."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     medians = [statistics.median(values) for values in (ours, theirs, ratios)]
-    return {what: dict(zip(("seconds", "baseline_seconds", "ratio"), medians, strict=True)) | {"ratios": ratios}}
+    return {clock: dict(zip(("seconds", "baseline_seconds", "ratio"), medians, strict=True)) | {"ratios": ratios}}
 
 
 def peak(steps: int, batch: int) -> int:
     """Return the peak resident memory in MiB of a process that samples an SDE in `steps` steps with one convolution.
 
-    VmHWM is the process's own; getrusage's ru_maxrss would start from that of this one, which it inherits.
+    VmHWM is the peak of that process alone; ru_maxrss of getrusage would start at the peak of the parent process.
     """
     code = (
         "import torch, sitkit; torch.manual_seed(0)\n"
@@ -95,11 +98,9 @@ def peak(steps: int, batch: int) -> int:
 
 def main() -> None:
     """Run everything and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for a smoke test")
-    tiny = parser.parse_args().tiny
+    tiny = parser(__doc__).parse_args().tiny
     report = {
-        "machine": {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "machine": machine(),
         "overhead": overhead(2, 4, 2, "sit-xs/4") if tiny else overhead(8, 10, 5, "sit-s/2"),
         "peak_mib_by_steps": {n: peak(n, 4 if tiny else 64) for n in ((4, 8) if tiny else (25, 250, 500))},
         "floor": "one network call a step",

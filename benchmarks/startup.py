@@ -1,14 +1,14 @@
-"""What starting costs: importing sitkit, --help and list, beside an empty interpreter and `import torch`.
+"""The time to start: importing sitkit, --help and list, beside an empty interpreter and `import torch`.
 
     python benchmarks/startup.py [--tiny] > startup.json
 
-Each command is a process of its own, all of them in turn, several rounds; medians are reported.  The floor is `python -c
-pass`.  Importing torch stands beside them because everything that needs it must wait so long: what lists and explains does not.
+Each command runs in its own process; all commands run in turn, in several rounds, and the medians are reported.  The lower
+bound is `python -c pass`.  The import of torch is measured too: a command that needs torch takes at least that long, and
+the commands that only list or explain do not need it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import resource
@@ -16,6 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from _shared import parser
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -28,30 +30,30 @@ COMMANDS = {
 FLOOR, HEAVY = "python -c pass", "import torch"
 
 
-def spent(words: list[str]) -> tuple[float, float]:
-    """Seconds of a process by the clock, and of the processor."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+def seconds_of(words: list[str]) -> tuple[float, float]:
+    """Return the seconds of a process, by the clock and of the processor."""
+    before, start_time = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.perf_counter() - start_time, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def main() -> None:
     """Run everything and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tiny", action="store_true", help="one round, for a smoke test")
-    parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
-    rounds = 1 if asked.tiny else asked.rounds
+    benchmark = parser(__doc__, tiny="one round, for a smoke test")
+    benchmark.add_argument("--rounds", type=int, default=7)
+    options = benchmark.parse_args()
+    rounds = 1 if options.tiny else options.rounds
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
     for words in COMMANDS.values():
-        # A first start compiles what later ones find.
-        spent(words)
+        # The first start compiles the byte code.
+        seconds_of(words)
     for _ in range(rounds):
         for name, words in COMMANDS.items():
-            seconds[name].append(spent(words))
+            seconds[name].append(seconds_of(words))
     medians = {
-        name: [statistics.median(column) for column in zip(*each, strict=True)] for name, each in seconds.items()
+        name: [statistics.median(column) for column in zip(*rounds_of, strict=True)]
+        for name, rounds_of in seconds.items()
     }
     rows = {
         name: {

@@ -1,20 +1,19 @@
-"""What a training step costs: images per second, MFU and peak memory for each size, against a plain loop.
+"""The cost of a training step: images per second, MFU and peak memory for each size, against a plain loop.
 
     python benchmarks/train.py [--tiny] [--sizes sit-s/2,sit-b/2] [--batch 8] [--pairs 5] > train.json
 
-The floor of a step is its matrix products at the rate that such products reach here, plus the bytes that optimiser and
-average must move at the rate of a copy.  The baseline trains the same network as published research code does: a float32
-loop (TF32 on CUDA) with torch's AdamW as it comes, an average kept by a loop in Python, no compilation.  Beside it stand
-this package's steps, eager and compiled, in float32 and in bfloat16 (train.precision: bf16).  All run in this process, one
-step of each in turn, and the medians of the ratios of neighbouring steps are reported.
+The lower bound of a step is the time of its matrix products, at the rate of such products on this machine, plus the time
+to move the bytes of the optimizer and of the average, at the rate of a copy.  The baseline trains the same network as
+published research code does: a float32 loop (TF32 on CUDA) with torch's default AdamW, an average updated by a loop in
+Python, no compilation.  It is compared with the steps of sitkit, eager and compiled, in float32 and in bfloat16
+(train.precision: bf16).  All run in this process, one step of each in turn, and the medians of the ratios of neighbouring
+steps are reported.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import platform
 import resource
 import statistics
 import time
@@ -22,12 +21,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _shared import machine, parser
 from torch import nn
 
 import sitkit
-from sitkit.data.dataset import Examples, in_memory
+from sitkit import Examples, in_memory
+from sitkit.data.stream import batch as read
 from sitkit.models.autoencoder import Prepared
-from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.training.ema import EMA
 from sitkit.training.objective import TrainingInputs, objective_of
@@ -41,14 +41,14 @@ MOVED = 10
 
 
 def latents(n: int) -> Examples:
-    """Made-up latents of the size of ImageNet's at 256 pixels."""
+    """Return random latents of the size of ImageNet latents at 256 pixels."""
     values = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0)).numpy()
     labels = (torch.arange(n) % CLASSES).numpy()
     return in_memory(values, labels, tuple(map(str, range(CLASSES))), holdout=0.0)
 
 
 def network_of(size: str, device: torch.device) -> nn.Module:
-    """The network with weights that are not zero anywhere, so that every product is one."""
+    """Return the network with no zero weights, so that no matrix product is trivial."""
     torch.manual_seed(0)
     network = sitkit.backbones.create(size).build(SHAPE, CLASSES).to(device)
     for parameter in network.parameters():
@@ -58,16 +58,16 @@ def network_of(size: str, device: torch.device) -> nn.Module:
 
 
 def baseline(network: nn.Module, data: Examples, batch: int, device: torch.device) -> Callable[[], None]:
-    """A step of linear / velocity as plainly as it is written in published code."""
+    """Return a training step of linear / velocity written as in published code."""
     average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0)
     values, labels = data.read(data.train), torch.from_numpy(data.labels)
-    place = 0
+    position = 0
 
     def step() -> None:
-        nonlocal place
-        rows = torch.arange(place, place + batch) % len(values)
-        place += batch
+        nonlocal position
+        rows = torch.arange(position, position + batch) % len(values)
+        position += batch
         x1, y = values[rows].to(device), labels[rows].to(device)
         y = torch.where(torch.rand(batch, device=device) < 0.1, CLASSES, y)
         x0, t = torch.randn_like(x1), torch.rand(batch, device=device)
@@ -77,8 +77,8 @@ def baseline(network: nn.Module, data: Examples, batch: int, device: torch.devic
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            for kept, now in zip(average.parameters(), network.parameters(), strict=True):
-                kept.mul_(DECAY).add_(now, alpha=1 - DECAY)
+            for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+                mean.mul_(DECAY).add_(weight, alpha=1 - DECAY)
         loss.item()
 
     return step
@@ -87,44 +87,43 @@ def baseline(network: nn.Module, data: Examples, batch: int, device: torch.devic
 def ours(
     network: nn.Module, data: Examples, batch: int, device: torch.device, compiled: bool, precision: str
 ) -> Callable[[], None]:
-    """The step of sitkit's training loop, without its log and its files."""
-    config = assemble([Layer({"train": {"batch": batch, "lr": LR, "ema": DECAY, "precision": precision}})])
+    """Return the step of sitkit's training loop, without its log and its files."""
+    settings = {"batch": batch, "lr": LR, "ema": DECAY, "precision": precision}
+    config = sitkit.Config.model_validate({"train": settings})
     objective = objective_of(config, network, Prepared(data, SHAPE, CLASSES))
     group = ProcessGroup(0, 1, device)
     parallelized = Parallelized(objective, group, "ddp", compiled)
     optimization, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
     inputs_of = TrainingInputs(config, network, data, device)
-    done = 0
+    steps = 0
 
     def step() -> None:
-        nonlocal done
-        from sitkit.data.stream import batch as read
-
-        parallelized(*inputs_of(*read(data, 0, done, batch)))[0].backward()
+        nonlocal steps
+        parallelized(*inputs_of(*read(data, 0, steps, batch)))[0].backward()
         optimization.step()
-        done += 1
-        averages.update(done)
+        steps += 1
+        averages.update(steps)
 
     return step
 
 
 def timed(step: Callable[[], object], device: torch.device, repeat: int) -> float:
-    """Seconds a step."""
+    """Return the seconds of one step."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     for _ in range(repeat):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / repeat
+    return (time.perf_counter() - start_time) / repeat
 
 
 def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device, compile_too: bool) -> dict[str, Any]:
-    """One size: every variant beside the baseline, step by step."""
+    """Measure one size: every variant beside the baseline, one step of each in turn."""
     data = latents(max(64, batch))
     plain = network_of(size, device)
-    # How each variant computes: compiled or not, and in which precision.  The baseline is float32, TF32 on CUDA.
+    # For each variant: whether it is compiled, and its precision.  The baseline is float32, TF32 on CUDA.
     variants = {
         f"{'compiled' if compiled else 'eager'} {precision}": (compiled, precision)
         for precision in (("bf16",) if device.type == "cuda" else ("fp32", "bf16"))
@@ -148,8 +147,8 @@ def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device
     moved = MOVED * 4 * numbers
 
     def row(name: str) -> dict[str, float]:
-        median, halved = statistics.median(seconds[name]), name in variants and variants[name][1] == "bf16"
-        rate = peak_flops(device, torch.bfloat16 if halved else torch.float32)
+        median, bf16 = statistics.median(seconds[name]), name in variants and variants[name][1] == "bf16"
+        rate = peak_flops(device, torch.bfloat16 if bf16 else torch.float32)
         floor = flops / rate + moved / bandwidth(device)
         return {
             "seconds": median,
@@ -172,24 +171,20 @@ def measure(size: str, batch: int, pairs: int, repeat: int, device: torch.device
 
 
 def parts(size: str, batch: int, device: torch.device) -> dict[str, float]:
-    """Seconds of the pieces of an eager step, each the best of three: where the time goes."""
+    """Return the seconds of each part of an eager step, the best of three."""
     data, network = latents(max(64, batch)), network_of(size, device)
-    config = assemble([Layer({"train": {"batch": batch}})])
-    objective, inputs_of = (
-        objective_of(config, network, Prepared(data, SHAPE, CLASSES)),
-        TrainingInputs(config, network, data, device),
-    )
+    config = sitkit.Config.model_validate({"train": {"batch": batch}})
+    objective = objective_of(config, network, Prepared(data, SHAPE, CLASSES))
+    inputs_of = TrainingInputs(config, network, data, device)
     optimization, averages = Optimization(objective.parameters(), config.train), EMA(network, (DECAY,))
-    from sitkit.data.stream import batch as read
-
     inputs = inputs_of(*read(data, 0, 0, batch))
     best: dict[str, float] = {}
     for _ in range(3):
-        kept: list[torch.Tensor] = []
+        losses: list[torch.Tensor] = []
         pieces: dict[str, Callable[[], object]] = {
             "inputs": lambda: inputs_of(*read(data, 0, 0, batch)),
-            "forward": lambda kept=kept: kept.append(objective(*inputs)[0]),
-            "backward": lambda kept=kept: kept[0].backward(),
+            "forward": lambda losses=losses: losses.append(objective(*inputs)[0]),
+            "backward": lambda losses=losses: losses[0].backward(),
             "optimiser": optimization.step,
             "average": lambda: averages.update(2),
         }
@@ -199,7 +194,7 @@ def parts(size: str, batch: int, device: torch.device) -> dict[str, float]:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes per second of a copy, reading and writing counted."""
+    """Return the bytes per second of a copy, counting reads and writes."""
     a = torch.zeros(2**26 if device.type == "cuda" else 2**24, device=device)
     b = torch.empty_like(a)
     return 2 * a.nbytes / min(timed(lambda: b.copy_(a), device, 1) for _ in range(5))
@@ -208,27 +203,21 @@ def bandwidth(device: torch.device) -> float:
 def main() -> None:
     """Run everything and print JSON."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, for a smoke test")
-    parser.add_argument("--sizes", default="sit-s/2,sit-b/2,sit-l/2,sit-xl/2" if cuda else "sit-s/2")
-    parser.add_argument("--batch", type=int, default=64 if cuda else 8)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--no-compile", action="store_true")
-    asked = parser.parse_args()
+    benchmark = parser(__doc__)
+    benchmark.add_argument("--sizes", default="sit-s/2,sit-b/2,sit-l/2,sit-xl/2" if cuda else "sit-s/2")
+    benchmark.add_argument("--batch", type=int, default=64 if cuda else 8)
+    benchmark.add_argument("--pairs", type=int, default=7)
+    benchmark.add_argument("--no-compile", action="store_true")
+    options = benchmark.parse_args()
     device = torch.device("cuda" if cuda else "cpu")
-    sizes, batch, pairs = asked.sizes.split(","), asked.batch, asked.pairs
-    if asked.tiny:
+    sizes, batch, pairs = options.sizes.split(","), options.batch, options.pairs
+    if options.tiny:
         sizes, batch, pairs = ["sit-xs/4"], 4, 2
     with tf32(True):
         report = {
-            "machine": {
-                "platform": platform.platform(),
-                "device": torch.cuda.get_device_name() if cuda else "cpu",
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-            },
+            "machine": machine() | {"device": torch.cuda.get_device_name() if cuda else "cpu"},
             "sizes": [
-                measure(size, batch, pairs, 5 if cuda else 1, device, not (asked.no_compile or asked.tiny))
+                measure(size, batch, pairs, 5 if cuda else 1, device, not (options.no_compile or options.tiny))
                 for size in sizes
             ],
             "parts": parts(sizes[0], batch, device),

@@ -61,7 +61,7 @@ from .solvers.sampler import (
     Problem as Problem,
     Sample as Sample,
 )
-from .solvers.ode import FixedStepODE as FixedStepODE
+from .solvers.ode import FixedStepODE as FixedStepODE, Tableau as Tableau
 from .solvers.guidance import Guidance as Guidance, Unguided as Unguided, Branches as Branches, Gains as Gains
 from .solvers.guidance import is_velocity as is_velocity, need_null_class as need_null_class
 from .models.backbone import Backbone as Backbone

@@ -1,29 +1,23 @@
-"""What the golden tests share: the command line in this process, fingerprints, and when floats must be equal to the bit."""
+"""Shared by the golden tests: fingerprints of files, and comparisons of floats, exact on the recorded machine."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy
 import torch
 from safetensors import safe_open
-
-from sitkit.cli import main
+from support import call
 
 GOLDEN = Path(__file__).parent / "project" / "golden"
-# Parts of a record whose keys depend on what is installed and on where the code lies.
+# Parts of a record whose keys depend on the installed packages and on the place of the code.
 OPEN = ("packages", "plugins", "plugin_code", "components", "git")
 # Another processor adds floats in another order, which is a relative error of about 1e-7 in each sum.  Adam divides the
 # gradient by its own size, so an entry near zero may take a step of another sign, and 20 steps let that grow a little.
@@ -32,41 +26,15 @@ OPEN = ("packages", "plugins", "plugin_code", "components", "git")
 LOSS, VALUE, LEVELS = 1e-4, 1e-3, 2
 
 
-class Called(NamedTuple):
-    """The exit status of a command, and what it wrote."""
-
-    status: int
-    out: str
-    err: str
-
-
-def call(*words: str | Path) -> Called:
-    """Run `sitkit WORDS` in this process."""
-    out, err, interrupt = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT)
-    with (
-        mock.patch.object(sys, "argv", ["sitkit", *map(str, words)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-            status: Any = 0
-        except SystemExit as ended:
-            status = ended.code or 0
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
-    return Called(int(status), out.getvalue(), err.getvalue())
-
-
 def done(*words: str | Path) -> str:
-    """Run `sitkit WORDS`, require that it succeeds, and return what it wrote to stdout."""
-    left = call(*words)
-    assert left.status == 0, (words, left)
-    return left.out
+    """Run `sitkit WORDS`, require success, and return its standard output."""
+    result = call(*words)
+    assert result.status == 0, (words, result)
+    return result.out
 
 
 def answer(*words: str | Path) -> Any:
-    """Run `sitkit WORDS --json`, require that it succeeds, and return what it wrote as plain values."""
+    """Run `sitkit WORDS --json`, require success, and return its standard output as plain values."""
     return json.loads(done(*words, "--json"))
 
 
@@ -87,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return what the last bits of a float depend on: the processor, and the libraries that compute."""
+    """Return the processor and the libraries, on which the last bits of a float depend."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -101,7 +69,7 @@ def machine() -> dict[str, str]:
 
 
 def same(now: Any, kept: Any, recorded: Mapping[str, str], rel: float, abs: float = 0.0) -> None:
-    """Compare plain values; floats and levels to the last bit where the machine is the recorded one, else within a tolerance."""
+    """Compare plain values; numbers are compared exactly on the recorded machine, else within a tolerance."""
     if machine() == recorded:
         assert now == kept
     else:
@@ -116,8 +84,8 @@ def near(now: Any, kept: Any, rel: float, abs: float) -> None:
             near(now[key], kept[key], rel, abs)
     elif isinstance(kept, list):
         assert len(now) == len(kept)
-        for one, other in zip(now, kept, strict=True):
-            near(one, other, rel, abs)
+        for item, other in zip(now, kept, strict=True):
+            near(item, other, rel, abs)
     elif isinstance(kept, (int, float)) and not isinstance(kept, bool):
         assert now == pytest.approx(kept, rel=rel, abs=abs)
     else:
@@ -126,11 +94,11 @@ def near(now: Any, kept: Any, rel: float, abs: float) -> None:
 
 def digest(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
     """Return the SHA-256 of arrays: names, types, shapes and values, in the order of the names."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, array in sorted(arrays, key=lambda item: item[0]):
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        sha256.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
 
 
 def samples(folder: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Tiny trained runs that tests share, and the command line as a user calls it."""
+"""Shared by all tests: tiny trained runs, small studies, plugins, and calls of the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STARTED = tempfile.TemporaryDirectory(prefix="sitkit-tests-")
 
 
 class Called(NamedTuple):
-    """What a command left: its exit status and what it wrote."""
+    """The exit status of a command and its output."""
 
     status: int
     out: str
@@ -51,24 +51,24 @@ class Called(NamedTuple):
 
 
 def tiny(folder: Path, *settings: str, base: str = "points") -> Config:
-    """A preset at the smallest size, with settings "key=value" on top; runs go to `folder`."""
+    """Return a preset at the smallest size, with settings "key=value" on top; runs go to `folder`."""
     small = read_assignments([*SMALL[base], *QUIET, f"run.folder={folder}"])
     return assemble([read_config(base), small, read_assignments(settings)])
 
 
 def flags(*settings: str, base: str = "points") -> list[str]:
-    """The words of a command line that make the same settings."""
+    """Return the words of a command line that make the same settings."""
     return [word for setting in (*SMALL[base], *QUIET, *settings) for word in ("--set", setting)]
 
 
 @functools.cache
 def trained(base: str = "points") -> Path:
-    """The folder of a run that was trained once for all tests: not to be written to."""
+    """Return the folder of a run that is trained once for all tests; tests must not write to it."""
     return run_training(tiny(Path(STARTED.name) / "runs", base=base))
 
 
 def autoencoder(folder: Path, seed: int = 0, channels: int = 3) -> Path:
-    """A small AutoencoderKL with random weights, halving each side, as save_pretrained writes it."""
+    """Write a small AutoencoderKL with random weights, which halves each side, as save_pretrained does."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -88,17 +88,17 @@ def autoencoder(folder: Path, seed: int = 0, channels: int = 3) -> Path:
 
 
 def copied(run: Path, root: Path) -> Path:
-    """A run's folder of one's own under another root."""
+    """Copy a run's folder to another root, so that a test may write to it."""
     return Path(shutil.copytree(run, root / run.name))
 
 
 def weights(folder: Path) -> bytes:
-    """The newest checkpoint of a run, to the byte."""
+    """Return the bytes of the newest checkpoint of a run."""
     return checkpoint.checkpoints(RunFolder(folder).checkpoints)[-1].read_bytes()
 
 
 def call(*words: str | Path) -> Called:
-    """`sitkit WORDS` within this process."""
+    """Run `sitkit WORDS` in this process."""
     out, err, interrupt = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT)
     with (
         mock.patch.object(sys, "argv", ["sitkit", *map(str, words)]),
@@ -116,7 +116,7 @@ def call(*words: str | Path) -> Called:
 
 
 def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """`python -m sitkit WORDS` as a process of its own, begun in `cwd`."""
+    """Start `python -m sitkit WORDS` as a process in the folder `cwd`."""
     return subprocess.Popen(
         [sys.executable, "-m", "sitkit", *map(str, words)], cwd=cwd, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -124,23 +124,23 @@ def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> Called:
-    """What the process left when it has ended."""
+    """Wait for the end of a process and return its exit status and output."""
     out, err = process.communicate(timeout=300)
     return Called(process.returncode, out, err)
 
 
 def wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
-    """Return once `until()` is true or the process has ended; fail after two minutes."""
+    """Return when `until()` is true or the process has ended; fail after two minutes."""
     began = time.monotonic()
     while not until() and process.poll() is None:
-        assert time.monotonic() - began < 120, "waited two minutes in vain"
+        assert time.monotonic() - began < 120, "nothing happened for two minutes"
         time.sleep(0.002)
 
 
 def run(
     *command: str | Path, site: Path | str, cwd: Path, plugins: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A command in an environment in which what is under `site` is installed too."""
+    """Run a command in an environment in which the packages under `site` are installed too."""
     path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
     environment.pop("SITKIT_PLUGINS", None)
@@ -152,12 +152,12 @@ def run(
 
 
 def install(site: Path, *packages: Path) -> None:
-    """Build packages and install them into a folder, by pip."""
-    # With the build backend at hand nothing is downloaded; without it pip fetches it into a build environment.
+    """Build packages and install them into a folder with pip."""
+    # If the build backend is installed, nothing is downloaded; otherwise pip fetches it into a build environment.
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *isolation, "--target", site, *packages]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(pip, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 HEADER = """
@@ -182,13 +182,13 @@ class Vague(Interpolant):
 
 
 def put(site: Path, plugin: str, source: str) -> None:
-    """What pip leaves of a package sitkit-PLUGIN whose entry point PLUGIN is the module sitkit_PLUGIN."""
+    """Write the installed files of a package sitkit-PLUGIN whose entry point PLUGIN is the module sitkit_PLUGIN."""
     (site / f"sitkit_{plugin}.py").write_text(HEADER + source)
     enter(site, plugin)
 
 
 def enter(site: Path, plugin: str) -> None:
-    """What pip writes down of such a package."""
+    """Write the metadata of such a package, as pip does."""
     module = f"sitkit_{plugin.replace('-', '_')}"
     record = site / f"{module}-1.0.dist-info"
     record.mkdir()
@@ -196,7 +196,7 @@ def enter(site: Path, plugin: str) -> None:
     (record / "entry_points.txt").write_text(f"[sitkit.plugins]\n{plugin} = {module}\n")
 
 
-# A study of two rows and two columns that takes seconds.
+# A study of two rows and two columns, which takes seconds.
 BASE = """
 data: {name: points, law: moons, size: 400}
 backbone: {name: mlp, hidden_size: 16, depth: 1}
@@ -219,6 +219,7 @@ grid:
 
 
 def write_study(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
+    """Write a study and its base configuration; return the path of the study."""
     folder.mkdir(exist_ok=True)
     (folder / "base.yaml").write_text(base)
     (folder / "study.yaml").write_text(study)
@@ -226,9 +227,11 @@ def write_study(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
 
 
 def run_study(study: Path, *words: str) -> StudyOutcome:
-    return ablate.run_study(study, read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
+    """Run a study with settings "key=value"; its runs go beside it."""
+    return ablate.run_study(study, settings=read_assignments([f"run.folder={study.parent / 'runs'}", *words]))
 
 
 def read_csv(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of the study's table.csv."""
     with (folder / "studies/study/table.csv").open(newline="") as file:
         return list(csv.DictReader(file))

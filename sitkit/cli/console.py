@@ -18,7 +18,7 @@ from rich.text import Text
 
 from sitkit.cli.interrupt import CONTINUE, resumable
 from sitkit.runtime.progress import Progress
-from sitkit.runtime.progress_bar import bars, lines
+from sitkit.runtime.progress_bar import bars, log_lines
 
 T = TypeVar("T")
 # Under torchrun only the first process prints, but an error of any process is printed.
@@ -127,5 +127,5 @@ def table(
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Yield a function that shows events: as live bars in a terminal, else as a line every few seconds."""
-    with bars(err) if err.is_terminal else lines(err) as report:
+    with bars(err) if err.is_terminal else log_lines(err) as report:
         yield report

@@ -58,7 +58,7 @@ class LiveView:
 
     def __rich__(self) -> Group:
         """Return the view as it is now; rich calls this for each frame."""
-        running = [task for task in self.work.standings.values() if task.state == "begun" and task.event]
+        running = [task for task in self.work.statuses.values() if task.state == "begun" and task.event]
         room = max(console.err.height - 12, 8)
         return Group(self._cells(room - min(len(running), room // 2)), *_tasks(running, room // 2), self._totals())
 
@@ -66,7 +66,7 @@ class LiveView:
         """Return the table of rows and columns; each cell shows the finished seeds and the state of the others."""
         plan = self.status.plan
         states: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for cell, place in zip(plan.cells, self.status.places, strict=True):
+        for cell, place in self.status.located:
             states[cell.row, cell.column][self._state(place.training, place.measurement)] += 1
         for refused in plan.refused:
             states[refused.row, refused.column]["failed"] += 1
@@ -82,14 +82,14 @@ class LiveView:
         return table
 
     def _state(self, training: str, measurement: str) -> str:
-        before, task = self.work.standings.get(training), self.work.standings.get(measurement)
+        before, task = self.work.statuses.get(training), self.work.statuses.get(measurement)
         if task is None:
             return "done"
         return state_of(before if before and before.state in ("begun", "elsewhere", "failed") else task)
 
     def _totals(self) -> Text:
-        plan, tasks = self.status.plan, self.work.standings
-        measurements = [tasks.get(place.measurement) for place in self.status.places]
+        plan, tasks = self.status.plan, self.work.statuses
+        measurements = [tasks.get(place.measurement) for _, place in self.status.located]
         finished = sum(task is None or task.state == "done" for task in measurements)
         trainings = [task.state for task in tasks.values() if task.task.kind == "train"]
         text = Text(f"cells {finished}/{len(plan.entries)}", style="bold")
@@ -98,7 +98,7 @@ class LiveView:
         for count, state in ((len(self.work.failed), "failed"), (len(plan.refused), "impossible")):
             if count:
                 text.append(f"   {count} {state}", style="red")
-        seconds = self.work.left()
+        seconds = self.work.seconds_left()
         rest = "time left: not known yet" if seconds is None else f"{clock(seconds)} left"
         return text.append(f"   {rest}", style="dim")
 

@@ -1,8 +1,4 @@
-"""What is learnt from: examples that are read by index, and endless batches of them.
-
-Nothing here remembers anything: a batch is a function of (seed, step, size), so that a run continued at step k sees
-what it would have seen.
-"""
+"""The contract of data sets: a `Dataset` is the configuration, `Examples` are its data, read by index."""
 
 from __future__ import annotations
 
@@ -20,13 +16,18 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-# Which examples are held out is a property of the data, the same for every training seed.
+# The held-out examples depend on the data alone: they are the same for every training seed.
 SPLIT_SEED = 2401_08740
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Component):
-    """A source of examples.  The fraction `holdout` is never trained on: the loss against t is measured there."""
+    """A source of examples.
+
+    Args:
+        holdout: the fraction of the examples that training never reads, in [0, 1); the curve of the loss against t is
+            measured on them.
+    """
 
     holdout: float = 0.05
 
@@ -36,24 +37,30 @@ class Dataset(Component):
 
     @abstractmethod
     def load(self) -> Examples:
-        """All examples, checked.  Raises UserError for whatever cannot be read, with the file's name."""
+        """Return all examples, checked.  Raises UserError, with the name of the file, if something cannot be read."""
 
     def source(self) -> Dataset:
-        """What decoded samples are compared with: the set itself, or for latents the images that they were made of."""
+        """Return the data that decoded samples are compared with: this set, or the images that latents are made from."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples with labels, of one shape.
+    """Examples of one shape, with labels.
 
-    labels: (n,) int64, in [0, num_classes), or all 0 where class_names is empty: the examples are then unlabelled.
-    fingerprint: SHA-256 of what the examples are: of values and labels, or, where reading all values would take hours, of
-    what the data set's docstring says.  train, heldout: (., ) int64, disjoint, together every index.
-    reader: what `read` calls.  order: (seed, epoch) -> `train` in the order of that epoch; None: uniformly at random.
-    law: the distribution that the examples were drawn from, where it is known.
-    bin_width: the spacing of the levels that values are rounded to, in units of the values; None: not rounded.
-    encoder: the fingerprint of the autoencoder whose latents the examples are; None: the examples are data themselves.
+    Args:
+        shape: the shape of one example; (channels, height, width) for an image.
+        labels: (n,) int64 in [0, num_classes); all 0 if class_names is empty, that is, if there are no labels.
+        class_names: the name of each class.
+        fingerprint: SHA-256 of values and labels, or, if reading all values would take hours, of the properties that the
+            docstring of the data set lists.
+        train: indices of the examples to train on, int64; train and heldout are disjoint and together all indices.
+        heldout: indices of the held-out examples, int64.
+        reader: (indices, keys or None) -> examples; `read` calls it.
+        law: the distribution that the examples are drawn from, if it is known.
+        bin_width: the distance of the levels that values are rounded to, in units of the values; None: not rounded.
+        encoder: the fingerprint of the autoencoder if the examples are latents; None: they are not latents.
+        order: (seed, epoch) -> `train` in the order of that epoch; None: an order drawn uniformly at random.
     """
 
     shape: tuple[int, ...]
@@ -75,21 +82,21 @@ class Examples:
 
     @property
     def is_image(self) -> bool:
-        """Whether the shape is (channels, height, width) with the channels of a picture, or samples are decoded to one."""
+        """Whether an example is an image of 1 or 3 channels, or a latent that is decoded to an image."""
         return len(self.shape) == 3 and (self.shape[0] in (1, 3) or self.encoder is not None)
 
     @property
     def is_plane(self) -> bool:
-        """Whether examples are points of the plane, which a picture shows as they are."""
+        """Whether the examples are points of the plane, which can be plotted directly."""
         return self.shape == (2,)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: np.ndarray, keys: np.ndarray | None = None) -> Tensor:
-        """Examples by index: (b,) -> (b, *shape) float32, images in [-1, 1].
+        """Return examples by index: (b,) -> (b, *shape) float32, images in [-1, 1].
 
-        keys (b,) int64, one per example drawn, decide its augmentation; without keys there is none.
+        keys: (b,) int64, one per example, determine the augmentation; None: no augmentation.
         """
         return self.reader(index, keys)
 
@@ -104,12 +111,23 @@ def in_memory(
     law: Any = None,
     bin_width: float | None = None,
 ) -> Examples:
-    """Examples from arrays.
+    """Return examples that are held in memory as arrays.
 
-    values: (n, *shape), float32 as they are, or uint8 images (n, c, h, w), read as v / 127.5 - 1.
-    labels: (n,) int, or None for unlabelled examples.  flip: mirror an image, left to right, where its key is odd.
-    bin_width: the spacing of the values' levels; uint8 images have 1 / 127.5 by themselves.
-    Raises UserError if nothing would be left to train on, ValueError for arrays that break the contract.
+    Args:
+        values: (n, *shape) float32, read without a change, or uint8 images (n, c, h, w), read as v / 127.5 - 1.
+        labels: (n,) int, or None for examples without labels.
+        class_names: the name of each class; empty without labels.
+        holdout: the fraction of the examples to hold out, in [0, 1).
+        flip: mirror an image, left to right, if its key is odd.
+        law: the distribution that the examples are drawn from, if it is known.
+        bin_width: the distance of the levels that values are rounded to; uint8 images always have 1 / 127.5.
+
+    Returns:
+        The examples; their fingerprint is SHA-256 of values and labels.
+
+    Raises:
+        UserError: if no example remains to train on.
+        ValueError: for arrays of another form.
     """
     import numpy as np
 
@@ -129,7 +147,7 @@ def in_memory(
         shape=values.shape[1:],
         labels=labels,
         class_names=class_names,
-        fingerprint=_fingerprint(values, labels),
+        fingerprint=fingerprint(f"{values.dtype} {values.shape}", values, labels),
         train=train,
         heldout=heldout,
         reader=functools.partial(_read, values, flip),
@@ -139,9 +157,9 @@ def in_memory(
 
 
 def split_holdout(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """(train, heldout): sorted indices; at least one is held out unless holdout = 0.  The same for every run.
+    """Return (train, heldout), sorted indices, the same for every run; at least one is held out unless holdout = 0.
 
-    Raises UserError if nothing is left to train on.
+    Raises UserError if no example remains to train on.
     """
     import numpy as np
 
@@ -157,8 +175,7 @@ def _read(values: np.ndarray, flip: bool, index: np.ndarray, keys: np.ndarray | 
 
 
 def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor:
-    """Examples as they are read: uint8 images as v / 127.5 - 1, mirrored where flip is set and the key is odd."""
-
+    """Return values as float32: uint8 images as v / 127.5 - 1, mirrored if `flip` is set and the key is odd."""
     import torch
 
     x = torch.from_numpy(values)
@@ -170,14 +187,15 @@ def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor
     return x
 
 
-def _fingerprint(values: np.ndarray, labels: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{values.dtype} {values.shape}".encode())
-    digest.update(values.data)
-    digest.update(labels.data)
+def fingerprint(text: str, *arrays: np.ndarray) -> str:
+    """Return the SHA-256 of a text and of the bytes of arrays."""
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(array.data)
     return digest.hexdigest()
 
 
 @functools.lru_cache(maxsize=4)
 def load_examples(dataset: Dataset) -> Examples:
-    """The examples of a data set, loaded once."""
+    """Return the examples of a data set, loaded once."""
     return dataset.load()

@@ -1,4 +1,4 @@
-"""Encoded images (PNG, JPEG, WebP) by index: decoded by threads when they are read, and kept while they fit in memory."""
+"""Encoded images (PNG, JPEG, WebP) by index: threads decode them when they are read; small sets stay in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from sitkit.data.dataset import to_tensor
+from sitkit.data.dataset import Examples, to_tensor
 from sitkit.runtime.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Decoded pictures up to this many bytes are kept: a small set is decoded once, a large one as it is read.
+# Sets of decoded images up to this number of bytes stay in memory; larger sets are decoded at every read.
 KEPT_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Source:
-    """Encoded images: how many, the name of each for people, and its file (or an open one)."""
+    """Encoded images by number.
+
+    count: the number of images.  name: the name of an image in messages.  open: its path, or an open file.
+    """
 
     count: int
     name: Callable[[int], str]
@@ -33,9 +36,9 @@ class Source:
 
 
 class Pictures:
-    """The reader of encoded images: the centre square of `size`, x = value / 127.5 - 1; flip: mirror where a key is odd.
+    """The reader of encoded images: the centre square of `size`, x = value / 127.5 - 1; flip: mirror if a key is odd.
 
-    A read uses as many threads as there are cores.  Raises WorkFailed that names an image which cannot be decoded.
+    A read uses one thread per core.  Raises WorkFailed, with the name of the image, if an image cannot be decoded.
     """
 
     def __init__(self, source: Source, size: int, channels: int, flip: bool, kept_bytes: int = KEPT_BYTES) -> None:
@@ -43,7 +46,7 @@ class Pictures:
 
         self.source, self.size, self.channels, self.flip = source, size, channels, flip
         fits = source.count * channels * size * size <= kept_bytes
-        # Memory that is not written to is not taken.
+        # The system does not allocate memory before it is written to.
         self._kept = np.empty((source.count if fits else 0, channels, size, size), np.uint8)
         self._known = np.zeros(source.count, bool)
 
@@ -79,8 +82,21 @@ class Pictures:
         return to_tensor(out, self.flip, keys)
 
 
+def picture_examples(
+    reader: Pictures,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    fingerprint: str,
+    parts: tuple[np.ndarray, np.ndarray],
+    order: Callable[[int, int], np.ndarray] | None = None,
+) -> Examples:
+    """Return the examples of encoded images; `parts` are the indices of the training and of the held-out examples."""
+    shape, (train, heldout) = (reader.channels, reader.size, reader.size), parts
+    return Examples(shape, labels, class_names, fingerprint, train, heldout, reader, bin_width=1 / 127.5, order=order)
+
+
 def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:
-    """One image as uint8 (channels, size, size).  Raises whatever PIL raises, and ValueError for an odd image."""
+    """Return one image as uint8 (channels, size, size).  Raises the errors of PIL and of `require_plain_8bit`."""
     import numpy as np
     from PIL.Image import open as open_image
 
@@ -91,7 +107,7 @@ def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:
 
 
 def require_plain_8bit(image: Image) -> None:
-    """Raise ValueError for an image whose pixels are not those of one picture of 8 bits; only its header is read."""
+    """Raise ValueError unless an image is a single frame of 8 bits per channel; only its header is read."""
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError("has several frames; keep one")
     if image.mode.startswith(("I", "F")):
@@ -99,9 +115,9 @@ def require_plain_8bit(image: Image) -> None:
 
 
 def check_headers(source: Source, where: str, fingerprint: str) -> None:
-    """Open every image, without decoding it, and name together those that are none.  Raises UserError.
+    """Read the header of every image without decoding it.  Raises one UserError that lists the damaged images.
 
-    It takes minutes for a million files, so a set that passed is remembered by its fingerprint, in $XDG_CACHE_HOME/sitkit.
+    A million files take minutes, so $XDG_CACHE_HOME/sitkit keeps the fingerprints of the sets that passed.
     """
     passed = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sitkit" / "images" / fingerprint
     if passed.exists():
@@ -132,9 +148,9 @@ def check_headers(source: Source, where: str, fingerprint: str) -> None:
 
 
 def centre_square(image: Image, size: int) -> Image:
-    """The centre square of an image, size x size: halved by box averages while twice too large, then bicubic.
+    """Return the centre square of an image, size x size: halved by box averages while it is twice too large, then bicubic.
 
-    Source of the recipe: Dhariwal and Nichol 2021 (ADM), whose reference statistics assume it.
+    Source: the preprocessing of Dhariwal and Nichol 2021 (ADM), which their reference statistics assume.
     """
     from PIL.Image import Resampling
 

@@ -1,15 +1,12 @@
-"""Handwritten digits that come with scikit-learn: the default data set, on every machine, without a download."""
+"""Handwritten digits from scikit-learn: the default data set, which needs no download."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
-from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.registry import datasets
-
-if TYPE_CHECKING:
-    from sitkit.data.dataset import Examples
 
 
 @final

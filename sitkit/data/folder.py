@@ -1,17 +1,16 @@
-"""A folder of images for each class, of any size: listed once, decoded as it is read."""
+"""Images in one folder per class, of any size: the folder is listed once, and images are decoded when they are read."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, split_holdout
-from sitkit.data.decoding import Pictures, Source, check_headers
+from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
+from sitkit.data.decoding import Pictures, Source, check_headers, picture_examples
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -22,12 +21,12 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 class ImageFolder(Dataset):
     """Images in a folder per class, path/class/name.png|jpg|jpeg|webp: centre square of `size`, x = value / 127.5 - 1.
 
-    Classes and files are taken in the order of their names; hidden files are passed over.  flip: mirror half of the
-    images drawn, left to right.  channels: 3 (colour) or 1 (grey).  Transparency and the camera's orientation mark are
-    not applied, as in the reference code of the field.  The folder is listed and the headers are checked when the data
-    are loaded; pictures are decoded as they are read, and kept where all of them fit in 1 GiB.  The fingerprint is of
-    size, channels and every file's name and length, not of its contents: a copy elsewhere is the same data, and 150 GB
-    need not be read to know it; a file changed in place at the same length is not noticed.
+    Classes and files are in the order of their names; hidden files are ignored.  flip: mirror half of the drawn images,
+    left to right.  channels: 3 (colour) or 1 (grey).  Transparency and the orientation mark of a camera are ignored, as in
+    the reference code of the field.  Loading lists the folder and checks the headers; images are decoded when they are
+    read, and stay in memory if all of them fit in 1 GiB.  The fingerprint covers size, channels, and the name and length
+    of every file, not its content: a copy in another place is the same data, and no file must be read for it; a file that
+    changes but keeps its length is not noticed.
     """
 
     path: str
@@ -37,8 +36,7 @@ class ImageFolder(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
+        require_at_least(1, size=self.size)
 
     def load(self) -> Examples:
         import numpy as np
@@ -47,26 +45,20 @@ class ImageFolder(Dataset):
         classes = _listing(folder)
         files = [f"{name}/{file}" for name, inside in classes.items() for file, _ in inside]
         labels = np.repeat(np.arange(len(classes)), [len(inside) for inside in classes.values()])
-        digest = hashlib.sha256(f"image-folder {self.size} {self.channels}".encode())
-        for name, inside in classes.items():
-            digest.update("\0".join([f"\n{name}", *(f"{file} {length}" for file, length in inside)]).encode())
-        source = Source(len(files), lambda i: str(folder / files[i]), lambda i: folder / files[i])
-        check_headers(source, str(folder), digest.hexdigest())
-        train, heldout = split_holdout(len(files), self.holdout)
-        return Examples(
-            shape=(self.channels, self.size, self.size),
-            labels=labels.astype(np.int64),
-            class_names=tuple(classes),
-            fingerprint=digest.hexdigest(),
-            train=train,
-            heldout=heldout,
-            reader=Pictures(source, self.size, self.channels, self.flip),
-            bin_width=1 / 127.5,
+        text = "".join(
+            "\0".join([f"\n{name}", *(f"{file} {length}" for file, length in inside)])
+            for name, inside in classes.items()
         )
+        mark = fingerprint(f"image-folder {self.size} {self.channels}{text}")
+        source = Source(len(files), lambda i: str(folder / files[i]), lambda i: folder / files[i])
+        check_headers(source, str(folder), mark)
+        parts = split_holdout(len(files), self.holdout)
+        reader = Pictures(source, self.size, self.channels, self.flip)
+        return picture_examples(reader, labels.astype(np.int64), tuple(classes), mark, parts)
 
 
 def _listing(folder: Path) -> dict[str, list[tuple[str, int]]]:
-    """Class names to their files and lengths in bytes, both in the order of names."""
+    """Return the files of each class with their lengths in bytes; classes and files are in the order of names."""
     layout = "dataset 'image-folder' reads path/class/name.png (or .jpg, .jpeg, .webp)."
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder. {layout}")

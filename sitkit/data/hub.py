@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, split_holdout
-from sitkit.data.decoding import Pictures, Source, check_headers
+from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
+from sitkit.data.decoding import Pictures, Source, check_headers, picture_examples
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.errors import UserError, require_at_least, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 class Hub(Dataset):
     """Images by Hugging Face `datasets`: centre square of `size`, x = value / 127.5 - 1.
 
-    path: a name on the hub (owner/name), or locally a folder by save_to_disk, a parquet file, or a folder of parquet
-    files or images.  subset, revision: of a set on the hub.  image, label: columns; unset, the only column of images and
-    the only one of classes.  label "": unlabelled.  Classes are the column's own names; whole numbers are classes from 0,
-    strings classes in the order of their names.
-    flip: mirror half of the images drawn, left to right.  channels: 3 (colour) or 1 (grey).
-    Examples are read by index from the library's memory-mapped files and decoded as they are read.  The fingerprint is of
-    size, channels, labels and the length of every encoded image, not of its contents.
-    streaming: nothing is downloaded or copied first; row groups of parquet files are fetched when their turn comes.  Epochs
-    then go through the row groups in a random order and mix `window` of them at a time, a function of the seed alone, so that
-    a training continues where it was; each process fetches the row groups that its batches need, and keeps 2 * window of them
-    in memory.  Held-out examples are whole row groups where there are 20.  The fingerprint then has the length of every row
-    group's images in place of each image's, and images are checked when they are read.
+    path: a name on the hub (owner/name), a folder written by save_to_disk, a parquet file, or a folder of parquet files or
+    images.  subset, revision: those of a set on the hub.  image, label: names of columns; by default the only column of
+    images and the only column of classes.  label "": no labels.  The classes have the names of the column; whole numbers
+    are classes from 0, and strings are classes in the order of their names.
+    flip: mirror half of the drawn images, left to right.  channels: 3 (colour) or 1 (grey).
+    Examples are read by index from the memory-mapped files of the library and decoded when they are read.  The fingerprint
+    covers size, channels, labels and the length of every encoded image, not its content.
+    streaming: read without a download; row groups of parquet files are fetched when a batch needs them.  An epoch goes
+    through the row groups in a random order and mixes `window` of them at a time.  The order depends on the seed alone, so
+    a training continues where it stopped.  Each process fetches the row groups that its batches need and keeps 2 * window
+    of them in memory.  The held-out examples are whole row groups if there are at least 20.  The fingerprint then covers the
+    length of the images of each row group instead of each image, and images are checked when they are read.
     """
 
     path: str
@@ -53,9 +52,7 @@ class Hub(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        require_at_least(1, size=self.size, window=self.window)
 
     def load(self) -> Examples:
         return self._streamed() if self.streaming else self._mapped()
@@ -65,12 +62,10 @@ class Hub(Dataset):
         image, label = self._columns(table.features)
         labels, class_names = self._labels(table, label)
         images, lengths = _encoded(table, image)
-        digest = hashlib.sha256(f"hub {self.size} {self.channels} {class_names}".encode())
-        digest.update(labels.data)
-        digest.update(lengths.data)
-        source = self._source(images, len(labels))
-        check_headers(source, self._place, digest.hexdigest())
-        return self._examples(source, labels, class_names, digest.hexdigest(), split_holdout(len(labels), self.holdout))
+        mark = fingerprint(f"hub {self.size} {self.channels} {class_names}", labels, lengths)
+        reader, parts = self._reader(images, len(labels)), split_holdout(len(labels), self.holdout)
+        check_headers(reader.source, self._place, mark)
+        return picture_examples(reader, labels, class_names, mark, parts)
 
     def _streamed(self) -> Examples:
         import numpy as np
@@ -85,55 +80,32 @@ class Hub(Dataset):
             if label:
                 column = library.Dataset(files.column(label)).cast(library.Features({label: features[label]}))
                 labels, class_names = self._labels(column, label)
-        digest = hashlib.sha256(f"hub streaming {self.size} {self.channels} {class_names}".encode())
-        digest.update(labels.data)
-        digest.update(files.starts.data)
-        digest.update(files.lengths(image).data)
+        text = f"hub streaming {self.size} {self.channels} {class_names}"
+        mark = fingerprint(text, labels, files.starts, files.lengths(image))
         parts = split_by_group(files.starts, self.holdout) or split_holdout(files.count, self.holdout)
-        source = self._source(Rows(files, image, 2 * self.window), files.count)
+        reader = self._reader(Rows(files, image, 2 * self.window), files.count)
         order = nearly_shuffled(parts[0], files.starts, self.window)
-        return self._examples(source, labels, class_names, digest.hexdigest(), parts, order)
+        return picture_examples(reader, labels, class_names, mark, parts, order)
 
     @property
     def _place(self) -> str:
         return f"{self.path} [{self.split}]"
 
-    def _source(self, images: Any, count: int) -> Source:
-        """Images from entries {"bytes", "path"} by number."""
+    def _reader(self, images: Any, count: int) -> Pictures:
+        """Return the reader of `count` images, given as {"bytes", "path"} by number."""
 
         def name(number: int) -> str:
-            told = images[number]["path"]
-            return f"{self._place}, example {number}" + (f" ({told})" if told else "")
+            file = images[number]["path"]
+            return f"{self._place}, example {number}" + (f" ({file})" if file else "")
 
         def open_image(number: int) -> Path | IO[bytes]:
             entry = images[number]
             return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
 
-        return Source(count, name, open_image)
-
-    def _examples(
-        self,
-        source: Source,
-        labels: np.ndarray,
-        class_names: tuple[str, ...],
-        fingerprint: str,
-        parts: tuple[np.ndarray, np.ndarray],
-        order: Callable[[int, int], np.ndarray] | None = None,
-    ) -> Examples:
-        return Examples(
-            shape=(self.channels, self.size, self.size),
-            labels=labels,
-            class_names=class_names,
-            fingerprint=fingerprint,
-            train=parts[0],
-            heldout=parts[1],
-            reader=Pictures(source, self.size, self.channels, self.flip),
-            order=order,
-            bin_width=1 / 127.5,
-        )
+        return Pictures(Source(count, name, open_image), self.size, self.channels, self.flip)
 
     def _parquet(self) -> list[str]:
-        """The parquet files of the split, local paths or addresses, in their order."""
+        """Return the parquet files of the split, local paths or addresses, in their order."""
         local = Path(self.path).expanduser()
         with self._library() as library:
             if local.is_file():
@@ -143,17 +115,17 @@ class Hub(Dataset):
             files = builder.config.data_files or {}
             if self.split not in files:
                 raise ValueError(f"no split {self.split!r}; it has: {', '.join(map(str, files))}")
-            found = [str(path) for path in files[self.split]]
-            if not found or not all(path.endswith(".parquet") for path in found):
+            paths = [str(path) for path in files[self.split]]
+            if not paths or not all(path.endswith(".parquet") for path in paths):
                 raise ValueError(
                     "streaming reads parquet files, and these are others; revision 'refs/convert/parquet' of a set on the hub "
                     "may have them, else leave data.streaming out"
                 )
-            return found
+            return paths
 
     @contextlib.contextmanager
     def _library(self) -> Iterator[Any]:
-        """The library, quiet.  Raises UserError where it is absent, and for whatever goes wrong in it."""
+        """Yield the library without its progress bars.  Raises UserError if it is absent, and for every error in it."""
         try:
             import datasets as library
         except ImportError as error:
@@ -175,7 +147,7 @@ class Hub(Dataset):
                 library.enable_progress_bars()
 
     def _table(self) -> Any:
-        """The split, map-style.  Raises UserError where the library is absent or cannot read it."""
+        """Return the split as a data set of the library.  Raises UserError if the library is absent or cannot read it."""
         local = Path(self.path).expanduser()
         with self._library() as library:
             if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
@@ -193,27 +165,27 @@ class Hub(Dataset):
             return library.load_dataset(name, self.subset, split=self.split, revision=self.revision)
 
     def _columns(self, features: Any) -> tuple[str, str]:
-        """The names of the columns of images and of labels; "" for none."""
+        """Return the names of the columns of images and of labels; "" if there are no labels."""
         from datasets import ClassLabel, Image
 
         def column(field: str, kind: type, given: str | None) -> str:
-            found = [name for name, feature in features.items() if isinstance(feature, kind)]
-            if given is None and len(found) > 1:
+            names = [name for name, feature in features.items() if isinstance(feature, kind)]
+            if given is None and len(names) > 1:
                 raise UserError(
-                    f"{self.path}: which column is the {field}? It has {', '.join(found)}: set data.{field}."
+                    f"{self.path}: which column is the {field}? It has {', '.join(names)}: set data.{field}."
                 )
-            chosen = (found[0] if found else "") if given is None else given
-            if chosen and chosen not in features:
+            name = given if given is not None else names[0] if names else ""
+            if name and name not in features:
                 raise UserError(
-                    f"{self.path}: has no column {chosen!r}.{suggest(chosen, [*features])} Columns: {', '.join(features)}."
+                    f"{self.path}: has no column {name!r}.{suggest(name, [*features])} Columns: {', '.join(features)}."
                 )
-            return chosen
+            return name
 
         image, label = column("image", Image, self.image), column("label", ClassLabel, self.label)
         if not image or not isinstance(features[image], Image):
-            what = f"column {image!r} holds no images" if image else "no column holds images"
+            fault = f"column {image!r} holds no images" if image else "no column holds images"
             kinds = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-            raise UserError(f"{self.path}: {what}. Columns: {kinds}.")
+            raise UserError(f"{self.path}: {fault}. Columns: {kinds}.")
         if self.label is None and not label and len(features) > 1:
             others = ", ".join(name for name in features if name != image)
             raise UserError(
@@ -233,8 +205,8 @@ class Hub(Dataset):
         elif values.dtype.kind in "iu":
             names = tuple(str(k) for k in range(int(values.max()) + 1)) if len(values) else ()
         elif values.dtype.kind in "UO" and all(isinstance(value, str) for value in values):
-            found, values = np.unique(values.astype(str), return_inverse=True)
-            names = tuple(found.tolist())
+            words, values = np.unique(values.astype(str), return_inverse=True)
+            names = tuple(words.tolist())
         else:
             raise UserError(
                 f"{self.path}: column {label!r} ({feature}) holds no classes: names or whole numbers from 0."
@@ -246,7 +218,7 @@ class Hub(Dataset):
 
 
 def _encoded(table: Any, image: str) -> tuple[Any, np.ndarray]:
-    """The column of images as {"bytes", "path"}, undecoded, and how many bytes each has."""
+    """Return the column of images as {"bytes", "path"}, not decoded, and the number of bytes of each."""
     import numpy as np
     from datasets import Image
     from pyarrow import compute
@@ -255,7 +227,7 @@ def _encoded(table: Any, image: str) -> tuple[Any, np.ndarray]:
         table = table.flatten_indices()
     images = table.select_columns([image]).cast_column(image, Image(decode=False))
     column = images.data.column(image)
-    # The lengths stand beside the bytes, which are not read for it.
+    # The lengths are stored beside the bytes, so the bytes need not be read.
     encoded = compute.call_function("struct_field", [column], compute.StructFieldOptions("bytes"))
     lengths = compute.call_function("binary_length", [encoded]).to_numpy(zero_copy_only=False)
     inside = np.isfinite(lengths.astype(np.float64))

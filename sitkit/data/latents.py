@@ -1,7 +1,7 @@
-"""Latents on disk: what `sitkit encode` writes, memory-mapped, each draw a fresh one of its posterior.
+"""Latents that `sitkit encode` wrote, read from memory-mapped files; every read draws from their posteriors.
 
-index.json                    what they are of, how many, their statistics; written last
-shard-00000.safetensors ...   mean and std (k, 2, *shape), labels (k,): of an example and of its mirror image
+index.json                    their source, number and statistics; written last
+shard-00000.safetensors ...   mean and std (k, 2, *shape) of examples and their mirror images; labels (k,)
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sitkit.data.dataset import Examples
-
 
 INDEX, PLAN = "index.json", "plan.json"
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where a shard is kept."""
+    """Return the path of a shard."""
     return folder / f"shard-{number:05d}.safetensors"
 
 
@@ -34,11 +32,11 @@ def shard_path(folder: Path, number: int) -> Path:
 @datasets.register("latents")
 @dataclass(frozen=True)
 class Latents(Dataset):
-    """Latents that `sitkit encode` wrote to the folder `path`, for training with the autoencoder that made them.
+    """Latents that `sitkit encode` wrote to the folder `path`, for training with the same autoencoder.
 
-    Each draw is mean + std * noise, where the noise and the choice between an example and its mirror image belong to
-    the draw's key; without keys an example's mean is read.  Means and standard deviations are of the latents as they are
-    modelled, the autoencoder's scale included.  flip: draw the mirror image half of the time; unset, as the source data do.
+    A read gives mean + std * noise.  The key determines the noise and the choice between an example and its mirror image;
+    without keys a read gives the mean.  Mean and std include the scale of the autoencoder.  flip: draw the mirror image
+    half of the time; by default as the source data do.
     """
 
     path: str
@@ -55,7 +53,7 @@ class Latents(Dataset):
         for number, rows in enumerate(index["rows"]):
             path = shard_path(folder, number)
             try:
-                # The tensors lie in the mapped file: nothing of mean and std is read before it is asked for.
+                # The file is memory-mapped: means and standard deviations are read when a batch needs them.
                 shards.append(load_file(path))
             except (OSError, SafetensorError) as error:
                 raise UserError(
@@ -78,16 +76,16 @@ class Latents(Dataset):
         )
 
     def source(self) -> Dataset:
-        """The images that were encoded.  Raises UserError where they are gone, or are no longer what they were."""
-        told = self._index()["source"]
-        made = f"{self.path}: the images that these latents were made of, which decoded samples are compared with,"
+        """Return the images that were encoded.  Raises UserError if they are missing or have changed."""
+        source = self._index()["source"]
+        images = f"{self.path}: the images that these latents were made of, which decoded samples are compared with,"
         try:
-            dataset = datasets.parse(told["data"])
+            dataset = datasets.parse(source["data"])
             fingerprint = dataset.load().fingerprint
         except UserError as error:
-            raise UserError(f"{made} cannot be read: {error}") from None
-        if fingerprint != told["fingerprint"]:
-            raise UserError(f"{made} have changed since: {told['data']}. Bring back the old ones, or encode again.")
+            raise UserError(f"{images} cannot be read: {error}") from None
+        if fingerprint != source["fingerprint"]:
+            raise UserError(f"{images} have changed since: {source['data']}. Restore the old ones, or encode again.")
         return dataset
 
     def _index(self) -> dict[str, Any]:
@@ -104,7 +102,7 @@ class Latents(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Reads draws from mapped shards of (mean, std), each (k, 2, *shape), all but the last with k = per_shard."""
+    """The reader of memory-mapped shards of (mean, std), each (k, 2, *shape); all but the last have k = per_shard."""
 
     shards: list[tuple[Tensor, Tensor]]
     per_shard: int
@@ -114,28 +112,31 @@ class Reader:
         import numpy as np
         import torch
 
-        from sitkit.data.latents import Posterior
-
         mirrored = keys % 2 if self.flip and keys is not None else np.zeros_like(index)
         number, row = np.divmod(index, self.per_shard)
         mean = torch.empty(len(index), *self.shards[0][0].shape[2:])
         std = torch.empty_like(mean)
         for k in np.unique(number):
-            here = np.flatnonzero(number == k)
-            rows, sides = torch.from_numpy(row[here]), torch.from_numpy(mirrored[here])
+            places = np.flatnonzero(number == k)
+            rows, sides = torch.from_numpy(row[places]), torch.from_numpy(mirrored[places])
             for out, values in zip((mean, std), self.shards[k], strict=True):
-                out[here] = values[rows, sides].float()
+                out[places] = values[rows, sides].float()
         return Posterior(mean, std).draw(None if keys is None else torch.from_numpy(keys))
 
 
 class Posterior(NamedTuple):
-    """The law of an example's latent given the example: mean (b, *latent_shape), and std alike; None: no spread."""
+    """The Gaussian distribution of the latent of an example, given the example.
+
+    Args:
+        mean: (b, *latent_shape).
+        std: standard deviations, (b, *latent_shape); None if the encoder is deterministic.
+    """
 
     mean: Tensor
     std: Tensor | None = None
 
     def draw(self, keys: Tensor | None) -> Tensor:
-        """mean + std * a standard normal draw that belongs to each key (b,); the mean without keys."""
+        """Return mean + std * noise, where the keys (b,) determine the standard normal noise; the mean without keys."""
         from sitkit.runtime import rng
 
         if self.std is None or keys is None:

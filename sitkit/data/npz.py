@@ -1,4 +1,4 @@
-"""Images from a NumPy archive, checked before any training and kept as uint8; the crop that all images go through."""
+"""Images from a NumPy archive, checked when they are loaded and kept in memory as uint8."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.data.decoding import centre_square
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.errors import UserError, require_at_least, suggest
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from sitkit.data.dataset import Examples
-
-
-# A label at or above this is taken for an identifier: each class costs a row of the label table.
-MOST_CLASSES = 100_000
 
 
 @final
@@ -29,8 +23,8 @@ MOST_CLASSES = 100_000
 class Npz(Dataset):
     """Images from a NumPy archive: images uint8 (n, h, w, c) or (n, h, w), labels (n,) optional, x = value / 127.5 - 1.
 
-    labels are whole numbers from 0; label_names (k,), strings, is optional, and without it classes are named by number.
-    size: crop each image to the centre square and resize it.  flip: mirror half of the images drawn, left to right.
+    The labels are whole numbers from 0.  The names label_names (k,) are optional; without them a class has its number as
+    name.  size: crop each image to the centre square and resize it.  flip: mirror half of the drawn images, left to right.
     Pickled objects are refused.
     """
 
@@ -40,8 +34,8 @@ class Npz(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
+        if self.size is not None:
+            require_at_least(1, size=self.size)
 
     def load(self) -> Examples:
         import numpy as np
@@ -106,6 +100,10 @@ def _images(path: Path, images: np.ndarray) -> np.ndarray:
     return images
 
 
+# A label at or above this number is taken for an identifier: each class costs a row of the label table.
+MOST_CLASSES = 100_000
+
+
 def _labels(
     path: Path, n: int, labels: np.ndarray | None, names: np.ndarray | None
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -142,7 +140,7 @@ def _labels(
 
 
 def _centre(image: np.ndarray, size: int) -> np.ndarray:
-    """One image (h, w, c) to (size, size, c), channel by channel, so that any number of channels is allowed."""
+    """Crop and resize an image (h, w, c) to (size, size, c), channel by channel, so any number of channels is allowed."""
     import numpy as np
     from PIL.Image import fromarray
 

@@ -1,28 +1,28 @@
-"""Parquet files read a row group at a time, from a disk or over a network: what `hub` streams from.
+"""Parquet files, read one row group at a time from a disk or over a network; the data set `hub` streams from them.
 
-Of a file only its footer is read at first, and later the one column of the row groups that are asked for.
+At first only the footer of a file is read, later one column of the row groups that a batch needs.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from sitkit.runtime.errors import UserError, WorkFailed
 
-# Footers are small and far away: many are asked for at once.
+# The number of footers that are read in parallel: they are small, and the network is slow to answer.
 FOOTERS = 16
 
 
 class Files:
     """Parquet files of one schema, in order, opened by fsspec: local paths and hf://, s3://, https:// and others.
 
-    Raises UserError, naming the file, for one that cannot be read.
+    Raises UserError, with the name of the file, for a file that cannot be read.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class Files:
 
     @property
     def count(self) -> int:
-        """How many rows all files have."""
+        """The number of rows of all files."""
         return int(self.starts[-1])
 
     @property
@@ -48,16 +48,16 @@ class Files:
         return self.footers[0].schema.to_arrow_schema()
 
     def lengths(self, column: str) -> np.ndarray:
-        """The bytes that a column takes in each row group, (groups,) int64."""
-        found = []
+        """Return the bytes of a column in each row group, (groups,) int64."""
+        sizes = []
         for number, group in self.place:
             parts = self.footers[number].row_group(group)
             columns = (parts.column(i) for i in range(parts.num_columns))
-            found.append(sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] == column))
-        return np.array(found, np.int64)
+            sizes.append(sum(c.total_compressed_size for c in columns if c.path_in_schema.split(".")[0] == column))
+        return np.array(sizes, np.int64)
 
     def column(self, name: str) -> Any:
-        """A whole column as an Arrow table, the other columns unread."""
+        """Return a whole column as an Arrow table, without reading the others."""
         import pyarrow
 
         with ThreadPoolExecutor(FOOTERS, "sitkit-parquet") as pool:
@@ -66,7 +66,7 @@ class Files:
             )
 
     def group(self, number: int, column: str) -> Any:
-        """A column of one row group as an Arrow table."""
+        """Return a column of one row group as an Arrow table."""
         file, group = self.place[number]
         return self._read(file, group, column)
 
@@ -97,46 +97,37 @@ def _opened(path: str) -> Any:
 
 
 class Rows:
-    """Rows of a column by number; the row groups used last stay in memory, `kept` of them, and each is fetched once.
+    """Rows of a column by number; the `kept` row groups used last stay in memory.
 
-    Raises WorkFailed, naming the file, where a row group cannot be fetched.
+    Raises WorkFailed, with the name of the file, for a row group that cannot be fetched.
     """
 
     def __init__(self, files: Files, column: str, kept: int) -> None:
-        self.files, self.column, self.kept = files, column, kept
-        self._lock = threading.Lock()
-        self._groups: OrderedDict[int, Future[Any]] = OrderedDict()
+        self.files, self.column = files, column
+        self.group = functools.lru_cache(kept)(self._fetch)
+        self._locks = [threading.Lock() for _ in files.place]
 
     def __getitem__(self, number: int) -> Any:
         group = int(np.searchsorted(self.files.starts, number, side="right")) - 1
-        return self._group(group)[number - int(self.files.starts[group])].as_py()
+        # Of the threads that need one row group, the first fetches it and the others wait.
+        with self._locks[group]:
+            column = self.group(group)
+        return column[number - int(self.files.starts[group])].as_py()
 
-    def _group(self, number: int) -> Any:
-        with self._lock:
-            known = self._groups.get(number)
-            waiting = self._groups.setdefault(number, Future())
-            self._groups.move_to_end(number)
-            while len(self._groups) > self.kept:
-                self._groups.popitem(last=False)
-        if known is None:
-            try:
-                waiting.set_result(self.files.group(number, self.column).column(self.column))
-            except BaseException as error:
-                # Whoever waits for it is told, be it of ctrl-C, and the next who asks tries again.
-                with self._lock:
-                    self._groups.pop(number, None)
-                path = self.files.paths[self.files.place[number][0]]
-                reason = str(error).strip().splitlines()
-                failed = WorkFailed(f"{path}: cannot be read: {reason[0] if reason else error!r}.")
-                waiting.set_exception(failed if isinstance(error, Exception) else error)
-        return waiting.result()
+    def _fetch(self, group: int) -> Any:
+        try:
+            return self.files.group(group, self.column).column(self.column)
+        except Exception as error:
+            path = self.files.paths[self.files.place[group][0]]
+            reason = str(error).strip().splitlines()
+            raise WorkFailed(f"{path}: cannot be read: {reason[0] if reason else repr(error)}.") from None
 
 
 def nearly_shuffled(train: np.ndarray, starts: np.ndarray, window: int) -> Callable[[int, int], np.ndarray]:
-    """(seed, epoch) -> a permutation of `train` that goes through the row groups in a random order, `window` of them mixed.
+    """Return (seed, epoch) -> a permutation of `train` through the row groups in random order, `window` of them mixed.
 
-    Each example has the place of its row group, and a uniform draw from [0, window) is added; sorted by that, no more than
-    about window + 1 row groups are in use at any time, and a new one comes in as an old one ends.
+    The examples are sorted by the random place of their row group plus a uniform draw from [0, window).  So at most about
+    window + 1 row groups are in use at any time, and a new row group begins when an old one ends.
     """
     groups = np.searchsorted(starts, train, side="right") - 1
 
@@ -149,7 +140,10 @@ def nearly_shuffled(train: np.ndarray, starts: np.ndarray, window: int) -> Calla
 
 
 def split_by_group(starts: np.ndarray, holdout: float, least: int = 20) -> tuple[np.ndarray, np.ndarray] | None:
-    """(train, heldout) with whole row groups held out, so that reading those reads no others; None for fewer than `least`."""
+    """Return (train, heldout) with whole row groups held out, so that neither part reads the row groups of the other.
+
+    Returns None if there are fewer than `least` row groups.
+    """
     from sitkit.data.dataset import split_holdout
 
     if len(starts) - 1 < least:

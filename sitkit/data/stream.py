@@ -1,4 +1,4 @@
-"""Batches read ahead: while the network works on one, threads read and decode the next."""
+"""Batches by (seed, step), read ahead: while the network works on a batch, threads read and decode the next batches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sitkit.data.dataset import Examples
-
 
 DataBatch: TypeAlias = "tuple[Tensor, Tensor, np.ndarray]"
 Item = TypeVar("Item")
@@ -34,9 +32,10 @@ def feed(
     workers: int = 2,
     pin: bool = False,
 ) -> contextlib.AbstractContextManager[Iterator[DataBatch]]:
-    """The batches of `steps`, in order, as `read_ahead` gives them: each is `batch(examples, seed, step, size, part)`.
+    """Return a context manager that gives `batch(examples, seed, step, size, part)` for each of `steps`, in order.
 
-    pin: in page-locked memory, from which a copy to a GPU need not wait.
+    workers: the number of threads that read ahead.  pin: put the batches into page-locked memory, from which a copy to a
+    GPU does not block.
     """
 
     def read(step: int) -> DataBatch:
@@ -48,11 +47,11 @@ def feed(
 
 @contextlib.contextmanager
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int) -> Iterator[Iterator[Read]]:
-    """read(item) of each item, in order, whatever `workers` is.
+    """Yield an iterator over read(item) of each item, in order.
 
-    workers threads each read one item, and as many more lie ready: twice `workers` are held in memory.  0 reads in the
-    calling thread when an item is asked for.  What goes wrong in a thread is raised where its item is asked for.  On
-    leaving, no thread is left: reads that have not begun are dropped, and those that have are waited for.
+    Each of `workers` threads reads one item, and the same number of items is ready: 2 * workers items are in memory.  With
+    0 workers the calling thread reads an item when it needs it.  An error in a thread is raised when its item is needed.
+    At the end no thread remains: reads that have not begun are dropped, and reads that have begun are waited for.
     """
     if workers < 0:
         raise ValueError(f"workers must be at least 0; got {workers}.")
@@ -69,23 +68,21 @@ def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int
 
 
 def _in_order(waiting: deque[Future[Read]], later: Iterator[Future[Read]]) -> Iterator[Read]:
-    """What was begun first comes first; each item that is taken lets one more begin."""
+    """Yield the results in the order of their items; after each result one more read begins."""
     while waiting:
         ready = waiting.popleft().result()
         waiting.extend(itertools.islice(later, 1))
         yield ready
 
 
-def batch(
-    examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
+def batch(examples: Examples, seed: int, step: int, size: int, part: tuple[int, int] = (0, 1)) -> DataBatch:
+    """Return batch `step` of an endless stream: x (size, *shape), y (size,) int64, positions (size,).
 
-    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples, the data
-    set's own where it has an order: each epoch has every example once, and the stream is the same for every size.
-    part = (rank, ranks) reads rank's run of neighbouring positions, from rank * size // ranks on: the parts of all ranks,
-    one after another, are the batch.
-    Raises ValueError for step < 0, size < 1, seed < 0, or a part that is not 0 <= rank < ranks <= size.
+    Position p = step * size + i of the stream is place p mod n of permutation p // n of the n training examples (the order
+    of the data set itself if it has one).  So each epoch has every example once, and the stream is the same for every size.
+    part: (rank, ranks) reads the positions from rank * size // ranks to (rank + 1) * size // ranks; the parts of all ranks
+    in order are the batch.
+    Raises ValueError for step < 0, size < 1, seed < 0, or a part outside 0 <= rank < ranks <= size.
     """
     import numpy as np
     import torch
@@ -99,12 +96,12 @@ def batch(
         raise ValueError(f"part must be (rank, ranks), 0 <= rank < ranks <= size = {size}; got {part}.")
     positions = step * size + np.arange(rank * size // ranks, (rank + 1) * size // ranks)
     index = indices(examples, seed, positions)
-    drawn = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
-    return examples.read(index, drawn.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
+    keys = words(sample_keys(seed, torch.from_numpy(positions)), torch.zeros(1, dtype=torch.int64), 1, DATA)
+    return examples.read(index, keys.flatten().numpy()), torch.from_numpy(examples.labels[index]), positions
 
 
 def indices(examples: Examples, seed: int, positions: np.ndarray) -> np.ndarray:
-    """Which examples stand at these positions of the stream: (b,) -> (b,) int64."""
+    """Return the examples at these positions of the stream: (b,) -> (b,) int64 indices."""
     import numpy as np
 
     epochs, places = np.divmod(positions, len(examples.train))

@@ -1,4 +1,4 @@
-"""Draws from a Gaussian mixture that is known exactly."""
+"""Points drawn from laws that are known: a Gaussian mixture, and four shapes in the plane."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
-from sitkit.data.dataset import Dataset, in_memory
+from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
+
+# The number of points of each law by default.
+SIZE = 20_000
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sitkit.data.dataset import Examples
     from sitkit.transport.closed_form import Mixture
 
 
@@ -21,16 +23,16 @@ if TYPE_CHECKING:
 @datasets.register("gaussian-mixture")
 @dataclass(frozen=True)
 class GaussianMixture(Dataset):
-    """Points of R^dim from sum_k weights_k N(means_k, covariances_k): every reading of them is closed-form.
+    """Points of R^dim from sum_k weights_k N(means_k, covariances_k), whose velocity and score have a closed form.
 
-    What is not given is drawn by the seed: means from N(0, spread^2); covariances with random axes and standard
-    deviations log-uniform from width / 2 to 2 width.  Without weights all components weigh the same; without groups,
-    the label of each component, each has its own label.  `Examples.law` is the `sitkit.transport.closed_form.Mixture`.
+    The seed draws the parameters that are not given: means from N(0, spread^2); covariances with random axes and standard
+    deviations log-uniform from width / 2 to 2 width.  By default all components have the same weight.  groups: the label of
+    each component, by default a label of its own.  `Examples.law` is the `sitkit.transport.closed_form.Mixture`.
     """
 
     dim: int = 2
     components: int = 4
-    size: int = 20000
+    size: int = SIZE
     seed: int = 0
     spread: float = 1.0
     width: float = 0.2
@@ -41,11 +43,8 @@ class GaussianMixture(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("dim", "components", "size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        require_at_least(1, dim=self.dim, components=self.components, size=self.size)
+        require_at_least(0, seed=self.seed)
         if not 0 <= self.spread < math.inf:
             raise ValueError(f"spread must be at least 0 and finite; got {self.spread}.")
         if not 0 < self.width < math.inf:
@@ -59,7 +58,7 @@ class GaussianMixture(Dataset):
             raise ValueError(f"means must have dim = {self.dim} numbers each, and covariances dim rows of dim numbers.")
 
     def mixture(self) -> Mixture:
-        """The law.  Raises UserError where the given numbers are not one."""
+        """Return the law.  Raises UserError if the given numbers define none."""
         import numpy as np
         import torch
 
@@ -107,21 +106,19 @@ class GaussianMixture(Dataset):
 class Points(Dataset):
     """Points in the plane, on the scale of [-1, 1]^2, labelled by their part: a square, a moon, a Gaussian, a spiral.
 
-    noise is the standard deviation, in each coordinate, of the Gaussian that is added; None is the law's own:
-    checkerboard 0, moons 0.03, eight-gaussians 0.1, two-spirals 0.02.
+    noise: the standard deviation, in each coordinate, of the Gaussian noise that is added; by default checkerboard 0,
+    moons 0.03, eight-gaussians 0.1, two-spirals 0.02.
     """
 
     law: Literal["checkerboard", "moons", "eight-gaussians", "two-spirals"] = "checkerboard"
-    size: int = 20000
+    size: int = SIZE
     seed: int = 0
     noise: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1; got {self.size}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
+        require_at_least(1, size=self.size)
+        require_at_least(0, seed=self.seed)
         if self.noise is not None and not 0 <= self.noise < math.inf:
             raise ValueError(f"noise must be at least 0 and finite; got {self.noise}.")
 

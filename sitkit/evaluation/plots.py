@@ -93,12 +93,8 @@ def interpolant(component: Interpolant, path: Path | str, w: Sequence[Curve] = (
     """
     import torch
 
-    t = torch.linspace(0, 1, 401, dtype=torch.float64)
-    c = component.coefficients(t)
-    panels = [
-        ("coefficients", "", [Curve("alpha", t, c.alpha), Curve("sigma", t, c.sigma)]),
-        ("rates", "per unit time", [Curve("d alpha / dt", t, c.d_alpha), Curve("d sigma / dt", t, c.d_sigma)]),
-    ]
+    coefficients, rates = path_curves(component, torch.linspace(0, 1, 401, dtype=torch.float64))
+    panels = [("coefficients", "", coefficients), ("rates", "per unit time", rates)]
     if w:
         panels.append(("diffusion coefficients w(t)", "w (variance per unit time)", list(w)))
     figure, axes = canvas(len(panels), (8, 2.9 * len(panels)), stacked=True)
@@ -111,6 +107,13 @@ def interpolant(component: Interpolant, path: Path | str, w: Sequence[Curve] = (
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=10, frameon=False)
     figure.suptitle(component.name, fontsize=12, color=INK, parse_math=False)
     save(figure, path)
+
+
+def path_curves(component: Interpolant, t: Tensor) -> tuple[list[Curve], list[Curve]]:
+    """Return alpha and sigma of an interpolant at the times t (n,), and their rates."""
+    c = component.coefficients(t)
+    rates = [Curve("d alpha / dt", t, c.d_alpha), Curve("d sigma / dt", t, c.d_sigma)]
+    return [Curve("alpha", t, c.alpha), Curve("sigma", t, c.sigma)], rates
 
 
 def curves(
@@ -134,13 +137,7 @@ def curves(
     if not series:
         raise ValueError("curves needs at least one curve; got none.")
     figure, (ax,) = canvas(1, (8, 5))
-    draw_curves(ax, series)
-    if logx:
-        ax.set_xscale("log")
-        plain_ticks(ax.xaxis)
-    if logy:
-        ax.set_yscale("log")
-        plain_ticks(ax.yaxis)
+    draw_curves(ax, series, logx=logx, logy=logy)
     if reach is not None:
         top = reach * max(float(np.nanquantile(finite(curve.values), 0.9)) for curve in series)
         if 0 < top < ax.get_ylim()[1]:
@@ -210,27 +207,29 @@ def canvas(panels: int, size: tuple[float, float], *, stacked: bool = False) -> 
     return figure, axes
 
 
-def draw_curves(ax: Axes, series: Sequence[Curve]) -> None:
-    """The curves; neighbours differ in colour and in dashes, so that one lying on another still shows."""
+def draw_curves(ax: Axes, series: Sequence[Curve], *, logx: bool = False, logy: bool = False) -> None:
+    """Draw curves that differ in colour and in dashes, so that equal curves are visible."""
     for i, curve in enumerate(series):
         x, y = as_array(curve.x), finite(curve.values)
         if x.shape != y.shape:
             raise ValueError(f"curve {curve.label!r} has {x.size} places for {y.size} values.")
-        colour = COLOURS[i % len(COLOURS)]
-        dash = DASHES[i % len(DASHES)]
-        marker = "o" if len(x) <= 32 else ""
-        width = 1.6 if len(x) <= 1000 else 0.8
         line: dict[str, Any] = {
-            "color": colour,
-            "linestyle": dash,
-            "marker": marker,
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": DASHES[i % len(DASHES)],
+            "marker": "o" if len(x) <= 32 else "",
             "markersize": 4,
-            "linewidth": width,
+            "linewidth": 1.6 if len(x) <= 1000 else 0.8,
         }
         if curve.stderr is None:
             ax.plot(x, y, label=curve.label, **line)
         else:
             ax.errorbar(x, y, as_array(curve.stderr), label=curve.label, capsize=3, elinewidth=1, **line)
+    if logx:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis)
+    if logy:
+        ax.set_yscale("log")
+        plain_ticks(ax.yaxis)
 
 
 def dots(ax: Axes, points: np.ndarray, colour: str, label: str | None = None) -> None:

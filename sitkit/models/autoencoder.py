@@ -1,4 +1,4 @@
-"""What the network sees of an image: the pixels themselves, or an autoencoder's latents."""
+"""What the network models: the examples themselves, or the latents of an autoencoder."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.tensors import header_of, open_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# What the names of its tensors begin with in a file that holds other things too.
+# The prefix of its tensors in a file that also holds other tensors.
 PACKED = "autoencoder/"
 
 
 @dataclass(frozen=True)
 class Autoencoder(Component):
-    """A fixed pair of maps between images in [-1, 1] and what is modelled.  Nothing in it is trained.
+    """A fixed pair of maps between images in [-1, 1] and the latents that the network models; it is not trained.
 
-    encodes: False where what is modelled is the image itself.
+    Class attribute `encodes`: False if the latent is the image itself.
     """
 
     encodes: ClassVar[bool] = True
 
     @abstractmethod
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the latent of an example of this shape.  Raises UserError for one that has no latent."""
+        """Return the shape of the latent of an example of this shape.  Raises UserError for a shape without latents."""
 
     @abstractmethod
     def posterior(self, x: Tensor) -> Posterior:
-        """(b, *shape) -> the law of the latents, (b, *latent_shape), on the device of x."""
+        """Return the distribution of the latents of x (b, *shape), on the device of x."""
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """(b, *latent_shape) -> (b, *shape)."""
+        """Return the images (b, *shape) of latents (b, *latent_shape)."""
 
     def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(b, *shape) -> (b, *latent_shape): a draw of the posterior for keys (b,) int64, its mean without keys."""
+        """Return latents (b, *latent_shape) of x (b, *shape): draws for keys (b,) int64, the means without keys."""
         return self.posterior(x).draw(keys)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what determines the maps: the fields, unless there are weights."""
+        """Return the SHA-256 of what determines the maps: of the fields, or of the weights if there are any."""
         return hashlib.sha256(json.dumps(spec(self)).encode()).hexdigest()
 
     def caveat(self) -> str:
-        """What a person should know before encoding with it; nothing in most cases."""
+        """Return a warning to show before encoding; empty in most cases."""
         return ""
 
     def packed(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """(settings, state) of a network that only this machine has, for a file that must do without; None where none is."""
+        """Return (settings, state) of a network that only this machine has, to store it with a run; None without one."""
         return None
 
 
@@ -75,11 +75,11 @@ class Identity(Autoencoder):
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
 
-    def posterior(self, x: Tensor) -> Posterior:
-        return Posterior(x)
-
     def decode(self, z: Tensor) -> Tensor:
         return z
+
+    def posterior(self, x: Tensor) -> Posterior:
+        return Posterior(x)
 
 
 @final
@@ -88,12 +88,12 @@ class Identity(Autoencoder):
 class SDVAE(Autoencoder):
     """Stable Diffusion's autoencoder, diffusers' AutoencoderKL: z = scale * (mean + std * noise), x = decoder(z / scale).
 
-    path: a folder that `save_pretrained` wrote, a name on the Hugging Face hub, or a run in one file that holds one; only
-    safetensors are read.
-    dtype: of the network; what goes in and comes out is float32.  batch: how many examples the network sees at once, the
-    last of them repeated where there are fewer; on a CPU it is one, so that an example's latent and picture are the same
-    to the bit in any company, and as quick from 64 x 64 pixels on.
-    Source: Rombach et al. 2022, arXiv 2112.10752; the scale is the one that DiT and SiT take.
+    path: a folder written by `save_pretrained`, a name on the Hugging Face hub, or a run in one file with an autoencoder;
+    only safetensors files are read.
+    dtype: the type of the network; inputs and outputs are float32.  batch: the number of examples that the network sees
+    together; the last example is repeated to fill a batch.  On a CPU the number is 1, so the latent and the image of an
+    example do not depend on the other examples, to the bit; from 64 x 64 pixels on this is as fast.
+    Source: Rombach et al. 2022, arXiv 2112.10752; the scale is that of DiT and SiT.
     """
 
     path: str = "stabilityai/sd-vae-ft-ema"
@@ -104,8 +104,7 @@ class SDVAE(Autoencoder):
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1; got {self.batch}.")
+        require_at_least(1, batch=self.batch)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         config = self._network().config
@@ -119,26 +118,26 @@ class SDVAE(Autoencoder):
         return config.latent_channels, shape[1] // factor, shape[2] // factor
 
     def posterior(self, x: Tensor) -> Posterior:
-        moments = self._by_batches(lambda some: self._network(x.device).encode(some).latent_dist.parameters, x)
+        moments = self._by_batches(lambda rows: self._network(x.device).encode(rows).latent_dist.parameters, x)
         mean, logvar = moments.chunk(2, 1)
         # The bounds are those of diffusers' DiagonalGaussianDistribution.
         return Posterior(self.scale * mean, self.scale * (0.5 * logvar.clamp(-30, 20)).exp())
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._by_batches(lambda some: self._network(z.device).decode(some).sample, z / self.scale)
+        return self._by_batches(lambda rows: self._network(z.device).decode(rows).sample, z / self.scale)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and the scale."""
+        """Return the SHA-256 of the weights and the scale."""
         return _digest(self.path, self.scale)
 
     def caveat(self) -> str:
-        """Where the scale is not the one that the autoencoder was published with."""
+        """Return a warning if the scale differs from the published one."""
         published = self._network().config.scaling_factor
         if math.isclose(self.scale, published, rel_tol=1e-2):
             return ""
         return (
             f"{self.path} was saved with scaling_factor {published:.5g}, which brings its latents to a standard deviation of "
-            f"about 1; with autoencoder.scale {self.scale:.5g} it is {self.scale / published:.2g}. To take its own: "
+            f"about 1; with autoencoder.scale {self.scale:.5g} it is {self.scale / published:.2g}. To use its own: "
             f"--set autoencoder.scale={published:.5g}"
         )
 
@@ -146,8 +145,8 @@ class SDVAE(Autoencoder):
         if not Path(self.path).expanduser().exists():
             return None
         network = _network(self.path, "float32", "cpu")
-        told = json.loads(network.to_json_string())
-        return {key: value for key, value in told.items() if not key.startswith("_")}, network.state_dict()
+        settings = json.loads(network.to_json_string())
+        return {key: value for key, value in settings.items() if not key.startswith("_")}, network.state_dict()
 
     def _network(self, device: torch.device | str = "cpu") -> Any:
         return _network(self.path, self.dtype, str(device))
@@ -158,16 +157,16 @@ class SDVAE(Autoencoder):
         size = 1 if x.device.type == "cpu" else self.batch
         parts = []
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            for some in x.split(size):
-                missing = size - len(some)
-                whole = torch.cat([some, some[-1:].expand(missing, *some.shape[1:])]) if missing else some
-                parts.append(apply(whole.to(getattr(torch, self.dtype)))[: len(some)].float())
+            for rows in x.split(size):
+                missing = size - len(rows)
+                full = torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+                parts.append(apply(full.to(getattr(torch, self.dtype)))[: len(rows)].float())
         return torch.cat(parts)
 
 
 @functools.lru_cache(maxsize=4)
 def _network(path: str, dtype: str, device: str) -> Any:
-    """The AutoencoderKL of a folder or hub name, without gradients.  Raises UserError that says what is wrong."""
+    """Return the AutoencoderKL of a folder or a name on the hub, without gradients.  Raises UserError with the reason."""
     import torch
 
     if device != "cpu":
@@ -182,7 +181,7 @@ def _network(path: str, dtype: str, device: str) -> Any:
     if local.is_file():
         return _unpacked(local, AutoencoderKL).to(getattr(torch, dtype)).eval().requires_grad_(False)
     if local.exists() and not (local / "config.json").is_file():
-        raise UserError(f"{path}: no autoencoder: AutoencoderKL.save_pretrained leaves config.json in its folder.")
+        raise UserError(f"{path}: no autoencoder: AutoencoderKL.save_pretrained writes config.json into its folder.")
     if not local.exists() and (path.count("/") != 1 or path.startswith((".", "/", "~"))):
         raise UserError(f"{path}: there is no such folder, and a name on the Hugging Face hub is owner/name.")
     try:
@@ -204,13 +203,13 @@ def _network(path: str, dtype: str, device: str) -> Any:
 
 
 def _unpacked(path: Path, kind: Any) -> Any:
-    """The network that a run's file holds.  Raises UserError for a file that holds none, or is damaged."""
+    """Return the network that is stored in the file of a run.  Raises UserError if there is none or it is damaged."""
     with open_tensors(path) as file:
-        told = header_of(file, path).get("autoencoder")
-        if told is None:
+        settings = header_of(file, path).get("autoencoder")
+        if settings is None:
             raise UserError(f"{path}: this file holds no autoencoder.")
         state = {n.removeprefix(PACKED): file.get_tensor(n) for n in file.keys() if n.startswith(PACKED)}  # noqa: SIM118
-    network = kind.from_config(told)
+    network = kind.from_config(settings)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -230,7 +229,7 @@ def _digest(path: str, scale: float) -> str:
 
 
 class Prepared(NamedTuple):
-    """Loaded examples, the shape of what the network models of each, and the number of classes."""
+    """Loaded examples, the shape that the network models, and the number of classes."""
 
     examples: Examples
     shape: tuple[int, ...]
@@ -244,21 +243,21 @@ def prepare_data(dataset: Dataset, autoencoder: Autoencoder) -> Prepared:
 
 
 def modelled_shape(autoencoder: Autoencoder, examples: Examples) -> tuple[int, ...]:
-    """The shape of what the network models: the examples' own where they are latents already.
+    """Return the shape that the network models: that of the latents, or of the examples if they are latents already.
 
-    Raises UserError where they are the latents of another autoencoder, or have none.
+    Raises UserError if the examples are latents of another autoencoder, or have no latents.
     """
     if examples.encoder is None:
         return autoencoder.latent_shape(examples.shape)
     if examples.encoder != autoencoder.fingerprint():
         raise UserError(
             f"The data are latents of the autoencoder with fingerprint {examples.encoder[:12]}, not of autoencoder "
-            f"{autoencoder.name!r} as it is configured ({autoencoder.fingerprint()[:12]}). Configure the one that encoded "
-            "them, with its path and scale, or encode the images again."
+            f"{autoencoder.name!r} as it is configured ({autoencoder.fingerprint()[:12]}). Configure the autoencoder that "
+            "encoded them, with its path and scale, or encode the images again."
         )
     return examples.shape
 
 
 def modelled(autoencoder: Autoencoder, examples: Examples, x: Tensor, keys: Tensor | None = None) -> Tensor:
-    """What the network models of examples x that were read: themselves where they are latents already."""
+    """Return what the network models of x (b, *shape): the latents, or x itself if it holds latents already."""
     return autoencoder.encode(x, keys) if examples.encoder is None else x

@@ -1,10 +1,10 @@
-"""What a network is built from: a backbone is the configuration, `build` gives the module.
+"""The contract of networks and the built-in backbones: a `Backbone` is the configuration, `build` returns the module.
 
-Every network is called as `network(x, t, y)`: x (b, *shape), t (b,), y (b,) int64 -> (b, *shape).  y runs from 0 to
-`network.num_classes`, which is the null class (no label); without classes y is 0 everywhere.  Nothing inside is
-random: the training loop drops labels with probability `network.class_dropout`.
+Every network is called as `network(x, t, y)`: x (b, *shape), t (b,), y (b,) int64 -> (b, *shape).  y is between 0 and
+`network.num_classes`, which is the null class (no label); without classes all y are 0.  A network has no randomness: the
+training loop drops labels with probability `network.class_dropout`.
 
-Importing this module does not import torch: the networks are imported by `build`.
+Importing this module does not import torch: `build` imports the networks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from sitkit.registry import Component, backbones
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,23 +26,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone(Component):
-    """The configuration of a network."""
+    """The configuration of a network.
+
+    Class attribute `trainable`: False if the network is given and training does not change it.
+    """
 
     trainable: ClassVar[bool] = True
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        """The network for states of `shape`, with attributes num_classes: int and class_dropout: float.
+        """Return the network for states of `shape`, with attributes num_classes: int and class_dropout: float.
 
-        Weights are drawn from torch's global generator.  Raises UserError if it cannot take the shape.
+        Weights are drawn from torch's global generator.  Raises UserError if the network cannot take the shape.
         """
 
     def prepare(self, network: nn.Module, *, interpolant: Interpolant, target: Target, examples: Examples) -> nn.Module:
-        """The network made ready for this path and these data: itself, unless it is given rather than trained."""
+        """Return the network prepared for a path and for data; a trained network needs no preparation.
+
+        Args:
+            network: the result of `build`.
+            interpolant: the path between noise and data.
+            target: the quantity that the network predicts.
+            examples: the data of the run.
+
+        Returns:
+            The prepared network; by default `network` itself.
+        """
         return network
 
     def flops(self, shape: tuple[int, ...]) -> int | None:
-        """FLOPs of one forward pass for one sample, a multiply-add counting two, or None where nobody counted."""
+        """Return the FLOPs of a forward pass for one sample; a multiply-add counts as two.  None: not known."""
         return None
 
 
@@ -53,9 +66,9 @@ class SiTBackbone(Backbone):
     """Scalable interpolant transformer: adaLN-Zero blocks, y = head(blocks(patches(x) + positions, t + label)).
 
     The defaults are SiT-XL/2.  Parameter names and shapes are the official ones.  The label table always has the row
-    of the null class.  With learn_sigma the head has twice the channels and the second half is not read, as in the
-    official checkpoints.  time_scale multiplies t before its sinusoidal features; 1.0 is the paper's.
-    qk_norm normalises queries and keys (RMS, per head); checkpointing recomputes each block in the backward pass.
+    of the null class.  learn_sigma: the head has twice the channels and the second half is not read, as in the official
+    checkpoints.  time_scale: a factor of t before its sinusoidal features, 1.0 in the paper.
+    qk_norm: normalise queries and keys (RMS, per head).  checkpointing: recompute each block in the backward pass.
 
     Source: Ma et al. 2024 (arXiv 2401.08740), Table 9; Peebles and Xie 2022 (arXiv 2212.09748), section 3.2.
     """
@@ -72,8 +85,8 @@ class SiTBackbone(Backbone):
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "hidden_size", "depth", "num_heads"):
-            _at_least_one(name, getattr(self, name))
+        require_at_least(1, patch_size=self.patch_size, hidden_size=self.hidden_size)
+        require_at_least(1, depth=self.depth, num_heads=self.num_heads)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads; got {self.hidden_size} and {self.num_heads}."
@@ -89,32 +102,12 @@ class SiTBackbone(Backbone):
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         from sitkit.models.sit import SiT
 
-        return SiT(
-            _image(shape, self.patch_size),
-            num_classes,
-            patch_size=self.patch_size,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            class_dropout=self.class_dropout,
-            learn_sigma=self.learn_sigma,
-            time_scale=self.time_scale,
-            qk_norm=self.qk_norm,
-            checkpointing=self.checkpointing,
-        )
+        return SiT(_image(shape, self.patch_size), num_classes, **vars(self))
 
     def flops(self, shape: tuple[int, ...]) -> int:
         from sitkit.models.sit import flops
 
-        return flops(
-            _image(shape, self.patch_size),
-            patch_size=self.patch_size,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            mlp_ratio=self.mlp_ratio,
-            learn_sigma=self.learn_sigma,
-        )
+        return flops(_image(shape, self.patch_size), self)
 
 
 @final
@@ -123,7 +116,7 @@ class SiTBackbone(Backbone):
 class MLPBackbone(Backbone):
     """Residual perceptron for points of any shape: h <- h + W silu(h + time + label), y = W silu(h), W = 0 at first.
 
-    time_scale multiplies t before its Fourier features cos(pi k t), sin(pi k t), k = 1, 2, 4, ..., 32.
+    time_scale: a factor of t before its Fourier features cos(pi k t), sin(pi k t), k = 1, 2, 4, ..., 32.
     """
 
     hidden_size: int = 128
@@ -132,34 +125,26 @@ class MLPBackbone(Backbone):
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "depth"):
-            _at_least_one(name, getattr(self, name))
+        require_at_least(1, hidden_size=self.hidden_size, depth=self.depth)
         _conditioning(self.class_dropout, self.time_scale)
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         from sitkit.models.mlp import MLP
 
-        return MLP(
-            shape,
-            num_classes,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            class_dropout=self.class_dropout,
-            time_scale=self.time_scale,
-        )
+        return MLP(shape, num_classes, **vars(self))
 
 
 @final
 @backbones.register("exact")
 @dataclass(frozen=True)
 class ExactBackbone(Backbone):
-    """Closed-form truth, never trained: y = E[a data + b noise | x_t = x, label] under the law of the data.
+    """The exact prediction, without training: y = E[a data + b noise | x_t = x, label] under the law of the data.
 
-    law: "mixture" is the data set's own Gaussian mixture; "empirical" puts equal mass on each training example, as read
-    without augmentation, which is what a network of unlimited capacity would learn; "auto" is the first where the data
-    set states its law, else the second.  float64 inside, whatever the precision around it.
+    law: "mixture" is the Gaussian mixture of the data set; "empirical" gives each training example, read without
+    augmentation, the same probability: a network of unlimited capacity would learn this; "auto" is "mixture" if the data
+    set states its law, else "empirical".  The computation is in float64.
 
-    `build` gives a module that refuses to be called; `prepare` gives the network.
+    `build` returns a module that cannot be called; `prepare` returns the network.
     """
 
     trainable: ClassVar[bool] = False
@@ -172,7 +157,7 @@ class ExactBackbone(Backbone):
         return Unprepared(num_classes)
 
     def prepare(self, network: nn.Module, *, interpolant: Interpolant, target: Target, examples: Examples) -> nn.Module:
-        """The network of the law.  Raises UserError where law is "mixture" and the data set states none."""
+        """Return the network of the law.  Raises UserError if law is "mixture" and the data set states no law."""
         from sitkit.models.exact import Exact, empirical
 
         if self.law == "mixture" and examples.law is None:
@@ -180,13 +165,8 @@ class ExactBackbone(Backbone):
                 "backbone 'exact' with law 'mixture' needs a data set that states its law, such as 'gaussian-mixture'; "
                 "this one has only examples. Use law 'empirical' or 'auto'."
             )
-        known = None if self.law == "empirical" else examples.law
-        return Exact(known if known is not None else empirical(examples), interpolant, target)
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}.")
+        law = None if self.law == "empirical" else examples.law
+        return Exact(empirical(examples) if law is None else law, interpolant, target)
 
 
 def _conditioning(class_dropout: float, time_scale: float) -> None:
@@ -204,39 +184,22 @@ def _image(shape: tuple[int, ...], patch_size: int) -> tuple[int, int, int]:
         )
     channels, height, width = shape
     if height % patch_size or width % patch_size:
-        fit = ", ".join(str(p) for p in range(1, 17) if height % p == 0 and width % p == 0)
+        sizes = ", ".join(str(p) for p in range(1, 17) if height % p == 0 and width % p == 0)
         raise UserError(
             f"backbone 'sit': an image of {height}x{width} (shape {size}) cannot be cut into patches of "
-            f"patch_size = {patch_size}. A patch_size that divides both: {fit}."
+            f"patch_size = {patch_size}. A patch_size that divides both: {sizes}."
         )
     return channels, height, width
 
 
-# The paper's Table 9.
-for _size, _hidden_size, _depth, _num_heads in (
-    ("s", 384, 12, 6),
-    ("b", 768, 12, 12),
-    ("l", 1024, 24, 16),
-    ("xl", 1152, 28, 16),
-):
+# Ma et al. 2024, Table 9.
+_TABLE_9 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+for _size, (_hidden_size, _depth, _num_heads) in _TABLE_9.items():
     for _patch in (2, 4, 8):
-        backbones.preset(
-            f"sit-{_size}/{_patch}",
-            of="sit",
-            patch_size=_patch,
-            hidden_size=_hidden_size,
-            depth=_depth,
-            num_heads=_num_heads,
-        )
+        _fields = {"patch_size": _patch, "hidden_size": _hidden_size, "depth": _depth, "num_heads": _num_heads}
+        backbones.preset(f"sit-{_size}/{_patch}", of="sit", **_fields)
 
-# A laptop's size, not of the paper: at equal time on 8x8 digits a width of 96 ends nearer the data than 128.
+# A size for a laptop, not in the paper: on 8x8 digits, after the same time, a width of 96 is nearer to the data than 128.
 for _patch in (1, 2, 4):
-    backbones.preset(
-        f"sit-xs/{_patch}",
-        of="sit",
-        patch_size=_patch,
-        hidden_size=96,
-        depth=4,
-        num_heads=4,
-        learn_sigma=False,
-    )
+    _fields = {"patch_size": _patch, "hidden_size": 96, "depth": 4, "num_heads": 4, "learn_sigma": False}
+    backbones.preset(f"sit-xs/{_patch}", of="sit", **_fields)

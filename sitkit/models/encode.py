@@ -1,17 +1,19 @@
-"""Encoding a data set once: shards of its latents' posteriors, to train on without the autoencoder in the loop.
+"""Encode a data set once into files of posteriors, to train on without the autoencoder in the loop.
 
-Any number of processes may encode one folder: each takes the next shard that is neither done nor being done.  A shard is
-whole or absent, and a function of data, autoencoder and device alone, so that an encoding that was killed and run again
-is the same to the byte.
+Several processes may encode into one folder: each takes the next shard that is neither done nor in progress.  A shard is
+whole or absent, and depends on data, autoencoder and device alone, so an encoding that was killed and continued has the
+same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,21 +27,26 @@ from sitkit.data.stream import read_ahead
 from sitkit.models.autoencoder import Autoencoder
 from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runtime.distributed import ProcessGroup, joined
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.files import read_json, write_json
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import read_header, save_tensors
 
-# How many examples are read at once.
+# The number of examples that are read together.
 READ = 64
 CLAIMS = ".claims"
 
 
 class Encoded(NamedTuple):
-    """A folder of latents and what its index says."""
+    """The folder of encoded latents and the content of its index.
+
+    Args:
+        folder: the folder.
+        record: shape of a latent, number of examples, statistics and fingerprints, as in index.json.
+    """
 
     folder: Path
     record: dict[str, Any]
@@ -55,81 +62,57 @@ def encode(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Encoded:
-    """Write the latents of a data set and of its mirror images, to train on; the same call continues it.
+    """Write the latents of a data set and of its mirror images, to train on; the same call continues the work.
+
+    The files hold the mean and the standard deviation of the posterior of each example, from which training draws.
 
     Args:
         data: a data set, its name, or a mapping with `name` and fields.
         autoencoder: an autoencoder, its name, or a mapping with `name` and fields.
         out: the folder of the latents; by default latents/<data>-<autoencoder>-<identity>.
-        per_shard: examples in one file.
-        dtype: type of mean and std on disk.
-        device: "cpu", "cuda", "auto".
+        per_shard: the number of examples in one file.
+        dtype: the type of mean and standard deviation on disk.
+        device: "cpu", "cuda" or "auto".
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
 
+    Returns:
+        The folder and the content of its index: shape, number of examples, mean and standard deviation by channel.
+
     Raises:
-        UserError: before any work, for examples without latents, and for a folder of other latents.
+        UserError: before any work, if the examples have no latents, or if the folder holds other latents.
     """
+    require_at_least(1, per_shard=per_shard)
     dataset, coder = datasets.parse(data), autoencoders.parse(autoencoder)
-    with reporting(progress) as report:
-        return encode_dataset(
-            dataset,
-            coder,
-            None if out is None else Path(out),
-            per_shard=per_shard,
-            dtype=dtype,
-            device=device,
-            progress=report,
-        )
-
-
-def encode_dataset(
-    dataset: Dataset,
-    autoencoder: Autoencoder,
-    folder: Path | None = None,
-    *,
-    per_shard: int = 1024,
-    dtype: Literal["float32", "float16"] = "float32",
-    device: str = "auto",
-    progress: Progress = silent,
-) -> Encoded:
-    """Write the posteriors of all examples and their mirror images; what is done already is not done again.
-
-    folder: by default latents/<data>-<autoencoder>-<identity>.  per_shard: examples a file.  dtype: of mean and std on
-    disk.  Raises UserError before any work for examples without latents, and for a folder of other latents.
-    """
-    if per_shard < 1:
-        raise ValueError(f"per_shard must be at least 1; got {per_shard}.")
-    if not autoencoder.encodes:
+    if not coder.encodes:
         raise UserError(
-            f"autoencoder {autoencoder.name!r} has no latents to write: choose another, as --autoencoder sd-vae."
+            f"autoencoder {coder.name!r} has no latents to write: choose another, such as --autoencoder sd-vae."
         )
-    data = load_examples(dataset)
-    if data.encoder is not None:
+    examples = load_examples(dataset)
+    if examples.encoder is not None:
         raise UserError(f"dataset {dataset.name!r} holds latents already.")
     plan = {
         "format": 1,
-        "shape": list(autoencoder.latent_shape(data.shape)),
+        "shape": list(coder.latent_shape(examples.shape)),
         "dtype": dtype,
-        "rows": [min(per_shard, len(data) - first) for first in range(0, len(data), per_shard)],
-        "class_names": list(data.class_names),
-        "autoencoder": {"fingerprint": autoencoder.fingerprint(), "component": _absolute(spec(autoencoder))},
-        "source": {"fingerprint": data.fingerprint, "data": _absolute(spec(dataset))},
+        "rows": [min(per_shard, len(examples) - first) for first in range(0, len(examples), per_shard)],
+        "class_names": list(examples.class_names),
+        "autoencoder": {"fingerprint": coder.fingerprint(), "component": _absolute(spec(coder))},
+        "source": {"fingerprint": examples.fingerprint, "data": _absolute(spec(dataset))},
     }
-    if folder is None:
-        folder = Path("latents") / f"{readable((dataset.name, autoencoder.name))}-{_identity(plan)}"
+    folder = Path(out or f"latents/{hyphenated((dataset.name, coder.name))}-{_identity(plan)}")
     _begin(folder, plan)
-    with joined(device) as world:
+    with reporting(progress) as report, joined(device) as group:
         if not (folder / INDEX).is_file():
-            if world.lead and (caveat := autoencoder.caveat()):
-                progress(Event("encode", message=caveat))
-            work = _Work(folder, data, autoencoder, plan, world, progress if world.lead else silent)
-            work.all_shards()
+            report = report if group.lead else silent
+            if group.lead and (caveat := coder.caveat()):
+                report(Event("encode", message=caveat))
+            _Encoding(folder, examples, coder, plan, group, report).write_all()
             _finish(folder, plan)
     return Encoded(folder, read_json(folder / INDEX))
 
 
 def _absolute(component: dict[str, Any]) -> dict[str, Any]:
-    """The plain component with the path of what is on this machine in full: latents are read from other folders too."""
+    """Make the path of a plain component absolute if it exists here: latents are also read from other folders."""
     path = component.get("path")
     if not isinstance(path, str) or not Path(path).expanduser().exists():
         return component
@@ -137,7 +120,7 @@ def _absolute(component: dict[str, Any]) -> dict[str, Any]:
 
 
 def _identity(plan: dict[str, Any]) -> str:
-    """What the shards are a function of, wherever data and autoencoder lie."""
+    """Return the identity of what the shards depend on, wherever data and autoencoder lie."""
     marks = {part: plan[part]["fingerprint"] for part in ("autoencoder", "source")}
     network = {key: plan["autoencoder"]["component"].get(key) for key in ("dtype", "batch")}
     return identity({**{key: plan[key] for key in ("format", "shape", "dtype", "rows")}, **marks, "network": network})
@@ -155,61 +138,57 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         write_json(folder / PLAN, plan)
 
 
-class _Work(NamedTuple):
+@dataclass
+class _Encoding:
+    """The work of one process on the shards of a folder; `written` counts the examples that it has encoded."""
+
     folder: Path
-    data: Examples
+    examples: Examples
     autoencoder: Autoencoder
     plan: dict[str, Any]
-    world: ProcessGroup
+    group: ProcessGroup
     progress: Progress
+    written: int = 0
+    began: float = field(default_factory=time.monotonic)
 
-    def all_shards(self) -> None:
-        """Return when every shard is there, whoever wrote it."""
-        count, began, written = len(self.plan["rows"]), time.monotonic(), 0
+    def write_all(self) -> None:
+        """Return when all processes together have written every shard."""
+        count = len(self.plan["rows"])
+        first = self.group.rank * count // self.group.size
+        divide_work(count, self._exists, self._write, self.folder / CLAIMS, first)
+        self.progress(Event("encode", len(self.examples), len(self.examples)))
 
-        def make(number: int) -> None:
-            nonlocal written
-            written = self._shard(number, began, written)
+    def _exists(self, number: int) -> bool:
+        return shard_path(self.folder, number).is_file()
 
-        first = self.world.rank * count // self.world.size
-        divide_work(count, lambda number: shard_path(self.folder, number).is_file(), make, self.folder / CLAIMS, first)
-        self.progress(Event("encode", len(self.data), len(self.data)))
-
-    def _shard(self, number: int, began: float, written: int) -> int:
-        """Write a shard; how many examples this process has written with it."""
-        path = shard_path(self.folder, number)
+    def _write(self, number: int) -> None:
         rows = self.plan["rows"]
-        start = number * rows[0]
-        index = np.arange(start, start + rows[number])
+        index = number * rows[0] + np.arange(rows[number])
         parts: list[tuple[Tensor, Tensor]] = []
         chunks = [index[first : first + READ] for first in range(0, len(index), READ)]
-        with read_ahead(self.data.read, chunks, workers=1) as pictures:
-            for x in pictures:
+        with read_ahead(self.examples.read, chunks, workers=1) as batches:
+            for x in batches:
                 parts.append(self._posterior(x))
-                written += len(x)
-                rate = written / (time.monotonic() - began)
-                self.progress(
-                    Event("encode", self._done() + sum(len(m) for m, _ in parts), len(self.data), {"images/s": rate})
-                )
-        mean, std = (torch.cat(some) for some in zip(*parts, strict=True))
-        labels = torch.from_numpy(self.data.labels[index])
-        save_tensors(path, {"mean": mean, "std": std, "labels": labels}, {"number": number, **_sums(mean, std)})
-        return written
+                self.written += len(x)
+                done = sum(itertools.compress(rows, map(self._exists, range(len(rows)))))
+                done += sum(len(mean) for mean, _ in parts)
+                rate = self.written / (time.monotonic() - self.began)
+                self.progress(Event("encode", done, len(self.examples), {"images/s": rate}))
+        mean, std = (torch.cat(values) for values in zip(*parts, strict=True))
+        tensors = {"mean": mean, "std": std, "labels": torch.from_numpy(self.examples.labels[index])}
+        save_tensors(shard_path(self.folder, number), tensors, {"number": number, **_sums(mean, std)})
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mean and std (k, 2, *shape) on the CPU, of examples and their mirror images."""
-        both = torch.stack([x, x.flip(-1)], 1).flatten(0, 1).to(self.world.device)
+        """Return mean and std (k, 2, *shape), on the CPU, of examples and their mirror images."""
+        both = torch.stack([x, x.flip(-1)], 1).flatten(0, 1).to(self.group.device)
         mean, std = self.autoencoder.posterior(both)
         std = torch.zeros_like(mean) if std is None else std
-        kept = torch.float16 if self.plan["dtype"] == "float16" else torch.float32
-        return tuple(v.unflatten(0, (-1, 2)).to("cpu", kept) for v in (mean, std))  # pyright: ignore[reportReturnType]
-
-    def _done(self) -> int:
-        return sum(rows for number, rows in enumerate(self.plan["rows"]) if shard_path(self.folder, number).is_file())
+        dtype = getattr(torch, self.plan["dtype"])
+        return tuple(v.unflatten(0, (-1, 2)).to("cpu", dtype) for v in (mean, std))  # pyright: ignore[reportReturnType]
 
 
 def _sums(mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """Of what is written: its SHA-256; by channel, how many latents, their sum and that of their squares."""
+    """Return the SHA-256 of a shard; by channel the number of latents, their sum and the sum of their squares."""
     digest = hashlib.sha256(mean.numpy().data)
     digest.update(std.numpy().data)
     mean, std = (v.double().movedim(2, 0).flatten(1) for v in (mean, std))
@@ -222,7 +201,7 @@ def _sums(mean: Tensor, std: Tensor) -> dict[str, Any]:
 
 
 def _finish(folder: Path, plan: dict[str, Any]) -> None:
-    """The index: the plan, the statistics of the latents, and a fingerprint of all that the shards hold."""
+    """Write the index: the plan, the statistics of the latents, and a fingerprint of the content of all shards."""
     headers = [read_header(shard_path(folder, number)) for number in range(len(plan["rows"]))]
     count = sum(header["count"] for header in headers)
     mean, squares = (
@@ -232,18 +211,12 @@ def _finish(folder: Path, plan: dict[str, Any]) -> None:
     digest = hashlib.sha256(_identity(plan).encode())
     for header in headers:
         digest.update(header["sha256"].encode())
-    statistics = {
-        "mean": mean,
-        "std": [math.sqrt(max(s - m**2, 0.0)) for m, s in zip(mean, squares, strict=True)],
-    }
-    for rubbish in _leftovers(folder):
-        rubbish.unlink(missing_ok=True)
+    std = [math.sqrt(max(s - m**2, 0.0)) for m, s in zip(mean, squares, strict=True)]
+    # Lock files and partial files of killed processes: no process writes shards now.
+    for pattern in (f"{CLAIMS}/*", "*.safetensors.tmp-*", f"{PLAN}.tmp-*", ".tmp??????"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (folder / CLAIMS).rmdir()
-    write_json(folder / INDEX, plan | {"statistics": statistics, "fingerprint": digest.hexdigest()})
-
-
-def _leftovers(folder: Path) -> Iterator[Path]:
-    """Claims, and what kills left half-written; nobody writes shards any more."""
-    for pattern in (f"{CLAIMS}/*", "*.safetensors.tmp-*", f"{PLAN}.tmp-*", ".tmp??????"):
-        yield from folder.glob(pattern)
+    index = plan | {"statistics": {"mean": mean, "std": std}, "fingerprint": digest.hexdigest()}
+    write_json(folder / INDEX, index)

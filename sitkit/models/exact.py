@@ -1,4 +1,4 @@
-"""The network that a perfect training would end in, and the empirical law: the perfect fit to a finite data set."""
+"""The exact network: the minimiser of the training loss under a known law, or under the empirical law of a data set."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MIXTURE_BLOCK = 2**22
 
 @dataclass(frozen=True, eq=False)
 class Empirical:
-    """The law that puts 1/n on each of n labelled points: its denoiser is the best fit to the training loss.
+    """The law with probability 1/n on each of n labelled points: its denoiser minimises the training loss.
 
     points: (n, d); labels: (n,) int64, each of 0, ..., num_classes - 1 at least once, or all 0 where num_classes is 0.
     E[data | x] = softmax_i(-|x - alpha p_i|^2 / (2 sigma^2)) . p;  score = -(x - alpha E[data | x]) / sigma^2.
-    At sigma = 0 the score is set to 0: x then lies on a point, where the noise's mean is 0.  The velocity is not
-    continuous there, so a solver that evaluates it at t = 1 (heun, rk4) ends beside a point by its last step's error.
-    Memory beyond the points: `BLOCK` numbers at a time, or n.  Rounding in the log weights is near
+    At sigma = 0 the score is set to 0: x is then one of the points, where the mean of the noise is 0.  The velocity is not
+    continuous there, so a solver that evaluates it at t = 1 (heun, rk4) misses a point by the error of its last step.
+    Memory beyond the points: `MIXTURE_BLOCK` numbers at a time, or n.  The rounding error of the log weights is about
     1e-16 alpha^2 |p|^2 / sigma^2.  Raises ValueError for other shapes or labels.
     Source: Karras et al. 2022 (EDM), appendix B.3, in this module's alpha and sigma.
     """
@@ -52,13 +52,13 @@ class Empirical:
         object.__setattr__(self, "half_squares", self.points.square().sum(1) / 2)
 
     def to(self, device: torch.device) -> Empirical:
-        """The same law on a device."""
+        """Return the same law on a device."""
         if self.points.device == device:
             return self
         return Empirical(self.points.to(device), self.labels.to(device), self.num_classes)
 
     def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
-        """E[data | x, y] and grad log p_t(x | y); see the class."""
+        """Return E[data | x, y] and grad log p_t(x | y) by the equations of the class."""
         rows = max(1, MIXTURE_BLOCK // len(self.points))
         blocks = zip(c.alpha.split(rows), c.sigma.split(rows), x.split(rows), y.split(rows), strict=True)
         data = torch.cat([self._denoise(*block) for block in blocks])
@@ -74,9 +74,9 @@ class Empirical:
 
 
 def empirical(examples: Examples) -> Empirical:
-    """The empirical law of a data set's training examples, read without augmentation.
+    """Return the empirical law of the training examples of a data set, read without augmentation.
 
-    Raises UserError where a class has no training example.
+    Raises UserError if a class has no training example.
     """
     labels = torch.as_tensor(examples.labels[examples.train])
     try:
@@ -91,7 +91,7 @@ class Exact(nn.Module):
     x: (b, ...) with d numbers an example; t: (b,); y: (b,) int64, `num_classes` for all classes together.
     """
 
-    # No label was ever dropped, but the null class is answered as well as any other: it can be guided.
+    # The prediction is exact for the null class too, so the network can be guided.
     class_dropout = 1.0
 
     def __init__(self, law: DataLaw, interpolant: Interpolant, target: Target) -> None:
@@ -107,7 +107,7 @@ class Exact(nn.Module):
 
 
 class Unprepared(nn.Module):
-    """Stands where an exact network will be, until the law of the data is known."""
+    """The placeholder of an exact network until the law of the data is known."""
 
     class_dropout = 1.0
 
@@ -118,6 +118,6 @@ class Unprepared(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Raises UserError."""
         raise UserError(
-            "backbone 'exact' computes its answer from the law of the data and was not given one: "
-            "call backbone.prepare(network, interpolant=..., target=..., examples=...) and use what it returns."
+            "backbone 'exact' computes its prediction from the law of the data and has no law yet: "
+            "call backbone.prepare(network, interpolant=..., target=..., examples=...) and use the network that it returns."
         )

@@ -1,8 +1,8 @@
-"""The training objective: the weighted squared error of the network's prediction along an interpolant, or a plugin's.
+"""Losses: the weighted squared error of the prediction along an interpolant, and the contract for other losses.
 
-A loss sees the network, the path, the pair of data and noise and a key for each example, and gives one number for each
-example; what it trains besides the network it builds itself (`Loss.build`), what it reads inside the network it names
-(`Loss.hidden`), and what it needs of the data it is bound to before training (`Loss.bind`).
+A loss maps a `Batch` (network, path, data, noise, one key for each example) to one number for each example.  It builds the
+modules that are trained beside the network (`Loss.build`), names the hidden layers that it reads (`Loss.hidden`), and takes
+what it needs from the data before training (`Loss.prepare`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """What a loss is a function of.
+    """The arguments of a loss.
 
-    network(x, t, y) as in `sitkit.backbones`, t being (b, 2) for a network of two times (`instant`); data, noise:
-    (b, ...), already paired; t: (b,) drawn by the timestep component; y: (b,) int64 with dropped labels replaced by the
-    null class; keys: (b,) int64, one for each example, from which `sitkit.runtime.rng` makes whatever more must be drawn.
-    parts: what `Loss.build` gave.  hidden: the outputs of the modules that `Loss.hidden` names, those of the network's
-    latest call.
+    Args:
+        network: (x, t, y) -> prediction, as in `sitkit.backbones`; t is (b, 2) for a network of two times.
+        interpolant: the path between noise and data.
+        target: the quantity that the network predicts.
+        weighting: the weight of the squared error at each t.
+        data: (b, ...), paired with the noise.
+        noise: (b, ...), standard normal.
+        t: (b,), drawn by the timestep component.
+        y: (b,) int64; the null class replaces dropped labels.
+        keys: (b,) int64, one for each example; `sitkit.runtime.rng` draws further random numbers from them.
+        parts: the module that `Loss.build` returned.
+        hidden: the outputs of the modules that `Loss.hidden` names, from the latest call of the network.
     """
 
     network: Network
@@ -51,28 +58,38 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss(Component):
-    """What training makes small."""
+    """The loss that training minimises."""
 
     @abstractmethod
     def per_example(self, batch: Batch) -> Tensor:
-        """The loss of each example, (b,), in float32 at least whatever the network's precision."""
+        """Return the loss of each example, (b,), in float32 or better for every precision of the network."""
 
     def prepare(self, data: Examples) -> Loss:
-        """Return this loss with what it needs of the run's data filled in; itself where it needs nothing."""
+        """Return this loss with what it needs of the data of the run; by default itself."""
         return self
 
     def build(self, network: nn.Module, shape: tuple[int, ...], num_classes: int) -> nn.Module | None:
-        """What is trained beside the network (a projector, a second head), found again in `Batch.parts`; None: nothing.
+        """Return the module that is trained beside the network (a projector, a second head); `Batch.parts` holds it.
 
-        Its parameters go to the optimiser and, with its buffers, to the checkpoints; samples are drawn without it.
-        Weights are drawn from torch's global generator, after the network's.  Raises UserError for a network that the
-        loss cannot use.
+        The optimizer gets its parameters and checkpoints hold its parameters and buffers; samples are drawn without it.
+        Its weights are drawn from torch's global generator, after those of the network.
+
+        Args:
+            network: the network of the run.
+            shape: the shape that the network models.
+            num_classes: the number of classes, 0 without labels.
+
+        Returns:
+            The module, or None if nothing else is trained.
+
+        Raises:
+            UserError: if the loss cannot use the network.
         """
         return None
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Names of the network's modules ("blocks.7") whose outputs `per_example` finds in `Batch.hidden`."""
+        """The names of the modules of the network ("blocks.7") whose outputs are in `Batch.hidden`."""
         return ()
 
 
@@ -97,10 +114,22 @@ def interpolant_loss(
     t: Tensor,
     y: Tensor,
 ) -> Tensor:
-    """r(t) |network(x, t, y) - (a data + b noise)|^2 at x = alpha data + sigma noise, per example.
+    """Return r(t) |network(x, t, y) - (a data + b noise)|^2 at x = alpha data + sigma noise, for each example.
 
-    data, noise: (b, ...); t: (b,) in [0, 1]; y: (b,) int64.  Returns (b,): the mean over the remaining dimensions,
-    in float32 at least whatever the network's precision.  Source: SiT Eq. 6, 7 and 46-50.
+    Args:
+        network: (x, t, y) -> prediction (b, ...).
+        interpolant: alpha and sigma at t.
+        target: a and b at t, the quantity that the network predicts.
+        weighting: r(t).
+        data: (b, ...).
+        noise: (b, ...), standard normal.
+        t: times in [0, 1], (b,).
+        y: labels, (b,) int64.
+
+    Returns:
+        The losses (b,), means over the remaining dimensions, in float32 or better for every precision of the network.
+
+    Source: SiT Eq. 6, 7 and 46-50.
     """
     c = interpolant.at(t, data)
     x = c.alpha * data + c.sigma * noise

@@ -12,7 +12,7 @@ HARMONICS = 6
 
 
 class MLP(nn.Module):
-    """x (b, *shape), t (b,), y (b,) int64 -> (b, *shape)."""
+    """The residual perceptron: x (b, *shape), t (b,), y (b,) int64 -> (b, *shape)."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class MLP(nn.Module):
             for _ in range(depth)
         )
         self.head = nn.Linear(hidden_size, math.prod(shape))
-        nn.init.zeros_(self.head.weight)  # the prediction is 0 at first, as SiT's is
+        nn.init.zeros_(self.head.weight)  # The initial prediction is 0, as that of SiT.
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The scalable interpolant transformer (Ma et al. 2024), with the official parameter names and shapes.
 
-It is the diffusion transformer of Peebles and Xie (2022): patches of x become tokens, (t, label) modulates every block
-through adaLN-Zero, and a linear head gives a patch of the prediction for each token.
+The network is the diffusion transformer of Peebles and Xie (2022): patches of x become tokens, (t, label) modulates every
+block through adaLN-Zero, and a linear head maps each token to a patch of the prediction.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+if TYPE_CHECKING:
+    from sitkit.models.backbone import SiTBackbone
+
 TIME_FEATURES = 256
 MAX_PERIOD = 10_000
 
 
 def time_features(t: Tensor, count: int = TIME_FEATURES) -> Tensor:
-    """cos(t f_i), then sin(t f_i), with f_i = 10000^(-i / (count / 2)).
-
-    t: (b,) -> (b, count), in float32 or better whatever t is.
-    """
+    """Return cos(t f_i), then sin(t f_i), with f_i = 10000^(-i / (count / 2)): (b,) -> (b, count), at least float32."""
     dtype = torch.promote_types(t.dtype, torch.float32)
     exponents = torch.arange(count // 2, dtype=dtype, device=t.device) / (count // 2)
     angles = t.to(dtype)[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
@@ -30,7 +31,7 @@ def time_features(t: Tensor, count: int = TIME_FEATURES) -> Tensor:
 
 
 def positions(rows: int, columns: int, channels: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions, (rows * columns, channels) in float32.
+    """Return the fixed 2-D sine-cosine positions, (rows * columns, channels) in float32.
 
     The first half of the channels encodes the column, the second the row (the official order); each half is
     sin(p f_i), then cos(p f_i), with f_i = 10000^(-i / (channels / 4)).
@@ -48,7 +49,7 @@ def positions(rows: int, columns: int, channels: int) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift.  x: (b, n, d); shift and scale: (b, d)."""
+    """Return x (1 + scale) + shift.  x: (b, n, d); shift and scale: (b, d)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -64,7 +65,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Times to vectors: (b,) -> (b, d)."""
+    """A perceptron on sinusoidal features of time: (b,) -> (b, d)."""
 
     def __init__(self, hidden_size: int, time_scale: float) -> None:
         super().__init__()
@@ -156,7 +157,11 @@ class FinalLayer(nn.Module):
 
 
 class SiT(nn.Module):
-    """x (b, c, h, w), t (b,), y (b,) int64 -> (b, c, h, w)."""
+    """The scalable interpolant transformer: x (b, c, h, w), t (b,), y (b,) int64 -> (b, c, h, w).
+
+    The arguments of the constructor are the shape (c, h, w), the number of classes and the fields of the backbone 'sit'.
+    Source: Ma et al. 2024 (arXiv 2401.08740), Table 9; Peebles and Xie 2022 (arXiv 2212.09748), section 3.2.
+    """
 
     def __init__(
         self,
@@ -189,6 +194,16 @@ class SiT(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Return the prediction of the network.
+
+        Args:
+            x: states, (b, c, h, w).
+            t: times, (b,).
+            y: labels, (b,) int64; num_classes is the null class.
+
+        Returns:
+            The prediction, (b, c, h, w).
+        """
         tokens = self.x_embedder(x) + self.pos_embed
         c = self.t_embedder(t) + self.y_embedder(y)
         for block in self.blocks:
@@ -208,10 +223,10 @@ class SiT(nn.Module):
 
 
 def initialise(network: SiT) -> None:
-    """The official initialisation: at first every block is the identity and the prediction is 0.
+    """Set the official initial weights: every block is the identity and the prediction is 0.
 
     Modulations and the head are 0; the label table and the time perceptron are normal(0, 0.02); other linear layers,
-    and the patch convolution seen as one, are Xavier-uniform.  Biases are 0.
+    and the patch convolution as a linear layer, are Xavier-uniform.  Biases are 0.
     """
     for name, module in network.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
@@ -226,25 +241,17 @@ def initialise(network: SiT) -> None:
             nn.init.zeros_(module.bias)
 
 
-def flops(
-    shape: tuple[int, int, int],
-    *,
-    patch_size: int,
-    hidden_size: int,
-    depth: int,
-    mlp_ratio: float,
-    learn_sigma: bool,
-) -> int:
-    """FLOPs of the matrix products of one forward pass for one sample, a multiply-add counting two.
+def flops(shape: tuple[int, int, int], form: SiTBackbone) -> int:
+    """Return the FLOPs of the matrix products of one forward pass for one sample; a multiply-add counts as two.
 
-    The paper's "118.6 GFLOPs" of SiT-XL/2 at 32x32x4 are multiply-adds: this function gives 237.3e9 there.
+    The "118.6 GFLOPs" of SiT-XL/2 at 32x32x4 in the paper are multiply-adds: this function gives 237.3e9 there.
     """
     channels, height, width = shape
-    tokens, d = height * width // patch_size**2, hidden_size
-    patch = channels * patch_size**2
-    inner = int(hidden_size * mlp_ratio)
+    tokens, d = height * width // form.patch_size**2, form.hidden_size
+    patch = channels * form.patch_size**2
+    inner = int(d * form.mlp_ratio)
     embed = tokens * patch * d + TIME_FEATURES * d + d * d
     attention = tokens * 4 * d * d + 2 * tokens * tokens * d
     block = attention + tokens * 2 * d * inner + 6 * d * d
-    head = 2 * d * d + tokens * d * patch * (2 if learn_sigma else 1)
-    return 2 * (embed + depth * block + head)
+    head = 2 * d * d + tokens * d * patch * (2 if form.learn_sigma else 1)
+    return 2 * (embed + form.depth * block + head)

@@ -1,4 +1,4 @@
-"""Names to components, and the packages that bring more of them."""
+"""Registries of components by name, and the plugins that add more."""
 
 from sitkit.registry.loading import load_plugins
 from sitkit.registry.plugin import Plugin

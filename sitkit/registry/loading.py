@@ -1,10 +1,10 @@
-"""Find the installed packages that extend sitkit, and load them.
+"""Find the installed plugins, and load them and the built-in components.
 
-A plugin is a package with an entry point in the group ``sitkit.plugins`` that names a module.  Importing that module
+A plugin is a package with an entry point in the group ``sitkit.plugins`` that names a module.  The import of that module
 registers its components; the settings files beside it are registered too (`sitkit.registry.settings_files`).  Only
-installed entry points load, never a path.  SITKIT_PLUGINS unset: all; empty: none; "a,b": these.  A plugin that fails
-is named in `broken` and its names are withdrawn; the others load.  Two plugins that claim one name are both broken,
-because it cannot be known which of them the user meant.
+installed entry points load, never a path.  SITKIT_PLUGINS unset: all; empty: none; "a,b": these two.  A plugin that fails
+is listed in `broken` and its names are withdrawn; the others load.  Two plugins that claim the same name are both broken,
+because the name would be ambiguous.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def load_plugins() -> None:
         allowed = None if only is None else [name.strip() for name in only.split(",") if name.strip()]
         installed.extend(find_plugins())
         left_out.extend(plugin for plugin in installed if allowed is not None and plugin.name not in allowed)
-        chosen = [plugin for plugin in installed if plugin not in left_out]
-        reasons = {plugin: reason for plugin in chosen if (reason := _import(plugin))}
+        candidates = [plugin for plugin in installed if plugin not in left_out]
+        reasons = {plugin: reason for plugin in candidates if (reason := _import(plugin))}
         for table in (*registries.values(), *settings_files.values()):
             for plugin, reason in table.conflicts():
                 reasons.setdefault(plugin, reason)
-        for plugin in chosen:
+        for plugin in candidates:
             if plugin in reasons:
                 _withdraw(plugin)
                 broken.append(BrokenPlugin(plugin, reasons[plugin]))
@@ -91,13 +91,13 @@ def _warn_of_names_without_plugin(allowed: list[str]) -> None:
     names = [plugin.name for plugin in installed]
     for name in allowed:
         if name not in names:
-            has = f"Installed: {', '.join(names)}." if names else "None is installed."
-            message = f"SITKIT_PLUGINS names {name!r}, which is no installed plugin.{suggest(name, names)} {has}"
+            known = f"Installed: {', '.join(names)}." if names else "No plugin is installed."
+            message = f"SITKIT_PLUGINS names {name!r}, which is not installed.{suggest(name, names)} {known}"
             warnings.warn(message, stacklevel=3)
 
 
 def _import(plugin: Plugin) -> str:
-    """Import a plugin's module and register its files.  Return why it failed, or an empty string."""
+    """Import a plugin's module and register its files.  Return the reason if it failed, else ""."""
     loading.current = plugin
     try:
         register_files(importlib.import_module(plugin.module), plugin)

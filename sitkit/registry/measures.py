@@ -1,4 +1,4 @@
-"""What a component may ask of a trained run, and a stand-in before there is one."""
+"""Measurements on a trained run that a component may use, and a stand-in for plans before training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ class Measures(Protocol):
         ...
 
     def load_field(self, name: str, step: int, weights: Literal["ema", "raw"]) -> Any:
-        """Return the `Field` of another run, which lies beside this one."""
+        """Return the `Field` of another run in the same folder.
+
+        Args:
+            name: the name of the run's folder.
+            step: the step of the checkpoint.
+            weights: an average ("ema") or the trained weights ("raw").
+        """
 
 
 class Untrained:
-    """Finite positive values in place of measurements: enough to plan a solve, not to sample."""
+    """Finite positive values instead of measurements, for plans but not for samples."""
 
     field: Any = None
 

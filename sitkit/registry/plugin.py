@@ -1,6 +1,6 @@
-"""Plugins: installed packages that extend sitkit, and which of them are loaded.
+"""Plugins: installed packages that extend sitkit, and the state of their loading.
 
-`sitkit.registry.loading` sets how they are loaded; registries call `ensure_loaded` when a name is first asked for.
+`sitkit.registry.loading` sets the function that loads them; registries call `ensure_loaded` before they look up a name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point: its name, the module that it names, and the package that brings it."""
+    """An entry point of an installed package.
+
+    Args:
+        name: the name of the entry point.
+        module: the module that it names.
+        package: the name of the package.
+        version: the version of the package.
+    """
 
     name: str
     module: str
@@ -23,13 +30,13 @@ class Plugin:
         return f"{self.package} {self.version}"
 
     def owns(self, module: str) -> bool:
-        """Whether a module is the plugin's, or lies in it."""
+        """Whether a module is the plugin's module or lies in it."""
         return module == self.module or module.startswith(f"{self.module}.")
 
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that did not load, and why."""
+    """A plugin that did not load, and the reason."""
 
     plugin: Plugin
     reason: str
@@ -44,7 +51,14 @@ class BrokenPlugin:
 
 @dataclass
 class Loading:
-    """The state of loading: its lock, whether it has begun, and the plugin that is being imported."""
+    """The state of loading.
+
+    Args:
+        lock: held during loading.
+        started: whether loading has begun.
+        current: the plugin that is being imported.
+        load: the function that loads everything once.
+    """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     started: bool = False
@@ -60,7 +74,7 @@ left_out: list[Plugin] = []
 
 
 def owner(module: str) -> Plugin | None:
-    """The plugin that a registration from this module belongs to; None for sitkit itself and for the user's own code."""
+    """Return the plugin that owns a registration from a module; None for sitkit itself and for the user's own code."""
     for plugin in installed:
         if plugin.owns(module):
             return plugin

@@ -1,9 +1,8 @@
-"""Names to components: the one door for built-ins and plugins.
+"""Registries: components by name, those of sitkit and those of plugins.
 
-A component is a frozen dataclass whose fields are its configuration.  Every extension point of sitkit is a
-`Registry` at the bottom of this module.  `sitkit.registry.loading` finds what registers itself in them.
-
-Nothing here imports torch, so that listing names is quick.
+A component is a frozen dataclass whose fields are its configuration.  Every extension point of sitkit is a `Registry` at
+the bottom of this module; `sitkit.registry.loading` imports the modules that register components.  This module does not
+import torch, so that names are listed quickly.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ import importlib
 import inspect
 import sys
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-from sitkit.registry.plugin import Plugin, broken, ensure_loaded, left_out, loading, owner
+from sitkit.registry.name_table import Claim, NameTable
+from sitkit.registry.plugin import Plugin, broken, ensure_loaded, left_out, owner
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Component(ABC):
-    """Base of everything a registry holds.  The dataclass fields are the configuration."""
+    """Base of all components.  The dataclass fields are the configuration."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     name: ClassVar[str] = ""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """A field annotated with a registry's base class takes a name, a mapping with `name`, or a component."""
+        """Let a field annotated with a registry's base class take a name, a mapping with `name`, or a component."""
         base = f"{cls.__module__}:{cls.__qualname__}"
         for registry in registries.values():
             if registry.base == base:
@@ -44,12 +44,15 @@ class Component(ABC):
         return handler(source)
 
     def bind(self, run: Measures) -> Self:
-        """Return this component with what it needs of a trained run filled in; itself where nothing is missing.
+        """Return this component with the measurements of a trained run that it needs; itself if it needs none.
 
         By default every field that is a component is bound.  Override it in a component that needs a measurement itself.
 
         Args:
-            run: the run, or `sitkit.registry.measures.UNTRAINED` to plan before there is one.
+            run: the run, or `sitkit.registry.measures.UNTRAINED` to plan before training.
+
+        Returns:
+            A component of the same class.
         """
         inner = {
             f.name: value for f in dataclasses.fields(self) if isinstance(value := getattr(self, f.name), Component)
@@ -59,7 +62,7 @@ class Component(ABC):
 
     @classmethod
     def test_fields(cls) -> Sequence[Mapping[str, Any]]:
-        """Fields of the instances that `sitkit plugin test` examines; a component without defaults gives its own."""
+        """Return the fields of the instances that `sitkit plugin test` checks; override it for fields without defaults."""
         return ({},)
 
 
@@ -69,82 +72,19 @@ K = TypeVar("K", bound=type[Component])
 
 @dataclass(frozen=True)
 class Preset:
-    """A second name for a component, with some of its fields set."""
+    """A second name for a component, with some of its fields set.
+
+    Args:
+        of: the name of the component, or of another preset.
+        fields: values of the component's fields.
+    """
 
     of: str
     fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What one registration gives a name to.
-
-    value: a component class, a `Preset`, or the path of a settings file.
-    origin: the module that registered it, for messages.
-    plugin: the plugin that registered it; None for sitkit and for the user's own code.
-    """
-
-    value: Any
-    where: str
-    origin: str
-    plugin: Plugin | None
-
-
-class NameTable:
-    """Names of one kind, each with the plugins that claim it.
-
-    While plugins are imported, several may claim a name.  `sitkit.registry.loading` then withdraws the names of every
-    plugin whose claim another plugin makes too; after that each name has one claim.
-    """
-
-    def __init__(self, kind: str, plural: str) -> None:
-        self.kind, self.plural = kind, plural
-        self._claims: dict[str, list[Claim]] = {}
-
-    def claim(self, name: str, claim: Claim) -> None:
-        """Add a claim.  Raises UserError unless every earlier claim is another plugin's and plugins are being imported."""
-        earlier = self._claims.setdefault(name, [])
-        if earlier and (loading.current is None or {c.plugin for c in earlier} & {None, claim.plugin}):
-            raise UserError(self.taken(name, claim))
-        earlier.append(claim)
-
-    def taken(self, name: str, claim: Claim) -> str:
-        """Return the sentence that the name of this claim belongs to an earlier one."""
-        return f"{self.kind} {name!r} ({claim.where}) is already registered by {self._claims[name][0].origin}."
-
-    def withdraw(self, plugin: Plugin) -> None:
-        """Remove the claims of a plugin that did not load."""
-        kept = {name: [c for c in claims if c.plugin != plugin] for name, claims in self._claims.items()}
-        self._claims = {name: claims for name, claims in kept.items() if claims}
-
-    def conflicts(self) -> Iterator[tuple[Plugin, str]]:
-        """Yield every plugin that claims a name which another plugin claims, with the reason."""
-        for name, (first, *others) in self._claims.items():
-            for other in others:
-                if first.plugin and other.plugin:
-                    yield first.plugin, f"{self.kind} {name!r} is also registered by {other.plugin.module}."
-                    yield other.plugin, self.taken(name, other)
-
-    def origin(self, name: str) -> str:
-        """Return the module that registered `name`."""
-        return self._claims[name][0].origin
-
-    def names_of(self, plugin: Plugin) -> list[str]:
-        """Return the names that a plugin registered."""
-        return [name for name, claims in self._claims.items() if claims[0].plugin == plugin]
-
-    def plugin(self, name: str) -> Plugin | None:
-        """Return the plugin that registered `name`; None for sitkit's own."""
-        ensure_loaded()
-        return self._claims[name][0].plugin
-
-    def _values(self) -> dict[str, Any]:
-        ensure_loaded()
-        return {name: claims[0].value for name, claims in self._claims.items()}
-
-
 class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
-    """Names to component classes of one kind.  Read-only outside `register` and `preset`.
+    """Component classes of one kind by name.  It is read-only but for `register` and `preset`.
 
     `registry["gvp"]` is the class, `registry.create("gvp")` an instance with checked fields.
     """
@@ -156,17 +96,24 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
 
     @property
     def base_class(self) -> type[C]:
-        """What every component of the kind is a subclass of."""
+        """The base class of the components of this kind."""
         module, _, attribute = self.base.partition(":")
         return getattr(importlib.import_module(module), attribute)
 
     @property
     def purpose(self) -> str:
-        """One sentence on what a component of the kind is, without its full stop."""
+        """One sentence that says what a component of this kind is, without its full stop."""
         return (self.base_class.__doc__ or "").strip().partition("\n")[0].partition(".  ")[0].removesuffix(".")
 
     def register(self, name: str) -> Callable[[K], K]:
-        """Class decorator.  Refuses a duplicate name, an abstract class, and fields without @dataclass."""
+        """Return a class decorator that registers a component class.
+
+        Args:
+            name: the name of the component.
+
+        Returns:
+            The decorator.  It raises UserError for a registered name, an abstract class, and fields without @dataclass.
+        """
 
         def add(cls: K) -> K:
             where, base = f"{cls.__module__}.{cls.__qualname__}", self.base_class
@@ -184,7 +131,16 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
         return add
 
     def preset(self, name: str, of: str, **fields: Any) -> None:
-        """Register `name` as the component `of` with some fields set."""
+        """Register a second name for a component, with some of its fields set.
+
+        Args:
+            name: the new name.
+            of: the name of the component, or of another preset.
+            fields: values of the component's fields.
+
+        Raises:
+            UserError: the name is registered.
+        """
         origin = sys._getframe(1).f_globals.get("__name__", "?")
         self.claim(name, Claim(Preset(of, fields), f"a preset of {origin}", origin, owner(origin)))
 
@@ -194,7 +150,7 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
         return sorted(values, key=lambda name: isinstance(values[name], Preset))
 
     def meaning(self, name: str) -> str:
-        """One line on `name`: the first of its docstring, or what it is a preset of."""
+        """Return one line on a component: the first of its docstring, or the component and fields of a preset."""
         known = self.presets()
         if name in known:
             fields = ", ".join(f"{key}={value}" for key, value in known[name].fields.items())
@@ -202,17 +158,8 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
         return (self[name].__doc__ or "").strip().partition("\n")[0]
 
     def presets(self) -> Mapping[str, Preset]:
-        """Names that stand for a component with some fields set."""
+        """Return the names that stand for a component with some fields set."""
         return {name: value for name, value in self._values().items() if isinstance(value, Preset)}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
-
-    def __len__(self) -> int:
-        return len(self.names())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.names()
 
     def __getitem__(self, name: str) -> type[C]:
         return self._resolve(name)[0]
@@ -236,12 +183,33 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
         return value, fields
 
     def create(self, name: str, /, **fields: Any) -> C:
-        """The component `name` with these fields, checked.  Raises UserError on a miss or a wrong field."""
+        """Return a component with checked fields.
+
+        Args:
+            name: a registered name.
+            fields: values of the component's fields; the others have their defaults.
+
+        Returns:
+            The component.
+
+        Raises:
+            UserError: the name or a field is unknown, or a value is wrong.
+        """
         cls, preset = self._resolve(name)
         return build(cls, {**preset, **fields}, f"{self.kind} {name!r}")
 
     def parse(self, value: str | Mapping[str, Any] | Component) -> C:
-        """A component from what people write: a name, or a mapping with `name` and fields."""
+        """Return a component from its form in files and flags.
+
+        Args:
+            value: a name, a mapping with `name` and fields, or a component.
+
+        Returns:
+            The component; `value` itself if it is one.
+
+        Raises:
+            UserError: the name or a field is unknown, or a value is wrong.
+        """
         if isinstance(value, Component):
             return value  # pyright: ignore[reportReturnType]
         if isinstance(value, str):
@@ -254,14 +222,26 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
 
 
 def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
-    """An instance of a component class with its fields checked by pydantic."""
+    """Return an instance of a component class, its fields checked by pydantic.
+
+    Args:
+        cls: the class.
+        fields: values of its fields.
+        what: the name of the component for messages, as "sampler 'heun'".
+
+    Returns:
+        The component.
+
+    Raises:
+        UserError: a field is unknown or its value is wrong.
+    """
     from pydantic import ValidationError
 
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for key in fields:
         if key not in known:
-            has = f"Its fields: {', '.join(known)}." if known else "It has no fields."
-            raise UserError(f"{what} has no field {key!r}.{suggest(key, known)} {has}", (key,))
+            hint = f"Its fields: {', '.join(known)}." if known else "It has no fields."
+            raise UserError(f"{what} has no field {key!r}.{suggest(key, known)} {hint}", (key,))
     try:
         return _adapter(cls).validate_python(dict(fields))
     except ValidationError as error:
@@ -271,7 +251,7 @@ def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
         reason = first["msg"].removeprefix("Value error, ")
         inner = getattr(first.get("ctx", {}).get("error"), "path", ())
         if not path:
-            # A component's own check begins with the field that it is about: "steps must be at least 1".
+            # The message of a component's own check begins with the field: "steps must be at least 1".
             path = tuple(word for word in [reason.partition(" ")[0]] if word in known)
         raise UserError(f"{what}: {f'{key}: ' if key else ''}{reason}", (*path, *inner)) from None
 
@@ -284,7 +264,14 @@ def _adapter(cls: type[Any]) -> Any:
 
 
 def spec(component: Component) -> dict[str, Any]:
-    """The component as a plain mapping, `name` first, every field resolved: what is recorded and hashed."""
+    """Return a component as plain values, for records and identities.
+
+    Args:
+        component: a registered component.
+
+    Returns:
+        Its name under "name", then all fields; components among them are mappings too.
+    """
     return {"name": component.name} | {
         f.name: _plain(getattr(component, f.name)) for f in dataclasses.fields(component) if f.init
     }
@@ -299,7 +286,7 @@ def _plain(value: Any) -> Any:
 
 
 def origins() -> dict[str, str]:
-    """Every component that a plugin registered, as "kind name", with the plugin's package and version."""
+    """Return the components of plugins, as "kind name", each with the plugin's package and version."""
     return {
         f"{registry.kind} {name}": str(plugin)
         for registry in registries.values()
@@ -309,15 +296,15 @@ def origins() -> dict[str, str]:
 
 
 def owned(plugin: Plugin) -> list[tuple[Registry[Any], str]]:
-    """The registry and the name of everything that a plugin registered, presets included."""
+    """Return the registry and the name of every component of a plugin, presets included."""
     ensure_loaded()
     return [(registry, name) for registry in registries.values() for name in registry.names_of(plugin)]
 
 
 def registry_of(word: str, others: Iterable[str] = ()) -> Registry[Any]:
-    """The registry by its plural, its kind or its flag.  Raises UserError with the nearest right name.
+    """Return a registry by its plural, its kind or its flag.  Raises UserError with the nearest right name.
 
-    others: what else could have been meant where the word stands.
+    others: further words that are possible in the same place, for the message.
     """
     for registry in registries.values():
         if word in (registry.plural, registry.kind, registry.flag, registry.flag.removeprefix("--")):

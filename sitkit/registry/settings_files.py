@@ -1,4 +1,4 @@
-"""Named settings: presets and experiments that come with sitkit or with a plugin.
+"""Named settings: presets and experiments of sitkit and of plugins.
 
 A plugin whose module is a package provides each `presets/NAME.yaml` and `experiments/NAME.yaml` in it.  Names follow the
 rule for components: if two plugins provide the same name, neither is registered and the error names both.
@@ -6,12 +6,12 @@ rule for components: if two plugins provide the same name, neither is registered
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from sitkit.registry.name_table import Claim, NameTable
 from sitkit.registry.plugin import Plugin
-from sitkit.registry.registry import Claim, NameTable
 from sitkit.runtime.errors import UserError, suggest
 
 
@@ -41,15 +41,9 @@ class SettingsFiles(NameTable, Mapping[str, Path]):
     def __getitem__(self, name: str) -> Path:
         return self._values()[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values())
-
-    def __len__(self) -> int:
-        return len(self._values())
-
 
 def register_files(module: ModuleType, plugin: Plugin | None) -> None:
-    """Register the settings files beside a package's module.  Raises UserError for a name of sitkit's own."""
+    """Register the settings files beside a package's module.  Raises UserError for a name that sitkit itself has."""
     origin = plugin.module if plugin else "sitkit"
     for folder in getattr(module, "__path__", ()):
         for files in settings_files.values():

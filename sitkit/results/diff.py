@@ -1,4 +1,4 @@
-"""What differs between two runs or two numbers, and whether it can explain that their results differ."""
+"""The differences between two runs or two numbers, and whether they can explain that the results differ."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from sitkit.runs.run_folder import RunFolder, find_run, read_config_of
 from sitkit.runtime.errors import UserError
 
 Stage = Literal["training", "sampling", "evaluation", "nothing"]
-# Packages that store and show, and compute nothing.
+# Packages that compute nothing.
 BYSTANDERS = ("sitkit", "pydantic", "optuna", "mlflow")
-# What of a machine changes the order of sums, and with it the last digits.
+# Properties of a machine that change the order of sums, and with it the last digits.
 MACHINE = ("python", "platform", "device", "cpu", "cuda", "threads", "processes")
 HASH = re.compile("[0-9a-f]{40,}")
-# What of config.run changes the order of sums.
-ROUNDING_NOTE = ("device", "threads", "compile", "parallel")
+# Settings of `run` that change the order of sums.
+ROUNDING_SETTINGS = ("device", "threads", "compile", "parallel")
 
 
 class Difference(NamedTuple):
-    """A thing that is one way here and another way there.
+    """A setting, package or property that differs.
 
-    affects: the stage that it enters first; through it all later ones.  rounding: it changes last digits alone, which a
-    training or an adaptive solver may amplify.
+    Attributes:
+        key: its name.
+        a, b: its two values, as text.
+        affects: the first stage that it can change, and with it all later stages.
+        rounding: whether it changes last digits only, which a training or an adaptive solver may amplify.
     """
 
     key: str
@@ -42,9 +45,13 @@ class Difference(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """Two things compared: their names, what differs, their values, and what may be said of the results.
+    """The result of `diff`.
 
-    comparison: a - b over the seeds that both have; None for runs without numbers, and for different metrics.
+    Attributes:
+        a, b: the names of the two runs or numbers.
+        differences: everything that differs.
+        comparison: a - b over the common seeds; None for runs, for different metrics, and without common seeds.
+        verdict: whether the results differ, and which differences can explain it.
     """
 
     a: str
@@ -55,10 +62,20 @@ class Differences(NamedTuple):
 
 
 def diff(a: str, b: str, *, runs: str | Path = "runs") -> Differences:
-    """What differs between A and B: two runs, or two numbers, each named as `sitkit.results.lookup` says.
+    """Compare two runs or two numbers.
 
-    A row and column of a study stands for all its seeds: the settings are those of the first seed that both have, the
-    results are compared over all.  Raises UserError for names that mean nothing, or more than one thing.
+    A row and column of a study stands for all its seeds: the settings are those of the first common seed, and the
+    results are compared over all common seeds.
+
+    Args:
+        a, b: two runs, or two numbers as in `explain`.
+        runs: the folder of runs.
+
+    Returns:
+        The differences, each with the stage that it affects, and a verdict.
+
+    Raises:
+        UserError: a name is unknown or ambiguous, or one is a run and the other a number.
     """
     root = Path(runs)
     folders = [_run(name, root) for name in (a, b)]
@@ -66,9 +83,9 @@ def diff(a: str, b: str, *, runs: str | Path = "runs") -> Differences:
         return _of_runs(folders[0], folders[1])
     if folders[0] is not None or folders[1] is not None:
         run, other = (a, b) if folders[0] is not None else (b, a)
-        numbers(other, root)  # Raises for a name that means nothing.
+        numbers(other, root)  # Raises UserError for an unknown name.
         raise UserError(f"Give two runs or two numbers; {run} is a run and {other} is not.")
-    return _of_numbers(_alike(a, root), _alike(b, root), a, b)
+    return _of_numbers(_equal_but_seeds(a, root), _equal_but_seeds(b, root), a, b)
 
 
 def _run(name: str, root: Path) -> Path | None:
@@ -78,28 +95,27 @@ def _run(name: str, root: Path) -> Path | None:
         return None
 
 
-def _alike(name: str, root: Path) -> list[NamedEvaluation]:
-    """Numbers that differ in their seeds alone."""
-    found = numbers(name, root)
-    ways = {json.dumps([number.record["metric"], _unseeded(number)], sort_keys=True) for number in found}
-    if len(ways) > 1:
-        several = ", ".join(number.name for number in found[:3])
-        raise UserError(f"{name} means {len(found)} numbers of {len(ways)} kinds ({several}, ...): name one.")
-    return found
+def _equal_but_seeds(name: str, root: Path) -> list[NamedEvaluation]:
+    """The numbers of a name, which may differ in their seeds only."""
+    group = numbers(name, root)
+    kinds = {json.dumps([number.record["metric"], _without_seed(number)], sort_keys=True) for number in group}
+    if len(kinds) > 1:
+        several = ", ".join(number.name for number in group[:3])
+        raise UserError(f"{name} means {len(group)} numbers of {len(kinds)} kinds ({several}, ...): name one.")
+    return group
 
 
-def _unseeded(number: NamedEvaluation) -> Any:
+def _without_seed(number: NamedEvaluation) -> Any:
     recipe = number.record["sampling"]["recipe"]
     cell = number.cell
     return {**recipe, "sample": {**recipe["sample"], "seed": None}}, cell and (cell.row, cell.column)
 
 
 def _of_runs(a: Path, b: Path) -> Differences:
-    found = list(training_differences(a, b))
-    same = _weights(a) == _weights(b)
-    if same:
-        return Differences(a.name, b.name, found, None, "Their weights are equal to the bit.")
-    return Differences(a.name, b.name, found, None, f"Their weights differ. {_explained(found)}")
+    differences = list(training_differences(a, b))
+    equal = _weights(a) == _weights(b)
+    verdict = "Their weights are equal to the bit." if equal else f"Their weights differ. {_explained(differences)}"
+    return Differences(a.name, b.name, differences, None, verdict)
 
 
 def _weights(folder: Path) -> Any:
@@ -111,44 +127,49 @@ def _weights(folder: Path) -> Any:
 
 
 def _of_numbers(a: list[NamedEvaluation], b: list[NamedEvaluation], first: str, second: str) -> Differences:
-    by_seed = {number.measured[:2]: number for number in b}
-    shared = [(number, by_seed[number.measured[:2]]) for number in a if number.measured[:2] in by_seed]
-    one, other = shared[0] if shared else (a[0], b[0])
-    found = list(number_differences(one, other))
-    if one.metric != other.metric:
-        verdict = f"{one.metric} and {other.metric} are not to be compared. {_explained(found)}"
-        return Differences(first, second, found, None, verdict)
-    if not shared:
-        gap = float(one.record["value"]) - float(other.record["value"])
-        return Differences(first, second, found, None, f"They differ by {gap:.6g} (a - b). {_explained(found)}")
-    told = paired([x.measured for x, _ in shared], [y.measured for _, y in shared])
-    if all(x.record["value"] == y.record["value"] for x, y in shared):
-        return Differences(first, second, found, told, "Their values are equal to the last digit.")
-    return Differences(first, second, found, told, f"{_said(told)} {_explained(found)}")
+    by_seed = {number.seeds: number for number in b}
+    pairs = [(number, by_seed[number.seeds]) for number in a if number.seeds in by_seed]
+    x, y = pairs[0] if pairs else (a[0], b[0])
+    differences, comparison = list(number_differences(x, y)), None
+    if x.metric != y.metric:
+        verdict = f"{x.metric} and {y.metric} cannot be compared."
+    elif not pairs:
+        verdict = f"They differ by {x.value - y.value:.6g} (a - b)."
+    else:
+        comparison = paired({x.seeds: x.estimate for x, _ in pairs}, {y.seeds: y.estimate for _, y in pairs})
+        if all(x.record["value"] == y.record["value"] for x, y in pairs):
+            equal = "Their values are equal to the last digit."
+            return Differences(first, second, differences, comparison, equal)
+        verdict = _described(comparison)
+    return Differences(first, second, differences, comparison, f"{verdict} {_explained(differences)}")
 
 
-def _said(told: Comparison) -> str:
-    gap = f"They differ by {told.difference:.6g} (a - b)"
-    if told.p is None or told.stderr is None:
-        return f"{gap}; one number each has no error to go by."
-    of = f"over {told.units} {told.of}" if told.units > 1 else f"by the errors within the {told.of}"
-    noise = f"beyond the noise at {LEVEL}" if told.p <= LEVEL else f"not distinguishable from noise at {LEVEL}"
-    return f"{gap} ± {told.stderr:.2g} {of}, p = {told.p:.2g}: {noise}."
+def _described(comparison: Comparison) -> str:
+    gap = f"They differ by {comparison.difference:.6g} (a - b)"
+    if comparison.p is None or comparison.stderr is None:
+        return f"{gap}; one number each gives no error of the difference."
+    of = (
+        f"over {comparison.units} {comparison.of}"
+        if comparison.units > 1
+        else f"by the errors within the {comparison.of}"
+    )
+    noise = f"beyond the noise at {LEVEL}" if comparison.p <= LEVEL else f"not distinguishable from noise at {LEVEL}"
+    return f"{gap} ± {comparison.stderr:.2g} {of}, p = {comparison.p:.2g}: {noise}."
 
 
-def _explained(found: Sequence[Difference]) -> str:
-    """What of the differences can make results differ, in a sentence."""
-    stages = list(dict.fromkeys(d.affects for d in found if d.affects != "nothing" and not d.rounding))
+def _explained(differences: Sequence[Difference]) -> str:
+    """A sentence: which differences can explain that the results differ."""
+    stages = list(dict.fromkeys(d.affects for d in differences if d.affects != "nothing" and not d.rounding))
     if stages:
         words = stages[0] if len(stages) == 1 else f"{', '.join(stages[:-1])} and {stages[-1]}"
-        return f"What differs in {words} can explain it."
-    if any(d.affects != "nothing" for d in found):
-        return "Only what changes rounding differs: it explains last digits, and what training makes of them."
-    return "Nothing that is recorded explains a difference."
+        return f"The differences in {words} can explain it."
+    if any(d.affects != "nothing" for d in differences):
+        return "Only properties that change rounding differ: they explain last digits, which a training can amplify."
+    return "No recorded property explains a difference."
 
 
 def number_differences(a: NamedEvaluation, b: NamedEvaluation) -> Iterator[Difference]:
-    """What differs between what two numbers depend on."""
+    """Yield the differences between everything that two numbers depend on."""
     trained: list[Difference] = []
     if a.folder != b.folder:
         if all(RunFolder(number.folder).config.is_file() for number in (a, b)):
@@ -157,119 +178,114 @@ def number_differences(a: NamedEvaluation, b: NamedEvaluation) -> Iterator[Diffe
             trained = [Difference("training", a.record["training"], b.record["training"], "training")]
     yield from trained
     for difference in record_differences(a.record, b.record):
-        # Other weights are what another training comes to.
+        # The weights of different trainings differ in any case.
         if not (trained and difference.key == "checkpoint.fingerprint"):
             yield difference
 
 
 def record_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
-    """What differs between two records from sampling on: checkpoint, recipe, metric, reference, environments."""
-    yield from _settings(a["checkpoint"], b["checkpoint"], "sampling", "checkpoint.")
-    recipes = [dict(record["sampling"]["recipe"]) for record in (a, b)]
-    for recipe in recipes:
-        recipe.pop("step", None)  # The checkpoint's.
-    yield from _settings(recipes[0], recipes[1], "sampling")
+    """Yield the differences between two records: checkpoint, recipe, metric, reference, features, environments."""
+    yield from _settings(a["checkpoint"], b["checkpoint"], affects="sampling", prefix="checkpoint.")
+    # The step belongs to the checkpoint.
+    recipes = [{key: v for key, v in r["sampling"]["recipe"].items() if key != "step"} for r in (a, b)]
+    yield from _settings(*recipes, affects="sampling")
     if recipes[0] == recipes[1]:
-        for key in ("times", "last_step", "rounding"):
-            yield from _settings({key: a["sampling"][key]}, {key: b["sampling"][key]}, "sampling")
-        yield from _settings({"nfe": a["nfe"]}, {"nfe": b["nfe"]}, "sampling")
-    before = a["sampling"].get("environment"), b["sampling"].get("environment")
-    if all(before):
-        yield from environment_differences(*before, "sampling", _used(a, b))
-    yield from _settings(a["metric"], b["metric"], "evaluation", "metric.")
-    yield from _settings(a["reference"], b["reference"], "evaluation", "reference.")
-    yield from _settings(a["features"] or {}, b["features"] or {}, "evaluation", "features.")
-    yield from environment_differences(a["environment"], b["environment"], "evaluation", _used(a, b))
+        keys = ("times", "last_step", "rounding")
+        solves = [{key: r["sampling"][key] for key in keys} | {"nfe": r["nfe"]} for r in (a, b)]
+        yield from _settings(*solves, affects="sampling", deep=False)
+    first, second = (r["sampling"].get("environment") for r in (a, b))
+    used = _names([r[key] for r in (a, b) for key in ("sampling", "metric", "reference")])
+    if first and second:
+        yield from environment_differences(first, second, "sampling", used)
+    for key in ("metric", "reference", "features"):
+        yield from _settings(a[key] or {}, b[key] or {}, affects="evaluation", prefix=f"{key}.")
+    yield from environment_differences(a["environment"], b["environment"], "evaluation", used)
 
 
 def training_differences(a: Path, b: Path) -> Iterator[Difference]:
-    """What differs between what two runs were trained with."""
-    first, second = read_config_of(a), read_config_of(b)
-    plain = first.plain(), second.plain()
-    fixed = [{key: told[key] for key in TRAINING_KEYS} for told in plain]
-    yield from _settings(fixed[0], fixed[1], "training")
-    for key, (x, y) in _unequal(plain[0]["run"], plain[1]["run"]):
-        affects: Stage = "training" if key in ROUNDING_NOTE else "nothing"
-        yield Difference(f"run.{key}", x, y, affects, rounding=affects != "nothing")
-    made = [RunFolder(f).read_environment() for f in (a, b)]
-    for what in ("data", "autoencoder"):
-        yield from _settings({what: made[0].get(what)}, {what: made[1].get(what)}, "training", "fingerprint of ")
-    if all(made):
-        yield from environment_differences(made[0], made[1], "training", _names(plain[0]) | _names(plain[1]))
+    """Yield the differences between two trainings: settings, data, autoencoder, environments."""
+    first, second = read_config_of(a).plain(), read_config_of(b).plain()
+    fixed = [{key: plain[key] for key in TRAINING_KEYS} for plain in (first, second)]
+    yield from _settings(*fixed, affects="training")
+    for key, x, y in _changes(first["run"], second["run"]):
+        rounding = key in ROUNDING_SETTINGS
+        yield Difference(f"run.{key}", x, y, "training" if rounding else "nothing", rounding)
+    before, after = (RunFolder(folder).read_environment() for folder in (a, b))
+    prints = [{key: e.get(key) for key in ("data", "autoencoder")} for e in (before, after)]
+    yield from _settings(*prints, affects="training", prefix="fingerprint of ", deep=False)
+    if before and after:
+        yield from environment_differences(before, after, "training", _names([first, second]))
 
 
 def environment_differences(
     a: Mapping[str, Any], b: Mapping[str, Any], stage: Stage, used: set[str] | None = None
 ) -> Iterator[Difference]:
-    """What differs between two records of `sitkit.runs.environment.environment`.
+    """Yield the differences between two records of `sitkit.runs.environment.environment`.
 
-    used: names of the components that were; a plugin that brings none of them affects nothing.  None: not known.
+    Args:
+        a, b: the records.
+        stage: the stage that ran in these environments.
+        used: names of the components that were used; a plugin without any of them affects nothing. None: not known.
     """
     where = f"{stage}: "
     if code_version(a) != code_version(b):
         yield Difference(f"{where}code", code_version(a), code_version(b), stage)
-    for name, (x, y) in _unequal(a.get("packages") or {}, b.get("packages") or {}):
+    for name, x, y in _changes(a.get("packages") or {}, b.get("packages") or {}):
         if name != "sitkit":
             yield Difference(f"{where}{name}", x, y, "nothing" if name in BYSTANDERS else stage)
-    codes = [{**(told.get("plugins") or {}), **_commits(told)} for told in (a, b)]
-    matter = {**_brings(a), **_brings(b)}
-    for name, (x, y) in _unequal(*codes):
-        plugin = name.partition(" ")[0]
-        idle = used is not None and not (matter.get(plugin, set()) & used)
+    components = {**_components_of_plugins(a), **_components_of_plugins(b)}
+    for name, x, y in _changes(*({**(e.get("plugins") or {}), **_plugin_code(e)} for e in (a, b))):
+        idle = used is not None and not (components.get(name.partition(" ")[0], set()) & used)
         yield Difference(f"{where}plugin {name}", x, y, "nothing" if idle else stage)
-    for key in MACHINE:
-        for _, (x, y) in _unequal({key: a.get(key)}, {key: b.get(key)}):
-            yield Difference(f"{where}{key}", x, y, stage, rounding=True)
+    for key, x, y in _changes(*({key: e.get(key) for key in MACHINE} for e in (a, b))):
+        yield Difference(f"{where}{key}", x, y, stage, rounding=True)
     if a.get("before") != b.get("before"):
-        x, y = (f"{len(told.get('before') or ())} before it" for told in (a, b))
+        x, y = (f"{len(e.get('before') or ())} before it" for e in (a, b))
         yield Difference(f"{where}continued", x, y, stage)
 
 
-def _commits(environment: Mapping[str, Any]) -> dict[str, Any]:
+def _plugin_code(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name} code": state for name, state in (environment.get("plugin_code") or {}).items()}
 
 
-def _brings(environment: Mapping[str, Any]) -> dict[str, set[str]]:
-    """The names of the components that each plugin brings."""
-    packages = {str(package): name for name, package in (environment.get("plugins") or {}).items()}
-    found: dict[str, set[str]] = {}
+def _components_of_plugins(environment: Mapping[str, Any]) -> dict[str, set[str]]:
+    """The names of the components of each plugin."""
+    plugins = {str(package): name for name, package in (environment.get("plugins") or {}).items()}
+    components: dict[str, set[str]] = {}
     for component, package in (environment.get("components") or {}).items():
-        found.setdefault(packages.get(package, package), set()).add(component.partition(" ")[2])
-    return found
-
-
-def _used(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
-    return _names([record[key] for record in (a, b) for key in ("sampling", "metric", "reference")])
+        components.setdefault(plugins.get(package, package), set()).add(component.partition(" ")[2])
+    return components
 
 
 def _names(value: Any) -> set[str]:
     """Every name of a component within plain values."""
     if isinstance(value, Mapping):
         own = {value["name"]} if isinstance(value.get("name"), str) else set()
-        return own.union(*(_names(v) for v in value.values()))
-    if isinstance(value, (list, tuple)):
-        return set().union(*map(_names, value))
-    return set()
+        return own.union(*map(_names, value.values()))
+    return set().union(*map(_names, value)) if isinstance(value, (list, tuple)) else set()
 
 
-def _settings(a: Mapping[str, Any], b: Mapping[str, Any], affects: Stage, before: str = "") -> Iterator[Difference]:
+def _settings(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, affects: Stage, prefix: str = "", deep: bool = True
+) -> Iterator[Difference]:
+    for key, x, y in _changes(a, b, prefix=prefix, deep=deep):
+        yield Difference(key, x, y, affects)
+
+
+def _changes(
+    a: Mapping[str, Any], b: Mapping[str, Any], *, prefix: str = "", deep: bool = False
+) -> Iterator[tuple[str, str, str]]:
+    """The keys whose values differ, with both values as text; `deep` looks into components of the same name."""
     for key in dict.fromkeys((*a, *b)):
         x, y = a.get(key), b.get(key)
-        if isinstance(x, Mapping) and isinstance(y, Mapping) and x.get("name") == y.get("name"):
-            yield from _settings(x, y, affects, f"{before}{key}.")
+        if deep and isinstance(x, Mapping) and isinstance(y, Mapping) and x.get("name") == y.get("name"):
+            yield from _changes(x, y, prefix=f"{prefix}{key}.", deep=True)
         elif x != y:
-            yield Difference(f"{before}{key}", describe_difference(x), describe_difference(y), affects)
-
-
-def _unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """The keys whose values differ, with both in few words."""
-    for key in dict.fromkeys((*a, *b)):
-        if a.get(key) != b.get(key):
-            yield key, (describe_difference(a.get(key)), describe_difference(b.get(key)))
+            yield f"{prefix}{key}", describe_difference(x), describe_difference(y)
 
 
 def describe_difference(value: Any) -> str:
-    """A plain value in a line: a component as name(field=value, ...), a long list by its length, a hash by its beginning."""
+    """Return a plain value in a line: name(field=value, ...) for a component, the start of a hash, the length of a list."""
     if value is None:
         return "-"
     if isinstance(value, Mapping):

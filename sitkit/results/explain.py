@@ -1,4 +1,4 @@
-"""How a number was made, and the commands that make it again."""
+"""How a number was computed, and the commands that compute it again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,24 @@ from sitkit.runs.run_folder import RunFolder
 
 
 class Explanation(NamedTuple):
-    """A number, what made it, and the commands: to have it again, to train its run, to do its study.
+    """A number, everything that it depends on, and the commands that compute it again.
 
-    settings: of sampling and measuring, as plain values.  stages: for training, sampling and evaluation the code and the
-    machine; None where it was not recorded.
+    Attributes:
+        name: the name of the number.
+        path: the file of its record.
+        metric: the metric's name, with its features.
+        value, stderr: the value and its standard error, in the metric's unit.
+        halves: the same metric between two random halves of the data.
+        n: the number of samples.
+        nfe: network evaluations per sample.
+        seeds: the seeds of training, sampling and metric.
+        data: the data set, the reference set and the features, with their fingerprints.
+        checkpoint: step, weights and fingerprint.
+        settings: of sampling and of the metric, as plain values.
+        rounding: how images were rounded to 8 bits.
+        stages: code and machine of training, sampling and evaluation; None for a stage without a record.
+        plugins: each plugin with its package and version.
+        commands: "number", "training" and "study": the commands that compute them again.
     """
 
     name: str
@@ -40,20 +54,23 @@ class Explanation(NamedTuple):
 
 
 def explain(result: str | Path, *, runs: str | Path = "runs") -> list[Explanation]:
-    """Return how numbers were made, each with the commands that make it again.
+    """Return how numbers were computed, with the commands that compute them again.
 
     Args:
-        result: the file of a number, its identity, or STUDY:ROW:COLUMN:SEED:SAMPLE_SEED (any part may be left out).
+        result: the file of a number, its identity, or STUDY:ROW:COLUMN:SEED:SAMPLE_SEED (any part may be empty).
         runs: the folder of runs.
 
+    Returns:
+        One explanation per number.
+
     Raises:
-        UserError: for a number that is not there, with the nearest name.
+        UserError: there is no such number; the message has the nearest name.
     """
     return [explain_number(number) for number in numbers(str(result), Path(runs))]
 
 
 def explain_number(number: NamedEvaluation) -> Explanation:
-    """All that is known of how a number was made."""
+    """Return how a number was computed."""
     record = number.record
     sampling = record["sampling"]
     stages = {
@@ -89,17 +106,17 @@ def explain_number(number: NamedEvaluation) -> Explanation:
 
 
 def _plugins(stages: Mapping[str, Any]) -> dict[str, str]:
-    """The plugins that were there, each with its package and version."""
-    return {name: package for told in stages.values() if told for name, package in (told.get("plugins") or {}).items()}
+    """The plugins of all stages, each with its package and version."""
+    return {
+        name: package for stage in stages.values() if stage for name, package in (stage.get("plugins") or {}).items()
+    }
 
 
 def code(stage: Mapping[str, Any] | None) -> str:
-    """A stage's code and machine in a line."""
+    """Return the code and the machine of a stage in a line."""
     if not stage:
         return "not recorded"
     packages = stage.get("packages") or {}
-    parts = [code_version(stage), f"torch {packages.get('torch', '?')}", f"numpy {packages.get('numpy', '?')}"]
-    threads = stage.get("threads")
-    return ", ".join(
-        [*parts, f"python {stage['python']}", stage["device"], *([f"threads {threads}"] if threads else [])]
-    )
+    parts = [code_version(stage), *(f"{name} {packages.get(name, '?')}" for name in ("torch", "numpy"))]
+    parts += [f"python {stage['python']}", stage["device"]]
+    return ", ".join([*parts, f"threads {stage['threads']}"] if stage.get("threads") else parts)

@@ -1,4 +1,4 @@
-"""The loss of runs over t, as a picture."""
+"""The loss of runs against time, as a plot."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def losscurve(
     runs: str | Path = "runs",
     device: str | None = None,
 ) -> list[Curve]:
-    """Draw the velocity loss of one or several runs against t, and return the curves.
+    """Plot the velocity loss of one or several runs against t, and return the curves.
 
     Args:
         run: a run or several, each a Run, a folder, a name, an identity, or "latest".
-        picture: where the plot goes.
+        picture: the file of the plot.
         runs: the folder of runs.
         device: "cpu", "cuda", "auto".
 
     Returns:
-        A curve a run: x are the times, values the losses summed over dimensions.
+        One curve per run: `x` holds the times, `values` the losses summed over dimensions.
     """
     chosen = [run] if isinstance(run, (Run, str, Path)) else list(run)
     trained = [name if isinstance(name, Run) else load(name, root=runs, device=device or "auto") for name in chosen]
@@ -35,9 +35,9 @@ def losscurve(
 
 
 def draw_loss_curves(runs: Sequence[Run], path: Path) -> list[Curve]:
-    """The velocity losses of runs against time, one curve a run, in one picture: which target errs where.
+    """Plot the velocity losses of runs against time, and return the curves.
 
-    The curves are in the same units whatever is predicted, so runs on one interpolant may be compared at every t.
+    The unit does not depend on the target, so runs with one interpolant can be compared at every t.
     """
     names = curve_labels(runs)
     curves = [
@@ -56,14 +56,8 @@ def draw_loss_curves(runs: Sequence[Run], path: Path) -> list[Curve]:
 
 
 def curve_labels(runs: Sequence[Run]) -> list[str]:
-    """The shortest names that tell the runs apart: the target, interpolant and target, or the folder."""
-    found: list[str] = []
-    for name in (
-        lambda run: run.config.target.name,
-        lambda run: f"{run.config.interp.name} {run.config.target.name}",
-        lambda run: run.folder.name,
-    ):
-        found = [name(run) for run in runs]
-        if len(set(found)) == len(found):
-            break
-    return found
+    """Return the shortest distinct names of the runs: the target, interpolant and target, or the folder."""
+    targets = [run.config.target.name for run in runs]
+    paths = [f"{run.config.interp.name} {run.config.target.name}" for run in runs]
+    distinct = (names for names in (targets, paths) if len(set(names)) == len(runs))
+    return next(distinct, [run.folder.name for run in runs])

@@ -1,4 +1,4 @@
-"""Commands that make a training or a number again."""
+"""The commands that repeat a training or compute a number again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def train_command(folder: Path) -> str:
-    """The command that trains, or continues, the run in a folder."""
+    """Return the command that trains or continues the run in a folder."""
     return f"sitkit train {shlex.quote(str(folder / 'config.yaml'))} --runs {shlex.quote(str(folder.parent))}"
 
 
 def evaluate_command(folder: Path, record: Mapping[str, Any]) -> str:
-    """The command that a number's record carries, for the run in the folder where it lies now."""
+    """Return the command of a number's record, for the present folder of its run."""
     program, verb, _, *rest = record["command"]
     return shlex.join([program, verb, str(folder), *rest])

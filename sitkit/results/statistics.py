@@ -1,46 +1,55 @@
-"""Numbers with their uncertainty: a mean over seeds, a paired difference, and the best of several.
+"""Numbers with their uncertainty: means over seeds, paired differences, and the best of several.
 
-Cells that share seeds share their random numbers (data order, noise, labels, Brownian paths), so two of them are
-compared by their differences, seed by seed, which cancels what the seeds have in common.
+Cells that share seeds share their random numbers (data order, noise, labels, Brownian paths). Two of them are compared
+by their differences, seed by seed, which cancels the randomness that they share.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from scipy.special import ndtri, stdtr, stdtrit
 
 LEVEL = 0.05
+Seeds = tuple[int, int]
+Standing = Literal["best", "close", "lead", ""]
 
 
-class CellValue(NamedTuple):
-    """A number with the seeds of its training and sampling, and its standard error within the cell if known."""
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty: one measurement, or a mean over seeds.
 
-    seed: int
-    sample_seed: int
-    value: float
-    stderr: float | None = None
-
-
-class Estimate(NamedTuple):
-    """A mean, its standard error, its interval at 1 - LEVEL, and over how many of what the error was taken.
-
-    of: "training seeds"; with one of them "sampling seeds"; with one of each "samples", the error within the cell (by
-    bootstrap or the delta method, as the metric says); "" where there is none.
+    Attributes:
+        row, column: the place in the table of a study; "" outside a study.
+        mean: the value.
+        stderr: the standard error of the mean; None if it is not known.
+        low, high: the interval of the mean at confidence 1 - LEVEL; infinite if the standard error is not known.
+        units, of: the number of repetitions, and what was repeated: "training seeds"; for a single training "sampling
+            seeds"; for a single cell "samples", where the error is the metric's own; "" without an error.
+        standing: "best" (significantly better than every other row of the column), "close" (not distinguishable from
+            the best), "lead" (the best by its mean alone), or "".
     """
 
+    row: str = field(default="", kw_only=True)
+    column: str = field(default="", kw_only=True)
     mean: float
-    stderr: float | None
-    low: float
-    high: float
-    units: int
-    of: str
+    stderr: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    units: int = 1
+    of: str = ""
+    standing: Standing = ""
 
 
 class Comparison(NamedTuple):
-    """a - b with its standard error, interval and two-sided p-value; None where one cell each has no error to go by."""
+    """The mean of a - b over seeds: its standard error, interval and two-sided p-value.
+
+    Without an error the interval is infinite and p is None. `units` and `of` are as in `Estimate`.
+    """
 
     difference: float
     stderr: float | None
@@ -52,10 +61,13 @@ class Comparison(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The best of several by its mean, and what may be said of it.
+    """The best of several groups by its mean, and whether the difference is significant.
 
-    significant: it is better than every other.  close: those it is not distinguishable from.  comparisons: with how
-    many others it was compared, each at LEVEL / comparisons.
+    Attributes:
+        best: the group with the best mean.
+        significant: whether it is significantly better than every other group.
+        close: the groups that are not distinguishable from the best.
+        comparisons: the number of other groups; each is compared at LEVEL / comparisons.
     """
 
     best: str
@@ -63,54 +75,60 @@ class Ranking(NamedTuple):
     close: frozenset[str]
     comparisons: int
 
+    def standing(self, name: str) -> Standing:
+        """Return the standing of a group."""
+        if name == self.best:
+            return "best" if self.significant else "lead"
+        return "close" if name in self.close else ""
 
-def estimate(measured: Sequence[CellValue]) -> Estimate:
-    """The mean over training seeds of the mean over sampling seeds, with Student's interval.
 
-    The training seed is the unit that is repeated: sampling seeds of one training are not independent of one another, so
-    they are averaged first.  Raises ValueError for nothing.
+def estimate(numbers: Mapping[Seeds, Estimate]) -> Estimate:
+    """Return the mean over training seeds of the mean over sampling seeds, with Student's interval.
+
+    The training seed is the unit that is repeated. Sampling seeds of one training are not independent, so they are
+    averaged first.
+
+    Args:
+        numbers: one estimate for each (training seed, sampling seed).
+
+    Raises:
+        ValueError: `numbers` is empty.
     """
-    values, of = _units(measured, [m.value for m in measured])
-    mean = _mean(values)
-    if len(values) > 1:
-        error = _error_of_mean(values, mean)
-        return Estimate(mean, error, *_interval(mean, error, len(values) - 1), len(values), of)
-    error = measured[0].stderr
-    if error is None:
-        return Estimate(mean, None, -math.inf, math.inf, 1, "")
-    return Estimate(mean, error, *_interval(mean, error, None), 1, "samples")
-
-
-def paired(a: Sequence[CellValue], b: Sequence[CellValue]) -> Comparison:
-    """The mean of a - b over the seeds that both have, with Student's interval and test.
-
-    With one pair of seeds the errors within the two cells are added in quadrature and the test is normal: that leaves out
-    what the cells have in common, so it errs on the careful side.  Raises ValueError where no seeds are shared.
-    """
-    others = {(m.seed, m.sample_seed): m for m in b}
-    both = [(m, others[m.seed, m.sample_seed]) for m in a if (m.seed, m.sample_seed) in others]
-    differences, of = _units([m for m, _ in both], [m.value - other.value for m, other in both])
-    mean = _mean(differences)
-    if len(differences) > 1:
-        error, df = _error_of_mean(differences, mean), len(differences) - 1
-        return Comparison(mean, error, *_interval(mean, error, df), _p(mean, error, df), len(differences), of)
-    first, second = both[0]
-    if first.stderr is None or second.stderr is None:
-        return Comparison(mean, None, -math.inf, math.inf, None, 1, "")
-    error = math.hypot(first.stderr, second.stderr)
-    return Comparison(mean, error, *_interval(mean, error, None), _p(mean, error, None), 1, "samples")
-
-
-def _units(measured: Sequence[CellValue], values: Sequence[float]) -> tuple[list[float], str]:
-    """The values by the unit that is repeated: training seeds, or the sampling seeds of the only training."""
-    by_seed: dict[int, list[float]] = {}
-    for m, value in zip(measured, values, strict=True):
-        by_seed.setdefault(m.seed, []).append(value)
-    if not by_seed:
+    by_training: defaultdict[int, list[float]] = defaultdict(list)
+    for (seed, _), number in numbers.items():
+        by_training[seed].append(number.mean)
+    if not by_training:
         raise ValueError("no measurements to estimate from.")
-    if len(by_seed) == 1:
-        return list(values), "sampling seeds"
-    return [_mean(group) for group in by_seed.values()], "training seeds"
+    groups = list(by_training.values())
+    values, of = ([_mean(g) for g in groups], "training seeds") if len(groups) > 1 else (groups[0], "sampling seeds")
+    mean, df = _mean(values), len(values) - 1
+    if df:
+        # hypot does not overflow where the sum of squares would: a run that diverged has huge values.
+        error = math.hypot(*(v - mean for v in values)) / math.sqrt(df * len(values))
+    else:
+        (error,), of = (number.stderr for number in numbers.values()), "samples"
+        if error is None:
+            return Estimate(mean)
+    margin = error * float(stdtrit(df, 1 - LEVEL / 2) if df else ndtri(1 - LEVEL / 2))
+    return Estimate(mean, error, mean - margin, mean + margin, len(values), of)
+
+
+def paired(a: Mapping[Seeds, Estimate], b: Mapping[Seeds, Estimate]) -> Comparison:
+    """Compare a and b by the mean of a - b over their common seeds, with Student's interval and test.
+
+    With one common pair of seeds the standard errors of the two cells are added in quadrature and the test is normal.
+    This ignores the randomness that the cells share, so the test is conservative.
+
+    Raises:
+        ValueError: a and b have no seeds in common.
+    """
+    test = estimate({seeds: _difference(a[seeds], b[seeds]) for seeds in a if seeds in b})
+    return Comparison(test.mean, test.stderr, test.low, test.high, _p_value(test), test.units, test.of)
+
+
+def _difference(a: Estimate, b: Estimate) -> Estimate:
+    error = None if a.stderr is None or b.stderr is None else math.hypot(a.stderr, b.stderr)
+    return Estimate(a.mean - b.mean, error)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -122,50 +140,30 @@ def _mean(values: Sequence[float]) -> float:
         return math.nan
 
 
-def _error_of_mean(values: Sequence[float], mean: float) -> float:
-    # No square of its own to overflow: a run that diverged is a number like any other.
-    return math.hypot(*(v - mean for v in values)) / math.sqrt((len(values) - 1) * len(values))
+def _p_value(test: Estimate) -> float | None:
+    """Return the two-sided p-value of the mean being zero; None without a standard error."""
+    if test.stderr is None:
+        return None
+    if test.stderr == 0:
+        return 1.0 if test.mean == 0 else 0.0
+    df = test.units - 1 if test.units > 1 else math.inf
+    return float(2 * stdtr(df, -abs(test.mean) / test.stderr))
 
 
-def _interval(mean: float, error: float, df: int | None) -> tuple[float, float]:
-    """The two-sided interval at 1 - LEVEL: Student's with df degrees of freedom, normal for None."""
-    quantile = float(ndtri(1 - LEVEL / 2) if df is None else stdtrit(df, 1 - LEVEL / 2))
-    return mean - quantile * error, mean + quantile * error
+def rank(groups: Mapping[str, Mapping[Seeds, Estimate]], lower_is_better: bool) -> Ranking | None:
+    """Return which group is best and whether that is significant; None with fewer than two groups to compare.
 
-
-def _p(mean: float, error: float, df: int | None) -> float:
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
-    t = -abs(mean) / error
-    return float(2 * stdtr(math.inf if df is None else df, t))
-
-
-def rank(cells: Mapping[str, Sequence[CellValue]], lower_is_better: bool) -> Ranking | None:
-    """Which of several is best, and whether it is more than luck; None where there is nothing to compare.
-
-    Those whose mean is not finite are left out.
-
-    The best by its mean is compared with each of the k - 1 others at LEVEL / (k - 1).  That keeps the chance of calling
-    a wrong one the best below LEVEL although the best was picked by its look: to be wrong, it must beat the true best,
-    one of k - 1 comparisons (Bonferroni).
+    Groups whose mean is not finite are left out. The best by its mean is compared with each of the k - 1 others at
+    LEVEL / (k - 1). This keeps the probability of calling a wrong group the best below LEVEL although the best was
+    selected by its mean: a wrong one must beat the true best, which is one of the k - 1 comparisons (Bonferroni).
     """
-    means = {name: estimate(measured).mean for name, measured in cells.items() if measured}
+    means = {name: estimate(numbers).mean for name, numbers in groups.items() if numbers}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     if len(means) < 2:
         return None
     best = (min if lower_is_better else max)(means, key=lambda name: means[name])
     others = [name for name in means if name != best]
-    ps = {}
-    for name in others:
-        try:
-            ps[name] = paired(cells[best], cells[name]).p
-        except ValueError:  # No seeds in common.
-            ps[name] = None
-    clear = {name for name, p in ps.items() if p is not None and p <= LEVEL / len(others)}
-    close = frozenset(name for name, p in ps.items() if p is not None and name not in clear)
-    return Ranking(best, len(clear) == len(others), close, len(others))
-
-
-def as_dict(told: Estimate | Comparison) -> dict[str, Any]:
-    """A record of an estimate for JSON."""
-    return told._asdict()
+    p_values = {n: paired(groups[best], groups[n]).p for n in others if groups[best].keys() & groups[n].keys()}
+    worse = {name for name, p in p_values.items() if p is not None and p <= LEVEL / len(others)}
+    close = frozenset(name for name, p in p_values.items() if p is not None and name not in worse)
+    return Ranking(best, len(worse) == len(others), close, len(others))

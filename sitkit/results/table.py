@@ -1,6 +1,6 @@
-"""A study's table in the forms that people read and programs read: CSV, Markdown, LaTeX (booktabs), plain cells.
+"""The table of a study as CSV, Markdown, LaTeX (booktabs) and plain cells.
 
-Nothing in them depends on when, where or how often a study was run.
+The tables do not depend on when, where or how often a study was run.
 """
 
 from __future__ import annotations
@@ -9,28 +9,46 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from typing import Any, Literal, NamedTuple
 
-from sitkit.results.statistics import LEVEL
-from sitkit.results.study_results import FACTS, CellResult, RowEstimate, StudyResults
+from sitkit.results.statistics import LEVEL, Estimate, Standing
+from sitkit.results.study_results import FACTS, CellResult, StudyResults
 
 CSV_COLUMNS = (
     "row", "column", "seed", "sample_seed", "metric", "value", "stderr", "halves", "n", "nfe", "reference", "run",
     "samples", "failure",
 )  # fmt: skip
-Mark = Literal["best", "close", "lead", "failed", ""]
+Mark = Literal[Standing, "failed"]
 
 
 class TableCell(NamedTuple):
-    """What stands in a place of the table: our number with its error, the published one, and how it stands."""
+    """A cell of a table for people.
+
+    Attributes:
+        text: the text, for a number "value ± standard error".
+        sort: the value that the table of a page is sorted by; None: the text.
+        mark: how the number compares with the other rows, or "failed".
+        reference: the published number, or "".
+        code: a command that the reader of a page can unfold and copy.
+    """
 
     text: str
-    reference: str = ""
+    sort: float | str | None = None
     mark: Mark = ""
+    reference: str = ""
+    code: str = ""
+
+    @property
+    def key(self) -> str:
+        """The text that the script of a page sorts by."""
+        if isinstance(self.sort, float | int):
+            return repr(float(self.sort))
+        return self.sort if self.sort is not None else self.text
 
 
 class Grid(NamedTuple):
-    """The table as it is printed: a title, names of columns, and for each row its name and what stands in it."""
+    """A table for people: title, names of the columns, for each row its name and its cells, and notes."""
 
     title: str
     columns: list[str]
@@ -39,26 +57,26 @@ class Grid(NamedTuple):
 
 
 def as_csv(results: StudyResults) -> str:
-    """One line a cell, in the order of the file, the numbers to their last digit."""
+    """Return one line per cell, in the order of the file, with all digits of the numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for cell in results.cells:
         line: dict[str, Any] = dict(cell) | {"reference": f"{cell.reference.number:g}" if cell.reference else None}
-        # The rest of a reason names folders and checkpoints, which are other ones on another machine.
+        # The rest of a reason names folders and checkpoints, which differ between machines.
         line["failure"] = first_sentence(cell.failure or "")
         writer.writerow([line[column] for column in CSV_COLUMNS])
     return text.getvalue()
 
 
 def first_sentence(text: str) -> str:
-    """A text to its first full stop that ends a sentence."""
+    """Return the first sentence of a text."""
     return re.split(r"(?<=[.!?]) ", text.strip(), maxsplit=1)[0]
 
 
 def grid(results: StudyResults) -> Grid:
-    """The table to print: a row for each row, a column for each column or for what the study wants shown."""
-    standings = {(s.row, s.column): s for s in results.estimates}
+    """Return the table to print: the rows of the study, and its columns or the columns of `show`."""
+    estimates = {(e.row, e.column): e for e in results.estimates}
     cells: dict[tuple[str, str], list[CellResult]] = {}
     for cell in results.cells:
         cells.setdefault((cell.row, cell.column), []).append(cell)
@@ -67,7 +85,7 @@ def grid(results: StudyResults) -> Grid:
     for row in results.rows:
         inside = [cell for column in results.columns for cell in cells.get((row, column), [])]
         line = [
-            _number(cells.get((row, name), []), standings.get((row, name)))
+            _number(cells.get((row, name), []), estimates.get((row, name)))
             if name in results.columns
             else TableCell(_fact(inside, name))
             for name in shown
@@ -76,20 +94,21 @@ def grid(results: StudyResults) -> Grid:
     return Grid(results.title, [name or "value" for name in shown], rows, [*results.notes, *_legend(results)])
 
 
-def _number(cells: list[CellResult], standing: RowEstimate | None) -> TableCell:
+def _number(cells: list[CellResult], estimate: Estimate | None) -> TableCell:
     if not cells:
-        return TableCell("")  # Excluded.
+        return TableCell("", "")  # Excluded.
     reference = f"{cells[0].reference.number:g}" if cells[0].reference else ""
     failed = sum(cell.state in ("failed", "refused") for cell in cells)
-    if standing is None:
+    if estimate is None:
         words = {"failed": "failed", "refused": "impossible", "todo": "…", "done": ""}
-        return TableCell(words[cells[0].state], reference, "failed" if failed else "")
+        return TableCell(words[cells[0].state], "", "failed" if failed else "", reference)
     lost = f" ({failed} of {len(cells)} failed)" if failed else ""
-    return TableCell(f"{format_estimate(standing.mean, standing.stderr)}{lost}", reference, standing.standing)
+    text = f"{format_estimate(estimate.mean, estimate.stderr)}{lost}"
+    return TableCell(text, estimate.mean, estimate.standing, reference)
 
 
 def format_estimate(mean: float, error: float | None) -> str:
-    """ "1.61 ± 0.12": the mean to three digits, or to the first digit of its error where that is finer, 9 at most."""
+    """Return "1.61 ± 0.12": three digits, or more (at most 9) up to the first digit of the standard error."""
     if error is None:
         return f"{mean:.3g}"
     digits = 3
@@ -105,31 +124,27 @@ def _fact(cells: list[CellResult], name: str) -> str:
 
 
 def _legend(results: StudyResults) -> list[str]:
-    """What the marks and the errors mean, and how many comparisons stand behind them."""
+    """Return the meaning of the marks and of the errors, and the number of comparisons."""
     notes = []
-    kinds = list(dict.fromkeys((s.of, s.units) for s in results.estimates if s.stderr is not None))
-    meaning = {"samples": "estimated within the cell", "": ""}
-    for of, count in kinds:
-        notes.append(f"±: one standard error, {meaning.get(of) or f'over {count} {of}'}.")
-    if any(s.standing and s.standing != "lead" for s in results.estimates):
-        by_column: dict[str, int] = {}
-        for s in results.estimates:
-            by_column[s.column] = by_column.get(s.column, 0) + 1
-        counts = sorted({count - 1 for count in by_column.values() if count > 1})
-        comparisons = " or ".join(map(str, counts))
-        best = "Bold: better than every other row of its column" if any(
-            s.standing == "best" for s in results.estimates
-        ) else "No row is better than every other of its column"  # fmt: skip
+    for of, count in dict.fromkeys((e.of, e.units) for e in results.estimates if e.stderr is not None):
         notes.append(
-            f"{best}; ≈ (grey): not distinguishable from the column's best. Each row is compared with the best of its "
-            f"column, paired by seed, {comparisons} comparison{'s' * (comparisons != '1')} a column, each at "
+            f"±: one standard error, {'estimated within the cell' if of == 'samples' else f'over {count} {of}'}."
+        )
+    standings = {estimate.standing for estimate in results.estimates}
+    if standings & {"best", "close"}:
+        rows = Counter(estimate.column for estimate in results.estimates)
+        comparisons = " or ".join(map(str, sorted({count - 1 for count in rows.values() if count > 1})))
+        best = "Bold: better than every other row" if "best" in standings else "No row is better than every other"
+        notes.append(
+            f"{best} of its column; ≈ (grey): not distinguishable from the column's best. Each row is compared with the "
+            f"best of its column, paired by seed, {comparisons} comparison{'s' * (comparisons != '1')} a column, each at "
             f"{LEVEL} / {comparisons} (Bonferroni)."
         )
     return notes
 
 
 def as_markdown(results: StudyResults) -> str:
-    """The table in Markdown: bold and ≈ as the legend says, the published number in brackets."""
+    """Return the table in Markdown: bold and ≈ as the legend says, published numbers in brackets."""
     table = grid(results)
     lines = [f"# {table.title}\n"] if table.title else []
     lines.append("| | " + " | ".join(map(_escaped, table.columns)) + " |")
@@ -141,13 +156,13 @@ def as_markdown(results: StudyResults) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown prints as it stands, within a cell of a table."""
+    """Return the text with the characters escaped that Markdown would interpret within a table."""
     return re.sub(r"([\\|*`<\[\]&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
-def _markdown(shown: TableCell) -> str:
-    text = {"best": f"**{shown.text}**", "close": f"≈ {shown.text}"}.get(shown.mark, shown.text)
-    return f"{text} [{shown.reference}]" if shown.reference else text
+def _markdown(cell: TableCell) -> str:
+    text = {"best": f"**{cell.text}**", "close": f"≈ {cell.text}"}.get(cell.mark, cell.text)
+    return f"{text} [{cell.reference}]" if cell.reference else text
 
 
 LATEX = {
@@ -155,14 +170,16 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "…": r"\ldots{}",
 }  # fmt: skip
 
+LATEX_MARKS = {"best": r"\textbf", "close": r"\textcolor{gray}", "failed": r"\textcolor{red}"}
+
 
 def latex(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
+    """Return the text with the characters escaped that LaTeX would interpret."""
     return "".join(LATEX.get(character, character) for character in text)
 
 
 def as_latex(results: StudyResults) -> str:
-    """The table for a paper; needs the packages booktabs and xcolor.  The published number stands in brackets."""
+    """Return the table in LaTeX, published numbers in brackets. It needs the packages booktabs and xcolor."""
     table = grid(results)
     lines = [
         "% \\usepackage{booktabs,xcolor}",
@@ -182,8 +199,7 @@ def as_latex(results: StudyResults) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex(shown: TableCell) -> str:
-    text = latex(shown.text)
-    text = {"best": f"\\textbf{{{text}}}", "close": f"\\textcolor{{gray}}{{{text}}}",
-            "failed": f"\\textcolor{{red}}{{{text}}}"}.get(shown.mark, text)  # fmt: skip
-    return f"{text} [{latex(shown.reference)}]" if shown.reference else text
+def _latex(cell: TableCell) -> str:
+    text, command = latex(cell.text), LATEX_MARKS.get(cell.mark)
+    text = f"{command}{{{text}}}" if command else text
+    return f"{text} [{latex(cell.reference)}]" if cell.reference else text

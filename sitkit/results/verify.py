@@ -1,4 +1,4 @@
-"""Numbers computed again, from the checkpoint on, and compared to the last digit."""
+"""Compute numbers again from their checkpoint, and compare them to the last digit."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 
 VALUES = ("value", "stderr", "halves", "n", "nfe")
-# What a run is given, and what others have learnt from the data; everything else is made again.
-GIVEN = ("config.yaml", "environment.json", "data.json", "checkpoints", "ema")
+# The files of a run that are used; all other files are computed again.
+USED_FILES = ("config.yaml", "environment.json", "data.json", "checkpoints", "ema")
 EXTRACTORS = "extractors"
 
 
 class Verification(NamedTuple):
-    """What became of a number when it was computed again.
+    """The result of computing a number again.
 
-    verdict: "same" to the last digit; "differs"; "impossible" where it could not be computed, with the reason.
-    was, now: value, stderr, halves, n, nfe.  samples: whether they are the same to the bit; None where they are not kept.
-    differences: between then and now, of checkpoint, code, packages and machine; told where the number differs.
+    Attributes:
+        name: the name of the number.
+        path: the file of its record.
+        verdict: "same" to the last digit, "differs", or "impossible" if it could not be computed.
+        was, now: the recorded and the new value, stderr, halves, n and nfe; `now` is None for "impossible".
+        samples: whether the samples are equal to the bit; None if they are not on disk.
+        reason: why the number could not be computed, or whether its samples differ; else "".
+        differences: differences of checkpoint, code, packages and machine since then, if the number differs.
     """
 
     name: str
@@ -51,46 +55,50 @@ class Verification(NamedTuple):
 def verify(
     result: str | Path, *, runs: str | Path = "runs", device: str | None = None, progress: Progress | None = None
 ) -> list[Verification]:
-    """Sample and measure again from the checkpoint, and compare each number to the last digit.  Nothing is written.
+    """Sample and measure again from the checkpoint, and compare each number to the last digit.
+
+    Nothing is written.
 
     Args:
-        result: numbers, as in `explain`; the name of a study means all of its numbers.
+        result: a number or several, as in `explain`; the name of a study means all its numbers.
         runs: the folder of runs.
-        device: by default the device that the record names.
+        device: "cpu", "cuda", "auto"; by default the device of the record.
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
 
+    Returns:
+        One verification per number. A number that cannot be computed does not stop the others.
+
     Raises:
-        UserError: for a number that is not there, with the nearest name.
+        UserError: there is no such number; the message has the nearest name.
     """
-    found = numbers(str(result), Path(runs))
     with reporting(progress) as report:
-        return verify_numbers(found, device, report)
+        return verify_numbers(numbers(str(result), Path(runs)), device, report)
 
 
 def verify_numbers(
-    found: Sequence[NamedEvaluation], device: str | None = None, progress: Progress = silent
+    evaluations: Sequence[NamedEvaluation], device: str | None = None, progress: Progress = silent
 ) -> list[Verification]:
-    """Sample and measure again, in a temporary folder, what each number says of itself, and compare.
+    """Sample and measure again in a temporary folder, and compare with the records.
 
-    Given are the checkpoint and the extractor of features; samples, what is measured on the run before sampling, features
-    and references are made anew, on the device and with the threads of then unless `device` says otherwise.  Numbers that
-    share samples share them here.  A number that cannot be computed does not stop the others.
+    The checkpoint and the trained extractors are used as they are. Samples, measurements on the run, features and
+    references are computed again, with the recorded number of threads and on the recorded device unless `device` is
+    given. Numbers with the same samples share them. A number that cannot be computed does not stop the others.
     """
     verdicts: dict[Path, Verification] = {}
     threads = torch.get_num_threads()
     try:
         with tempfile.TemporaryDirectory(prefix="sitkit-verify-") as scratch:
-            for i, number in enumerate(found):
+            for i, number in enumerate(evaluations):
                 if number.path not in verdicts:
                     verdicts[number.path] = _verify(number, Path(scratch) / _folder(number), device, progress)
-                progress(Event("verify", i + 1, len(found)))
+                progress(Event("verify", i + 1, len(evaluations)))
     finally:
         torch.set_num_threads(threads)
-    return [verdicts[number.path]._replace(name=number.name) for number in found]
+    return [verdicts[number.path]._replace(name=number.name) for number in evaluations]
 
 
 def _folder(number: NamedEvaluation) -> str:
-    """A folder for each root of runs, so that equal names do not meet."""
+    """A folder for each folder of runs, so that equal names of runs do not collide."""
     return f"{abs(hash(number.folder.parent.resolve())):x}"
 
 
@@ -98,33 +106,32 @@ def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: P
     was = {key: number.record.get(key) for key in VALUES}
     try:
         run = run_as_measured(number, root, device)
-        (made,) = measure_run(run, progress)
+        (evaluation,) = measure_run(run, progress)
     except (UserError, WorkFailed) as error:
         return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])
-    record = read_json(made.path)
+    record = evaluation.record
     now = {key: record.get(key) for key in VALUES}
     then = RunFolder(number.folder).samples / number.record["samples"] / ARRAYS
     samples = _equal(then, RunFolder(run.folder).samples / record["samples"] / ARRAYS)
     if now == was:
         return Verification(number.name, number.path, "same", was, now, samples, "", [])
-    what = {None: "", True: "its samples are the same to the bit", False: "its samples differ"}[samples]
-    return Verification(
-        number.name, number.path, "differs", was, now, samples, what, list(record_differences(number.record, record))
-    )
+    reason = {None: "", True: "its samples are the same to the bit", False: "its samples differ"}[samples]
+    differences = list(record_differences(number.record, record))
+    return Verification(number.name, number.path, "differs", was, now, samples, reason, differences)
 
 
 def run_as_measured(number: NamedEvaluation, root: Path, device: str | None = None) -> Run:
-    """The run of a number, loaded as it was when it was measured, its samples and numbers going to `root`.
+    """Return the run of a number with the settings of its record; samples and numbers are written to `root`.
 
-    Raises UserError where the checkpoint, the data or a component is not there any more.
+    Raises UserError if the checkpoint, the data or a component is missing.
     """
     record = number.record
     environment, recipe = record["environment"], dict(record["sampling"]["recipe"])
     step = recipe.pop("step")
-    # On an accelerator a sample's last digits depend on how many there are at once.
+    # On an accelerator the last digits of a sample depend on the batch size.
     recipe["sample"] = {"batch": record["sampling"]["at_once"], **recipe["sample"]}
     over = {**recipe, "metric": [record["metric"]], "run": {"track": False, "keep_samples": record["sampling"]["kept"]}}
-    source = _given(number, root)
+    source = _linked_run(number, root)
     run = load(source, step=step, device=device or device_of_record(environment), settings=Layer(over), root=root)
     torch.set_num_threads(environment["threads"])
     if run.examples.fingerprint != record["data"]:
@@ -133,30 +140,30 @@ def run_as_measured(number: NamedEvaluation, root: Path, device: str | None = No
 
 
 def device_of_record(environment: Mapping[str, Any]) -> str:
-    """The device of a record by the name that torch has for it: of a GPU with CUDA the record has the maker's."""
+    """Return torch's name of the device of a record, which holds the product name of a CUDA device."""
     return "cuda" if "cuda" in environment else str(environment["device"])
 
 
-def _given(number: NamedEvaluation, root: Path) -> Path:
-    """A folder under `root` that has what the number's run was given, and links to the other runs that it asks."""
+def _linked_run(number: NamedEvaluation, root: Path) -> Path:
+    """A folder under `root` with links to the files of the number's run, and of the run that guides it."""
     root.mkdir(parents=True, exist_ok=True)
     home = number.folder.parent.resolve()
     if (home / EXTRACTORS).is_dir() and not (root / EXTRACTORS).exists():
         (root / EXTRACTORS).symlink_to(home / EXTRACTORS)
     if not RunFolder(number.folder).config.is_file():
-        # Of a run in one file.
+        # A run in one file.
         return Path(number.record["command"][2]).resolve()
     guide = number.record["sampling"]["recipe"]["guidance"].get("run")
     for name in filter(None, (number.folder.name, guide)):
         (root / name).mkdir(exist_ok=True)
-        for part in GIVEN:
+        for part in USED_FILES:
             if (home / name / part).exists() and not (root / name / part).exists():
                 (root / name / part).symlink_to(home / name / part)
     return root / number.folder.name
 
 
 def _equal(a: Path, b: Path) -> bool | None:
-    """Whether two archives hold the same arrays; None where one is not there."""
+    """Whether two archives hold the same arrays; None if one is missing."""
     if not (a.is_file() and b.is_file()):
         return None
     with np.load(a, allow_pickle=False) as first, np.load(b, allow_pickle=False) as second:
@@ -168,7 +175,7 @@ def _equal(a: Path, b: Path) -> bool | None:
 
 
 def difference(verdict: Verification) -> float | None:
-    """By how much of itself the value differs."""
+    """Return the relative difference of the value; None if it could not be computed."""
     if verdict.now is None:
         return None
     was, now = float(verdict.was["value"]), float(verdict.now["value"])

@@ -122,11 +122,11 @@ def fit_profile(snapshots: Sequence[tuple[float, float]], width: float, end: flo
     """
     exponents = np.array([gamma(w) for w, _ in snapshots])
     ends = np.array([t for _, t in snapshots], dtype=float) / end
-    wanted = np.array([gamma(width)]), np.ones(1)
+    target = np.array([gamma(width)]), np.ones(1)
     norms = 0.5 * _log_inner(exponents, ends, exponents, ends)
-    goal = 0.5 * _log_inner(*wanted, *wanted)
+    goal = 0.5 * _log_inner(*target, *target)
     gram = np.exp(_log_inner(exponents[:, None], ends[:, None], exponents, ends) - norms[:, None] - norms)
-    right = np.exp(_log_inner(exponents, ends, *wanted) - norms - goal)
+    right = np.exp(_log_inner(exponents, ends, *target) - norms - goal)
     solved = np.linalg.lstsq(gram, right, rcond=1e-13)[0]
     square = 1 - 2 * right @ solved + solved @ gram @ solved
     # Below 1e-7 the square is rounding: a snapshot has the profile itself.

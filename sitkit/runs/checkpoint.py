@@ -1,7 +1,6 @@
-"""Files that are whole or absent: atomic writes, JSON, and checkpoints as one safetensors file.
+"""Checkpoints: one safetensors file per step, and the state of an optimizer as tensors.
 
-A file is written beside its final name, flushed to the disk and renamed, so a kill at any moment leaves the old
-file or the new one.  A checkpoint carries its description as JSON in the safetensors header.  Nothing is unpickled.
+A checkpoint has its description as JSON in the safetensors header.  Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,31 +25,32 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The whole state of an optimizer as tensors named "optimizer.<parameter's number>.<key>".
+    """Return the whole state of an optimizer as tensors named "optimizer.<parameter's number>.<key>".
 
-    Values that are not tensors (learning rates, betas, counters) are JSON in the bytes of "optimizer.json"; Python's floats
-    survive that exactly, so an optimizer loaded from it takes the very same steps.
+    Values that are not tensors (learning rates, betas, counters) are JSON in the bytes of "optimizer.json", which keeps
+    Python's floats exactly: an optimizer that is loaded from it takes the same steps.
     """
     import torch
 
-    whole = optimizer.state_dict()
+    full = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
-    for number, state in whole["state"].items():
+    for number, state in full["state"].items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{OPTIMIZER}{number}.{key}"] = value
             else:
                 plain.setdefault(str(number), {})[key] = value
-    text = json.dumps({"groups": whole["param_groups"], "state": plain})
+    text = json.dumps({"groups": full["param_groups"], "state": plain})
     tensors[f"{OPTIMIZER}json"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
     return tensors
 
 
 def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the state that `optimizer_tensors` wrote; other names in `tensors` are left alone.
+    """Load the state that `optimizer_tensors` wrote into an optimizer; other names in `tensors` are ignored.
 
-    Raises UserError where there is no such state, or where it belongs to other parameters.
+    Raises:
+        UserError: without such a state, and for the state of other parameters.
     """
     try:
         text = bytes(tensors[f"{OPTIMIZER}json"].tolist())
@@ -71,7 +71,7 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _check_fit(optimizer: Optimizer, groups: list[dict[str, Any]], state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Refuse a state of other parameters: torch takes wrong shapes without a word and fails at the next step."""
+    """Raise UserError for a state of other parameters: torch accepts wrong shapes and fails at the next step."""
     sizes, stored = [len(g["params"]) for g in optimizer.param_groups], [len(g["params"]) for g in groups]
     if sizes != stored:
         raise UserError(f"The optimizer's state is for groups of {stored} parameters; the model has {sizes}.")
@@ -87,9 +87,8 @@ def _check_fit(optimizer: Optimizer, groups: list[dict[str, Any]], state: Mappin
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The files step-00000500.safetensors of a folder, by step; none where there is no folder."""
-    found = [(int(match[1]), path) for path in Path(folder).glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    """Return the files step-00000500.safetensors of a folder, sorted by step; none if there is no folder."""
+    return sorted((path for path in Path(folder).glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
@@ -102,37 +101,33 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
+def _damage(path: Path) -> UserError | None:
+    try:
+        read_header(path)
+    except UserError as error:
+        return error
+    return None
+
+
 def latest_checkpoint(folder: str | Path, on_warning: Callable[[str], object] = warnings.warn) -> Path | None:
-    """The newest whole checkpoint of a folder, or None; each newer one that is damaged is named in a warning."""
+    """Return the newest undamaged checkpoint of a folder, or None; a warning names each newer one that is damaged."""
     for path in reversed(checkpoints(folder)):
-        try:
-            read_header(path)
-        except UserError as error:
-            on_warning(f"{error} It is passed over for the one before it.")
-        else:
+        error = _damage(path)
+        if error is None:
             return path
+        on_warning(f"{error} It is passed over for the one before it.")
     return None
 
 
 def prune_checkpoints(folder: str | Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and what kills left half-written.
+    """Remove all but the newest `keep` undamaged checkpoints, and the partial files of killed processes.
 
-    A damaged checkpoint is not counted, or it would push out the sound one that a run continues from.
+    A damaged checkpoint is not counted, or it would take the place of the undamaged one that a run continues from.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1; got {keep}.")
-    whole = [path for path in checkpoints(folder) if _sound(path)]
-    for path in whole[:-keep]:
+    undamaged = [path for path in checkpoints(folder) if _damage(path) is None]
+    # safetensors writes to a file of its own, .tmpXXXXXX, before it renames it.
+    partial = [path for pattern in ("step-*.safetensors.tmp-*", ".tmp??????") for path in Path(folder).glob(pattern)]
+    for path in (*undamaged[:-keep], *partial):
         path.unlink(missing_ok=True)
-    # safetensors writes to a file of its own, .tmpXXXXXX, before it has the name that it was given.
-    for pattern in ("step-*.safetensors.tmp-*", ".tmp??????"):
-        for path in Path(folder).glob(pattern):
-            path.unlink(missing_ok=True)
-
-
-def _sound(path: Path) -> bool:
-    try:
-        read_header(path)
-    except UserError:
-        return False
-    return True

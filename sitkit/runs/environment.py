@@ -1,10 +1,10 @@
-"""What a number depends on beyond its settings: the code, the packages, the plugins and the machine.
+"""The environment of a number: the code, the packages, the plugins and the machine.
 
 python  platform  packages  plugins  components      versions; the components that come from plugins
-git  plugin_code           commit, dirty, diff of sitkit's source and of each plugin's; null where there is no checkout
-device  cpu  threads  cuda      what computed; cuda is absent where no GPU did
-command                    the words that started the process
-before                     of a training that went on elsewhere: what it ran on before, each {until: step, ...}
+git  plugin_code           commit, dirty, diff of sitkit's source and of each plugin's; null without a checkout
+device  cpu  threads  cuda      the device of the computation; cuda only on a GPU
+command                    the words of the command line
+before                     of a training that continued in another environment: the earlier ones, each {until: step, ...}
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sitkit
 from sitkit.registry import origins
 from sitkit.registry.plugin import loaded
 
-# Packages that compute or store; those of extras are recorded where they are installed.
+# Packages that compute or store; optional ones are recorded if they are installed.
 PACKAGES = (
     "torch", "torchdiffeq", "torchsde", "numpy", "scipy", "scikit-learn", "einops", "pydantic", "pillow", "optuna", "mlflow",
     "torchvision", "torch-fidelity", "transformers", "diffusers", "datasets", "pot",
@@ -34,10 +34,10 @@ PACKAGES = (
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """The record of this process, its numbers computed on a torch.device."""
+    """Return the record of this process and of a torch.device."""
     import torch
 
-    # Of the code that runs, which need not be what is installed under that name.
+    # The code that runs, which may differ from the package that is installed under that name.
     own, release = Path(sitkit.__file__).parent, sitkit.__version__
     code = {name: _code(_folder(plugin.module)) for name, plugin in loaded.items()}
     record: dict[str, Any] = {
@@ -74,22 +74,22 @@ def _processor() -> str:
 
 
 def _folder(module: str) -> Path:
-    found = find_spec(module)
-    return Path(found.origin).parent if found and found.origin else Path(module)
+    package = find_spec(module)
+    return Path(package.origin).parent if package and package.origin else Path(module)
 
 
 @functools.cache
 def _code(folder: Path) -> dict[str, Any] | None:
-    # Once a process: what is in memory is what was there when it began.
+    # Read once per process: the code in memory is that of its start.
     return git_state(folder) or _installed(folder.name)
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that tracks a folder, whether what is in the folder differs from it, and that difference's SHA-256.
+    """Return the commit of the checkout that tracks a folder, whether the folder differs, and the SHA-256 of the difference.
 
-    The hash is of the names and contents of files that are not as committed, or that git does not track: how git would show
-    a difference is up to each user's settings.  None where the folder is not tracked, as an installed package in a virtual
-    environment within somebody's repository is not.
+    The hash is of the names and contents of files that differ from the commit or that git does not track: the output of
+    `git diff` depends on each user's settings.  None if the folder is not tracked, for example an installed package in a
+    virtual environment inside another repository.
     """
 
     def git(*words: str) -> bytes:
@@ -113,7 +113,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _installed(package: str) -> dict[str, Any] | None:
-    """The commit that pip installed a package from, where it came straight from a repository."""
+    """Return the commit of a package that pip installed from a repository; None for other packages."""
     try:
         text = distribution(package).read_text("direct_url.json")
     except PackageNotFoundError:
@@ -123,7 +123,7 @@ def _installed(package: str) -> dict[str, Any] | None:
 
 
 def continued(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """The record of a training that goes on from `step` in `now`: what it ran on so far is kept where it differs."""
+    """Return the record of a training that continues from `step` in `now`; earlier environments that differ are kept."""
     record = {key: value for key, value in before.items() if key != "before"}
     past = list(before.get("before", ()))
     if step and {**record, "command": None} != {**now, "command": None}:
@@ -132,7 +132,7 @@ def continued(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> d
 
 
 def code_version(environment: Mapping[str, Any]) -> str:
-    """The code of a record in a few words: version, commit, and the hash of what was not committed."""
+    """Return the code of a record in a few words: version, commit, and the hash of uncommitted changes."""
     name = f"sitkit {(environment.get('packages') or {}).get('sitkit', '?')}"
     git = environment.get("git")
     if not git:

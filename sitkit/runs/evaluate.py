@@ -1,4 +1,4 @@
-"""Evaluating a run: samples against the data, each number with its recipe beside it."""
+"""Evaluation of a run: its samples against the data, each number with the settings that it depends on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sitkit.evaluation.reference import Reference
 from sitkit.registry import extractors, spec
 from sitkit.runs.config.identity import file_digest, number_identity, sampling_identity
 from sitkit.runs.config.mappings import flat
-from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer, nest
+from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder, read_config_of
 from sitkit.runs.sample import draw_samples
 from sitkit.runs.sample_set import SampleSet, keeps_samples
-from sitkit.runs.tracking.sync import METRICS, run_id
+from sitkit.runs.tracking.sync import METRICS, TrackedRun, run_id
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
@@ -36,10 +36,8 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 
 MAX_SAMPLES = 50_000
-# What the metrics draw at random (bootstrap, directions, subsets, halves) comes from this seed.
+# The seed of the random parts of metrics (bootstrap, directions, subsets, halves).
 SEED = 0
-
-
 # The keys of a record, and of the record of its samples within it.
 RECORDED = {
     "value", "stderr", "halves", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
@@ -52,7 +50,9 @@ SAMPLED = {"recipe", "nfe", "at_once", "kept"}
 class Evaluation:
     """A number of a run on disk: evaluations/<identity>.json.
 
-    record: the content of the file; everything that the number depends on.
+    Args:
+        path: the file.
+        record: the content of the file: the value, and everything that it depends on.
     """
 
     path: Path
@@ -60,9 +60,9 @@ class Evaluation:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the record of a number.  Raises UserError that says which keys the file lacks, and how to measure it again."""
+        """Read the record of a number.  Raises UserError with the keys that the file lacks, and how to measure it again."""
         record = read_json(path)
-        lacks = sorted(RECORDED - record.keys()) if isinstance(record, dict) else sorted(RECORDED)
+        lacks = sorted(RECORDED - (record.keys() if isinstance(record, dict) else set()))
         if len(lacks) > len(RECORDED) // 2:
             raise UserError(f"{path} is not the record of a number: give a file of a run's folder evaluations.")
         if not lacks:
@@ -71,8 +71,8 @@ class Evaluation:
         if lacks:
             again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
             raise UserError(
-                f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and what it says is "
-                f"measured again by `{again}` with its settings."
+                f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and measure the number "
+                f"again by `{again}` with its settings."
             )
         return cls(path, record)
 
@@ -137,67 +137,63 @@ def evaluate(
         UserError: before any sample is drawn, for a metric that cannot be computed.
         WorkFailed: for samples that are not finite.
     """
-    chosen = open_run(run, flags, "evaluate")
-    metrics = _named_metrics(metric, features, chosen)
-    if metrics is not None:
-        chosen = chosen.with_settings(flags_to_layer({"metric": metrics}))
-    settings = flags.get("settings")
-    given = settings.values if isinstance(settings, Layer) else nest(settings or {})
-    if flags.get("n") is None and "n" not in given.get("sample", {}):
-        n = min(len(chosen.examples) or MAX_SAMPLES, MAX_SAMPLES)
-        chosen = chosen.with_settings(Layer({"sample": {"n": n}}))
+    run = open_run(run, flags, "evaluate")
+    if metric is not None or features is not None:
+        run = run.with_settings(flags_to_layer({"metric": _named_metrics(metric, features, run)}))
+    settings = flags_to_layer({}, flags.get("settings")).values
+    if flags.get("n") is None and "n" not in settings.get("sample", {}):
+        n = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
+        run = run.with_settings(Layer({"sample": {"n": n}}))
     with reporting(progress) as report:
-        return measure_run(chosen, report)
+        return measure_run(run, report)
 
 
 def _named_metrics(
     metric: Spec[Metric] | Sequence[Spec[Metric]] | None, features: Spec[Extractor] | None, run: Run
-) -> list[Any] | None:
-    """Return the metrics as settings, each with the features; None if neither is given."""
-    if metric is None and features is None:
-        return None
+) -> list[Any]:
+    """Return the metrics as settings, each with the features; by default those of the run."""
     several = metric if isinstance(metric, (list, tuple)) else [] if metric is None else [metric]
-    words = [word for item in several for word in (item.split(",") if isinstance(item, str) else [item])]
-    chosen = [word.strip() if isinstance(word, str) else word for word in words] or [
-        configured.name for configured in run.config.metric
-    ]
+    metrics = [part for item in several for part in (item.split(",") if isinstance(item, str) else [item])]
+    metrics = [part.strip() if isinstance(part, str) else part for part in metrics]
+    metrics = metrics or [default.name for default in run.config.metric]
     if features is None:
-        return chosen
-    extractor = spec(extractors.parse(features))
-    named = [word if isinstance(word, Mapping) else {"name": getattr(word, "name", word)} for word in chosen]
-    return [{**word, "features": extractor} for word in named]
+        return metrics
+    named = [part if isinstance(part, Mapping) else {"name": getattr(part, "name", part)} for part in metrics]
+    return [{**part, "features": spec(extractors.parse(features))} for part in named]
 
 
 def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
-    """Every metric of the configuration on one set of the run's samples; what is done is not done again.
+    """Measure every metric of the configuration on one set of the run's samples; numbers on disk are read.
 
     Ranks under torchrun, or several processes on one folder, share the work.  On a CPU the numbers are the same to the last
     digit for any batch and number of processes, and after any kill.
-    Raises UserError before any sample is drawn for a metric that cannot be measured.
+
+    Raises:
+        UserError: before any sample is drawn, for a metric that cannot be measured.
     """
     folder = RunFolder(run.folder).evaluations
     paths = {metric: folder / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric}
     missing = [metric for metric, path in paths.items() if not path.is_file()]
     if missing:
-        with joined(run.config.run.device) as world:
+        with joined(run.config.run.device) as group:
             extractions = _extractions(run, missing, progress)
             keep = keeps_samples(run.config, missing)
-            stored = tuple(done for extractor, done in extractions.items() if extractor.learnt or not keep)
+            stored = tuple(e for extractor, e in extractions.items() if extractor.learnt or not keep)
             samples = draw_samples(run, progress, keep=keep, extractions=stored)
             reference = Reference(load_examples(run.config.data.source()), run.folder.parent / "references")
-            first = world.rank * len(missing) // world.size
+            first = group.rank * len(missing) // group.size
             for metric in missing[first:] + missing[:first]:
                 path = paths[metric]
                 with FileLock(samples.folder / f".{path.stem}.lock"):
                     if not path.is_file():
                         write_json(path, _measure(run, metric, samples, extractions, reference, progress))
-            if world.lead and run.config.run.track:
+            if group.lead and run.config.run.track:
                 _track(run, samples, [Evaluation.read(path) for path in paths.values()], progress)
     return [Evaluation.read(path) for path in paths.values()]
 
 
 def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
-    """The extractors of the metrics, ready for work."""
+    """Return the extractors of the metrics, built.  Raises UserError for a metric that cannot be measured."""
     data = load_examples(run.config.data.source())
     extractions: dict[Extractor, Extraction] = {}
     for metric in metrics:
@@ -207,53 +203,47 @@ def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Ex
                 extractions[metric.features] = metric.features.build(data, run.device, folder, progress)
             metric.require(extractions[metric.features])
     if any(metric.reads_data for metric in metrics) and not len(data):
-        data.read(np.arange(0))  # Raises, with the reason why the data are not here.
+        data.read(np.arange(0))  # Raises, with the reason why the data are missing.
     if run.config.sample.n < 2:
         raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
     return extractions
 
 
 def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress: Progress) -> None:
-    """The numbers as a child of the training's run: its curves are one point each."""
+    """Send the numbers to MLflow as a child of the training's run, each a curve of one point."""
     row: dict[str, Any] = {"step": run.step, "time": time.time(), "nfe": samples.record["nfe"]}
     for evaluation in evaluations:
         row[evaluation.metric] = evaluation.value
         if evaluation.halves is not None:
             row[f"{evaluation.metric}_halves"] = evaluation.halves
     write_file(samples.folder / METRICS, to_json(row) + "\n")
-    tracker = Tracker(
+    tracked = TrackedRun(
         samples.folder,
-        name=f"{run.folder.name} {samples.folder.name}",
+        f"{run.folder.name} {samples.folder.name}",
         params=flat(samples.record["recipe"]),
         tags={"sitkit.kind": "evaluation", "sitkit.identity": samples.folder.name},
-        artifacts=("*.png", "record.json"),
+        patterns=("*.png", "record.json"),
         parent=run_id(run.folder),
-        on_warning=lambda text: progress(Event("evaluate", message=text)),
     )
-    with tracker:
+    with Tracker(tracked, on_warning=lambda text: progress(Event("evaluate", message=text))):
         pass
 
 
 def evaluation_identity(run: Run, metric: Metric) -> str:
-    """What determines the number: the sampling, the metric and the reference data."""
+    """Return the identity of a number: that of the samples, the metric and the reference data."""
     return number_identity(sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint)
 
 
 def command(run: Run, metric: Metric) -> list[str]:
-    """The words that get the number again, in a folder where the run's path is what it is here."""
+    """Return the command that measures the number again, from a folder with the same relative path to the run."""
     config, written = run.config.plain(), read_config_of(run.source).plain()
-    settings: dict[str, Any] = {
-        key: config[key] for key in ("sampler", "diffusion", "guidance") if config[key] != written[key]
-    }
-    for key, value in config["sample"].items():
-        if key not in ("n", "batch") and value != written["sample"].get(key):
-            settings[f"sample.{key}"] = value
+    settings = {key: config[key] for key in ("sampler", "diffusion", "guidance") if config[key] != written[key]}
+    sample = {key: value for key, value in config["sample"].items() if value != written["sample"].get(key)}
+    settings |= {f"sample.{key}": value for key, value in sample.items() if key not in ("n", "batch")}
     settings["metric"] = [spec(metric)]
     words = ["sitkit", "evaluate", str(run.source), "--step", str(run.step), "-n", str(run.config.sample.n)]
     words += ["--device", run.device.type]
-    for key, value in settings.items():
-        words += ["--set", f"{key}={json.dumps(value)}"]
-    return words
+    return words + [word for key, value in settings.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
 
 def _measure(
@@ -269,7 +259,7 @@ def _measure(
     if isinstance(metric, FeatureMetric):
         extraction, learned = extractions[metric.features], metric.features.learnt
         x = samples.features(extraction)[metric.reads].double()
-        # A metric that does not read the data takes the samples in their place: the data need not be here.
+        # A metric that does not read the data takes the samples in their place: the data may be missing.
         target = reference.features(extraction, learned, progress)[metric.reads].double() if metric.reads_data else x
         require_comparable(x, target)
         measured = metric.compare(x, target, seed=SEED)

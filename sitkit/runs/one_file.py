@@ -1,10 +1,10 @@
-"""A run as one file: the weights of one average, its settings, and fingerprints of all that it depends on.
+"""A run as one file: the weights of one average, the settings, and fingerprints of everything that they depend on.
 
-    tensors    the network's state, by its own names; autoencoder/..., the state of one that came from a folder
-    metadata   sitkit: JSON of the step, which weights they are, the settings but for `run`, what sampling must know of the
-               data, fingerprints of training, data, autoencoder and weights, and the packages that the components came from
+    tensors    the network's state, by its own names; autoencoder/..., the state of an autoencoder from a folder
+    metadata   sitkit: JSON of the step, the name of the weights, the settings except `run`, the description of the data,
+               fingerprints of training, data, autoencoder and weights, and the packages that the components came from
 
-It is safetensors, so nothing in it is run, and other tools read the weights.
+It is safetensors: nothing in it is executed, and other tools read the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KIND = "run"
 
 
 def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a network's state: names, types, shapes and values."""
+    """Return the SHA-256 of a network's state: names, types, shapes and values."""
     import torch
 
     digest = hashlib.sha256()
@@ -39,13 +39,13 @@ def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def weights_name(config: Config) -> str:
-    """Which weights a configuration samples with: "ema", "raw", or "ema-0.05" where one was chosen."""
-    chosen = config.sample
-    return chosen.weights if chosen.ema is None else f"{chosen.weights}-{chosen.ema!r}"
+    """Return the name of the weights of a configuration: "ema", "raw", or "ema-0.05" for a chosen average."""
+    weights, ema = config.sample.weights, config.sample.ema
+    return weights if ema is None else f"{weights}-{ema!r}"
 
 
 def read_run_header(path: Path) -> dict[str, Any]:
-    """Return the header of the file.  Raises UserError for one that is damaged, a pickle, or no run in one file."""
+    """Return the header of a run's file.  Raises UserError for a damaged file, a pickle, or another kind of file."""
     header = read_header(path)
     if header.get("kind") != KIND:
         raise UserError(
@@ -58,21 +58,19 @@ def read_run_header(path: Path) -> dict[str, Any]:
 
 
 def settings_of_file(path: Path) -> dict[str, Any]:
-    """The settings in the file; an autoencoder that it holds is found in it, wherever the file now lies."""
+    """Return the settings in a file; the path of an autoencoder in it is the file itself, wherever it is now."""
     header = read_run_header(path)
-    config = header["config"]
-    return (
-        config | {"autoencoder": config["autoencoder"] | {"path": str(path.resolve())}}
-        if "autoencoder" in header
-        else config
-    )
+    if "autoencoder" in header:
+        header["config"]["autoencoder"]["path"] = str(path.resolve())
+    return header["config"]
 
 
 def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, dict[str, Tensor]]:
     """Return (step, the network's state) of a file.
 
-    Raises UserError where it holds other weights than `config` or `step` ask for, where its autoencoder is not the one
-    that it was made with, and where the weights are not those that it was written with.
+    Raises:
+        UserError: for other weights than those of `config` and `step`, for another autoencoder than that of the export,
+            and for weights that have changed since they were written.
     """
     header, tensors = load_tensors(path)
     fingerprints = header["fingerprints"]
@@ -81,10 +79,10 @@ def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, 
     if step not in (None, header["step"]):
         raise UserError(f"{path} holds step {header['step']} alone, not step {step}.")
     if config.autoencoder.fingerprint() != fingerprints["autoencoder"]:
-        raise UserError(f"{path}: the autoencoder {config.autoencoder} is not the one that it was made with.")
+        raise UserError(f"{path}: the autoencoder {config.autoencoder} is not that of its training.")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACKED)}
     if weights_fingerprint(tensors) != fingerprints["weights"]:
-        raise UserError(f"{path}: the weights are not those that were written there: copy it again.")
+        raise UserError(f"{path}: the weights changed since the file was written: copy it again.")
     return int(header["step"]), tensors
 
 
@@ -93,14 +91,14 @@ HUB_FILE, HUB_CARD = "model.safetensors", "README.md"
 
 
 class Repository(NamedTuple):
-    """A repository of models; revision is a branch, a tag or a commit, None the newest state."""
+    """A repository of models on the hub; revision is a branch, a tag or a commit, None the newest state."""
 
     name: str
     revision: str | None
 
 
 def parse_address(address: str) -> Repository:
-    """The repository of an address.  Raises UserError that says how one is written."""
+    """Return the repository of an address.  Raises UserError with the form of an address."""
     match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
     if match is None:
         raise UserError(f"{address}: a repository on the hub is written hf://owner/name or hf://owner/name@revision.")
@@ -108,9 +106,10 @@ def parse_address(address: str) -> Repository:
 
 
 def download(address: str) -> Path:
-    """The run's file of a repository, from huggingface_hub's cache where it is there already.
+    """Return the run's file of a repository, from huggingface_hub's cache if it is there.
 
-    Raises UserError where the hub has none, or cannot be reached and the cache has none.
+    Raises:
+        UserError: if the hub does not have it, or cannot be reached and the cache does not have it.
     """
     repository = parse_address(address)
     library = _library()
@@ -121,9 +120,12 @@ def download(address: str) -> Path:
 
 
 def upload(file: Path, card: str, address: str, *, private: bool = False) -> str:
-    """Upload a run's file, and its card unless the repository has one; made where it is not there.  Returns its web address.
+    """Upload a run's file, and its card unless the repository has one, and return the web address.
 
-    The token is huggingface_hub's (`hf auth login`, or HF_TOKEN).  Raises WorkFailed where the hub does not take it.
+    A missing repository is created.  The token is huggingface_hub's (`hf auth login`, or HF_TOKEN).
+
+    Raises:
+        WorkFailed: if the hub refuses the file.
     """
     repository = parse_address(address)
     if repository.revision is not None:
@@ -135,10 +137,10 @@ def upload(file: Path, card: str, address: str, *, private: bool = False) -> str
         add = [library.CommitOperationAdd(HUB_FILE, file)]
         if not api.file_exists(repository.name, HUB_CARD):
             add.append(library.CommitOperationAdd(HUB_CARD, card.encode()))
-        done = api.create_commit(repository.name, add, commit_message=f"Upload {HUB_FILE} by sitkit")
+        commit = api.create_commit(repository.name, add, commit_message=f"Upload {HUB_FILE} by sitkit")
     except Exception as error:
         raise WorkFailed(f"{address} was not uploaded: {_reason(error)}") from None
-    return str(done.repo_url)
+    return str(commit.repo_url)
 
 
 def _library() -> Any:

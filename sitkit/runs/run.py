@@ -20,21 +20,14 @@ from torch import nn
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape, prepare_data
+from sitkit.registry.measures import Pairs
 from sitkit.runs import diagnostics
 from sitkit.runs.averages import load_weights
 from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
 from sitkit.runs.config.sampling_presets import read_preset
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
-from sitkit.runs.config.sources import (
-    SAMPLING_SETTINGS,
-    Layer,
-    SamplingFlags,
-    flags_to_layer,
-    locate,
-    require_flags,
-    validate,
-)
+from sitkit.runs.config.sources import Layer, SamplingFlags, flags_to_layer, locate, require_flags, validate
 from sitkit.runs.one_file import read_run_header, weights_name
 from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of
 from sitkit.runtime.distributed import device_of
@@ -101,19 +94,27 @@ class Run:
         """The shape of the states that the network models."""
         return modelled_shape(self.config.autoencoder, self.data_description)
 
-    def velocity_losses(self) -> tuple[tuple[float, float], ...]:
+    def velocity_losses(self) -> Pairs:
         """Return (t, L_t) pairs of the velocity loss, measured once on held-out data."""
         return diagnostics.velocity_losses(self)
 
-    def path_curvature(self) -> tuple[tuple[float, float], ...]:
+    def path_curvature(self) -> Pairs:
         """Return (t, |x''(t)|) pairs of the paths of the unguided flow, measured once."""
         return diagnostics.curvatures(self)
 
     def load_field(self, name: str, step: int, weights: Literal["ema", "raw"]) -> Field:
-        """Return the field of another run, which lies beside this one, at a step and with "ema" or "raw" weights.
+        """Return the field of another run, which lies beside this one.
+
+        Args:
+            name: the full name of the other run.
+            step: the step of its checkpoint.
+            weights: "ema" or "raw".
+
+        Returns:
+            The field, on the device of this run.
 
         Raises:
-            UserError: for a name that is not the run's full name, and for a run that models states of another shape.
+            UserError: for a name that is not the full one, and for a run that models states of another shape.
         """
         other = load(name, step=step, weights=weights, device=str(self.device), root=self.folder.parent)
         _require_full_name(other.folder, name, "guidance.run")
@@ -127,7 +128,10 @@ class Run:
         The weights are read again, of the same step and onto the same device, if sample.weights or sample.ema changed.
 
         Args:
-            over: settings on top of the run's own, or a whole configuration that names the same training.
+            over: settings on top of the run's own, or a whole configuration of the same training.
+
+        Returns:
+            The run with the settings.
 
         Raises:
             UserError: for a setting that the training fixed, and for weights that the run neither keeps nor can rebuild.
@@ -229,7 +233,7 @@ def load(
     use_threads(config)
     if settings is not None or ema is not None:
         if not isinstance(settings, (Layer, Config)):
-            settings = flags_to_layer({"ema": ema}, settings, SAMPLING_SETTINGS)
+            settings = flags_to_layer({"ema": ema}, settings)
         config = _with_settings(source, config, settings)
     if weights is not None:
         sample = config.sample.model_copy(update={"weights": weights, "ema": None})
@@ -255,7 +259,7 @@ def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
     flags = dict(flags)
     preset, settings, step = (flags.pop(name, None) for name in ("preset", "settings", "step"))
     root = Path(flags.pop("runs", None) or "runs")
-    layer = flags_to_layer(flags, settings, SAMPLING_SETTINGS)
+    layer = flags_to_layer(flags, settings)
     if preset is not None:
         base = read_preset(run.folder if isinstance(run, Run) else find_run(run, root), preset)
         layer = Layer(merge(base.values, layer.values), base.where | layer.where)

@@ -29,7 +29,7 @@ class RunFolder:
         self.path = path = Path(path)
         self.config = path / "config.yaml"  # every setting resolved
         self.environment = path / "environment.json"  # code, packages and machine; fingerprints of data and autoencoder
-        self.data = path / "data.json"  # what sampling must know of the data
+        self.data = path / "data.json"  # the description of the data that sampling needs
         self.metrics = path / "metrics.jsonl"  # the curves of the training
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "ema"  # averages from which post-hoc averages are rebuilt

@@ -1,7 +1,8 @@
-"""Sampling a run: pictures, an .npz in the layout of the `npz` data set, and the recipe that made them."""
+"""Samples of a run: pictures, an .npz in the layout of the `npz` data set, and a record of their settings."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -33,12 +34,12 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Plan, Sampler, SolveSpec
+from sitkit.solvers.sampler import Plan, Sample, Sampler, SolveSpec
 from sitkit.transport.diffusion import Diffusion
 
 
 def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> Tensor:
-    """The label of each sample, a function of its index and seed; num_classes stands for none."""
+    """Return the label (n,) of each sample, a function of its index and key; num_classes stands for no label."""
     rule = config.sample.labels
     if rule == "none" or num_classes == 0:
         return torch.full_like(index, num_classes)
@@ -46,25 +47,29 @@ def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> 
         return index % num_classes
     if rule == "random":
         return rng.labels(keys, num_classes)
-    chosen = torch.tensor(rule)
-    if len(chosen) == 0 or not 0 <= int(chosen.min()) <= int(chosen.max()) < num_classes:
+    labels = torch.tensor(rule)
+    if len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise UserError(f"sample.labels must be classes from 0 to {num_classes - 1}; got {list(rule)}.")
-    return chosen[index % len(chosen)]
+    return labels[index % len(labels)]
 
 
-def plan_solve(config: Config, run: Measures) -> Plan:
-    """Return the interval and the steps of a configuration's sampler.
+def plan_solve(sampler: Sampler, spec: SolveSpec, run: Measures) -> Plan:
+    """Return the interval and the steps of a solve.
 
-    run: where components measure what they need; UNTRAINED before there is a run.
-    Raises UserError if samples cannot be right.
+    Args:
+        config: the configuration.
+        run: the run on which components measure what they need; UNTRAINED before there is a run.
+
+    Raises:
+        UserError: for settings that cannot give right samples.
     """
-    spec = SolveSpec(config.interp, config.target, config.diffusion.bind(run), config.guidance)
-    return config.sampler.bind(run).plan(spec)
+    diffusion = spec.diffusion and spec.diffusion.bind(run)
+    return sampler.bind(run).plan(dataclasses.replace(spec, diffusion=diffusion))
 
 
 @dataclass(frozen=True, eq=False)
 class SamplePlan:
-    """How a run's samples are drawn: everything that sample i depends on beyond i.
+    """The plan of a run's samples: everything that sample i depends on beyond i.
 
     Raises UserError, before any evaluation, for settings that cannot give right samples.
     """
@@ -78,63 +83,62 @@ class SamplePlan:
 
     @functools.cached_property
     def guidance(self) -> Guidance:
-        """The guidance with what it needs of other runs."""
+        """The guidance with the fields of other runs that it needs."""
         return self.run.config.guidance.bind(self.run)
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        """The sampler with what its grid needs of the run."""
+        """The sampler with the measurements on the run that its grid needs."""
         return self.run.config.sampler.bind(self.run)
 
     @functools.cached_property
     def diffusion(self) -> Diffusion:
-        """The diffusion with what it needs of the run."""
+        """The diffusion with the measurements on the run that it needs."""
         return self.run.config.diffusion.bind(self.run)
 
     @functools.cached_property
     def plan(self) -> Plan:
         """The interval and the steps."""
-        return plan_solve(self.run.config, self.run)
+        return plan_solve(self.run.config.sampler, self.run.config.solve_spec, self.run)
 
     @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.run.device
+    def batch_size(self) -> int:
+        """The number of samples in one solve."""
+        return block_size(self.run.shape) if self.run.device.type == "cpu" else self.run.config.sample.batch
 
-    @property
-    def at_once(self) -> int:
-        """How many samples go through the solver together."""
-        return block_size(self.run.shape) if self.device.type == "cpu" else self.run.config.sample.batch
+    def solve(self, keys: Tensor, y: Tensor, *, trajectory: bool = False) -> Sample:
+        """Solve from the noise of keys (b,) with labels y (b,); the result is not decoded."""
+        keys = keys.to(self.run.device)
+        return self.sampler.sample(
+            self.run.field,
+            rng.normal(keys, self.run.shape, rng.INITIAL),
+            y.to(self.run.device),
+            diffusion=self.diffusion,
+            guidance=self.guidance,
+            seeds=keys,
+            trajectory=trajectory,
+        )
 
     def draw(self, first: int, last: int, progress: Callable[[int], None]) -> SampleBatch:
-        """Samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
-        run, size = self.run, self.at_once
-        config = run.config
+        """Return samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
+        run, size, on_cpu = self.run, self.batch_size, self.run.device.type == "cpu"
+        config, data = run.config, run.data_description
         began, nfe, paths = time.monotonic(), 0, None
         parts: list[Tensor] = []
         labels: list[Tensor] = []
         for start in range(first, last, size):
-            wanted = min(size, last - start)
+            count = min(size, last - start)
             # On a CPU the block is always whole: a row's last digits may depend on the number of rows.
-            index = torch.arange(start, start + (size if self.device.type == "cpu" else wanted))
+            index = torch.arange(start, start + (size if on_cpu else count))
             keys = rng.sample_keys(config.sample.seed, index)
-            y = labels_of(config, index, keys, run.data_description.num_classes)
-            keys = keys.to(self.device)
-            drawn = self.sampler.sample(
-                run.field,
-                rng.normal(keys, run.shape, rng.INITIAL),
-                y.to(self.device),
-                diffusion=self.diffusion,
-                guidance=self.guidance,
-                seeds=keys,
-                trajectory=run.data_description.is_plane and start == 0,
-            )
-            if drawn.trajectory is not None:
-                paths = drawn.trajectory[:, : min(100, wanted)].cpu()
-            nfe = max(nfe, drawn.nfe)
-            parts.append(config.autoencoder.decode(drawn.x[:wanted]).cpu())
-            labels.append(y[:wanted])
-            progress(start + wanted - first)
+            y = labels_of(config, index, keys, data.num_classes)
+            solution = self.solve(keys, y, trajectory=data.is_plane and start == 0)
+            if solution.trajectory is not None:
+                paths = solution.trajectory[:, : min(100, count)].cpu()
+            nfe = max(nfe, solution.nfe)
+            parts.append(config.autoencoder.decode(solution.x[:count]).cpu())
+            labels.append(y[:count])
+            progress(start + count - first)
         x = torch.cat(parts)
         bad = int((~x.isfinite().flatten(1).all(1)).sum())
         if bad:
@@ -144,23 +148,23 @@ class SamplePlan:
         return SampleBatch(x, torch.cat(labels), nfe, time.monotonic() - began, paths)
 
     def record(self) -> dict[str, Any]:
-        """Return the recipe of the samples and the settings that were derived from it."""
-        config, plan = self.run.config, self.plan
+        """Return the settings of the samples and the values that were derived from them."""
+        plan = self.plan
         return {
-            "recipe": sampling_recipe(config, self.run.step),
+            "recipe": sampling_recipe(self.run.config, self.run.step),
             "training": self.run.identity,
             "times": plan.times.tolist(),
             "intervals": len(plan.times) - 1,
             "last_step": plan.last_step,
             "notes": list(plan.notes),
             "rounding": ROUNDING if self.run.data_description.is_image else "none",
-            "at_once": self.at_once,
-            "environment": environment(self.device),
+            "at_once": self.batch_size,
+            "environment": environment(self.run.device),
         }
 
 
 class SampleBatch(NamedTuple):
-    """Samples first to last - 1: x (m, *shape) as they came, y (m,), evaluations a sample, seconds, paths of some."""
+    """Samples x (m, *shape) float32, labels y (m,), evaluations per sample, seconds, and the paths of some samples."""
 
     x: Tensor
     y: Tensor
@@ -199,24 +203,26 @@ def draw_samples(
     """Draw config.sample.n samples of a run into samples/<identity>/, or return those that are there already.
 
     Ranks under torchrun, or several processes on one folder, divide the shards and draw the same samples as one process.
-    A call after a kill continues.  keep: store the samples; without it only a picture and the features that
-    `extractions` give are stored.
-    Raises UserError before any evaluation for a setting that cannot give right samples; WorkFailed for samples that
-    are not finite.
+    A call after a kill continues.
+
+    Args:
+        run: the run.
+        progress: a function that receives events.
+        keep: whether the samples are stored; False stores only a picture and the features of `extractions`.
+        extractions: the extractors of the features that are stored.
+
+    Raises:
+        UserError: before any evaluation, for a setting that cannot give right samples.
+        WorkFailed: for samples that are not finite.
     """
     folder = RunFolder(run.folder).samples / sampling_identity(run.config, run.step)
     shards = Shards(folder, run.data_description, run.config.sample.n, keep, extractions)
-    with joined(run.config.run.device) as world:
+    with joined(run.config.run.device) as group:
         if not shards.finished:
             plan = SamplePlan(run)
             report = ProgressReporter(shards, progress, "features" if shards.drawn else "sample")
-            divide_work(
-                shards.count,
-                shards.done,
-                lambda i: _make(i, shards, plan, report),
-                folder / "shards",
-                world.rank * shards.count // world.size,
-            )
+            make, first = functools.partial(_make, shards, plan, report), group.rank * shards.count // group.size
+            divide_work(shards.count, shards.done, make, folder / "shards", first)
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 shards.finish(plan.record())
@@ -226,23 +232,22 @@ def draw_samples(
     return SampleSet(folder, run.data_description, record)
 
 
-def _make(i: int, shards: Shards, plan: SamplePlan, report: ProgressReporter) -> None:
+def _make(shards: Shards, plan: SamplePlan, report: ProgressReporter, i: int) -> None:
     """Draw shard i, unless it exists, and extract its missing features."""
-    kept = shards.read(i)
-    if kept is None:
-        part = plan.draw(*shards.range(i), report)
-        kept = to_storage(part.x, shards.data)
+    x = shards.read(i)
+    if x is None:
+        batch = plan.draw(*shards.range(i), report)
+        x = to_storage(batch.x, shards.data)
         keep = shards.keep or shards.count == 1
         # The first shard is always stored: the picture shows it.
-        tensors = {"y": part.y} | ({"x": kept} if keep or i == 0 else {})
-        if part.paths is not None:
-            tensors["paths"] = part.paths
-        save_tensors(shards.shard(i), tensors, {"kept": keep, "nfe": part.nfe, "seconds": part.seconds})
-    for extraction in shards.missing(shards.extractions):
-        if not shards.part(i, extraction).is_file():
-            save_tensors(
-                shards.part(i, extraction), extraction(to_float(kept)), {"fingerprint": extraction.fingerprint}
-            )
+        tensors = {"y": batch.y} | ({"x": x} if keep or i == 0 else {})
+        if batch.paths is not None:
+            tensors["paths"] = batch.paths
+        save_tensors(shards.shard(i), tensors, {"kept": keep, "nfe": batch.nfe, "seconds": batch.seconds})
+    for extraction in shards.missing:
+        path = shards.part(i, extraction)
+        if not path.is_file():
+            save_tensors(path, extraction(to_float(x)), {"fingerprint": extraction.fingerprint})
     report(0)
 
 
@@ -251,36 +256,38 @@ class ProgressReporter:
 
     def __init__(self, shards: Shards, progress: Progress, stage: str) -> None:
         self.shards, self.progress, self.stage = shards, progress, stage
-        self.began, self.before = time.monotonic(), self.all()
-        self.whole = self.before
+        self.began, self.before = time.monotonic(), self.count()
+        self.complete = self.before
 
-    def all(self) -> int:
-        """How many samples are in complete shards, of all processes."""
+    def count(self) -> int:
+        """Return the number of samples in complete shards, of all processes."""
         ranges = [self.shards.range(i) for i in range(self.shards.count) if self.shards.done(i)]
         return sum(last - first for first, last in ranges)
 
     def __call__(self, within: int) -> None:
-        """`within`: how many samples of the shard at hand are drawn; 0 where one has just been written."""
+        """Report `within` samples of the current shard, or 0 when a shard was just written."""
         if not within:
-            # Headers are read, so not at every step of the work.
-            self.whole = self.all()
-        done = min(self.whole + within, self.shards.n)
-        speed = (done - self.before) / max(time.monotonic() - self.began, 1e-9)
-        self.progress(Event(self.stage, done, self.shards.n, {"images/s": speed}))
+            # The headers of all shards are read, so not at every step of the work.
+            self.complete = self.count()
+        count = min(self.complete + within, self.shards.n)
+        speed = (count - self.before) / max(time.monotonic() - self.began, 1e-9)
+        self.progress(Event(self.stage, count, self.shards.n, {"images/s": speed}))
 
 
-def write_adm(drawn: SampleSet, path: Path) -> None:
-    """Samples in the archive that ADM's evaluator reads: arr_0 uint8 (n, h, w, 3), arr_1 the labels, and the record.
+def write_adm(samples: SampleSet, path: Path) -> None:
+    """Write samples in the archive of ADM's evaluator: arr_0 uint8 (n, h, w, 3), arr_1 the labels, and the record.
 
-    Grey images get three equal channels.  `record` is the recipe as JSON, the rounding rule in it.
-    Raises UserError for samples that are no images.
+    Grey images get three equal channels.  `record` is JSON with the settings and the rounding rule.
+
+    Raises:
+        UserError: for samples that are not images.
     """
-    if not drawn.data.is_image:
-        raise UserError(f"--adm writes images; the samples are of shape {drawn.data.shape}.")
-    n = drawn.n
-    record = to_json({k: v for k, v in drawn.record.items() if k != "environment"})
+    if not samples.data.is_image:
+        raise UserError(f"--adm writes images; the samples are of shape {samples.data.shape}.")
+    n, arrays = samples.n, samples.folder / ARRAYS
+    record = to_json({k: v for k, v in samples.record.items() if k != "environment"})
     with archives.writing(path, compress=False) as archive:
-        images = archives.rows(drawn.folder / ARRAYS, "images", SHARD)
+        images = archives.rows(arrays, "images", SHARD)
         archives.add(archive, "arr_0", n, (np.broadcast_to(part, (*part.shape[:3], 3)) for part in images))
-        archives.add(archive, "arr_1", n, archives.rows(drawn.folder / ARRAYS, "labels", SHARD))
+        archives.add(archive, "arr_1", n, archives.rows(arrays, "labels", SHARD))
         archives.add(archive, "record", 1, [np.array([record])])

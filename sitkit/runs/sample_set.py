@@ -1,11 +1,11 @@
-"""Samples on disk, while they are being drawn and after.
+"""Samples on disk, while they are drawn and after.
 
 samples/<identity>/
-    shards/00000.safetensors  features-<fingerprint>/00000.safetensors      while work is going on: whole or absent each
-    samples.npz  features-<fingerprint>.safetensors  grid.png  record.json  when it is done; the record is the last
+    shards/00000.safetensors  features-<fingerprint>/00000.safetensors      during the work: each whole or absent
+    samples.npz  features-<fingerprint>.safetensors  grid.png  record.json  at the end: the record is written last
 
-A shard is SHARD samples whatever the batch and the number of processes, so that work divides and resumes the same way.
-Images are kept as uint8, rounded once; everything that looks at them, the extractors too, sees the rounded ones.
+A shard is SHARD samples for any batch and number of processes, so that work divides and resumes the same way.  Images
+are kept as uint8, rounded once; metrics and extractors read the rounded images.
 """
 
 from __future__ import annotations
@@ -36,11 +36,19 @@ from sitkit.runtime.tensors import load_tensors, read_header, save_tensors
 RECORD, ARRAYS, PICTURE = "record.json", "samples.npz", "grid.png"
 SHARD = 512
 ROW = 10
+# Samples of at most this many bytes together are kept, unless run.keep_samples says otherwise.
+KEEP_LIMIT = 2**30
 
 
 @dataclass(frozen=True, eq=False)
 class SampleSet:
-    """Samples that are drawn: x (n, *shape) float32 as the metrics see them (images after rounding), y (n,), the recipe."""
+    """Samples of a run on disk.
+
+    Args:
+        folder: the folder of the samples.
+        data: the description of the data that the run was trained on.
+        record: the content of record.json: the settings of the samples and their cost.
+    """
 
     folder: Path
     data: Examples
@@ -55,7 +63,7 @@ class SampleSet:
 
     @property
     def n(self) -> int:
-        """How many samples were drawn."""
+        """The number of samples."""
         return int(self.record["recipe"]["sample"]["n"])
 
     @property
@@ -71,40 +79,45 @@ class SampleSet:
 
     @property
     def x(self) -> Tensor:
-        """(n, *shape) float32, images in [-1, 1]."""
-        return to_float(torch.from_numpy(self.arrays["images" if self.data.is_image else "points"]))
+        """The samples as metrics read them, (n, *shape) float32; images are rounded and in [-1, 1]."""
+        return to_float(torch.from_numpy(self.arrays[_key(self.data)]))
 
     @property
     def y(self) -> Tensor:
-        """(n,) int64."""
+        """The labels, (n,) int64."""
         return torch.from_numpy(self.arrays["labels"])
 
     def features(self, extraction: Extraction) -> dict[str, Tensor]:
-        """Every output of an extractor for the samples: as stored, or computed from the samples."""
+        """Return every output of an extractor for the samples, from disk or computed from the samples."""
         path = features_file(self.folder, extraction)
         return load_tensors(path)[1] if path.is_file() else extraction(self.x)
 
 
 def to_float(stored: Tensor) -> Tensor:
-    """Samples as the metrics see them: uint8 (n, h, w, c) to (n, c, h, w) in [-1, 1]; anything else as it is."""
+    """Return stored samples as metrics read them: uint8 (n, h, w, c) to (n, c, h, w) in [-1, 1]; others unchanged."""
     return stored.permute(0, 3, 1, 2).float() / 127.5 - 1 if stored.dtype == torch.uint8 else stored
 
 
 def to_storage(x: Tensor, data: Examples) -> Tensor:
-    """Samples as they are kept: images rounded to uint8 (n, h, w, c)."""
+    """Return samples as they are stored: images rounded to uint8 (n, h, w, c)."""
     return torch.from_numpy(to_uint8(x)) if data.is_image else x.float().cpu().contiguous()
 
 
 def features_file(folder: Path, extraction: Extraction) -> Path:
-    """Where the features of the samples in a folder are."""
+    """Return the file of the features of the samples in a folder."""
     return folder / f"features-{extraction.fingerprint[:12]}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The work on one folder of samples: which files there must be, and which are there.
+    """The work on one folder of samples: the files that it needs, and those that exist.
 
-    keep: whether the samples themselves are asked for.  extractions: whose features are asked for.
+    Args:
+        folder: the folder of the samples.
+        data: the description of the data.
+        n: the number of samples.
+        keep: whether the samples themselves are needed.
+        extractions: the extractors whose features are needed.
     """
 
     folder: Path
@@ -115,19 +128,19 @@ class Shards:
 
     @property
     def count(self) -> int:
-        """How many shards n samples make."""
+        """The number of shards."""
         return -(-self.n // SHARD)
 
     def range(self, i: int) -> tuple[int, int]:
-        """The first index of shard i and the one after its last."""
+        """Return the first index of shard i and the one after its last."""
         return i * SHARD, min((i + 1) * SHARD, self.n)
 
     def shard(self, i: int) -> Path:
-        """The file of shard i's samples."""
+        """Return the file of shard i's samples."""
         return self.folder / "shards" / f"{i:05d}.safetensors"
 
     def part(self, i: int, extraction: Extraction) -> Path:
-        """The file of shard i's features."""
+        """Return the file of shard i's features."""
         return features_file(self.folder, extraction).with_suffix("") / f"{i:05d}.safetensors"
 
     @property
@@ -138,52 +151,53 @@ class Shards:
 
     @property
     def drawn(self) -> bool:
-        """Whether the samples are drawn, and kept if that is asked for."""
+        """Whether the samples are drawn, and kept if that is needed."""
         record = self.record
         return record is not None and (bool(record["kept"]) or not self.keep)
 
     @property
+    def missing(self) -> list[Extraction]:
+        """The extractors whose features are not in their final place."""
+        return [e for e in self.extractions if not features_file(self.folder, e).is_file()]
+
+    @property
     def finished(self) -> bool:
-        """Whether everything that is asked for is in its final place."""
-        return self.drawn and all(features_file(self.folder, e).is_file() for e in self.extractions)
+        """Whether every needed file is in its final place."""
+        return self.drawn and not self.missing
 
     def done(self, i: int) -> bool:
-        """Whether everything that is asked for of shard i is there."""
+        """Whether every needed file of shard i exists."""
         return self.finished or (
-            (self.drawn or self.has(i)) and all(self.part(i, e).is_file() for e in self.missing(self.extractions))
+            (self.drawn or self.has(i)) and all(self.part(i, extraction).is_file() for extraction in self.missing)
         )
 
     def has(self, i: int) -> bool:
-        """Whether shard i is drawn, and kept if that is asked for."""
+        """Whether shard i is drawn, and kept if that is needed."""
         try:
             return read_header(self.shard(i))["kept"] or not self.keep
         except UserError:
-            # Not there, or put together with the rest and removed by another process just now.
+            # Missing, or joined with the others and removed by another process just now.
             return False
 
-    def missing(self, extractions: tuple[Extraction, ...]) -> list[Extraction]:
-        """Those whose features are not in their final place."""
-        return [e for e in extractions if not features_file(self.folder, e).is_file()]
-
     def read(self, i: int) -> Tensor | None:
-        """The samples of shard i as they are kept, if they are."""
+        """Return the samples of shard i as they are stored, if they are."""
         record = self.record
         if record is not None and record["kept"]:
             first, last = self.range(i)
-            return torch.from_numpy(_loaded(self.folder, self.data)[first:last])
+            return torch.from_numpy(_stored_samples(self.folder, _key(self.data))[first:last])
         path = self.shard(i)
         if path.is_file() and read_header(path)["kept"]:
             return load_tensors(path)[1]["x"]
         return None
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Put the parts together, the record last; then the parts go.  One process at a time."""
+        """Join the shards, write the record last, then remove the shards.  One process at a time calls this."""
         if not self.finished:
-            for extraction in self.missing(self.extractions):
+            for extraction in self.missing:
                 parts = [load_tensors(self.part(i, extraction))[1] for i in range(self.count)]
-                joined = {name: torch.cat([part[name] for part in parts]) for name in extraction.outputs}
+                features = {name: torch.cat([part[name] for part in parts]) for name in extraction.outputs}
                 header = {"fingerprint": extraction.fingerprint, "n": self.n, **extraction.record}
-                save_tensors(features_file(self.folder, extraction), joined, header)
+                save_tensors(features_file(self.folder, extraction), features, header)
             if not self.drawn:
                 self._join(record)
         for leftover in (self.folder / "shards", *(self.part(0, e).parent for e in self.extractions)):
@@ -194,66 +208,58 @@ class Shards:
         kept = all(header["kept"] for header in headers)
         if kept:
             with archives.writing(self.folder / ARRAYS) as archive:
-                for name, key in (("images" if self.data.is_image else "points", "x"), ("labels", "y")):
+                for name, key in ((_key(self.data), "x"), ("labels", "y")):
                     parts = (load_tensors(self.shard(i))[1][key].numpy() for i in range(self.count))
                     archives.add(archive, name, self.n, parts)
-        # A picture of points shows them all, one of images those of the first shard.
+        # A picture of points shows all of them, a picture of images those of the first shard.
         shown = [load_tensors(self.shard(i))[1] for i in range(self.count if kept and self.data.is_plane else 1)]
         x, y = (torch.cat([part[key] for part in shown]) for key in ("x", "y"))
         show(to_float(x), y, self.data, self.folder / PICTURE, shown[0].get("paths"))
-        spent = {
-            "nfe": max(header["nfe"] for header in headers),
-            "seconds": sum(header["seconds"] for header in headers),
-            "kept": kept,
-        }
-        write_json(self.folder / RECORD, {**record, **spent})
+        nfe, seconds = max(header["nfe"] for header in headers), sum(header["seconds"] for header in headers)
+        write_json(self.folder / RECORD, {**record, "nfe": nfe, "seconds": seconds, "kept": kept})
+
+
+def _key(data: Examples) -> str:
+    return "images" if data.is_image else "points"
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, data: Examples) -> np.ndarray:
+def _stored_samples(folder: Path, key: str) -> np.ndarray:
     with archives.opened(folder / ARRAYS) as arrays:
-        return arrays["images" if data.is_image else "points"]
+        return arrays[key]
 
 
 def show(x: Tensor, y: Tensor | None, data: Examples, path: Path, paths: Tensor | None = None) -> None:
-    """A picture of samples: images in a grid, one class a row where there are labels; points over the data."""
+    """Write a picture of samples: a grid of images, with a class per row if there are labels; points over the data."""
+    if data.is_plane:
+        reference = data.read(np.arange(min(len(data), 2000))) if len(data) else None
+        plots.scatter(x.cpu(), reference, path, paths)
     if not data.is_image:
-        if data.is_plane:
-            reference = data.read(np.arange(min(len(data), 2000))) if len(data) else None
-            plots.scatter(x.cpu(), reference, path, paths)
         return
-    if y is None or data.num_classes == 0 or int(y.max()) >= data.num_classes:
-        shown = x[: ROW * ROW]
-        image_grid(to_uint8(shown), path, columns=ROW)
-        return
-    rows = [(y == label).nonzero().flatten()[:ROW] for label in y.unique()[:ROW]]
-    columns = min(len(row) for row in rows)
-    if columns < 2 and len(y.unique()) > ROW:
-        image_grid(to_uint8(x[: ROW * ROW]), path, columns=ROW)
-        return
-    order = torch.cat([row[:columns] for row in rows]).to(x.device)
-    names = [data.class_names[int(label)] for label in y.unique()[:ROW]]
-    image_grid(to_uint8(x[order]), path, columns=columns, row_labels=names)
+    images, columns, names = x[: ROW * ROW], ROW, None
+    if y is not None and data.num_classes and int(y.max()) < data.num_classes:
+        labels = y.unique()
+        rows = [(y == label).nonzero().flatten()[:ROW] for label in labels[:ROW]]
+        shortest = min(len(row) for row in rows)
+        if shortest > 1 or len(labels) <= ROW:
+            images, columns = x[torch.cat([row[:shortest] for row in rows]).to(x.device)], shortest
+            names = [data.class_names[int(label)] for label in labels[:ROW]]
+    image_grid(to_uint8(images), path, columns=columns, row_labels=names)
 
 
 def block_size(shape: tuple[int, ...]) -> int:
-    """How many states of a shape a CPU takes at once, whatever `sample.batch` says: 16, and up to 64 of small ones.
+    """Return the number of states of a shape in one solve on a CPU, whatever `sample.batch` says: 16, up to 64 of small ones.
 
-    In float32 on a CPU the last digits of a row of a matrix product depend on how many rows there are (seen below 16
-    rows of 64 to 768 columns, torch 2.13).  Blocks of fixed size and place make a sample a function of its index alone.
+    In float32 on a CPU the last digits of a row of a matrix product depend on the number of rows (seen below 16 rows of
+    64 to 768 columns, torch 2.13).  Blocks of fixed size and place make a sample a function of its index alone.
     """
     return max(16, min(64, 4096 // math.prod(shape)))
 
 
-# Samples of at most this many bytes together are kept, unless run.keep_samples says otherwise.
-KEEP_LIMIT = 2**30
-
-
-def keeps_samples(config: Config, wanted: Sequence[Metric]) -> bool:
+def keeps_samples(config: Config, metrics: Sequence[Metric]) -> bool:
     """Whether the samples themselves are stored, and not only their features."""
-    asked = config.run.keep_samples
-    if asked is not None and (asked or all(isinstance(metric, FeatureMetric) for metric in wanted)):
-        return asked
+    needed, keep = not all(isinstance(metric, FeatureMetric) for metric in metrics), config.run.keep_samples
+    if needed or keep is not None:
+        return needed or bool(keep)
     data = load_examples(config.data.source())
-    size = math.prod(data.shape) * (1 if data.is_image else 4)
-    return config.sample.n * size <= KEEP_LIMIT or not all(isinstance(metric, FeatureMetric) for metric in wanted)
+    return config.sample.n * math.prod(data.shape) * (1 if data.is_image else 4) <= KEEP_LIMIT

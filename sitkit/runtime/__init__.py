@@ -1,1 +1,1 @@
-"""What every room uses and what knows nothing of diffusion: errors, files, locks, random numbers, processes."""
+"""Code that every room uses and that knows nothing of diffusion: errors, files, locks, random numbers, processes."""

@@ -1,4 +1,4 @@
-"""NumPy archives written and read a part at a time, so that their size is the disk's matter and not the memory's."""
+"""NumPy archives that are written and read in parts, so that they may be larger than the memory."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from sitkit.runtime.files import replacing
 
 @contextlib.contextmanager
 def writing(path: Path, compress: bool = True) -> Iterator[zipfile.ZipFile]:
-    """An archive to add arrays to; it takes its name when it is whole.  Equal arrays give equal bytes."""
+    """Yield an archive to add arrays to.  The file appears once it is complete; equal arrays give equal bytes."""
     kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     with replacing(path) as fresh, zipfile.ZipFile(fresh, "w", kind) as archive:
         yield archive
 
 
 def add(archive: zipfile.ZipFile, name: str, n: int, parts: Iterable[np.ndarray]) -> None:
-    """Add an array of n rows, given in parts.  Raises ValueError for another number of rows."""
-    info = zipfile.ZipInfo(f"{name}.npy")  # Its date is fixed, so that bytes do not depend on when.
+    """Add an array of n rows in parts.  Raises ValueError for another number of rows."""
+    info = zipfile.ZipInfo(f"{name}.npy")  # Its date is fixed, so that the bytes do not depend on the time.
     info.compress_type = archive.compression
     rows = 0
     with archive.open(info, "w", force_zip64=True) as file:
         for part in parts:
             if rows == 0:
-                told = {"descr": npy.dtype_to_descr(part.dtype), "fortran_order": False, "shape": (n, *part.shape[1:])}
-                npy.write_array_header_1_0(file, told)
+                shape = (n, *part.shape[1:])
+                header = {"descr": npy.dtype_to_descr(part.dtype), "fortran_order": False, "shape": shape}
+                npy.write_array_header_1_0(file, header)
             file.write(np.ascontiguousarray(part).tobytes())
             rows += len(part)
     if rows != n:
@@ -43,7 +44,7 @@ def add(archive: zipfile.ZipFile, name: str, n: int, parts: Iterable[np.ndarray]
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """An archive of samples to read whole arrays from.  Raises UserError for one that is damaged."""
+    """Yield an archive of samples to read whole arrays from.  Raises UserError for a damaged file."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             yield archive
@@ -54,7 +55,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def rows(path: Path, name: str, size: int) -> Iterator[np.ndarray]:
-    """An array of an archive, `size` rows at a time.  For arrays of plain numbers in C order, as `add` writes them."""
+    """Yield an array of an archive, `size` rows at a time.  The array must have plain numbers in C order, as `add` writes."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         npy.read_magic(file)
         shape, _, dtype = npy.read_array_header_1_0(file)

@@ -1,8 +1,8 @@
-"""The processes that share one piece of work: their ranks under torchrun, or the one process that there is.
+"""The process group: ranks under torchrun, or a single process.
 
-`torchrun --nproc-per-node=N -m sitkit train ...` starts N processes with the same command line.  Each joins the world,
-does its part, and only the lead (rank 0) writes files, draws bars and tracks.  Collectives are gloo's on the CPU and
-nccl's between GPUs.  Without torchrun everything here does nothing.
+`torchrun --nproc-per-node=N -m sitkit train ...` starts N processes with the same command line.  Each joins the group and
+does its part; rank 0 alone, the lead, writes files, draws bars and tracks.  Collectives use gloo on the CPU and nccl
+between GPUs.  Without torchrun the functions of this file do nothing.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import distributed as dist
 
 from sitkit.runtime.errors import UserError, WorkFailed
 
-T = TypeVar("T")
+Shared = TypeVar("Shared")
 
-# Where the first process to fail leaves its rank, before its peers can notice that it is gone.
+# The key under which the first process that fails stores its rank, before the others notice that it is gone.
 _FAILED = "sitkit/failed"
 _PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among its peers.  Every collective must be called by all of them, in the same order."""
+    """This process among the others.  All processes must call the collectives in the same order."""
 
     rank: int
     size: int
@@ -38,29 +38,29 @@ class ProcessGroup:
 
     @property
     def lead(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this process writes files and messages for all."""
         return self.rank == 0
 
     def share(self, total: int) -> range:
-        """The numbers below `total` that are this process's: contiguous, in order of rank, sizes differing by at most 1."""
+        """Return this process's part of the numbers below `total`: contiguous, in order of rank, sizes differ by 1 at most."""
         return range(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
-            # Through gloo, so that nothing waits for a GPU.
+            # The tensor is on the CPU: gloo does not wait for a GPU.
             dist.all_reduce(torch.zeros(1))
 
-    def gather(self, value: T) -> list[T]:
-        """Every process's value by rank, at the lead; elsewhere an empty list."""
+    def gather(self, value: Shared) -> list[Shared]:
+        """Return the values of all processes by rank at the lead, and an empty list in the others."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.lead else None
         dist.gather_object(value, values)
         return values or []
 
-    def broadcast(self, value: T) -> T:
-        """The lead's value, everywhere: a decision that all must take alike."""
+    def broadcast(self, value: Shared) -> Shared:
+        """Return the lead's value in every process, for a decision that must be the same in all."""
         if self.size == 1:
             return value
         values: list[Any] = [value]
@@ -68,15 +68,15 @@ class ProcessGroup:
         return values[0]
 
     def any(self, value: bool) -> bool:
-        """Whether it is true in any process, everywhere."""
+        """Return in every process whether the value is true in any of them."""
         if self.size == 1:
             return value
-        told = torch.tensor(int(value))
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return bool(told)
+        largest = torch.tensor(int(value))
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return bool(largest)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the processes, everywhere; the tensor itself is left alone."""
+        """Return in every process the mean of a tensor over the processes; the tensor itself does not change."""
         if self.size == 1:
             return value
         total = value.clone()
@@ -85,14 +85,14 @@ class ProcessGroup:
 
 
 def size() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Return the number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def device_of(name: str) -> torch.device:
-    """The device by name; "auto" is CUDA where there is one, under torchrun each process's own.
+    """Return a device by name; "auto" is CUDA if the machine has it, and under torchrun each process's own GPU.
 
-    Raises UserError for one that is not there.
+    Raises UserError for a device that the machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,11 +108,11 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[ProcessGroup]:
-    """This process's place in the world, for as long as a piece of work takes; works within one another share it.
+    """Yield the process group for the time of a piece of work; nested calls share it.
 
-    Whatever ends the work in one process ends it in all, and one of them says why: the first to fail raises its error,
-    with its rank if it is not the lead; the others leave with SystemExit.  Where a peer was killed and could say
-    nothing, WorkFailed says that.  Raises UserError for a device that is not there.
+    An error in one process ends the work in all.  The first process that fails raises its error, with its rank if it is
+    not the lead; the others end with SystemExit.  If a process was killed and gave no reason, WorkFailed is raised.
+    Raises UserError for a device that the machine does not have.
     """
     if size() == 1:
         yield ProcessGroup(0, 1, device_of(device))
@@ -128,13 +128,13 @@ def joined(device: str = "auto") -> Iterator[ProcessGroup]:
         yield group
     except Exception as error:
         if not _first_to_fail(rank):
-            # torchrun ends every process as soon as one has ended: let the one that speaks be that one.
+            # torchrun ends all processes once the first has ended: that must be the process with the error message.
             time.sleep(_PATIENCE)
             raise SystemExit(1) from None
         if _lost(error):
             raise WorkFailed(
-                f"Another of the {size()} processes ended without a word (killed, or its machine is gone). "
-                "What was saved is kept: run the same command again."
+                f"Another of the {size()} processes ended without a message (killed, or its machine is gone). "
+                "Saved files are kept: run the same command again."
             ) from error
         if isinstance(error, UserError | WorkFailed) and rank > 0:
             raise type(error)(f"rank {rank} of {size()}: {error}") from error
@@ -152,7 +152,7 @@ def _first_to_fail(rank: int) -> bool:
     try:
         return int(store.compare_set(_FAILED, "", str(rank))) == rank
     except (RuntimeError, ValueError):
-        # torchrun, who keeps the store, is gone: nobody else can be asked.
+        # torchrun, which keeps the store, is gone: no other process can answer.
         return True
 
 

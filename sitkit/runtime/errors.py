@@ -1,4 +1,4 @@
-"""Errors that a user reads, and the nearest right name for a wrong one."""
+"""Errors with messages for users, and the nearest right name for a misspelt one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A request that cannot be met, found before any work: says what, where and what to do instead.
+    """A request that cannot be met, refused before any work.  The message says what is wrong, where, and what to do instead.
 
-    path leads from the value that was asked for to the key in it that is wrong, so that its line can be named.
+    Args:
+        message: the message for the user.
+        path: the keys that lead to the wrong value in the settings, so that the message can name its line.
     """
 
     def __init__(self, message: str, path: tuple[str, ...] = ()) -> None:
@@ -19,14 +21,21 @@ class UserError(ValueError):
 
 
 class WorkFailed(RuntimeError):
-    """Work that was possible but went wrong (a loss that is not finite, a store that cannot be written)."""
+    """Work that was possible but failed, as a loss that is not finite or a disk that is full."""
+
+
+def require_at_least(least: int, **values: float) -> None:
+    """Raise ValueError for the first of the named values that is below `least` or not a number."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}; got {value}.")
 
 
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
-    """The sentence " Did you mean 'x'?" for the nearest known word, or nothing."""
+    """Return the sentence " Did you mean 'x'?" for the nearest known word, or ""."""
 
     def nearness(other: str) -> tuple[float, bool, int]:
-        # Of two that share as much, rather the one that begins alike, or is as long.
+        # Between two equally similar words the same first letter decides, then the length.
         return SequenceMatcher(None, other, word).ratio(), other[:1] == word[:1], -abs(len(other) - len(word))
 
     near = max(known, key=nearness, default="")

@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, and JSON.
+"""Atomic writes, and JSON.
 
-A file is written beside its final name, flushed to the disk and renamed.  A kill at any moment leaves the old file or the
-new one.
+A file is written beside its final name, flushed to the disk and renamed.  A process that is killed at any moment leaves the
+old file or the new one.
 """
 
 from __future__ import annotations
@@ -13,56 +13,52 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sitkit.runtime.errors import UserError, WorkFailed
 
-if TYPE_CHECKING:
-    pass
-
-
-# A device's name is one with any ending, too.
+# Names of devices of Windows; they are reserved with every ending, too.
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
 
 
 def file_name(text: str, longest: int = 120) -> str:
-    """The text as the name of a file or a folder on every system: itself, wherever it is one.
+    """Return a text as the name of a file or a folder that every system accepts; unchanged if it is such a name.
 
-    Windows takes none of < > : " / \\ | ? * and control characters, no dot or space at the end, and no device's name.
+    Windows refuses < > : " / \\ | ? * and control characters, a dot or space at the end, and the names of devices.
     """
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "-", text)[:longest].rstrip(". ")
     return f"_{name}" if not name or _DEVICE.match(name) else name
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or nothing; text is UTF-8.  Missing folders are made.  Raises WorkFailed where it cannot."""
+    """Write a file atomically; text is UTF-8.  Missing folders are created.  Raises WorkFailed if the write fails."""
     with replacing(Path(path)) as fresh:
         fresh.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def update_file(path: str | Path, data: bytes | str) -> None:
-    """`write`, unless the file is there with these very bytes: who looks at when it was written sees no change."""
-    wanted = data.encode() if isinstance(data, str) else data
+    """Write a file unless it already has these bytes, so that its time of writing changes with its content alone."""
+    content = data.encode() if isinstance(data, str) else data
     with contextlib.suppress(OSError):
-        if Path(path).read_bytes() == wanted:
+        if Path(path).read_bytes() == content:
             return
-    write_file(path, wanted)
+    write_file(path, content)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; on leaving, its bytes are on the disk and it takes the place of `path`."""
+    """Yield a name to write to; afterwards its bytes are flushed to the disk and the file replaces `path`."""
     fresh = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh.touch()
         mode = fresh.stat().st_mode
         yield fresh
-        # safetensors puts a file of its own there, which nobody else may read whatever the umask says.
+        # safetensors makes a file that only its owner can read; the umask decides instead.
         fresh.chmod(mode)
         _flush(fresh)
         os.replace(fresh, path)
-        # Without this a power cut may undo the renaming, though not tear the file.
+        # Without this a power cut may undo the renaming.
         _flush(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -74,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _flush(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folder, and its renames need no flush.
+        return  # Windows cannot open a folder, and its renames need no flush.
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -83,31 +79,31 @@ def _flush(path: Path) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes, keys in the order given.
+    """Return plain values as strict JSON, the keys in their order.
 
-    JSON has no NaN or infinity, and a run that went wrong must still be written down: they become the strings
-    "NaN", "Infinity" and "-Infinity", which float() reads back.
+    JSON has no NaN or infinity, but the record of a failed run may hold them: they become the strings "NaN", "Infinity"
+    and "-Infinity", which float() reads.
     """
-    return json.dumps(_spelt(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(_spell(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _spelt(value: Any) -> Any:
+def _spell(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
-        return {key: _spelt(v) for key, v in value.items()}
+        return {key: _spell(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_spelt(v) for v in value]
+        return [_spell(v) for v in value]
     return value
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `to_json(value)` for people to read, atomically and with a newline at its end."""
+    """Write `to_json(value)`, indented, atomically and with a newline at its end."""
     write_file(path, to_json(value, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file.  Raises UserError that names the file, and the line of what is wrong in it."""
+    """Return the value in a JSON file.  Raises UserError that names the file and the line of a fault."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

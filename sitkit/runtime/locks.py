@@ -1,8 +1,7 @@
-"""Work that processes divide among themselves through a folder: each part is done once, and a dead worker's again.
+"""Divide work among processes with lock files: each part is done once, and the parts of a dead process are redone.
 
-Who does a part holds the lock on a file.  The system frees the lock of a process that ends, however it ends, so nothing
-has to be cleaned up, no process needs to know of another, and ranks under torchrun, jobs on several machines with one
-file system, or a single process all run the same lines.
+The process that does a part holds the lock on a file.  The system frees the lock of a process that ends for any reason.
+Ranks under torchrun, jobs on several machines with one file system, and a single process use the same code.
 """
 
 from __future__ import annotations
@@ -16,30 +15,38 @@ from filelock import FileLock, Timeout
 def divide_work(
     count: int, done: Callable[[int], bool], make: Callable[[int], None], locks: Path, first: int = 0
 ) -> None:
-    """Return once parts 0 to count - 1 are done, having called `make` for those that no other process was at.
+    """Do parts 0 to count - 1 together with the other processes that call this, and return once all are done.
 
-    done: whether a part is there, so that it is asked again after a lock was waited for.  locks: the folder for the locks'
-    files.  first: the part to begin with, so that many processes do not crowd on one.
-    An error in `make` is raised as it is; the part is then another's to do.
+    Args:
+        count: the number of parts.
+        done: whether a part is done; it is called again after a wait for a lock.
+        make: does one part.  An error in it is raised; another process may then do the part.
+        locks: the folder for the lock files.
+        first: the part to begin with, so that the processes begin with different parts; 0 by default.
     """
 
-    def tried(i: int, wait: bool = False) -> bool:
+    def make_part(i: int, wait: bool = False) -> bool:
         return make_once(locks / f"{i:05d}.lock", lambda: done(i), lambda: make(i), wait)
 
-    left = [i for i in ((first + k) % count for k in range(count)) if not done(i)]
-    while left:
-        made = [i for i in left if tried(i)]
-        left = [i for i in left if not done(i)]
-        if left and not made:
-            # Everything that is left is being done by others: wait for the first of them to end or die.
-            tried(left[0], wait=True)
-            left = [i for i in left if not done(i)]
+    parts = [(first + k) % count for k in range(count)]
+    while parts := [i for i in parts if not done(i)]:
+        made = [i for i in parts if make_part(i)]
+        if not made:
+            # Other processes do all remaining parts: wait until the first of them ends.
+            make_part(parts[0], wait=True)
 
 
 def make_once(lock: Path, done: Callable[[], bool], make: Callable[[], None], wait: bool = False) -> bool:
-    """Whether `make` was called: not where the part is done, nor, unless we wait for it, where another process is at it.
+    """Do one part under its lock.
 
-    lock: the file whose lock whoever makes the part holds.
+    Args:
+        lock: the lock file of the part.
+        done: whether the part is done.
+        make: does the part.
+        wait: wait for a process that holds the lock; False by default.
+
+    Returns:
+        Whether `make` was called.  It is not if the part is done, or if another process holds the lock and `wait` is False.
     """
     if done():
         return False
@@ -48,7 +55,7 @@ def make_once(lock: Path, done: Callable[[], bool], make: Callable[[], None], wa
     try:
         held.acquire()
     except (Timeout, FileNotFoundError):
-        # Another process is at it, or has put everything together and removed the folder while we waited.
+        # Another process does the part, or finished the work and removed the folder during the wait.
         return False
     try:
         if done():

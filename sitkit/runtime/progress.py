@@ -1,4 +1,4 @@
-"""Progress of long work: a verb calls a function with an event, and that function shows it."""
+"""Progress of long work: functions report events, and a function of the caller shows them."""
 
 from __future__ import annotations
 
@@ -29,4 +29,8 @@ Progress = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """Show nothing: `progress=sitkit.silent`."""
+    """Show nothing: `progress=sitkit.silent`.
+
+    Args:
+        event: the event that is ignored.
+    """

@@ -1,4 +1,4 @@
-"""A live bar for work that takes long: in a terminal, in Jupyter, or as lines of a log."""
+"""A live bar for long work: in a terminal, in Jupyter, or as lines of a log."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _update(table: Any, tasks: dict[str, Any], event: Event) -> None:
 
 
 @contextmanager
-def lines(console: Any, every: float = 5.0) -> Iterator[Progress]:
+def log_lines(console: Any, every: float = 5.0) -> Iterator[Progress]:
     """Yield a function that prints a line for each stage every few seconds, for a log."""
     from rich.markup import escape
 

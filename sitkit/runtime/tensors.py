@@ -1,4 +1,4 @@
-"""Tensors in one safetensors file, with a description as JSON in its header.  Nothing is unpickled."""
+"""Tensors in one safetensors file with a JSON header.  Pickles are refused."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HEADER_KEY = "sitkit"
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """One safetensors file, the header as JSON under its metadata key "sitkit"; whole or absent.
+    """Write a safetensors file atomically, with the header as JSON under its metadata key "sitkit".
 
-    Tensors of any device, strided or sharing memory (tied weights), are written each in full.  Equal tensors and
-    headers give equal bytes.  Raises WorkFailed where the file cannot be written.
+    Tensors may be on any device, strided, or share memory (tied weights); each is written in full.  Equal tensors and
+    headers give equal bytes.  Raises WorkFailed if the write fails.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -36,36 +36,36 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor on the CPU, contiguous and in memory of its own, as safetensors demands."""
-    seen: set[int] = set()
+    """Return the tensors on the CPU, contiguous and each in its own memory, as safetensors requires."""
+    memory: set[int] = set()
     separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in seen:
+        if tensor.untyped_storage().data_ptr() in memory:
             tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
+        memory.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor
     return separate
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(header, tensors on the CPU) of a checkpoint.
+    """Return the header and the tensors (on the CPU) of a checkpoint.
 
-    Raises UserError for a file that is missing, cut short, a pickle, or not of sitkit.
+    Raises UserError for a file that is missing, cut short, a pickle, or without sitkit's header.
     """
     with open_tensors(Path(path)) as file:
         return header_of(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The header of a checkpoint, without its tensors.  The file's length is checked; raises as `load` does."""
+    """Return the header of a checkpoint without its tensors.  Checks the file's length; raises as `load_tensors`."""
     with open_tensors(Path(path)) as file:
         return header_of(file, path)
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file to read tensors from, one at a time.  Raises UserError as `load` does."""
+    """Yield a safetensors file to read tensors from one at a time.  Raises UserError as `load_tensors`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -77,7 +77,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
     except SafetensorError as error:
         size = path.stat().st_size
-        # Asked only now, because the length that begins a sound safetensors file may look like a pickle's magic.
+        # Checked only now: the length at the start of a valid safetensors file may look like the magic of a pickle.
         if _pickled(path):
             raise UserError(
                 f"{path} is a pickle ({size:,} bytes, as torch.save writes). Reading a pickle runs code from it, so "
@@ -90,14 +90,14 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def _pickled(path: Path) -> bool:
-    """Whether the file begins as a zip archive (torch.save) or a pickle of protocol 2 to 5 does."""
+    """Whether the file begins like a zip archive (torch.save) or a pickle of protocol 2 to 5."""
     with path.open("rb") as file:
         magic = file.read(4)
     return magic == b"PK\x03\x04" or (magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
 def header_of(file: Any, path: str | Path) -> dict[str, Any]:
-    """The header of an open checkpoint.  Raises UserError for a file that is not of sitkit."""
+    """Return the header of an open checkpoint.  Raises UserError for a file without it."""
     text = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
         raise UserError(

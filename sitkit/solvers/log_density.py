@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.ode import AdaptiveODE, Dopri5, FixedStepODE, worst_sample
+from sitkit.solvers.ode import Dopri5, ODESampler, State
 from sitkit.solvers.sampler import SolveSpec
 from sitkit.transport.field import Counted, Field
 
@@ -46,7 +46,7 @@ def log_prob(
     data: Tensor,
     y: Tensor | None = None,
     *,
-    sampler: AdaptiveODE | FixedStepODE = Dopri5(),
+    sampler: ODESampler = Dopri5(),
     divergence: Literal["auto", "exact", "rademacher", "gaussian"] = "auto",
     probes: int = 1,
     seeds: Tensor | Sequence[int] | None = None,
@@ -62,7 +62,7 @@ def integrate_log_density(
     data: Tensor,
     y: Tensor | None = None,
     *,
-    sampler: AdaptiveODE | FixedStepODE = Dopri5(),
+    sampler: ODESampler = Dopri5(),
     divergence: Literal["auto", "exact", "rademacher", "gaussian"] = "auto",
     probes: int = 1,
     seeds: Tensor | Sequence[int] | None = None,
@@ -73,11 +73,10 @@ def integrate_log_density(
     32 dimensions, else rademacher.  seeds: (b,) integers that own the probes.  Raises UserError for a sampler that is no
     ODE solver, or whose plan is refused.
     """
-    if not isinstance(sampler, (AdaptiveODE, FixedStepODE)):
+    if not isinstance(sampler, ODESampler):
         raise UserError("a likelihood needs an ODE sampler, such as 'dopri5' or 'heun'.")
     if probes < 1:
         raise UserError(f"probes must be at least 1; got {probes}.")
-    import torchdiffeq
 
     size = data[0].numel()
     exact = divergence == "exact" or (divergence == "auto" and size < EXACT_BELOW)
@@ -87,30 +86,21 @@ def integrate_log_density(
     counting = field.through(counted)
     labels = counting.labels(y, data)
 
-    def slope(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def slope(t: Tensor, state: State) -> State:
         with torch.enable_grad():
             x = state[0].detach().requires_grad_()
             velocity = counting.read(x, t, labels).velocity
             div = exact_divergence(velocity, x)[None] if basis is None else estimated_divergences(velocity, x, basis)
-        return velocity.detach(), div
+        return velocity.detach(), div.flatten()
 
-    if isinstance(sampler, AdaptiveODE):
-        options: dict[str, Any] = {"step_t": times, "norm": worst_example}
-        settings: dict[str, Any] = {"rtol": sampler.rtol, "atol": sampler.atol, "options": options}
-    else:
-        settings = {"options": {"grid_constructor": lambda f, state, t: -times if t[0] < t[-1] else times}}
-    start = (data, data.new_zeros(1 if basis is None else probes, len(data)))
+    # One number for each probe and example, so that the error of an adaptive solver is the largest of an example's.
+    start = (data, data.new_zeros((1 if basis is None else probes) * len(data)))
     with torch.no_grad():
-        ends: Any = torchdiffeq.odeint(slope, start, times[[0, -1]], method=sampler.method, **settings)
-    x, change = ends[0][-1], ends[1][-1]
+        ends = sampler.solve(slope, start, times)
+    x, change = ends[0][-1], ends[1][-1].view(-1, len(data))
     # Integrated backwards, from t1 to t0, `change` is minus the integral of the divergence.
     each = log_prior(x) + change
     return LogDensity(each.mean(0), x, counted.nfe, 0 if basis is None else probes, each)
-
-
-def worst_example(state: tuple[Tensor, Tensor]) -> Tensor:
-    """The largest error of an example: the root mean square of its state, or the size of its divergence integral."""
-    return worst_sample(state[0]).maximum(state[1].abs().max())
 
 
 def probe(data: Tensor, kind: str, count: int, seeds: Tensor | Sequence[int] | None) -> Tensor:

@@ -27,8 +27,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import UserError
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, require_at_least
+from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval
 from sitkit.transport.diffusion import KL, Diffusion
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.timestep import Power, Timestep
@@ -162,7 +162,7 @@ class Multistep(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("steps", self.steps, 1)
+        require_at_least(1, steps=self.steps)
 
     def interval(self, spec: SolveSpec) -> Interval:
         """Where the solve starts and stops; UserError for a w that it does not integrate."""

@@ -137,12 +137,6 @@ class Problem(NamedTuple):
     save_trajectory: bool
 
 
-def require_at_least(name: str, value: float, least: float) -> None:
-    """ValueError unless value >= least."""
-    if not value >= least:
-        raise ValueError(f"{name} must be at least {least:g}; got {value:g}.")
-
-
 def ode_interval(sampler: Sampler, spec: SolveSpec) -> Interval:
     """Where an ODE sampler starts and stops; UserError if it is given a w."""
     from sitkit.transport import interval

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import UserError
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, require_at_least, with_user_ends
+from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, with_user_ends
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.timestep import Timestep, Uniform
@@ -41,7 +41,7 @@ class SDESampler(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least("steps", self.steps, 1 if self.last_step == "none" else 2)
+        require_at_least(1 if self.last_step == "none" else 2, steps=self.steps)
         if not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size must lie in (0, 1); got {self.last_step_size:g}.")
         if self.t1 is not None and self.last_step != "none":

@@ -1,7 +1,7 @@
-"""What a configuration will cost, known before any work: parameters, FLOPs, memory, disk.
+"""The cost of a configuration before any work: parameters, FLOPs, memory, disk.
 
-Nothing is computed and nothing allocated: the network is built, and run forwards and backwards, on torch's `meta` device,
-where tensors have shapes and no values, while what would be in memory at once is added up.
+Nothing is computed and nothing is allocated: the network is built, and run forwards and backwards, on torch's `meta`
+device, where tensors have shapes and no values, and the bytes that would be in memory are counted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,25 +18,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from sitkit.data.dataset import load_examples
-from sitkit.evaluation.metrics.metric import FeatureMetric
-from sitkit.models.autoencoder import prepare_data
+from sitkit.data.dataset import Dataset, load_examples
+from sitkit.evaluation.metrics.metric import FeatureMetric, Metric
+from sitkit.models.autoencoder import Autoencoder, prepare_data
 from sitkit.models.backbone import Backbone
 from sitkit.runs.averages import snapshot_bytes
 from sitkit.runs.config.schema import Config
 from sitkit.runs.sample_set import block_size, keeps_samples
 from sitkit.runtime.errors import UserError
-from sitkit.studies.study import Cell, refused_at
+from sitkit.studies.study import Cell
 
 FLOAT = 4
 
 
 class NetworkCost(NamedTuple):
-    """What a backbone costs for states of one shape.
+    """The cost of a backbone for states of one shape.
 
-    parameters.  flops: of one evaluation for one sample, a multiply-add counting two.  drawing: bytes of one more sample
-    in a batch that is being sampled.  learning: of one more example in a batch that is being trained on.  None: the network
-    cannot be run without values.
+    parameters: their number.  flops: of one evaluation for one sample; a multiply-add counts two.  drawing: bytes for one
+    more sample in a batch that is sampled.  learning: bytes for one more example in a batch of the training.  None: the
+    network cannot run without values.
     """
 
     parameters: int
@@ -46,14 +46,14 @@ class NetworkCost(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one cell costs.
+    """The cost of one cell.
 
-    shape: of the states that the network models.  parameters, flops: as in `Network`.
-    training_flops, sampling_flops: of all of it, the backward pass counting twice the forward one; None where the network's
-    or an adaptive solver's evaluations are not known.
-    training_memory: bytes of one process on one device: weights, gradients, AdamW's two moments, each average, and what
-    the backward pass needs of its share of a batch.  sampling_memory: bytes of weights and of a batch of samples on their
-    way.  Libraries, the data and what an allocator keeps are not in them.
+    shape: of the states that the network models.  parameters, flops: as in `NetworkCost`.
+    training_flops, sampling_flops: of all of the work; the backward pass counts twice the forward pass.  None if the
+    evaluations of the network or of an adaptive solver are not known.
+    training_memory: bytes of one process on one device: weights, gradients, AdamW's two moments, each average, and the
+    activations of its part of a batch.  sampling_memory: bytes of the weights and of a batch of samples.  Libraries, the
+    data and the reserve of an allocator are not counted.
     checkpoints: bytes on disk of a run's checkpoints and snapshots.  samples: bytes of the samples that a cell keeps.
     """
 
@@ -69,9 +69,9 @@ class Cost(NamedTuple):
 
 
 def cost_of(config: Config, nfe: int | None) -> Cost:
-    """The cost of a configuration whose sampler spends `nfe` evaluations a sample (None: not known).
+    """Return the cost of a configuration whose sampler spends `nfe` evaluations a sample (None: not known).
 
-    Raises UserError for data that are not there, and for a backbone or autoencoder that cannot take them.
+    Raises UserError for data that do not exist, and for a backbone or an autoencoder that cannot take them.
     """
     examples, shape, num_classes = prepare_data(config.data, config.autoencoder)
     train, sample = config.train, config.sample
@@ -80,61 +80,63 @@ def cost_of(config: Config, nfe: int | None) -> Cost:
     weights = FLOAT * network.parameters
     learns = config.backbone.trainable
     half = 0.5 if train.precision == "bf16" else 1
-    share = train.batch // train.accumulate
-    at_once = min(sample.n, sample.batch if _accelerated(config) else block_size(shape))
-    pixels = math.prod(load_examples(config.data.source()).shape)
-    kept = sample.n * (pixels if examples.is_image else FLOAT * pixels)
-    if not keeps_samples(config, config.metric):
-        kept = 0
+    batch = min(sample.n, sample.batch if _on_gpu(config.run.device) else block_size(shape))
+    pixels = math.prod(load_examples(config.data.source()).shape) * (1 if examples.is_image else FLOAT)
     return Cost(
         shape,
         network.parameters,
         network.flops,
         None if network.flops is None or not learns else 3 * network.flops * train.batch * train.steps,
         None if network.flops is None or nfe is None else network.flops * nfe * sample.n,
-        None if network.learning is None else weights * (4 + averages) + round(half * share * network.learning),
-        None if network.drawing is None else weights + at_once * network.drawing,
+        None
+        if network.learning is None
+        else weights * (4 + averages) + round(half * (train.batch // train.accumulate) * network.learning),
+        None if network.drawing is None else weights + batch * network.drawing,
         weights * (3 + averages) * config.run.keep + snapshot_bytes(train, network.parameters) if learns else 0,
-        kept,
+        sample.n * pixels if keeps_samples(config, config.metric) else 0,
     )
 
 
-def require(config: Config) -> None:
-    """Raises UserError for what cannot be done here: data that are not there, a network or metric that cannot take them."""
-    data = prepare_data(config.data, config.autoencoder)
-    network_cost(config.backbone, data.shape, data.num_classes)
-    for metric in config.metric:
-        if isinstance(metric, FeatureMetric):
-            metric.features.require(load_examples(config.data.source()))
-            if metric.reads not in metric.features.outputs:
-                gives = ", ".join(metric.features.outputs)
-                raise UserError(f"{metric.name} reads {metric.reads}; features {metric.features.name!r} give {gives}.")
-    if config.sample.n < 2:
-        raise UserError(f"A metric needs at least 2 samples; got {config.sample.n}. Ask for more.")
-
-
-def require_cells(cells: Iterable[Cell]) -> None:
-    """`require` of each cell, what they share asked once.  Raises UserError with file, line and reason."""
-    seen: set[tuple[int, ...]] = set()
+def obstacles(cells: Iterable[Cell]) -> Iterator[str]:
+    """Yield for each cell why it cannot be done on this machine, or ""."""
+    # Cells share their parts.  The cache is of this call alone: missing data may be there at the next one.
+    obstacle = functools.cache(_obstacle)
     for cell in cells:
         config = cell.config
-        parts = tuple(map(id, (config.backbone, config.autoencoder, config.data, config.sample, *config.metric)))
-        if parts not in seen:
-            seen.add(parts)
-            try:
-                require(config)
-            except UserError as error:
-                raise UserError(refused_at(cell.place, cell.row, cell.column, str(error))) from None
+        yield obstacle(config.backbone, config.autoencoder, config.data, config.metric, config.sample.n)
 
 
-def _accelerated(config: Config) -> bool:
-    chosen = config.run.device
-    return chosen.startswith("cuda") or (chosen == "auto" and torch.cuda.is_available())
+def _obstacle(
+    backbone: Backbone, autoencoder: Autoencoder, dataset: Dataset, metrics: tuple[Metric, ...], n: int
+) -> str:
+    try:
+        data = prepare_data(dataset, autoencoder)
+        network_cost(backbone, data.shape, data.num_classes)
+        for metric in metrics:
+            if isinstance(metric, FeatureMetric):
+                metric.features.require(load_examples(dataset.source()))
+                if metric.reads not in metric.features.outputs:
+                    outputs = ", ".join(metric.features.outputs)
+                    return f"{metric.name} reads {metric.reads}; features {metric.features.name!r} give {outputs}."
+    except UserError as error:
+        return str(error)
+    return "" if n > 1 else f"A metric needs at least 2 samples; got {n}. Ask for more."
+
+
+def require_cells(cells: Sequence[Cell]) -> None:
+    """Raise UserError with file, line and reason for the first cell that cannot be done on this machine."""
+    for cell, reason in zip(cells, obstacles(cells), strict=True):
+        if reason:
+            raise UserError(cell.refused(reason).reason)
+
+
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
 @functools.lru_cache(maxsize=64)
 def network_cost(backbone: Backbone, shape: tuple[int, ...], num_classes: int) -> NetworkCost:
-    """What a backbone costs for states of `shape`.  Raises UserError for a shape that it cannot take."""
+    """Return the cost of a backbone for states of `shape`.  Raises UserError for a shape that it cannot take."""
     with torch.device("meta"):
         network = backbone.build(shape, num_classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -169,12 +171,12 @@ def _learn(network: nn.Module, shape: tuple[int, ...], n: int) -> None:
 
 
 def _slope(work: Callable[[int], object]) -> int:
-    """By how many bytes the peak grows for one more in the batch; what does not grow (gradients) falls out."""
+    """Return the bytes that one more example in a batch adds to the peak; constant parts (gradients) cancel."""
     return (peak_bytes(lambda: work(8)) - peak_bytes(lambda: work(4))) // 4
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most bytes that tensors made during `work` take at once, views and what shares memory counted once."""
+    """Return the largest number of bytes that tensors made during `work` take together; shared memory counts once."""
     with _Counting() as counting:
         work()
     return counting.most
@@ -187,9 +189,9 @@ class _Counting(TorchDispatchMode):
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, made)
-        return made
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

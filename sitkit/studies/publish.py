@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sitkit.results.report import REPORT, report
 from sitkit.results.study_results import FILE, StudyResults, read_results, runs_of
 from sitkit.runs.run_folder import RunFolder
-from sitkit.runs.tracking.sync import METRICS, is_sent
+from sitkit.runs.tracking.sync import METRICS, TrackedRun, is_sent
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
@@ -23,9 +23,9 @@ STUDY_ARTIFACTS = ("table.*", FILE, REPORT)
 
 @contextlib.contextmanager
 def published(folder: Path, results: StudyResults, progress: Progress = silent) -> Iterator[None]:
-    """While a block does a study MLflow shows it, running, above those of its trainings and cells that are there.
+    """Show a study in MLflow as running while a block works on it, above the runs of its trainings and cells.
 
-    The block leaves its results in the folder; they, the tables and the report are sent as the block ends.
+    The block leaves its results in the folder; they, the tables and the report are sent at the end of the block.
     """
     with _tracker(folder, results, progress):
         yield
@@ -33,11 +33,12 @@ def published(folder: Path, results: StudyResults, progress: Progress = silent) 
 
 
 def publish(folder: Path, progress: Progress = silent) -> None:
-    """Write a study's report and tell MLflow of the results in its folder; told already, nothing is done.
+    """Write a study's report and send the results in its folder to MLflow, unless this is done already.
 
-    The study's metrics are how many cells are done and have failed, and the mean of each row and column.  Its trainings
-    become its children unless another study has them; all of its runs carry the tag sitkit.study.<name>, and those of
-    cells their row, column and seed.  A tracker that is down is a warning, and gets it all by the same command later.
+    The study's metrics are the numbers of cells that are done and that have failed, and the mean of each row and column.
+    Its trainings become its children unless another study has them; all of its runs have the tag sitkit.study.<name>, and
+    those of cells their row, column and seed.  If the tracker is down, there is a warning, and the same command sends
+    everything later.
     """
     if _write(folder) or not is_sent(folder):
         with _tracker(folder, read_results(folder), progress):
@@ -45,7 +46,7 @@ def publish(folder: Path, progress: Progress = silent) -> None:
 
 
 def _write(folder: Path) -> bool:
-    """The report and the metrics of the results in a folder; whether there were any that had none yet."""
+    """Write the report and the metrics of the results in a folder; return False if they are written already."""
     digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
     if (folder / DIGEST).exists() and read_json(folder / DIGEST) == digest:
         return False
@@ -59,20 +60,15 @@ def _write(folder: Path) -> bool:
 
 def _tracker(folder: Path, results: StudyResults, progress: Progress) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
-    return Tracker(
+    tracked = TrackedRun(
         folder,
-        name=results.title or folder.name,
-        params={
-            "file": results.file,
-            "base": results.base,
-            "seeds": results.seeds,
-            "sample_seeds": results.sample_seeds,
-        },
+        results.title or folder.name,
+        params={key: getattr(results, key) for key in ("file", "base", "seeds", "sample_seeds")},
         tags={"sitkit.kind": "study", f"sitkit.study.{folder.name}": "true"},
-        artifacts=STUDY_ARTIFACTS,
+        patterns=STUDY_ARTIFACTS,
         children=_children(folder, results),
-        on_warning=lambda text: progress(Event("ablate", message=text)),
     )
+    return Tracker(tracked, on_warning=lambda text: progress(Event("ablate", message=text)))
 
 
 def _numbers(results: StudyResults) -> dict[str, float]:
@@ -83,17 +79,15 @@ def _numbers(results: StudyResults) -> dict[str, float]:
 
 
 def _children(folder: Path, results: StudyResults) -> dict[Path, dict[str, Any]]:
-    """The folders of the study's trainings, then of its cells, with the tags that say what they are in it."""
-    runs, mark = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
+    """Return the folders of the study's trainings, then of its cells, with the tags of each."""
+    runs, tag = runs_of(folder, results), {f"sitkit.study.{folder.name}": "true"}
     trainings: dict[Path, dict[str, Any]] = {}
     cells: dict[Path, dict[str, Any]] = {}
     for cell in results.cells:
         if cell.run is None:
             continue
-        trainings[runs / cell.run] = mark
+        trainings[runs / cell.run] = tag
         if cell.samples is not None:
-            here: Mapping[str, Any] = {"row": cell.row, "column": cell.column, "seed": cell.seed}
-            cells[RunFolder(runs / cell.run).samples / cell.samples] = mark | {
-                f"sitkit.{k}": str(v) for k, v in here.items()
-            }
+            tags = {f"sitkit.{key}": str(getattr(cell, key)) for key in ("row", "column", "seed")}
+            cells[RunFolder(runs / cell.run).samples / cell.samples] = tag | tags
     return trainings | cells

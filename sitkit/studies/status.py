@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from sitkit.results.study_results import (
-    FACTS,
-    CellResult,
-    ReferenceNumber,
-    StudyResults,
-    with_estimates,
-    write_results,
-)
+from sitkit.results.study_results import FACTS, CellResult, StudyResults, with_estimates, write_results
 from sitkit.results.table import as_csv, as_latex, as_markdown
+from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import ResultLocation, label, locations_of
+from sitkit.runs.config.schema import Config
+from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.files import update_file
 from sitkit.studies.study import Cell, Refused, StudyPlan, describe_setting
-from sitkit.studies.tasks import Measurements, Task
+from sitkit.studies.tasks import Task, find_measurement, trained
 
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """A study's results and the folder that they were written to."""
+    """The results of a study, with their table.
+
+    Attributes:
+        plan: the study and its cells.
+        results: the state and the number of each cell, and the estimates of each row and column.
+        folder: the folder of results.json and of the tables.
+    """
 
     plan: StudyPlan
     results: StudyResults
@@ -36,45 +37,76 @@ class StudyOutcome:
         return as_markdown(self.results)
 
 
+class CellStatus(NamedTuple):
+    """What of a cell is on disk.
+
+    number: of the cell, from 1.  measurement: the identity of its number; equal for cells that are the same.
+    state: its number is there; its training is complete; its training has begun; or nothing is there.
+    step: of its newest checkpoint.
+    """
+
+    number: int
+    row: str
+    column: str
+    seed: int
+    sample_seed: int
+    run: str
+    measurement: str
+    state: Literal["measured", "trained", "begun", "todo"]
+    step: int
+
+
 class StudyStatus:
-    """The cells of a plan, where their numbers come from, and what of it is on disk."""
+    """The cells of a plan with the locations of their numbers, and what of them is on disk."""
 
     def __init__(self, plan: StudyPlan) -> None:
         self.plan = plan
         self.runs = plan.cells[0].config.run.folder if plan.cells else Path("runs")
         self.folder = self.runs.parent / "studies" / plan.name
-        self.places = locations_of(cell.config for cell in plan.cells)
-        self.measurements = Measurements(self.runs)
+        self.located = list(zip(plan.cells, locations_of(cell.config for cell in plan.cells), strict=True))
         self._columns = {entry.column for entry in plan.entries}
 
+    def cells(self) -> list[CellStatus]:
+        """Return the status of each possible cell, in order."""
+        finished = {run: trained(config) for run, config in self.trainings().items()}
+        saved = {run: checkpoints(RunFolder(self.runs / run).checkpoints)[-1:] for run in finished}
+        statuses = []
+        for number, (cell, place) in enumerate(self.located, 1):
+            step = max(map(step_of, saved[place.run]), default=0)
+            state = "trained" if finished[place.run] else "begun" if step else "todo"
+            if find_measurement(self.runs, place) is not None:
+                state = "measured"
+            seeds = cell.seed, cell.sample_seed
+            statuses.append(
+                CellStatus(number, cell.row, cell.column, *seeds, place.run, place.measurement, state, step)
+            )
+        return statuses
+
+    def trainings(self) -> dict[str, Config]:
+        """Return a configuration of each training by the folder of its run."""
+        return {place.run: cell.config for cell, place in self.located}
+
     def missing(self) -> list[Task]:
-        """What is to be done, each once: a training, the measurements that it makes possible, the next training."""
+        """Return the tasks to do, each once: a training, the measurements that wait for it, the next training."""
         tasks: dict[str, Task] = {}
-        for cell, place in zip(self.plan.cells, self.places, strict=True):
-            if place.measurement in tasks or self.measurements.find(place) is not None:
-                continue
-            for task in (Task("train", cell.config, place), Task("measure", cell.config, place)):
-                tasks.setdefault(task.key, task)
-        trainings = [task for task in tasks.values() if task.kind == "train"]
-        after: dict[str, list[Task]] = {task.key: [] for task in trainings}
-        for task in tasks.values():
-            if task.after is not None:
-                after[task.after].append(task)
-        return [
-            task for training in trainings for task in (*(() if training.done else (training,)), *after[training.key])
-        ]
+        for cell, place in self.located:
+            if place.measurement not in tasks and find_measurement(self.runs, place) is None:
+                for task in _tasks(cell, place):
+                    tasks.setdefault(task.key, task)
+        # A training comes before its measurements, which come in the order of the cells.
+        order = {key: i for i, key in enumerate(tasks)}
+        left = [task for task in tasks.values() if task.kind == "measure" or not task.done]
+        return sorted(left, key=lambda task: order[task.after or task.key])
 
     def results(self, failed: Mapping[str, str]) -> StudyResults:
-        """What is known of each cell; `failed` holds the reasons of the tasks that went wrong, by key."""
-        plan = self.plan
-        study = plan.study
-        placed = iter(zip(plan.cells, self.places, strict=True))
+        """Return the results of each cell; `failed` holds the reasons of failed tasks by key."""
+        plan, study, located = self.plan, self.plan.study, iter(self.located)
         cells = [
             CellResult(
                 row=entry.row, column=entry.column, seed=None, sample_seed=None, state="refused", failure=entry.reason
             )
             if isinstance(entry, Refused)
-            else self._result(*next(placed), failed)
+            else self._result(*next(located), failed)
             for entry in plan.entries
         ]
         return with_estimates(
@@ -97,34 +129,30 @@ class StudyStatus:
         )
 
     def _result(self, cell: Cell, place: ResultLocation, failed: Mapping[str, str]) -> CellResult:
-        reference = cell.reference
+        shown = [key for key in self.plan.study.show if key not in FACTS and key not in self._columns]
         known: dict[str, Any] = {
             "row": cell.row,
             "column": cell.column,
             "seed": cell.seed,
             "sample_seed": cell.sample_seed,
-            "reference": ReferenceNumber(**dataclasses.asdict(reference)) if reference else None,
+            "reference": cell.reference,
             "metric": cell.config.metric[0].name,
             "run": place.run,
             "samples": place.samples,
-            "shown": {
-                key: describe_setting(cell.config, key)
-                for key in self.plan.study.show
-                if key not in FACTS and key not in self._columns
-            },
+            "shown": {key: describe_setting(cell.config, key) for key in shown},
         }
-        found = self.measurements.find(place)
-        if found is not None:
-            path, record = found
+        measurement = find_measurement(self.runs, place)
+        if measurement is not None:
+            path, record = measurement
             known |= {key: record.get(key) for key in ("value", "stderr", "halves", "n")}
             return CellResult(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
-        for task in (Task("train", cell.config, place), Task("measure", cell.config, place)):
+        for task in _tasks(cell, place):
             if task.key in failed:
                 return CellResult(**known, state="failed", failure=failed[task.key], log=task.log)
         return CellResult(**known, state="todo")
 
     def write(self, failed: Mapping[str, str]) -> StudyOutcome:
-        """Write the results and the tables."""
+        """Write the results and the tables; `failed` as in `results`."""
         results = self.results(failed)
         write_results(self.folder, results)
         update_file(self.folder / "table.csv", as_csv(results))
@@ -133,18 +161,22 @@ class StudyStatus:
         return StudyOutcome(self.plan, results, self.folder)
 
 
+def _tasks(cell: Cell, place: ResultLocation) -> tuple[Task, Task]:
+    return Task("train", cell.config, place), Task("measure", cell.config, place)
+
+
 def _in_order(values: Any) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
 def study_notes(plan: StudyPlan) -> list[str]:
-    """What our numbers were measured with, and how that differs from the setting of the references."""
+    """Return the setting of our numbers, and how it differs from the setting of the reference numbers."""
     if not plan.cells:
         return []
     config = plan.cells[0].config
     metric = config.metric[0]
     features = getattr(metric, "features", None)
-    told = [
+    notes = [
         f"{metric.name}{f' on {label(features)}' if features is not None else ''} of {label(config.data)}, "
         f"{config.sample.n} samples; {label(config.backbone)}, {config.train.steps} steps of {config.train.batch}."
     ]
@@ -152,12 +184,12 @@ def study_notes(plan: StudyPlan) -> list[str]:
     sources = _in_order(cell.reference.source for cell in references if cell.reference and cell.reference.source)
     if references:
         of = f": {'; '.join(sources)}" if sources else ""
-        told.append(f"In brackets: published numbers{of}. {_differences(references)}")
-    return told
+        notes.append(f"In brackets: published numbers{of}. {_differences(references)}")
+    return notes
 
 
 def _differences(cells: list[Cell]) -> str:
-    """How the cells differ from the settings that their references were measured with."""
+    """Return how the cells differ from the settings of their reference numbers."""
     differing: dict[str, None] = {}
     stated = False
     for cell in cells:

@@ -1,16 +1,16 @@
-"""Studies: a file of rows and columns, crossed into cells, each of them one number to be had.
+"""Studies: rows and columns, crossed into cells; each cell is a number to measure.
 
     base: digits                                   # a preset, or a file
     set: {sampler: euler-maruyama}                 # settings of every cell
     rows: [{label: Linear, interp: linear, paper: {kl: 33.6}}]
     columns: {kl: {diffusion: kl}}                 # named settings, crossed with the rows
     grid: {train.lr: [1e-3, 1e-4]}                 # axes, all crossed with the columns
-    exclude: [{interp: linear, train.lr: 1e-3}]    # cells that are not wanted
+    exclude: [{interp: linear, train.lr: 1e-3}]    # cells to leave out
     seeds: [0, 1, 2]                               # training seeds
     sample_seeds: [0, 1]                           # sampling seeds, each with every training
-    show: [kl, nfe]                                # what the printed table shows
-    setting: {data: ImageNet 256, train.steps: 400000}      # what the reference numbers were measured with
-    bases: {imagenet256: {set: {...}}}             # what another base changes in the study
+    show: [kl, nfe]                                # the columns of the printed table
+    setting: {data: ImageNet 256, train.steps: 400000}      # the setting of the reference numbers
+    bases: {imagenet256: {set: {...}}}             # changes of the study on another base
 
 Nothing here trains or samples: a study is read, crossed and checked.
 """
@@ -22,31 +22,44 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from pydantic import Field, field_validator
 
 from sitkit.registry.measures import UNTRAINED
+from sitkit.results.study_results import PublishedNumber
 from sitkit.runs.config.identity import label, training_identity
 from sitkit.runs.config.schema import Config, Settings
+from sitkit.runs.config.sources import Layer
 from sitkit.runs.sample import plan_solve
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
+from sitkit.solvers.sampler import Plan, Sampler, SolveSpec
 
 Seeds = tuple[Annotated[int, Field(ge=0)], ...]
-# What is measured on a trained run, before there is one.
+
+
+class StudyFlags(TypedDict, total=False):
+    """The keyword arguments of `ablate` and `check`: what takes the place of a study's own settings."""
+
+    base: str | None
+    seeds: Sequence[int] | None
+    sample_seeds: Sequence[int] | None
+    runs: str | Path | None
+    device: str | None
+    settings: Mapping[str, Any] | Layer | None
 
 
 class Study(Settings):
-    """An ablation as people write it.
+    """A study as its file says it.
 
     rows: settings with a `label`; in `columns` settings of the row in one column alone; in `paper` a reference number, or
-    one for each column, or {value, source, setting} in the place of a number.
-    columns: settings by name.  grid: dotted keys and the values to cross.  exclude: what the cells that are left out have
-    in common, by `row`, by `column`, or by dotted keys and values as the file writes them.
+    a number for each column, or {value, source, setting} in the place of a number.
+    columns: settings by name.  grid: dotted keys and the values to cross.  exclude: the cells to leave out, by `row`, by
+    `column`, or by dotted keys and values as the file writes them.
     seeds, sample_seeds: of training and sampling; by default each cell's own train.seed and sample.seed.
-    show: names of columns, "n", "nfe" or dotted settings, in the order in which the printed tables show them; by default
-    the columns.  source, setting: where the reference numbers come from, and what they were measured with.
+    show: names of columns, "n", "nfe" or dotted settings, in the order of the printed tables; by default the columns.
+    source, setting: the source of the reference numbers, and the setting that they were measured in.
     bases: for each base that the study can run on, the keys of the study that it changes (set, columns, metric, ...).
     """
 
@@ -73,18 +86,18 @@ class Study(Settings):
         return seeds
 
 
-@dataclass(frozen=True)
-class PublishedNumber:
-    """A published number, where it was published, and what it was measured with."""
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A cell that is impossible, with file, line and reason."""
 
-    number: float
-    source: str
-    setting: Mapping[str, Any]
+    row: str
+    column: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number to be had: a row, a column, two seeds, and the configuration they make.  place: "file:line: " of the row."""
+    """A number to measure: a row, a column, two seeds, and their configuration.  place: "file:line: " of the row."""
 
     row: str
     column: str
@@ -99,19 +112,14 @@ class Cell:
         """The published number."""
         return self.reference.number if self.reference else None
 
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A cell that cannot be, with file, line and reason."""
-
-    row: str
-    column: str
-    reason: str
+    def refused(self, reason: str) -> Refused:
+        """Return the cell as an impossible one."""
+        return Refused(self.row, self.column, refused_at(self.place, self.row, self.column, reason))
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study and its cells in the order of the file, the impossible ones among them; command: what does it again."""
+    """A study and its cells in the order of the file, impossible ones included; command: the command that runs it."""
 
     study: Study
     file: Path
@@ -121,52 +129,55 @@ class StudyPlan:
 
     @property
     def name(self) -> str:
-        """The file's name, and the base where it is not the study's own."""
+        """The file's name, and the base if it is not the study's own."""
         return file_name("-".join(filter(None, (self.file.stem, Path(self.base).stem if self.base else ""))))
 
     @functools.cached_property
     def cells(self) -> list[Cell]:
-        """The cells that can be."""
+        """The possible cells."""
         return [entry for entry in self.entries if isinstance(entry, Cell)]
 
     @functools.cached_property
     def refused(self) -> list[Refused]:
-        """The cells that cannot be."""
+        """The impossible cells."""
         return [entry for entry in self.entries if isinstance(entry, Refused)]
 
     def require(self) -> None:
-        """Raises UserError with file, line and reason for the first cell that cannot be."""
+        """Raise UserError with file, line and reason for the first impossible cell."""
         if self.refused:
-            others = len(self.refused) - 1
-            more = (
-                f" And {others} more of the cells: `sitkit check {shlex.quote(str(self.file))}` names them."
-                if others
-                else ""
-            )
+            others, command = len(self.refused) - 1, f"sitkit check {shlex.quote(str(self.file))}"
+            more = f" And {others} more of the cells: `{command}` names them." if others else ""
             raise UserError(f"{self.refused[0].reason}{more}")
 
 
 def refused_at(place: str, row: str, column: str, why: str) -> str:
-    """The reason why a cell cannot be, with where its row stands and which it is."""
+    """Return the reason why a cell is impossible, with the line of its row and its name."""
     return f"{place}row {row!r}{f', {column}' if column else ''}: {why}" if row else f"{place}{why}"
 
 
-def refusal(config: Config) -> str:
-    """Why samples of a configuration could not be right, or "": known before anything is trained."""
+def plan_untrained(config: Config) -> Plan | str:
+    """Return the plan of a configuration's sampler before there is a trained run, or why samples cannot be right.
+
+    Finite positive values stand in for measurements on that run.
+    """
+    return _plan_untrained(config.sampler, config.solve_spec)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan_untrained(sampler: Sampler, spec: SolveSpec) -> Plan | str:
     try:
-        plan_solve(config, UNTRAINED)
+        return plan_solve(sampler, spec, UNTRAINED)
     except UserError as error:
         return str(error)
-    return ""
 
 
 def trainings(cells: Sequence[Cell]) -> dict[str, Config]:
-    """The distinct trainings of the cells, by identity."""
+    """Return the distinct trainings of the cells, by identity."""
     return {training_identity(cell.config): cell.config for cell in cells}
 
 
 def describe_setting(config: Config, key: str) -> str:
-    """A setting as a table shows it: a component by its shortest name, anything else by its value."""
+    """Return a setting as a table shows it: a component by its shortest name, anything else by its value."""
     value: Any = config
     for part in key.split("."):
         value = value[int(part)] if isinstance(value, tuple) else getattr(value, part)

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from sitkit.registry.settings_files import experiments
-from sitkit.results.study_results import FACTS
+from sitkit.results.study_results import FACTS, PublishedNumber
 from sitkit.runs.config.mappings import flat, merge, nest
 from sitkit.runs.config.schema import Config, RunSettings, SampleSettings, TrainSettings
-from sitkit.runs.config.sources import Layer, assemble, component_keys, locate, read_config, read_yaml, validate
+from sitkit.runs.config.sources import (
+    TRAINING_SETTINGS,
+    Layer,
+    assemble,
+    component_keys,
+    flags_to_layer,
+    locate,
+    read_config,
+    read_yaml,
+    validate,
+)
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.studies.study import Cell, PublishedNumber, Refused, Seeds, Study, StudyPlan, refusal, refused_at
+from sitkit.studies.study import Cell, Refused, Study, StudyFlags, StudyPlan, plan_untrained, refused_at
 
-# What a row says beside its settings.
+# Keys of a row that are not settings.
 ROW_KEYS = ("label", "paper", "columns")
-# What a file must have something of to be a study.
+# A file is a study if it has one of these keys.
 NEEDED = ("rows", "columns", "grid", "seeds", "sample_seeds", "set", "base", "bases", "metric")
+# Settings that are groups; every other key of a configuration takes a component.
+GROUPS = {"train": TrainSettings, "sample": SampleSettings, "run": RunSettings}
 
 
-def read_study(
-    path: Path | str,
-    over: Layer | None = None,
-    base: str | None = None,
-    seeds: Seeds | None = None,
-    sample_seeds: Seeds | None = None,
-) -> StudyPlan:
-    """The study in a file, or an experiment by name, and its cells, each checked.
+def flags_layer(flags: StudyFlags) -> Layer:
+    """Return the settings on top of every cell's that the keyword arguments make."""
+    return flags_to_layer(
+        {"runs": flags.get("runs"), "device": flags.get("device")}, flags.get("settings"), TRAINING_SETTINGS
+    )
 
-    base, seeds, sample_seeds: in place of the file's own.
 
-    Raises UserError with file, line and reason for what is wrong with the study itself; a cell that cannot be is an entry
-    of the plan.
+def read_study(path: Path | str, **flags: Unpack[StudyFlags]) -> StudyPlan:
+    """Return the study in a file, or the experiment of that name, and its cells, each checked.
+
+    flags: what takes the place of the file's own settings.
+    Raises UserError with file, line and reason for a mistake in the study itself; an impossible cell is an entry of the
+    plan.
     """
-    path = experiments.find(path)
+    path, base = experiments.find(path), flags.get("base")
     layer = read_yaml(path)
     study: Study = validate(Study, layer.values, layer.where)
     if not study.model_fields_set.intersection(NEEDED):
@@ -47,35 +60,31 @@ def read_study(
     where = dict(layer.where)
     name = base or study.base
     if name in study.bases:
-        inside = f"bases.{name}."
-        where |= {k.removeprefix(inside): v for k, v in layer.where.items() if k.startswith(inside)}
+        where |= _within(where, f"bases.{name}")
         study = validate(Study, merge(layer.values, study.bases[name]), where)
-    given = {"seeds": seeds, "sample_seeds": sample_seeds}
-    study = validate(Study, dict(study) | {k: v for k, v in given.items() if v is not None}, {})
+    seeds = {key: value for key in ("seeds", "sample_seeds") if (value := flags.get(key)) is not None}
+    study = validate(Study, dict(study) | seeds, {})
     try:
         layers = [read_config(_beside(path, name)), Layer(study.set, _within(where, "set"))]
     except UserError as error:
         raise UserError(f"{'--base: ' if base else locate(where, ['base'])}{error}") from None
     if study.metric is not None:
         layers.append(Layer({"metric": study.metric}, where))
-    if over is not None:
-        layers.append(over)
-    assemble(layers)  # What is wrong below the cells is wrong with all of them.
+    over = flags_layer(flags)
+    layers.append(over)
+    assemble(layers)  # A mistake below the cells is a mistake of all of them.
     entries = list(_Crossing(study, str(path), where, layers))
     if not entries:
         raise UserError(f"{locate(where, ['exclude'])}every cell of the study is excluded.")
-    return StudyPlan(study, path, base, entries, _command(path, over, base, given))
+    return StudyPlan(study, path, base, entries, _command(path, base, seeds, over))
 
 
-def _command(
-    path: Path, over: Layer | None, base: str | None, given: Mapping[str, Sequence[int] | None]
-) -> tuple[str, ...]:
-    """The words of `sitkit ablate` for a study with what was given in place of the file's own."""
+def _command(path: Path, base: str | None, seeds: Mapping[str, Sequence[int]], over: Layer) -> tuple[str, ...]:
+    """Return the words of `sitkit ablate` for a study with everything that replaces the file's own settings."""
     words = ["sitkit", "ablate", str(path), *(["--base", base] if base else [])]
-    for name, seeds in given.items():
-        if seeds is not None:
-            words += [f"--{name.replace('_', '-')}", ",".join(map(str, seeds))]
-    for key, value in flat(over.values if over else {}).items():
+    for name, values in seeds.items():
+        words += [f"--{name.replace('_', '-')}", ",".join(map(str, values))]
+    for key, value in flat(over.values).items():
         if key != "run.folder":
             words += ["--set", f"{key}={json.dumps(value)}"]
         elif Path(value) != RunSettings.model_fields["folder"].default:
@@ -84,14 +93,13 @@ def _command(
 
 
 class _Crossing:
-    """The cells of a study, in its order: row, column, training seed, sampling seed."""
+    """The cells of a study, in the order row, column, training seed, sampling seed."""
 
     def __init__(self, study: Study, path: str, where: Mapping[str, str], layers: Sequence[Layer]) -> None:
         self.study, self.path, self.where = study, path, where
         self.columns = _columns(study, where)
-        self.assemble = _Assembler(layers)
+        self.assembler = _Assembler(layers)
         self.matched = [False] * len(study.exclude)
-        self._checked: dict[tuple[Any, ...], str] = {}
 
     def __iter__(self) -> Iterator[Cell | Refused]:
         titles: dict[str, int] = {}
@@ -100,10 +108,10 @@ class _Crossing:
             place = locate(self.where, ["rows", str(i)]) or f"{self.path}: "
             self._check_row(row, place)
             title = ""
-            for column, chosen in self.columns.items():
-                layers = self._layers(i, row, column, chosen)
-                values, where = self.assemble.values(layers)
-                title = title or str(row.get("label") or _name(self.assemble.values(layers[:1])[0], row) or "base")
+            for column, settings in self.columns.items():
+                layers = self._layers(i, row, column, settings)
+                values, where = self.assembler.values(layers)
+                title = title or str(row.get("label") or _name(self.assembler.values(layers[:1])[0], row) or "base")
                 if titles.setdefault(title, i) != i:
                     raise UserError(f"{place}two rows are called {title!r}: give each a label of its own.")
                 if self._excluded(title, column, values):
@@ -116,25 +124,23 @@ class _Crossing:
         self._check_exclusions()
         self._check_show(shown)
 
-    def _layers(self, i: int, row: Mapping[str, Any], column: str, chosen: Layer) -> list[Layer]:
-        settings = {k: v for k, v in row.items() if k not in ROW_KEYS}
-        own = (row.get("columns") or {}).get(column, {})
-        return [
-            Layer(settings, _within(self.where, f"rows.{i}")),
-            chosen,
-            Layer(dict(own), _within(self.where, f"rows.{i}.columns.{column}")),
-        ]
+    def _layers(self, i: int, row: Mapping[str, Any], column: str, settings: Layer) -> list[Layer]:
+        """Return the settings of the row, of the column, and of the row in this column alone."""
+        own = {k: v for k, v in row.items() if k not in ROW_KEYS}
+        alone = dict((row.get("columns") or {}).get(column, {}))
+        where = _within(self.where, f"rows.{i}")
+        return [Layer(own, where), settings, Layer(alone, _within(where, f"columns.{column}"))]
 
     def _check_row(self, row: Mapping[str, Any], place: str) -> None:
         own, paper = row.get("columns") or {}, row.get("paper")
         if not isinstance(own, Mapping) or not all(isinstance(settings, Mapping) for settings in own.values()):
             raise UserError(f"{place}columns of a row are settings for each column; got {own!r}.")
         numbers = paper if isinstance(paper, Mapping) and not _is_reference(paper) else {}
-        for what, keys in (("the row has settings for", own), ("paper has a number for", numbers)):
+        for text, keys in (("the row has settings for", own), ("paper has a number for", numbers)):
             for key in keys:
                 if key not in self.columns:
                     known = "; ".join(self.columns)
-                    raise UserError(f"{place}{what} {key!r}.{suggest(key, self.columns)} Columns: {known}.")
+                    raise UserError(f"{place}{text} {key!r}.{suggest(key, self.columns)} Columns: {known}.")
         for number in numbers.values() if numbers else () if paper is None else (paper,):
             if not (_is_number(number) or _is_reference(number)):
                 raise UserError(
@@ -148,17 +154,16 @@ class _Crossing:
             paper = paper.get(column)
         if paper is None:
             return None
-        told = paper if isinstance(paper, Mapping) else {"value": paper}
-        setting = self.study.setting | dict(told.get("setting", {}))
-        return PublishedNumber(float(told["value"]), told.get("source", self.study.source), setting)
+        entry = paper if isinstance(paper, Mapping) else {"value": paper}
+        setting = self.study.setting | dict(entry.get("setting", {}))
+        return PublishedNumber(number=entry["value"], source=entry.get("source", self.study.source), setting=setting)
 
     def _excluded(self, row: str, column: str, values: Mapping[str, Any]) -> bool:
-        out = False
-        for i, told in enumerate(self.study.exclude):
-            here = {"row": row, "column": column}
-            if all(_matches(here[key] if key in here else _at(values, key), want) for key, want in told.items()):
-                self.matched[i] = out = True
-        return out
+        names, excluded = {"row": row, "column": column}, False
+        for i, rule in enumerate(self.study.exclude):
+            if all(_matches(names[key] if key in names else _at(values, key), want) for key, want in rule.items()):
+                self.matched[i] = excluded = True
+        return excluded
 
     def _check_exclusions(self) -> None:
         for i, matched in enumerate(self.matched):
@@ -171,7 +176,7 @@ class _Crossing:
             if name not in known:
                 place = locate(self.where, ["show", str(i)])
                 raise UserError(
-                    f"{place}show names {name!r}, which is no column, no setting, and not one of {', '.join(FACTS)}."
+                    f"{place}show names {name!r}, which is neither a column nor a setting nor one of {', '.join(FACTS)}."
                     f"{suggest(name, list(known))} Columns: {'; '.join(self.columns)}."
                 )
 
@@ -194,83 +199,60 @@ class _Crossing:
                     f"{setter.where.get(key, place)}: {key} is set here and by the study's {name}: use one."
                 )
         try:
-            config = self.assemble.config(values, where)
+            config = self.assembler.config(values, where)
         except UserError as error:
             yield Refused(row, column, str(error))
             return
-        why = self._refusal(config)
-        if why:
-            yield Refused(row, column, refused_at(place, row, column, why))
+        plan = plan_untrained(config)
+        if isinstance(plan, str):
+            yield Refused(row, column, refused_at(place, row, column, plan))
             return
         for seed in (config.train.seed,) if study.seeds is None else study.seeds:
-            trained = config.model_copy(update={"train": self.assemble.seeded(config.train, seed)})
-            for drawn in (config.sample.seed,) if study.sample_seeds is None else study.sample_seeds:
-                sample = self.assemble.seeded(config.sample, drawn)
-                yield Cell(row, column, seed, drawn, trained.model_copy(update={"sample": sample}), reference, place)
-
-    def _refusal(self, config: Config) -> str:
-        """Why a cell's sampling cannot be right, or ""; asked once for each way of sampling."""
-        key = (config.sampler, config.interp, config.target, config.diffusion, config.guidance)
-        if key not in self._checked:
-            self._checked[key] = refusal(config)
-        return self._checked[key]
+            train = self.assembler.with_seed(config.train, seed)
+            for sample_seed in (config.sample.seed,) if study.sample_seeds is None else study.sample_seeds:
+                sample = self.assembler.with_seed(config.sample, sample_seed)
+                cell = config.model_copy(update={"train": train, "sample": sample})
+                yield Cell(row, column, seed, sample_seed, cell, reference, place)
 
 
 class _Assembler:
-    """Configurations on top of the same layers, parts with equal settings built once and shared.
+    """Configurations on top of the same layers; parts with equal settings are built once and shared.
 
-    A study of 10,000 cells has few different parts: building each of them once is what makes planning it quick and small.
+    A study of 10,000 cells has few different parts, and sharing them makes its plan quick and small.
     """
 
-    GROUPS = {"train": TrainSettings, "sample": SampleSettings, "run": RunSettings}
-
     def __init__(self, layers: Sequence[Layer]) -> None:
-        self._below = list(layers)
-        self._base: Any = {}
-        for layer in layers:
-            self._base = merge(self._base, layer.values)
-        self._where = {key: place for layer in layers for key, place in layer.where.items()}
-        self._parts: dict[tuple[str, str], Any] = {}
-        self._seeded: dict[tuple[Any, int], Any] = {}
-        self._registries = component_keys()
+        self._base: Any = functools.reduce(merge, (layer.values for layer in layers), {})
+        self._where = _places(layers)
+        self._part = functools.cache(_build_part)
+        self.with_seed: Callable[[Any, int], Any] = functools.cache(_with_seed)
 
     def values(self, layers: Sequence[Layer]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-        """The settings that the layers make on top of those below, and where they came from."""
-        values = self._base
-        for layer in layers:
-            values = merge(values, layer.values)
-        return values, {key: place for layer in layers for key, place in layer.where.items()}
+        """Return the settings of these layers on top of the ones below, and their places."""
+        return functools.reduce(merge, (layer.values for layer in layers), self._base), _places(layers)
 
     def config(self, values: Mapping[str, Any], where: Mapping[str, str]) -> Config:
-        """The configuration of these settings.  Raises UserError with where and what instead."""
+        """Return the configuration of these settings.  Raises UserError with the place and what to write instead."""
         try:
-            return Config.model_validate({key: self._part(key, value) for key, value in values.items()})
-        except ValueError:
-            # Built part by part it cannot say where; whole, it can.
+            return Config.model_validate({key: self._part(key, json.dumps(value)) for key, value in values.items()})
+        except (TypeError, ValueError):
+            # The parts alone do not know their place; the whole does.
             return validate(Config, values, {**self._where, **where})
 
-    def _part(self, key: str, value: Any) -> Any:
-        if key not in self._registries and key not in self.GROUPS:
-            return value
-        asked = (key, json.dumps(value, sort_keys=True, default=repr))
-        if asked not in self._parts:
-            self._parts[asked] = self._build(key, value)
-        return self._parts[asked]
 
-    def _build(self, key: str, value: Any) -> Any:
-        if key in self.GROUPS:
-            return self.GROUPS[key].model_validate(value)
-        parse = self._registries[key].parse
-        return tuple(map(parse, value)) if isinstance(value, (list, tuple)) else parse(value)
+def _places(layers: Sequence[Layer]) -> dict[str, str]:
+    return {key: place for layer in layers for key, place in layer.where.items()}
 
-    def seeded(self, settings: Any, seed: int) -> Any:
-        """Settings with another seed; equal ones are one object."""
-        if settings.seed == seed:
-            return settings
-        asked = (settings, seed)
-        if asked not in self._seeded:
-            self._seeded[asked] = settings.model_copy(update={"seed": seed})
-        return self._seeded[asked]
+
+def _build_part(key: str, text: str) -> Any:
+    value, registry = json.loads(text), component_keys().get(key)
+    if registry is None:
+        return GROUPS[key].model_validate(value) if key in GROUPS else value
+    return tuple(map(registry.parse, value)) if isinstance(value, list) else registry.parse(value)
+
+
+def _with_seed(settings: Any, seed: int) -> Any:
+    return settings if settings.seed == seed else settings.model_copy(update={"seed": seed})
 
 
 def _within(where: Mapping[str, str], key: str) -> dict[str, str]:
@@ -278,7 +260,7 @@ def _within(where: Mapping[str, str], key: str) -> dict[str, str]:
 
 
 def _columns(study: Study, where: Mapping[str, str]) -> dict[str, Layer]:
-    """Settings by the name of the column: the named columns crossed with the axes of the grid."""
+    """Return settings by the name of the column: the named columns crossed with the axes of the grid."""
     columns: dict[str, Layer] = {}
     for named, values in itertools.product(study.columns or {"": {}}, itertools.product(*study.grid.values())):
         settings: Any = study.columns.get(named, {})
@@ -292,13 +274,13 @@ def _columns(study: Study, where: Mapping[str, str]) -> dict[str, Layer]:
 
 
 def _beside(study: Path, base: str) -> str:
-    """A base that is a file is found beside the study."""
+    """Return the path of a base that is a file beside the study."""
     beside = study.parent / base
     return str(beside) if Path(base).suffix in (".yaml", ".yml") and beside.exists() else base
 
 
 def _name(values: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """A row without a label is called by what it sets."""
+    """Return the name of a row without a label: its settings."""
     return " ".join(_value_name(values[key]) for key in row if key not in ROW_KEYS and key in values)
 
 
@@ -329,7 +311,7 @@ def _at(values: Any, key: str) -> Any:
 
 
 def _matches(value: Any, want: Any) -> bool:
-    """Whether a setting is what an exclusion says; a component is matched by its name, or by some of its fields."""
+    """Return whether a setting has the value of an exclusion; a component matches by its name or by some of its fields."""
     if isinstance(value, Mapping) and isinstance(want, str):
         return value.get("name") == want
     if isinstance(value, Mapping) and isinstance(want, Mapping):

@@ -1,13 +1,14 @@
-"""What a study is made of: trainings, and measurements that wait for their training; each with an identity and a log.
+"""The tasks of a study: trainings, and measurements that wait for their training.  Each has an identity and a log.
 
-A task belongs to the folder of its run, not to a study: two studies that need the same one share it.
+A task belongs to the folder of its run, not to a study: two studies that need the same task share it.
 
     runs/<run>/logs/train.log   measure-<key>.log        a line for each start and end, with time, host and process
-                    train.lock  measure-<key>.lock       held by whoever is at it
+                    train.lock  measure-<key>.lock       held by the process that does the task
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -27,7 +28,7 @@ from sitkit.runtime.tensors import read_header
 
 LOGS = "logs"
 FAILED = "failed:"
-NOTED = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\S+) \S+ \d+ (?P<what>.*)")
+ENTRY = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\S+) \S+ \d+ (?P<text>.*)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """What two tasks that are the same have in common."""
+        """The identity of the task: two equal tasks have the same key."""
         return self.place.training if self.kind == "train" else self.place.measurement
 
     @property
@@ -50,34 +51,34 @@ class Task:
 
     @property
     def log(self) -> str:
-        """Where the task says what happens to it, within the folder of runs."""
+        """The path of the log within the folder of runs."""
         name = "train" if self.kind == "train" else f"measure-{self.key}"
         return f"{self.place.run}/{LOGS}/{name}.log"
 
     @property
     def path(self) -> Path:
-        """The log."""
+        """The path of the log."""
         return self.config.run.folder / self.log
 
     @property
     def name(self) -> str:
-        """How a line of progress calls it."""
+        """The name in a line of progress."""
         return f"{self.kind} {self.place.run}" + ("" if self.kind == "train" else f" {self.key}")
 
     @property
     def done(self) -> bool:
-        """Whether what it makes is on disk."""
+        """Whether the result is on disk."""
         if self.kind == "train":
             return trained(self.config)
-        return Measurements(self.config.run.folder).find(self.place) is not None
+        return find_measurement(self.config.run.folder, self.place) is not None
 
 
 def note(log: Path, text: str) -> None:
-    """A line of a task's log: when, where, what."""
+    """Add a line to a task's log: time, host, process, text."""
     log.parent.mkdir(parents=True, exist_ok=True)
     line = f"{now()} {node()} {os.getpid()} {' '.join(text.split())}\n"
     with log.open("a+b") as file:
-        # What a task printed last, or a process that was killed, may have left a line unfinished.
+        # The output of a task, or of a process that was killed, may end in the middle of a line.
         if file.tell():
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else f"\n{line}"
@@ -85,45 +86,42 @@ def note(log: Path, text: str) -> None:
 
 
 def now() -> str:
-    """The time as a log has it; later ones sort after earlier ones."""
+    """Return the time in the form of a log; later times sort after earlier ones."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def failure(log: Path, since: str) -> str | None:
-    """Why a task failed, if that is the last that became of it and it happened since then; what was printed is passed over."""
+    """Return the reason if the last entry of a task's log is a failure after `since`, else None; other output is ignored."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    last = next((found for line in reversed(lines) if (found := NOTED.match(line))), None)
-    if last is None or last["time"] < since or not last["what"].startswith(f"{FAILED} "):
+    last = next((entry for line in reversed(lines) if (entry := ENTRY.match(line))), None)
+    if last is None or last["time"] < since or not last["text"].startswith(f"{FAILED} "):
         return None
-    return last["what"].removeprefix(f"{FAILED} ")
+    return last["text"].removeprefix(f"{FAILED} ")
 
 
 def trained(config: Config) -> bool:
-    """Whether the training of a configuration is complete on disk."""
-    folder = folder_of(config)
+    """Return whether the training of a configuration is complete on disk."""
+    folder = RunFolder(folder_of(config))
     if not config.backbone.trainable:
-        return RunFolder(folder).config.is_file()
-    found = checkpoints(RunFolder(folder).checkpoints)
+        return folder.config.is_file()
+    saved = checkpoints(folder.checkpoints)
     try:
-        return bool(found) and read_header(found[-1])["step"] == config.train.steps
+        return bool(saved) and read_header(saved[-1])["step"] == config.train.steps
     except UserError:
         return False
 
 
-class Measurements:
-    """The numbers on disk, found by what they are of."""
+def find_measurement(runs: Path, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
+    """Return the path within the runs and the record of a cell's number, or None; a number on other data does not count."""
+    folder = RunFolder(runs / place.run)
+    try:
+        data = _data_fingerprint(folder.environment, folder.environment.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+    path = folder.evaluations / f"{number_identity(place.samples, json.loads(place.metric), data)}.json"
+    return (path.relative_to(runs).as_posix(), read_json(path)) if path.is_file() else None
 
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
-        self._data: dict[str, str] = {}
 
-    def find(self, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
-        """The record of a cell's number and its path within the runs, or None; data that have changed do not count."""
-        folder = self.runs / place.run
-        if place.run not in self._data:
-            if not RunFolder(folder).environment.is_file():
-                return None
-            self._data[place.run] = read_json(RunFolder(folder).environment)["data"]
-        named = number_identity(place.samples, json.loads(place.metric), self._data[place.run])
-        path = RunFolder(folder).evaluations / f"{named}.json"
-        return (path.relative_to(self.runs).as_posix(), read_json(path)) if path.is_file() else None
+@functools.lru_cache(maxsize=4096)
+def _data_fingerprint(environment: Path, modified: int) -> str:
+    return read_json(environment)["data"]

@@ -1,4 +1,4 @@
-"""What this machine can do: versions, devices, plugins, the tracking store, and the line that brings what is missing."""
+"""The state of this machine: versions, devices, plugins and the tracking store, with a remedy for each missing part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ FindingState = Literal["ok", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what it is for, how it is, and what to do where it is not well."""
+    """The state of one part of the machine.
+
+    Args:
+        area: "package", "device", "feature", "plugin", "store" or "tool".
+        name: the name of the part.
+        state: "ok", "missing" or "broken".
+        detail: its version, its address, or the fault.
+        remedy: the command or the fact that helps, "" if the state is ok.
+    """
 
     area: str
     name: str
@@ -28,7 +36,7 @@ class Finding:
     remedy: str = ""
 
 
-# What only some work needs: modules, what they are for, the extra that brings them.
+# Optional features: their modules, their purpose, and the extra that installs them.
 EXTRAS = (
     (("diffusers",), "autoencoder sd-vae, sitkit encode", "latents"),
     (("datasets", "huggingface_hub"), "data hub, push and load", "hub"),
@@ -52,50 +60,53 @@ NEEDED_PACKAGES = (
 
 
 def examine_machine(patience: float = 5.0) -> list[Finding]:
-    """Every finding, in the order in which a person reads them.  The store is asked for at most `patience` seconds."""
+    """Return the state of every part, in the order for reading.
+
+    patience: the seconds to wait for an answer of the tracking store.
+    """
     return [*_packages(), *_devices(), *_extras(), *_plugins(), _store(patience), *_tools()]
 
 
 def _packages() -> list[Finding]:
-    found = [Finding("package", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
+    findings = [Finding("package", "python", "ok", f"{platform.python_version()}, {sys.executable}")]
     for name in ("sitkit", *NEEDED_PACKAGES):
         try:
-            found.append(Finding("package", name, "ok", version(name)))
+            findings.append(Finding("package", name, "ok", version(name)))
         except PackageNotFoundError:
-            found.append(Finding("package", name, "missing", "not installed", f"pip install {name}"))
-    return found
+            findings.append(Finding("package", name, "missing", "not installed", f"pip install {name}"))
+    return findings
 
 
 def _devices() -> list[Finding]:
     import torch
 
     cpu = f"{torch.get_num_threads()} threads, {platform.machine()}"
-    found = [Finding("device", "cpu", "ok", cpu)]
+    findings = [Finding("device", "cpu", "ok", cpu)]
     for number in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(number)
-        found.append(Finding("device", f"cuda:{number}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
+        findings.append(Finding("device", f"cuda:{number}", "ok", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}, but no GPU answers" if torch.version.cuda else ""
-        found.append(Finding("device", "cuda", "missing", built or "torch is built without CUDA"))
-    return found
+        findings.append(Finding("device", "cuda", "missing", built or "torch is built without CUDA"))
+    return findings
 
 
 def _extras() -> list[Finding]:
-    found = []
+    findings = []
     for modules, purpose, extra in EXTRAS:
         lacking = [module for module in modules if importlib.util.find_spec(module) is None]
         if lacking:
             remedy = f"pip install 'sitkit[{extra}]'"
-            found.append(Finding("feature", purpose, "missing", f"needs {', '.join(lacking)}", remedy))
+            findings.append(Finding("feature", purpose, "missing", f"needs {', '.join(lacking)}", remedy))
         else:
-            found.append(Finding("feature", purpose, "ok", ", ".join(modules)))
-    return found
+            findings.append(Finding("feature", purpose, "ok", ", ".join(modules)))
+    return findings
 
 
 def _plugins() -> list[Finding]:
     load_plugins()
-    found = [Finding("plugin", name, "ok", str(plugin)) for name, plugin in loaded.items()]
-    return found + [
+    findings = [Finding("plugin", name, "ok", str(plugin)) for name, plugin in loaded.items()]
+    return findings + [
         Finding("plugin", failed.plugin.name, "broken", failed.reason, f"pip uninstall {failed.plugin.package}")
         for failed in broken
     ]
@@ -104,7 +115,9 @@ def _plugins() -> list[Finding]:
 def _store(patience: float) -> Finding:
     address, trouble = reach(patience)
     if trouble:
-        return Finding("store", address, "broken", trouble, "runs go on without it and send later what it missed")
+        return Finding(
+            "store", address, "broken", trouble, "runs continue and are synchronised once the store is reachable"
+        )
     return Finding("store", address, "ok", "takes runs")
 
 

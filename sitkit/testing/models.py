@@ -1,4 +1,4 @@
-"""The laws of what is trained and of what it is trained by: backbones, losses and autoencoders."""
+"""The laws of backbones, losses and autoencoders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,26 @@ from sitkit.runtime.rng import sample_keys
 from sitkit.testing.law import NotShown, close, law, lawful
 
 CLASSES = 3
-# What a network may be for; one of them suits every backbone that is meant for images or for points.
+# Shapes of states; every backbone for images or for points takes at least one of them.
 SHAPES = ((1, 8, 8), (3, 16, 16), (4, 32, 32), (3, 64, 64), (2,))
 
 
 def build_network(backbone: Backbone, seed: int = 0, num_classes: int = CLASSES) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network for the first of `SHAPES` that the backbone takes, and that shape.  NotShown where it takes none."""
+    """Build the network for the first shape that the backbone takes.
+
+    Args:
+        backbone: a backbone.
+        seed: the seed of the weights, 0 by default.
+        num_classes: the number of classes, 3 by default.
+
+    Returns:
+        The network, and the shape of a state, as (3, 16, 16) or (2,).
+
+    Raises:
+        NotShown: the backbone takes none of the shapes, or is not trained.
+    """
     if not backbone.trainable:
-        raise NotShown(f"{backbone.name} is given, not trained")
+        raise NotShown(f"{backbone.name} is not trained")
     reasons = []
     for shape in SHAPES:
         with torch.random.fork_rng(devices=[]):
@@ -40,7 +52,7 @@ def build_network(backbone: Backbone, seed: int = 0, num_classes: int = CLASSES)
 
 
 def perturbed(network: nn.Module) -> nn.Module:
-    """The network with noise on every weight: a head that begins at zero would hide what lies before it."""
+    """Add noise to every weight and return the network: a head that begins at zero would hide the layers before it."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -56,14 +68,13 @@ def _inputs(shape: tuple[int, ...], rows: int = 4) -> tuple[Tensor, Tensor, Tens
 
 @lawful(Backbone)
 def interface(backbone: Backbone) -> None:
-    """network(x, t, y) is finite and of x's shape and dtype, for the null class and without classes too."""
+    """network(x, t, y) is finite and has x's shape and dtype, also for the null class and without classes."""
     network, shape = build_network(backbone)
     who = backbone.name
     law(getattr(network, "num_classes", None) == CLASSES, f"{who}: the network has num_classes, the null class")
     dropout = getattr(network, "class_dropout", None)
-    law(
-        isinstance(dropout, float | int) and 0 <= dropout <= 1, f"{who}: the network has class_dropout; it is {dropout}"
-    )
+    is_share = isinstance(dropout, float | int) and 0 <= dropout <= 1
+    law(is_share, f"{who}: the network has class_dropout; it is {dropout}")
     bare, _ = build_network(backbone, num_classes=0)
     for module, labels in ((network, None), (bare, 0)):
         x, t, y = _inputs(shape)
@@ -71,7 +82,7 @@ def interface(backbone: Backbone) -> None:
         out = module(x, t, y if labels is None else torch.zeros_like(y))
         law(out.shape == x.shape and out.dtype == x.dtype, f"{who}: of x's shape and dtype")
         law(out.isfinite(), f"{who}: finite")
-        law(x == before, f"{who}: x is left as it was")
+        law(x == before, f"{who}: x is not changed")
 
 
 @lawful(Backbone)
@@ -81,18 +92,15 @@ def conditioned(backbone: Backbone) -> None:
     perturbed(network)
     x, t, y = _inputs(shape)
     out = network(x, t, y)
-    for what, other in (
-        ("x", network(x + 1, t, y)),
-        ("t", network(x, 1 - t, y)),
-        ("the label", network(x, t, (y + 1) % (CLASSES + 1))),
-    ):
-        law((out != other).any(), f"{backbone.name}: the prediction depends on {what}")
+    others = {"x": (x + 1, t, y), "t": (x, 1 - t, y), "the label": (x, t, (y + 1) % (CLASSES + 1))}
+    for argument, changed in others.items():
+        law((out != network(*changed)).any(), f"{backbone.name}: the prediction depends on {argument}")
     law(out == network(x, t, y), f"{backbone.name}: nothing inside is random, in training either")
 
 
 @lawful(Backbone)
 def each_row_alone(backbone: Backbone) -> None:
-    """A prediction does not depend on what else is in the batch."""
+    """A prediction does not depend on the rest of the batch."""
     network, shape = build_network(backbone)
     perturbed(network).eval()
     x, t, y = _inputs(shape)
@@ -105,7 +113,7 @@ def each_row_alone(backbone: Backbone) -> None:
 
 @lawful(Backbone)
 def seeded(backbone: Backbone) -> None:
-    """Weights come from torch's global generator: equal seeds, equal weights; other seeds, others."""
+    """Weights come from torch's global generator: equal seeds give equal weights, other seeds give other weights."""
     first, again, other = (build_network(backbone, seed)[0].state_dict() for seed in (0, 0, 1))
     law(all(torch.equal(first[k], again[k]) for k in first), f"{backbone.name}: equal seeds, equal weights")
     law(any(not torch.equal(first[k], other[k]) for k in first), f"{backbone.name}: other seeds, other weights")
@@ -113,7 +121,7 @@ def seeded(backbone: Backbone) -> None:
 
 @lawful(Backbone)
 def trainable(backbone: Backbone) -> None:
-    """A gradient reaches every parameter that asks for one."""
+    """A gradient reaches every parameter that requires one."""
     network, shape = build_network(backbone)
     perturbed(network)(*_inputs(shape)).square().mean().backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
@@ -122,21 +130,20 @@ def trainable(backbone: Backbone) -> None:
 
 @lawful(Backbone)
 def saved(backbone: Backbone) -> None:
-    """Its weights, written as safetensors and read into another network, give the same prediction."""
+    """Its weights, saved as safetensors and loaded into another network, give the same prediction."""
     network, shape = build_network(backbone)
     perturbed(network).eval()
     state = {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
     other = build_network(backbone, 1)[0].eval()
     other.load_state_dict(load(save(state)))
     inputs = _inputs(shape)
-    law(network(*inputs) == other(*inputs), f"{backbone.name}: what is loaded predicts what was saved")
+    law(network(*inputs) == other(*inputs), f"{backbone.name}: loaded weights predict as the saved ones")
 
 
 @lawful(Backbone)
 def refusals(backbone: Backbone) -> None:
-    """States that it cannot take are refused by a UserError at `build`, never by a traceback later."""
-    if not backbone.trainable:
-        raise NotShown(f"{backbone.name} is given, not trained")
+    """Shapes that it cannot take are refused by a UserError at `build`, never by a traceback later."""
+    accepted = build_network(backbone)[1]
     for shape in ((1, 8, 8), (3, 16, 16), (1, 7, 9), (5,)):
         with torch.random.fork_rng(devices=[]):
             try:
@@ -145,13 +152,13 @@ def refusals(backbone: Backbone) -> None:
                 continue
             out = network(*_inputs(shape))
         law(out.shape == (4, *shape), f"{backbone.name}: states of {shape} are refused, or predicted whole")
-    counted = backbone.flops(build_network(backbone)[1])
-    law(counted is None or counted > 0, f"{backbone.name}: flops are counted or None; they are {counted}")
+    flops = backbone.flops(accepted)
+    law(flops is None or flops > 0, f"{backbone.name}: flops are positive or None; they are {flops}")
 
 
 @contextlib.contextmanager
 def watched(network: nn.Module, names: tuple[str, ...], loss: str) -> Iterator[dict[str, Tensor]]:
-    """The outputs of a network's modules by name, those of its latest call."""
+    """Yield the outputs of a network's modules by name, from its latest call."""
     hidden: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -159,7 +166,7 @@ def watched(network: nn.Module, names: tuple[str, ...], loss: str) -> Iterator[d
 
     modules = dict(network.named_modules())
     for name in names:
-        law(name in modules, f"{loss}: reads {name!r}, which the network that it accepted has not")
+        law(name in modules, f"{loss}: reads {name!r}, but the network has no such module")
     hooks = [modules[name].register_forward_hook(keep(name)) for name in names]
     try:
         yield hidden
@@ -169,16 +176,16 @@ def watched(network: nn.Module, names: tuple[str, ...], loss: str) -> Iterator[d
 
 
 def examples_like(shape: tuple[int, ...]) -> Examples:
-    """Thirty-two examples of a shape with labels, for what is bound to data."""
-    drawn = torch.randn(32, *shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    """Return 32 random examples of a shape with labels, for components that are prepared with data."""
+    x = torch.randn(32, *shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     labels = torch.arange(32) % CLASSES
-    return in_memory(drawn.numpy(), labels.numpy(), tuple(f"class {k}" for k in range(CLASSES)), holdout=0.25)
+    return in_memory(x.numpy(), labels.numpy(), tuple(f"class {k}" for k in range(CLASSES)), holdout=0.25)
 
 
 def suited(loss: Loss) -> tuple[Loss, nn.Module, nn.Module | None, tuple[int, ...]]:
-    """The loss bound to data, a small network that it takes, and its own parts: sit-xs/2, or a plugin's backbone.
+    """Return the loss bound to data, a small network that it takes, its own parts, and the shape of a state.
 
-    NotShown, with the reason, where it takes none.
+    The network is sit-xs/2 or a plugin's backbone.  Raises NotShown with the reason if the loss takes none of them.
     """
     reasons = []
     for name in ("sit-xs/2", *(n for n in backbones.names() if backbones.plugin(n) is not None)):
@@ -193,24 +200,22 @@ def suited(loss: Loss) -> tuple[Loss, nn.Module, nn.Module | None, tuple[int, ..
     raise NotShown(f"{loss.name} takes no network here: {reasons[0]}")
 
 
-def _evaluate(loss: Loss, rows: slice | None = None) -> tuple[Tensor, nn.Module, nn.Module | None]:
+def _evaluate(loss: Loss, rows: slice = slice(None)) -> tuple[Tensor, nn.Module, nn.Module | None]:
     loss, network, parts, shape = suited(loss)
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 6, *shape, generator=generator)
     t, y = torch.rand(6, generator=generator), torch.arange(6) % (CLASSES + 1)
     keys = sample_keys(0, torch.arange(6))
-    part = slice(None) if rows is None else rows
     linear, velocity, weight = interpolants.create("linear"), targets.create("velocity"), weightings.create("velocity")
     with watched(network, loss.hidden, loss.name) as hidden:
-        batch = Batch(
-            network, linear, velocity, weight, data[part], noise[part], t[part], y[part], keys[part], parts, hidden
-        )
+        data, noise, t, y, keys = (values[rows] for values in (data, noise, t, y, keys))
+        batch = Batch(network, linear, velocity, weight, data, noise, t, y, keys, parts, hidden)
         return loss.per_example(batch), network, parts
 
 
 @lawful(Loss)
 def per_example(loss: Loss) -> None:
-    """One finite number in float32 for each example, of that example alone."""
+    """A finite number in float32 for each example, which depends on that example alone."""
     whole = _evaluate(loss)[0]
     who = loss.name
     law(whole.shape == (6,) and whole.dtype == torch.float32, f"{who}: (b,) in float32; it is {tuple(whole.shape)}")
@@ -220,17 +225,17 @@ def per_example(loss: Loss) -> None:
 
 @lawful(Loss)
 def reproducible(loss: Loss) -> None:
-    """Equal keys give an equal loss, and torch's own generator is left alone."""
+    """Equal keys give an equal loss, and torch's own generator is not used."""
     first = _evaluate(loss)[0]
     torch.rand(3)
     state = torch.random.get_rng_state()
-    law(first == _evaluate(loss)[0], f"{loss.name}: what is random belongs to the example's key")
-    law(torch.equal(state, torch.random.get_rng_state()), f"{loss.name}: torch's generator is left alone")
+    law(first == _evaluate(loss)[0], f"{loss.name}: equal keys give an equal loss")
+    law(torch.equal(state, torch.random.get_rng_state()), f"{loss.name}: torch's generator is not used")
 
 
 @lawful(Loss)
 def teaches(loss: Loss) -> None:
-    """Its gradient reaches the network, and whatever it trains beside it; one step along it lowers the loss."""
+    """Its gradient reaches the network and the loss's own parts."""
     value, network, parts = _evaluate(loss)
     value.mean().backward()
     reached = sum(p.grad is not None for p in network.parameters())
@@ -253,14 +258,13 @@ def _encoded(autoencoder: Autoencoder) -> tuple[Tensor, Tensor]:
 
 @lawful(Autoencoder)
 def latents(autoencoder: Autoencoder) -> None:
-    """encode gives finite latents of the shape that `latent_shape` foretells, and decode brings back x's shape."""
+    """encode gives finite latents of the shape `latent_shape`, and decode gives x's shape again."""
     x, z = _encoded(autoencoder)
-    who, foretold = autoencoder.name, autoencoder.latent_shape(tuple(x.shape[1:]))
-    law(tuple(z.shape) == (len(x), *foretold), f"{who}: latents are of shape {foretold}; they are {tuple(z.shape[1:])}")
+    who, shape = autoencoder.name, autoencoder.latent_shape(tuple(x.shape[1:]))
+    law(tuple(z.shape) == (len(x), *shape), f"{who}: latents have the shape {shape}; they have {tuple(z.shape[1:])}")
     law(z.isfinite(), f"{who}: latents are finite")
     with torch.no_grad():
-        back, again = autoencoder.decode(z), autoencoder.decode(z)
-    law(back.shape == x.shape, f"{who}: decoded, a latent is of x's shape; it is {tuple(back.shape[1:])}")
+        back, again, alone = autoencoder.decode(z), autoencoder.decode(z), autoencoder.decode(z[1:2])
+    law(back.shape == x.shape, f"{who}: a decoded latent has x's shape; it has {tuple(back.shape[1:])}")
     law(back == again, f"{who}: decoding is not random")
-    with torch.no_grad():
-        close(autoencoder.decode(z[1:2]), back[1:2], 1e-3, f"{who}: each latent is decoded alone")
+    close(alone, back[1:2], 1e-3, f"{who}: each latent is decoded alone")

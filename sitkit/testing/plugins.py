@@ -1,4 +1,4 @@
-"""Whether an installed plugin keeps the laws: it loads, it is light, and each of its components obeys those of its kind."""
+"""The test of an installed plugin: it loads, its import is light, and each of its components obeys the laws of its kind."""
 
 from __future__ import annotations
 
@@ -20,16 +20,24 @@ from sitkit.runtime.progress import Event, Progress, silent
 PluginState = Literal["loaded", "broken", "left out"]
 LawOutcome = Literal["holds", "broken", "not shown"]
 
-LOADS = "loads", "Its module is imported and what it registers is taken."
+LOADS = "loads", "Its module can be imported and its components can be registered."
 LIGHT = "light", "Importing it does not import torch, so that `sitkit --help` and `sitkit list` stay quick."
 HEAVY = "it imports torch: do so inside the functions that need it, or under TYPE_CHECKING."
-POSSIBLE = "possible", "What it sets is known, right, and possible: nothing in it would be refused."
-FILLED = "filled", "Without fields, or with those of `test_fields`, it can be made."
+POSSIBLE = "possible", "Its settings are known and valid: no command would refuse them."
+FILLED = "filled", "It can be created without fields, or with those of `test_fields`."
 
 
 @dataclass(frozen=True)
 class LawResult:
-    """What became of one law for one subject: the package, or a component "sampler mine (steps=3)"."""
+    """The outcome of one law for one subject.
+
+    Args:
+        subject: "package", or a component, as "sampler mine (steps=3)".
+        law: the name of the law.
+        meaning: one sentence that says what the law demands.
+        outcome: "holds", "broken" or "not shown".
+        reason: the reason for "broken" and "not shown".
+    """
 
     subject: str
     law: str
@@ -40,19 +48,19 @@ class LawResult:
 
 @dataclass(frozen=True)
 class Conformance:
-    """The verdicts on one plugin."""
+    """The results of all laws for one plugin."""
 
     plugin: Plugin
     verdicts: tuple[LawResult, ...]
 
     @property
     def failures(self) -> list[LawResult]:
-        """The laws that it breaks."""
+        """The results of the broken laws."""
         return [verdict for verdict in self.verdicts if verdict.outcome == "broken"]
 
 
 def plugin_state(plugin: Plugin) -> tuple[PluginState, str]:
-    """What became of a plugin when it was loaded, and why."""
+    """Return whether a plugin was loaded, and the reason if it was not."""
     load_plugins()
     if plugin in left_out:
         return "left out", "SITKIT_PLUGINS does not name it."
@@ -63,14 +71,14 @@ def plugin_state(plugin: Plugin) -> tuple[PluginState, str]:
 
 
 def plugins_named(words: Sequence[str]) -> list[Plugin]:
-    """Installed plugins by package or entry point; all that may load where none is named.
+    """Return installed plugins by package, entry point or module; without words, all that SITKIT_PLUGINS does not leave out.
 
-    Raises UserError for a word that names none, and for one that SITKIT_PLUGINS leaves out.
+    Raises UserError for a word that names no plugin or one that SITKIT_PLUGINS leaves out.
     """
     load_plugins()
     if not words:
         return [plugin for plugin in installed if plugin not in left_out]
-    found = []
+    plugins: list[Plugin] = []
     for word in words:
         named = [plugin for plugin in installed if word in (plugin.package, plugin.name, plugin.module)]
         if not named:
@@ -79,12 +87,12 @@ def plugins_named(words: Sequence[str]) -> list[Plugin]:
             raise UserError(f"No plugin {word!r} is installed.{suggest(word, known)} {has}")
         if any(plugin in left_out for plugin in named):
             raise UserError(f"SITKIT_PLUGINS leaves out {word!r}: unset it, or add {named[0].name!r} to it.")
-        found += [plugin for plugin in named if plugin not in found]
-    return found
+        plugins += [plugin for plugin in named if plugin not in plugins]
+    return plugins
 
 
 def test_plugin(plugin: Plugin, progress: Progress = silent) -> Conformance:
-    """Try every law on a plugin and on everything that it registered; nothing that it does stops the rest."""
+    """Test every law on a plugin and on every component and settings file of it.  An error in one does not stop the others."""
     state, reason = plugin_state(plugin)
     if state != "loaded":
         return Conformance(plugin, (LawResult("package", *LOADS, "broken", reason),))
@@ -98,23 +106,21 @@ def test_plugin(plugin: Plugin, progress: Progress = silent) -> Conformance:
 
 
 def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterable[LawResult]:
-    """The laws of a component's kind for each of its instances; of a preset, that it can be made."""
+    """Return the results of the laws of a component's kind for each of its test instances; for a preset, "filled" alone."""
     from sitkit.testing import examples_of, laws_of
 
     subject = f"{registry.kind} {name}"
     made: list[Component] = []
+    is_preset = name in registry.presets()
 
     def fill() -> None:
         try:
-            preset = name in registry.presets()
-            made.extend([registry.create(name)] if preset else examples_of(registry[name], subject))
+            made.extend([registry.create(name)] if is_preset else examples_of(registry[name], subject))
         except UserError as error:
             raise AssertionError(f"{error}") from None
 
     verdicts = [_judge(subject, *FILLED, fill)]
-    if name in registry.presets():
-        return verdicts
-    for component in made:
+    for component in [] if is_preset else made:
         laws = laws_of(component)
         who = subject if len(made) == 1 else f"{subject} ({_fields(component)})"
         for i, law in enumerate(laws):
@@ -125,7 +131,7 @@ def _component(registry: Registry[Any], name: str, progress: Progress) -> Iterab
 
 
 def _settings(files: SettingsFiles, name: str) -> None:
-    """A preset makes a configuration; a study has no cell that cannot be; a search has the form of one."""
+    """Raise AssertionError unless a preset makes a configuration, a study has possible cells, or a search is valid."""
     from sitkit.runs.config.sources import assemble, read_config, read_yaml, validate
     from sitkit.studies.search.space import Search
     from sitkit.studies.study_file import read_study
@@ -142,7 +148,7 @@ def _settings(files: SettingsFiles, name: str) -> None:
 
 
 def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> LawResult:
-    """The verdict of one check, whose draws depend on no other and leave no trace."""
+    """Return the result of one check; torch's generator begins at a fixed seed and is restored afterwards."""
     import torch
 
     from sitkit.testing import NotShown
@@ -151,8 +157,8 @@ def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> L
         torch.manual_seed(0)
         try:
             check()
-        except NotShown as why:
-            return LawResult(subject, law, meaning, "not shown", str(why))
+        except NotShown as error:
+            return LawResult(subject, law, meaning, "not shown", str(error))
         except AssertionError as error:
             return LawResult(subject, law, meaning, "broken", str(error))
         except Exception as error:
@@ -164,10 +170,10 @@ def _judge(subject: str, law: str, meaning: str, check: Callable[[], None]) -> L
 
 def _light(plugin: Plugin) -> None:
     code = f"import sys, sitkit, {plugin.module}; sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise AssertionError(f"{plugin.module}: {said[-1] if said else HEAVY}")
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    if process.returncode:
+        errors = process.stderr.strip().splitlines()
+        raise AssertionError(f"{plugin.module}: {errors[-1] if errors else HEAVY}")
 
 
 def _fields(component: Component) -> str:

@@ -1,7 +1,8 @@
-"""What has happened since training was last looked at, kept on the device so that no step waits for it."""
+"""Losses and gradient norms since the last row of the log, kept on the device so that no step waits for it."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from sitkit.runtime.errors import WorkFailed
 from sitkit.runtime.files import write_json
 from sitkit.training.objective import TrainingInputs
 
-# Steps in a row with gradients that are not finite, after which even train.nonfinite=skip stops.
+# train.nonfinite=skip stops after this number of consecutive steps whose gradients are not finite.
 SKIPS = 20
 
 
 class LossWindow:
-    """The losses of each example and the norms of the gradients, step by step, until they are looked at."""
+    """The losses of each example and the norms of the gradients, step by step, since the last summary."""
 
     def __init__(self, config: Config, inputs: TrainingInputs, folder: Path, group: ProcessGroup) -> None:
         self.config, self.inputs, self.folder, self.group = config, inputs, folder, group
@@ -33,23 +34,24 @@ class LossWindow:
         self.skipped = 0
 
     def add(self, losses: Tensor, norm: Tensor) -> None:
-        """A step's losses (b,), of this process's examples, and the norm of its gradient, ()."""
+        """Add the losses (b,) of the examples of this process, and the norm () of the gradient, of one step."""
         self.losses.append(losses)
         self.norms.append(norm)
 
     def summarise(self, step: int, saved: int) -> tuple[int, dict[str, float]]:
-        """(steps since the last look, their mean loss and mean norm), `step` being the latest; the only wait for a device.
+        """Return the number of steps since the last summary, and their mean loss and mean norm.
 
-        Raises WorkFailed where a loss or a gradient is not finite: under train.nonfinite=stop the first time, under
-        "skip" after 20 steps in a row.  The losses, times and places in the data of that step's examples are then in
-        nonfinite-<step>.json.  saved: the step of the last checkpoint.
+        This is the only place where training waits for the device.
+        step: the latest step.  saved: the step of the last checkpoint.
+        Raises WorkFailed if a loss or a gradient is not finite: with train.nonfinite=stop at the first step, with "skip"
+        after 20 consecutive steps.  nonfinite-<step>.json then has losses, times and indices of the examples of that step.
         """
         means = self.group.mean(torch.stack([losses.mean() for losses in self.losses])).cpu()
         norms = torch.stack(self.norms).cpu()
         good = means.isfinite() & norms.isfinite()
         count, first = len(good), step - len(good)
-        for i, fine in enumerate(good.tolist()):
-            self.skipped = 0 if fine else self.skipped + 1
+        for i, finite in enumerate(good.tolist()):
+            self.skipped = 0 if finite else self.skipped + 1
             if self.skipped > (0 if self.config.train.nonfinite == "stop" else SKIPS - 1):
                 self._stop(first + i + 1, float(means[i]), float(norms[i]), self.losses[i], saved)
         values = {"loss": float(means[good].mean()), "grad_norm": float(norms[good].mean())}
@@ -60,17 +62,19 @@ class LossWindow:
 
     def _stop(self, step: int, loss: float, norm: float, losses: Tensor, saved: int) -> None:
         path = self.folder / f"nonfinite-{step:08d}.json"
-        every = self.group.gather(losses.float().cpu())
+        losses_of_all = self.group.gather(losses.float().cpu())
         if self.group.lead:
-            write_json(path, self._dump(step, loss, norm, torch.cat(every)))
+            write_json(path, self._dump(step, loss, norm, torch.cat(losses_of_all)))
         else:
-            # The lead says it for all; this ends when the lead has.
+            # The lead raises the error for all processes and ends them.
             self.group.barrier()
-        what = f"loss became {loss}" if not torch.tensor(loss).isfinite() else f"gradient's norm became {norm}"
-        kept = latest_checkpoint(RunFolder(self.folder).checkpoints)
-        last = f"The last good checkpoint is {kept} (step {saved})." if kept else "There is no checkpoint before it."
+        fault = f"gradient's norm became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+        newest = latest_checkpoint(RunFolder(self.folder).checkpoints)
+        last = (
+            f"The last good checkpoint is {newest} (step {saved})." if newest else "There is no checkpoint before it."
+        )
         raise WorkFailed(
-            f"The {what} at step {step}. {last} The examples of that step are in {path}. "
+            f"The {fault} at step {step}. {last} The examples of that step are in {path}. "
             "Try a lower train.lr, train.clip=1.0, or another weight."
         )
 
@@ -80,18 +84,7 @@ class LossWindow:
         t = self.inputs.times(rng.sample_keys(train.seed, torch.from_numpy(positions)))
         data = self.inputs.examples
         index = indices(data, train.seed, positions)
-        rows = zip(
-            positions.tolist(),
-            index.tolist(),
-            data.labels[index].tolist(),
-            t.tolist(),
-            losses.tolist(),
-            strict=True,
-        )
-        keys = ("position", "index", "label", "t", "loss")
-        return {
-            "step": step,
-            "loss": loss,
-            "grad_norm": norm,
-            "examples": [dict(zip(keys, row, strict=True)) for row in rows],
-        }
+        columns = {"position": positions, "index": index, "label": data.labels[index], "t": t, "loss": losses}
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        examples = [dict(zip(columns, row, strict=True)) for row in rows]
+        return {"step": step, "loss": loss, "grad_norm": norm, "examples": examples}

@@ -1,4 +1,4 @@
-"""Averages of the weights while training: average <- average + (1 - beta) (theta - average), the first being theta."""
+"""Averages of the weights during training: average <- average + (1 - beta) (theta - average); the first is theta."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sitkit.training.parallel import gathered, shard_like
 class EMA:
     """Exponential and power-function averages of a network's trainable parameters, in their own dtype and device.
 
-    `update` is a few fused operations on lists of tensors; parameters sharded over ranks are averaged shard by shard.
-    Other entries of the network's state (buffers, frozen parameters) are not averaged: they are the network's own.
+    `update` runs a few fused operations on lists of tensors; parameters that are sharded over ranks are averaged shard by
+    shard.  Buffers and frozen parameters are not averaged: the averages use those of the network.
     """
 
     def __init__(self, network: nn.Module, decays: Sequence[float], widths: Sequence[float] = ()) -> None:
@@ -39,38 +39,37 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """average <- average + (1 - beta) (theta - average), the optimiser having taken `step` steps, 1 or more.
+        """Set average <- average + (1 - beta) (theta - average) after step `step` of the optimizer, which begins at 1.
 
         beta is the decay, or (1 - 1/step)^(gamma + 1); 0 at the first step.
         """
         values = [_local(p) for p in self._parameters()]
         for key, (decay, exponent) in self._profiles.items():
-            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, _share(step, decay, exponent))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, _gain(step, decay, exponent))  # pyright: ignore[reportPrivateImportUsage]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every average, named as in a checkpoint; exponential ones with the whole state of the network."""
+        """Return every average by its name in a checkpoint; exponential averages with the whole state of the network."""
         whole = self.network.state_dict()
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for key, averages in self._averages.items():
             if self._profiles[key][1] is None:
-                found |= {f"{key}{name}": tensor for name, tensor in whole.items()}
-            found |= {f"{key}{name}": tensor for name, tensor in zip(self.names, averages, strict=True)}
-        return found
+                tensors |= {f"{key}{name}": tensor for name, tensor in whole.items()}
+            tensors |= {f"{key}{name}": tensor for name, tensor in zip(self.names, averages, strict=True)}
+        return tensors
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the averages that `tensors` gave, each whole or sharded as here.  Raises UserError where one is missing."""
+        """Copy the averages from the result of `tensors`, whole or sharded in this way.  Raises UserError if one is missing."""
         for key, averages in self._averages.items():
             for name, average in zip(self.names, averages, strict=True):
                 if f"{key}{name}" not in tensors:
                     raise UserError(f"The checkpoint holds no {key}{name}, so its average cannot be continued.")
-                given = tensors[f"{key}{name}"]
-                average.copy_(shard_like(given, average))
+                average.copy_(shard_like(tensors[f"{key}{name}"], average))
 
     @contextlib.contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """Within it the network has the weights of the first average; afterwards its own again, to the bit."""
+        """Give the network the weights of the first average within the block, and its own weights after it, to the bit."""
         parameters = [_local(p) for p in self._parameters()]
         own = [p.clone() for p in parameters]
         torch._foreach_copy_(parameters, [_local(t) for t in next(iter(self._averages.values()))])  # pyright: ignore[reportPrivateImportUsage]
@@ -80,10 +79,10 @@ class EMA:
             torch._foreach_copy_(parameters, own)  # pyright: ignore[reportPrivateImportUsage]
 
     def snapshot(self, folder: Path, step: int, dtype: torch.dtype, group: ProcessGroup) -> None:
-        """Keep the power-function averages of a step in the run's folder.  Every process calls it; the lead writes."""
+        """Write the power-function averages of a step to the run's folder.  Every process calls it; the lead writes."""
         powers = {key: exponent for key, (_, exponent) in self._profiles.items() if exponent is not None}
-        held = {f"{key}{name}": t for key in powers for name, t in zip(self.names, self._averages[key], strict=True)}
-        whole = gathered(held, group)
+        shards = {f"{key}{name}": t for key in powers for name, t in zip(self.names, self._averages[key], strict=True)}
+        whole = gathered(shards, group)
         fixed = {n: t for n, t in self.network.state_dict().items() if n not in set(self.names)}
         rest = gathered({f"{FIXED}{name}": t for name, t in fixed.items()}, group)
         if group.lead:
@@ -92,8 +91,8 @@ class EMA:
             save_tensors(checkpoint_file(RunFolder(folder).snapshots, step), tensors, header)
 
 
-def _share(step: int, decay: float | None, exponent: float | None) -> float:
-    """1 - beta."""
+def _gain(step: int, decay: float | None, exponent: float | None) -> float:
+    """Return 1 - beta."""
     if step == 1:
         return 1.0
     return 1 - decay if decay is not None else -math.expm1(((exponent or 0.0) + 1) * math.log1p(-1 / step))

@@ -1,4 +1,4 @@
-"""What a training step computes: the inputs of a step, and their mean loss under the network."""
+"""The computation of a training step: its inputs, and the mean loss of the network on them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sitkit.transport import interval
 
 
 class Inputs(NamedTuple):
-    """A process's part of a step, on its device: rows of data (b, ...), noise (b, ...), t (b,), y (b,), keys (b,)."""
+    """The part of a step of one process, on its device: data (b, ...), noise (b, ...), t (b,), y (b,), keys (b,)."""
 
     data: Tensor
     noise: Tensor
@@ -27,46 +27,46 @@ class Inputs(NamedTuple):
     keys: Tensor
 
     def split(self, parts: int) -> list[Inputs]:
-        """The rows in so many equal parts."""
+        """Return the rows in `parts` equal parts."""
         return [Inputs(*rows) for rows in zip(*(value.chunk(parts) for value in self), strict=True)]
 
 
 class TrainingInputs:
-    """Inputs from examples: noise, time and dropped labels are functions of the training seed and the position alone.
+    """Inputs from examples: noise, time and dropped labels depend on the training seed and the position alone.
 
-    rank, size: this process's part of each batch.  A coupling that looks at the whole batch is given all of it by
-    every process, so that the pairs are the same however many there are.
+    rank, size: the part of this process in each batch.  If the coupling needs the whole batch, every process pairs the
+    whole batch, so that the pairs are the same for every number of processes.
     """
 
     def __init__(
         self, config: Config, network: nn.Module, data: Examples, device: torch.device, rank: int = 0, size: int = 1
     ) -> None:
         self.config, self.examples, self.device = config, data, device
-        self.span = interval.trainable_interval(config.interp, config.target, config.weight)
+        self.interval = interval.trainable_interval(config.interp, config.target, config.weight)
         self.dropout = float(getattr(network, "class_dropout", 0.0))
         self.own = (rank, size)
         self.part = (0, 1) if config.coupling.whole_batch else self.own
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor, positions: np.ndarray) -> Inputs:
-        """x (b, *shape), y (b,), positions (b,) in the stream of examples: the batch, or this process's part of it."""
+        """Return the inputs of this process for x (b, *shape), y (b,) and their positions (b,) in the stream."""
         config = self.config
         keys = rng.sample_keys(config.train.seed, torch.from_numpy(positions)).to(self.device, non_blocking=True)
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         data = modelled(config.autoencoder, self.examples, x, keys)
-        draws = config.coupling.pair(data, rng.normal(keys, tuple(data.shape[1:]), rng.TRAINING), y)
+        noise = config.coupling.pair(data, rng.normal(keys, tuple(data.shape[1:]), rng.TRAINING), y)
         t = self.times(keys)
         y = y.where(rng.uniform(keys, rng.DROPOUT) >= self.dropout, self.examples.num_classes)
-        inputs = Inputs(data, draws, t, y, keys)
+        inputs = Inputs(data, noise, t, y, keys)
         return inputs if self.part == self.own else inputs.split(self.own[1])[self.own[0]]
 
     def times(self, keys: Tensor) -> Tensor:
-        """The training time of each example, float32, within the span where its loss is finite: keys (b,) -> (b,)."""
-        return self.config.timestep.map(rng.uniform(keys, rng.TIME)).clamp(*self.span).float()
+        """Return the training time of each key, (b,) -> (b,) float32, within the interval where the loss is finite."""
+        return self.config.timestep.map(rng.uniform(keys, rng.TIME)).clamp(*self.interval).float()
 
 
 class Objective(nn.Module):
-    """A network and what its loss trains beside it, as one module: what is compiled, and given to DDP.
+    """A network and the modules that its loss trains, as one module, which is compiled or passed to DDP.
 
     (data, noise, t, y, keys) -> (mean loss, loss of each example without gradient).
     """
@@ -88,9 +88,9 @@ class Objective(nn.Module):
 
 
 def objective_of(config: Config, network: nn.Module, data: Prepared) -> Objective:
-    """The objective of a configuration, what the loss trains beside the network drawn from the training seed too."""
+    """Return the objective of a configuration; the training seed also draws the weights of the modules of the loss."""
     with torch.random.fork_rng(devices=[]):
-        # Not the seed itself, from which the network's first weights are drawn.
+        # Not the seed itself, because it draws the initial weights of the network.
         torch.manual_seed(int(rng.sample_keys(config.train.seed, torch.zeros(1, dtype=torch.int64))))
         return Objective(config, network, data)
 

@@ -1,4 +1,4 @@
-"""How weights move: by AdamW under a schedule, clipped, and past a gradient that is not finite where that is asked for."""
+"""The optimizer: AdamW with a schedule and gradient clipping; optionally it skips gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sitkit.training.parallel import whole
 
 
 class Optimization:
-    """The optimiser and its schedule, torch's own."""
+    """The optimizer and its schedule, both from torch."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: TrainSettings) -> None:
         self.parameters, self.settings = [p for p in parameters if p.requires_grad], settings
@@ -28,16 +28,16 @@ class Optimization:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self) -> Tensor:
-        """One step by the gradients that are there, which it then drops; returns their norm before clipping, ().
+        """Take a step with the current gradients, clear them, and return their norm () before clipping.
 
-        Nothing waits for the device.
+        The call does not wait for the device.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(gradients))
         if self.settings.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip, norm)
         if self.settings.nonfinite == "skip":
-            # What gradient scaling uses: the fused kernel leaves weights and moments alone where this is 1.
+            # The interface of gradient scaling: if this is 1, the fused kernel does not change weights and moments.
             self.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()
         self.schedule.step()
@@ -46,7 +46,9 @@ class Optimization:
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings) -> lr_scheduler.LRScheduler:
-    """Step k = 0, 1, ... of a warm-up of w steps has (k + 1) / w of lr; the last `decay` of all steps lead to lr_end."""
+    """Return the schedule: step k = 0, 1, ... of a warm-up of w steps has the rate lr (k + 1) / w; the fraction `decay` of
+    the steps, at the end, goes from lr to lr_end.
+    """
     steps, rise = settings.steps, max(settings.warmup - 1, 0)
     fall = 0 if settings.schedule == "constant" else max(0, min(round(steps * settings.decay), steps - rise))
     phases: dict[int, lr_scheduler.LRScheduler] = {}

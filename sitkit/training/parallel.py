@@ -1,9 +1,9 @@
-"""How an objective is laid out over devices: compiled, replicated (DDP) or sharded (FSDP2), and its state made whole.
+"""Parallel training: compile the objective, replicate it (DDP) or shard it (FSDP2), and gather its state.
 
-Either way a checkpoint is one file with whole tensors, so that any number of processes continues it.  They are made
-whole one at a time and kept in the lead's main memory alone: a GPU never holds more than its shards and one tensor, but
-the lead's machine needs room for the whole state (weights, averages, two moments: 16 bytes a parameter), and each
-process reads the file for itself and keeps only its shards.
+A checkpoint is always one file with whole tensors, so any number of processes can continue it.  Tensors are gathered one
+at a time into the main memory of the lead: a GPU holds its shards and one tensor at most, but the machine of the lead
+needs memory for the whole state (weights, averages, two moments: 16 bytes per parameter).  To continue, each process reads
+the file and keeps only its shards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sitkit.training.objective import Objective
 
 
 class Parallelized:
-    """An objective on its devices: called as the objective is, with gradients averaged over the processes."""
+    """An objective on its devices, with the call of the objective and gradients averaged over the processes."""
 
     def __init__(self, objective: Objective, group: ProcessGroup, how: Literal["ddp", "fsdp"], compiled: bool) -> None:
         self.objective, self.sharded = objective, []
@@ -36,7 +36,7 @@ class Parallelized:
             devices = [group.device] if group.device.type == "cuda" else None
             self.module = DistributedDataParallel(objective, device_ids=devices, gradient_as_bucket_view=True)
         if compiled:
-            # The compiler lays the gradient of the patches' convolution out its own way: DDP copies a few KB a step, and warns.
+            # The compiler chooses the strides of the gradient of the patch convolution: DDP copies a few KB a step, and warns.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             compile_(self.module)
 
@@ -44,7 +44,7 @@ class Parallelized:
         return self.module(*inputs)
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Where gradients are summed without being exchanged, but for the last part of a step."""
+        """Return a context in which gradients are summed and, except in the last part of a step, not exchanged."""
         for module in self.sharded:
             module.set_requires_gradient_sync(last)
         replicated = self.module is not self.objective
@@ -52,8 +52,8 @@ class Parallelized:
 
 
 def compile_(module: nn.Module) -> None:
-    """Compile a module in place, for the one shape that training has."""
-    # The tanh of a GELU through exp, off by 1e-7 where libm's is exact: the step is shorter by a fortieth on a CPU.
+    """Compile a module in place, for the single shape of a training."""
+    # The tanh of a GELU through exp, with an error of 1e-7: a step on a CPU is shorter by 1/40 than with that of libm.
     tanh = "cpp.use_decompose_tanh"
     module.compile(dynamic=False, options={tanh: True} if tanh in torch._inductor.list_options() else None)
 
@@ -63,7 +63,7 @@ def _shard(objective: Objective, group: ProcessGroup, compiled: bool) -> list[An
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # A view of the network's output is fine: nothing here changes one in place.
+    # A view of the output of the network is safe: no code here changes a view in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     mesh = init_device_mesh(group.device.type, (group.size,))
     roots = [module for module in (objective.network, objective.parts) if module is not None]
@@ -79,22 +79,22 @@ def _shard(objective: Objective, group: ProcessGroup, compiled: bool) -> list[An
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded.  Every process must call it, in the same order."""
+    """Return the whole of a tensor that may be sharded.  Every process must call it, in the same order."""
     return getattr(tensor, "full_tensor", lambda: tensor)()
 
 
 def gathered(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:
-    """Whole tensors in the lead's main memory; elsewhere nothing is kept."""
-    kept: dict[str, Tensor] = {}
+    """Return whole tensors in main memory on the lead, and nothing on the other processes."""
+    tensors_of_lead: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = whole(tensor)
         if group.lead:
-            kept[name] = full.detach().cpu()
-    return kept
+            tensors_of_lead[name] = full.detach().cpu()
+    return tensors_of_lead
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a whole tensor, where `like` is sharded; else the tensor."""
+    """Return the shard of this process of a whole tensor if `like` is sharded, else the tensor."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -105,7 +105,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Within it float32 products on CUDA are, or are not, computed in TF32."""
+    """Set, within the block, whether float32 products on CUDA use TF32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:

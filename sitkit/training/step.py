@@ -1,7 +1,10 @@
-"""A training step: what it needs (`prepare`), what it does (`Training.step`), and what follows it (`due`)."""
+"""One step of a training (`Training.step`), and the work that follows it (`due`)."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import show
 from sitkit.runtime import rng
 from sitkit.runtime.distributed import ProcessGroup
+from sitkit.runtime.files import to_json, write_file
 from sitkit.runtime.progress import Event, Progress
 from sitkit.solvers.ode import Heun
 from sitkit.training.divergence import LossWindow
@@ -28,10 +32,15 @@ from sitkit.training.training_state import TrainingState
 from sitkit.transport.field import Field
 
 PREVIEW_STEPS, PREVIEW_COLUMNS = 10, 8
+# Rates of the log, as the bar names them.
+SHORT_NAMES = {"images_per_second": "images/s", "mfu": "mfu", "memory_gib": "GiB"}
 
 
 class Due(NamedTuple):
-    """What follows a training step: a row of the log, a snapshot of averages, a checkpoint, a preview; the end."""
+    """The work that follows a training step, and whether it is the last step.
+
+    log: a row of the log.  snapshot: a snapshot of the averages.  save: a checkpoint.  preview: a picture of samples.
+    """
 
     log: bool
     snapshot: bool
@@ -41,7 +50,7 @@ class Due(NamedTuple):
 
 
 def due(config: Config, step: int) -> Due:
-    """Return what follows a step, a function of the settings alone.  Every checkpoint has a row of the log."""
+    """Return the work that follows a step; it depends on the settings alone.  Every checkpoint has a row of the log."""
     run, last = config.run, step == config.train.steps
     save = last or step % run.checkpoint_every == 0
     return Due(
@@ -53,31 +62,17 @@ def due(config: Config, step: int) -> Due:
     )
 
 
-def prepare(
-    config: Config, network: nn.Module, data: Prepared, folder: Path, group: ProcessGroup, progress: Progress
-) -> Training:
-    """Return the training of a network, at the newest checkpoint of its folder or at step 0."""
-    training = Training(config, network, data, folder, group)
-    if config.train.posthoc and group.lead:
-        progress(Event("train", message=check_space(folder, config.train, network)))
-    training.done = training.saved = training.state.resume(folder)
-    if training.done:
-        text = f"continuing {folder} at step {training.done}."
-        progress(Event("train", training.done, config.train.steps, message=text))
-    if not config.train.steps:
-        # The initial network is sampled, measured and compared as any other.
-        training.save()
-    return training
-
-
 class Training:
     """The state of a training and everything that its steps need, on one process of a group.
 
     done: the number of steps taken.  saved: the step of the last checkpoint.
     """
 
-    def __init__(self, config: Config, network: nn.Module, data: Prepared, folder: Path, group: ProcessGroup) -> None:
-        self.config, self.network, self.data, self.folder, self.group = config, network.train(), data, folder, group
+    def __init__(
+        self, config: Config, network: nn.Module, data: Prepared, folder: Path, group: ProcessGroup, progress: Progress
+    ) -> None:
+        self.config, self.network, self.data, self.group, self.progress = config, network.train(), data, group, progress
+        self.folder, self.files = folder, RunFolder(folder)
         self.done = self.saved = 0
         objective = objective_of(config, network, data).to(group.device)
         compiled = group.device.type == "cuda" if config.run.compile == "auto" else config.run.compile
@@ -89,6 +84,24 @@ class Training:
         precision = torch.bfloat16 if objective.bf16 else torch.float32
         self.throughput = Throughput(config.backbone.flops(data.shape), group, precision)
         self.window = LossWindow(config, self.inputs, folder, group)
+
+    def resume(self) -> range:
+        """Continue from the newest checkpoint of the folder, if it holds one, and return the steps that remain."""
+        train, lead = self.config.train, self.group.lead
+        if train.posthoc and lead:
+            self.progress(Event("train", message=check_space(self.folder, train, self.network)))
+        self.done = self.saved = self.state.resume(self.folder)
+        if self.done:
+            text = f"continuing {self.folder} at step {self.done}."
+            self.progress(Event("train", self.done, train.steps, message=text))
+        if not train.steps:
+            # The initial network is saved too, so that it can be sampled and evaluated.
+            self.save()
+        if lead:
+            # In this mode an existing file keeps its time: nothing was written.
+            self.files.metrics.open("a").close()
+            forget_rows(self.files.metrics, self.done)
+        return range(self.done, train.steps)
 
     def step(self, batch: DataBatch) -> None:
         """Accumulate gradients over the parts of a batch, then update weights and averages."""
@@ -103,10 +116,19 @@ class Training:
         self.done += 1
         self.averages.update(self.done)
 
-    def summarise(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the losses and the rates since the last call.  Raises WorkFailed for losses that are not finite."""
+    def log(self) -> None:
+        """Write the mean losses and the rates since the last call to the log, and report them.
+
+        Raises WorkFailed for losses that are not finite.
+        """
         count, losses = self.window.summarise(self.done, self.saved)
-        return losses | {"lr": self.lr}, self.throughput.read(count * self.config.train.batch)
+        rates = self.throughput.read(count * self.config.train.batch)
+        if self.group.lead:
+            row = {"step": self.done, "time": time.time(), **losses, "lr": self.lr, **rates}
+            with self.files.metrics.open("a", encoding="utf-8") as file:
+                file.write(to_json(row) + "\n")
+        shown = {"loss": losses["loss"], **{SHORT_NAMES[key]: value for key, value in rates.items()}}
+        self.progress(Event("train", self.done, self.config.train.steps, shown))
 
     def snapshot(self) -> None:
         """Write the power-function averages.  Every process calls it; the lead writes."""
@@ -120,7 +142,7 @@ class Training:
     def preview(self) -> None:
         """Write a picture of samples with averaged weights: a row for each class, or points in the plane.
 
-        Data that no picture shows have no preview.  Every process samples; the lead writes.
+        Other data have no preview.  Every process samples; the lead writes.
         """
         config, (examples, shape, num_classes), device = self.config, self.data, self.group.device
         if not (examples.is_image or examples.is_plane):
@@ -132,6 +154,21 @@ class Training:
         with self.averages.applied():
             samples = Heun(steps=PREVIEW_STEPS).sample(field, rng.normal(keys, shape, rng.INITIAL), y, seeds=keys)
             if self.group.lead:
-                path = RunFolder(self.folder).previews / f"step-{self.done:08d}.png"
+                path = self.files.previews / f"step-{self.done:08d}.png"
                 show(config.autoencoder.decode(samples.x), y, examples, path)
         self.network.train()
+
+
+def forget_rows(path: Path, step: int) -> None:
+    """Remove from a log the rows after `step`, which the training writes again, and rows that are damaged."""
+    rows = path.read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if _step_of(row) <= step]
+    if kept != rows:
+        write_file(path, "".join(row + "\n" for row in kept))
+
+
+def _step_of(row: str) -> float:
+    try:
+        return json.loads(row)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,4 +1,4 @@
-"""How fast training goes: images per second, and the share of the machine's arithmetic that the model puts to use."""
+"""The speed of training: images per second, and the fraction of the peak FLOPs that the model uses (MFU)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ import torch
 
 from sitkit.runtime.distributed import ProcessGroup
 
-# A training step is the forward pass and twice as much again backward.
+# A training step costs three forward passes: the backward pass costs two.
 PASSES = 3
 
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the best of a few square matrix products on this device, a multiply-add counting two.
+    """Return the FLOPs per second of the fastest of a few square matrix products; a multiply-add counts as two.
 
-    It is what matrix products reach here, not what a data sheet says: 4096^3 on CUDA, 512^3 on a CPU with as many threads
-    as torch may use now.  float32 on CUDA is measured with or without TF32 as it is set when first asked for.
+    The value is measured on this device, not taken from a data sheet: 4096^3 on CUDA, 512^3 on a CPU with the current
+    number of threads of torch.  float32 on CUDA uses TF32 if it is allowed at the first call.
     """
     n, tries = (4096, 20) if device.type == "cuda" else (512, 5)
     a, b = torch.randn(2, n, n, device=device, dtype=torch.float32).to(dtype)
-    best = float("inf")
-    for _ in range(tries):
-        best = min(best, _seconds(a, b))
-    return 2 * n**3 / best
+    return 2 * n**3 / min(_seconds(a, b) for _ in range(tries))
 
 
 def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -42,10 +39,10 @@ def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class Throughput:
-    """Images per second since the last reading, and model FLOPs utilisation: their useful FLOPs over the peak of all devices.
+    """Images per second, and model FLOPs utilisation (MFU): the FLOPs of the model over the peak of all devices.
 
-    flops: of one forward pass for one image, or None where nobody counted them; what a backward pass recomputes
-    (checkpointing) is not counted.
+    flops: those of a forward pass for one image, or None if they are not known; recomputation in a backward pass
+    (checkpointing) does not count.
     """
 
     def __init__(self, flops: int | None, group: ProcessGroup, dtype: torch.dtype) -> None:
@@ -54,10 +51,10 @@ class Throughput:
         self.since = time.monotonic()
 
     def read(self, images: int) -> dict[str, float]:
-        """{"images_per_second", "mfu", "memory_gib"} of the images since the last reading; the last is CUDA's peak."""
+        """Return {"images_per_second", "mfu", "memory_gib"} since the last call; the last is the peak memory on CUDA."""
         now = time.monotonic()
         rate, self.since = images / (now - self.since), now
-        known = {} if self.flops is None else {"mfu": PASSES * self.flops * rate / self.peak}
+        rates = {} if self.flops is None else {"mfu": PASSES * self.flops * rate / self.peak}
         if self.device.type == "cuda":
-            known["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        return {"images_per_second": rate} | known
+            rates["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return {"images_per_second": rate} | rates

@@ -1,4 +1,4 @@
-"""What a training is at a step: weights, averages, moments, schedule; written to one file, and read back from it."""
+"""The training state (weights, averages, optimizer, schedule), saved to one file and restored from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sitkit.training.parallel import gathered, shard_like
 
 
 class TrainingState:
-    """An objective, the averages of its network and its optimizer, wherever their tensors lie."""
+    """An objective, the averages of its network and its optimizer, on one device or sharded."""
 
     def __init__(self, objective: Objective, averages: EMA, optimization: Optimization, group: ProcessGroup) -> None:
         self.objective, self.averages, self.optimization, self.group = objective, averages, optimization, group
@@ -34,26 +34,22 @@ class TrainingState:
         return {"model.": self.objective.network} | ({} if parts is None else {"parts.": parts})
 
     def save(self, folder: Path, config: Config, step: int) -> None:
-        """Write the checkpoint of a step into a run's folder.  Every process calls it; the lead writes."""
+        """Write the checkpoint of a step to a run's folder.  Every process calls it; the lead writes."""
         tensors: dict[str, Tensor] = {}
         for prefix, module in self._modules().items():
             tensors |= {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
         tensors |= self.averages.tensors() | optimizer_tensors(self.optimization.optimizer)
         whole = gathered(tensors, self.group)
         if self.group.lead:
-            header = {
-                "format": 1,
-                "step": step,
-                "config": config.plain(),
-                "schedule": self.optimization.schedule.state_dict(),
-            }
+            schedule = self.optimization.schedule.state_dict()
+            header = {"format": 1, "step": step, "config": config.plain(), "schedule": schedule}
             save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), whole, header)
             prune_checkpoints(RunFolder(folder).checkpoints, config.run.keep)
 
     def resume(self, folder: Path) -> int:
-        """Take the state of the newest whole checkpoint of a run; the step it is of, 0 where there is none.
+        """Restore the newest undamaged checkpoint of a run and return its step, or 0 if there is none.
 
-        It may come from any number of processes, replicated or sharded.
+        The checkpoint may be from any number of processes, replicated or sharded.
         """
         newest = self.group.broadcast(latest_checkpoint(RunFolder(folder).checkpoints) if self.group.lead else None)
         if newest is None:
@@ -61,18 +57,13 @@ class TrainingState:
         header, tensors = load_tensors(newest)
         for prefix, module in self._modules().items():
             own = module.state_dict()
-            given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in given.items()})
+            saved = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in saved.items()})
         self.averages.load(tensors)
         load_optimizer(self.optimization.optimizer, tensors)
-        self._lay_moments()
+        for parameter, moments in self.optimization.optimizer.state.items():
+            # The moments were read whole.  The count of steps stays a plain number.
+            moments.update({name: shard_like(m, parameter) for name, m in moments.items() if name != "step"})
         if "schedule" in header:
             self.optimization.schedule.load_state_dict(header["schedule"])
         return int(header["step"])
-
-    def _lay_moments(self) -> None:
-        """Shard the moments, read whole, as their parameters are; the count of steps stays a plain number."""
-        for parameter, moments in self.optimization.optimizer.state.items():
-            for name, moment in moments.items():
-                if name != "step":
-                    moments[name] = shard_like(moment, parameter)

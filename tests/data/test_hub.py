@@ -185,7 +185,7 @@ def test_a_row_group_is_fetched_once_an_epoch_and_few_are_in_memory(streamed: Pa
     order = nearly_shuffled(train, files.starts, window)(0, 0)
     for number in order:
         assert rows[int(number)]["bytes"]
-        assert len(rows._groups) <= 2 * window
+        assert rows.group.cache_info().currsize <= 2 * window
     assert sorted(fetched) == list(range(24))
     # It is shuffled: neighbours in the stream are of several row groups, and another epoch has another order.
     assert np.mean(np.diff(order // ROWS) != 0) > 0.5

@@ -15,7 +15,7 @@ from support import autoencoder, call, tiny
 
 from sitkit.data.dataset import load_examples
 from sitkit.data.stream import batch
-from sitkit.models.encode import encode_dataset
+from sitkit.models.encode import encode
 from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runs.run import load
 from sitkit.runtime.errors import UserError
@@ -29,9 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     autoencoder(folder / "vae")
     pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "set.npz", images=pixels, labels=np.arange(50) % 3, label_names=np.array(["a", "b", "c"]))
-    encode_dataset(
-        datasets.create("npz", path=str(folder / "set.npz"), flip=True), vae(folder), folder / "latents", per_shard=16
-    )
+    data = datasets.create("npz", path=str(folder / "set.npz"), flip=True)
+    encode(data, autoencoder=vae(folder), out=folder / "latents", per_shard=16)
     return folder
 
 
@@ -143,7 +142,7 @@ def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path, damage: Callabl
 
 def test_images_that_are_gone_or_changed_are_named(tmp_path: Path, folder: Path) -> None:
     data = Path(shutil.copy(folder / "set.npz", tmp_path / "set.npz"))
-    encode_dataset(datasets.create("npz", path=str(data)), vae(folder), tmp_path / "latents")
+    encode(datasets.create("npz", path=str(data)), autoencoder=vae(folder), out=tmp_path / "latents")
     latents = datasets.create("latents", path=str(tmp_path / "latents"))
     assert latents.source() == datasets.create("npz", path=str(data))
     with np.load(data) as arrays:

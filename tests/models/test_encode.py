@@ -14,7 +14,9 @@ import pytest
 import torch
 from support import autoencoder, call, finish, start
 
-from sitkit.models.encode import encode_dataset
+from sitkit.data.dataset import Dataset
+from sitkit.models.autoencoder import Autoencoder
+from sitkit.models.encode import encode
 from sitkit.registry import autoencoders, datasets
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import load_tensors
@@ -27,15 +29,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     autoencoder(folder / "vae")
     pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "set.npz", images=pixels, labels=np.arange(100) % 3)
-    encode_dataset(*parts(folder), folder / "whole", per_shard=8)
+    data, vae = parts(folder)
+    encode(data, autoencoder=vae, out=folder / "whole", per_shard=8)
     return folder
 
 
-def parts(folder: Path):
-    return (
-        datasets.create("npz", path=str(folder / "set.npz")),
-        autoencoders.create("sd-vae", path=str(folder / "vae")),
-    )
+def parts(folder: Path) -> tuple[Dataset, Autoencoder]:
+    """Return the data set and the autoencoder of a folder."""
+    data = datasets.create("npz", path=str(folder / "set.npz"))
+    return data, autoencoders.create("sd-vae", path=str(folder / "vae"))
 
 
 def words(folder: Path, out: Path) -> list[str | Path]:
@@ -111,14 +113,16 @@ def test_encoding_again_does_nothing(made: Path) -> None:
 @pytest.mark.parametrize(("scale", "said"), [(0.18215, False), (0.5, True)])
 def test_a_scale_that_is_not_the_autoencoders_own_is_told(made: Path, tmp_path: Path, scale: float, said: bool) -> None:
     """save_pretrained wrote scaling_factor 0.18215, by which diffusers multiplies."""
-    told = []
+    messages = []
     data, vae = parts(made)
-    encode_dataset(data, replace(vae, scale=scale), tmp_path / "out", progress=lambda event: told.append(event.message))
-    assert any("--set autoencoder.scale=0.18215" in text and "it is 2.7" in text for text in told) is said
+    coder = replace(vae, scale=scale)
+    encode(data, autoencoder=coder, out=tmp_path / "out", progress=lambda event: messages.append(event.message))
+    assert any("--set autoencoder.scale=0.18215" in text and "it is 2.7" in text for text in messages) is said
 
 
 def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
-    encode_dataset(*parts(made), tmp_path / "half", per_shard=100, dtype="float16")
+    data, vae = parts(made)
+    encode(data, autoencoder=vae, out=tmp_path / "half", per_shard=100, dtype="float16")
     latents = datasets.create("latents", path=str(tmp_path / "half")).load().read(np.arange(100))
     exact = datasets.create("latents", path=str(made / "whole")).load().read(np.arange(100))
     # 11 bits of mantissa, numbers below 2.
@@ -128,10 +132,10 @@ def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
 def test_a_folder_of_other_things_is_left_alone(made: Path, tmp_path: Path) -> None:
     data, vae = parts(made)
     with pytest.raises(UserError, match="other data, another autoencoder, or other shards"):
-        encode_dataset(data, vae, made / "whole", per_shard=9)
+        encode(data, autoencoder=vae, out=made / "whole", per_shard=9)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other things than latents"):
-        encode_dataset(data, vae, tmp_path)
+        encode(data, autoencoder=vae, out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -143,7 +147,7 @@ def test_what_has_no_latents_is_refused(made: Path, tmp_path: Path) -> None:
         (datasets.create("digits"), vae, "takes images of 3 channels"),
     ):
         with pytest.raises(UserError, match=reason):
-            encode_dataset(dataset, coder, tmp_path / "out")
+            encode(dataset, autoencoder=coder, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, tiny, and print the numbers that they are for; the numbers themselves are in benchmarks/RESULTS.md."""
+"""The benchmarks run with --tiny and print their numbers as JSON; benchmarks/RESULTS.md has the results."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support import ROOT
 
 FOLDER = ROOT / "benchmarks"
 LONG = {"encode", "feeding", "gpu", "sampling", "scaling", "study", "train"}
-# What each must tell, as a path into its JSON.
-TELLS = {
+# The numbers that each benchmark must print, as paths into its JSON.
+NUMBERS = {
     "encode": ("encode.images_per_second", "encode.baseline_images_per_second", "encode.processor_ratio"),
     "feeding": ("need.images_per_second", "read_ahead_by_threads.latents.2.over_need", "bare_loop_over_the_folder.images_per_second"),
     "frechet": ("cases.0.processor", "cases.0.floor_seconds", "cases.0.peak_mib"),
@@ -30,8 +30,8 @@ TELLS = {
 
 
 def names() -> list[Any]:
-    found = sorted(path.stem for path in FOLDER.glob("*.py"))
-    return [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in found]
+    stems = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+    return [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in stems]
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -43,16 +43,16 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 @pytest.mark.parametrize("name", names())
-def test_it_runs_and_prints_what_it_is_for(name: str, tmp_path: Path) -> None:
-    done = subprocess.run(
+def test_it_runs_and_prints_its_numbers(name: str, tmp_path: Path) -> None:
+    process = subprocess.run(
         [sys.executable, FOLDER / f"{name}.py", "--tiny"], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
     assert all(math.isfinite(number) for number in numbers(report))
-    for path in TELLS.get(name, ()):
+    for path in NUMBERS.get(name, ()):
         value: Any = report
         for key in path.split("."):
             value = value[int(key)] if isinstance(value, list) else value[key]
         assert value > 0, path
-    assert not list(tmp_path.iterdir()), "it leaves nothing behind"
+    assert not list(tmp_path.iterdir()), "the benchmark leaves files behind"

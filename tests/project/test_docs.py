@@ -1,4 +1,4 @@
-"""Documentation that cannot lie: its blocks are executed, its commands exist, its site builds without a warning."""
+"""Tests of the documentation: its blocks run, its commands exist, its site builds without a warning."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAVED = re.compile(r"[Ss]aved? (?:this )?as `([\w./-]+)`")
 
 
 class Block(NamedTuple):
-    """A fenced block of a page: its language, its text, where it stands, why it is not executed, what it is saved as."""
+    """A fenced block of a page: language, text, file and line, reason for not running it, and the file to save it as."""
 
     language: str
     text: str
@@ -37,17 +37,20 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """The blocks of a page in their order.  `<!-- not run: why -->` before one spares it; "Save this as `x`" names it."""
+    """Return the blocks of a page in order.
+
+    A comment `<!-- not run: why -->` before a block gives the reason for not running it; "Save this as `x`" names its file.
+    """
     text = page.read_text(encoding="utf-8")
-    found, end = [], 0
+    result, end = [], 0
     for match in BLOCK.finditer(text):
         comment = match["before"].strip().removeprefix("<!--").removesuffix("-->").strip()
         spared = comment if comment.startswith(("not run:", "command:")) else ""
         saved = SAVED.findall(text[end : match.start()])
         place = f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
-        found.append(Block(match["language"], match["text"], place, spared, saved[-1] if saved else ""))
+        result.append(Block(match["language"], match["text"], place, spared, saved[-1] if saved else ""))
         end = match.end()
-    return found
+    return result
 
 
 def ids(page: Path) -> str:
@@ -55,20 +58,20 @@ def ids(page: Path) -> str:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of every `sitkit ...` command in a shell block, comments and continued lines understood."""
+    """Return the words of every `sitkit ...` command in a shell block, without comments, with continued lines joined."""
     lines = re.sub(r"\\\n", " ", text).splitlines()
     parts = [part for line in lines for part in re.split(r"&&|\||;", line.partition(" #")[0])]
     return [words[1:] for part in parts if (words := shlex.split(part)) and words[0] == "sitkit"]
 
 
 def inline(page: Path) -> list[str]:
-    """Commands that stand within a sentence or a table, written out in full."""
+    """Return the complete commands in sentences and tables."""
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    return [span for span in re.findall(r"`(sitkit [^`]+)`", text) if "..." not in span]
+    return [command for command in re.findall(r"`(sitkit [^`]+)`", text) if "..." not in command]
 
 
 def parse(command: Any, name: str, words: list[str]) -> None:
-    """Raise the parser's error for a command or a flag that does not exist; nothing is invoked."""
+    """Raise the error of the parser for a command or a flag that does not exist; no command runs."""
     context = command.make_context(name, list(words))
     inner = getattr(command, "commands", None)
     if inner is not None:
@@ -95,7 +98,7 @@ def test_every_command_exists_with_its_flags(page: Path) -> None:
                 pytest.fail(f"{ids(page)}: `{text}`: {getattr(error, 'message', error)}")
 
 
-def test_a_flag_that_does_not_exist_is_noticed() -> None:
+def test_a_flag_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(Exception, match=r"--interpolant|No such option"):
         parse(get_command(app), "sitkit", ["train", "--interpolant", "gvp"])
 
@@ -104,7 +107,7 @@ def test_a_flag_that_does_not_exist_is_noticed() -> None:
 def test_every_settings_block_is_valid(page: Path) -> None:
     for block in blocks(page):
         layer = read_yaml(block.place, block.text) if block.language == "yaml" else None
-        # A study is checked where it is run; a plain configuration has none of a study's keys.
+        # Another test checks studies; a plain configuration has no key of a study.
         if layer is not None and not {"rows", "space", "objective", "columns", "grid"} & set(layer.values):
             assemble([layer])
 
@@ -112,8 +115,31 @@ def test_every_settings_block_is_valid(page: Path) -> None:
 def test_the_menu_names_every_page() -> None:
     menu = (DOCS / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
     written = {page.relative_to(DOCS / "pages").as_posix() for page in PAGES if DOCS in page.parents}
-    generated = {"gallery.md", "components.md", "cli.md", "reference/index.md"}
+    generated = {"gallery.md", "components.md", "cli.md", "reference/index.md", "tree.md"}
     assert set(re.findall(r"[\w/-]+\.md", menu)) == written | generated
+
+
+def tree_of_the_readme() -> set[str]:
+    """Return the paths of the Python files of sitkit that the tree in the README names."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.partition("```text\nsitkit/\n")[2].partition("\nplugins/")[0]
+    paths, room = set(), ""
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = line.strip().partition("   ")[0].split()
+        if depth == 1:
+            room = names[0] if names[0].endswith("/") else ""
+        paths |= {(room if depth > 1 else "") + name for name in names if name.endswith(".py")}
+    return paths
+
+
+def test_the_tree_of_the_readme_names_every_file() -> None:
+    package = ROOT / "sitkit"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    tree = tree_of_the_readme()
+    assert sorted(tree - files) == [], "the tree names files that do not exist"
+    unnamed = {path for path in files - tree if not path.endswith("__init__.py")}
+    assert sorted(unnamed) == [], "files without a line in the tree"
 
 
 def test_the_page_on_plugins_has_every_kind() -> None:
@@ -124,9 +150,9 @@ def test_the_page_on_plugins_has_every_kind() -> None:
 @pytest.mark.docs
 @pytest.mark.parametrize("page", [page for page in PAGES if any(not b.spared for b in blocks(page))], ids=ids)
 def test_every_block_runs(page: Path, tmp_path: Path) -> None:
-    """The blocks of a page, one after the other, in one folder, as a reader would run them."""
+    """Run the blocks of a page one after another in one folder, like a reader."""
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    # What a page installs goes to a folder of its own, and is seen there.
+    # The packages that a page installs go to a separate folder on the search path.
     site = tmp_path / "site-packages"
     path = os.pathsep.join(filter(None, (str(ROOT), str(site), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {
@@ -134,7 +160,7 @@ def test_every_block_runs(page: Path, tmp_path: Path) -> None:
         "PYTHONPATH": path,
         "PIP_TARGET": str(site),
         "PIP_NO_DEPS": "1",
-        # pip reads this variable as its opposite: 0 builds with what is installed here.
+        # pip reads this variable as its opposite: 0 builds without isolation, with the installed packages.
         "PIP_NO_BUILD_ISOLATION": "0",
     }
     environment.pop("SITKIT_PLUGINS", None)
@@ -144,11 +170,11 @@ def test_every_block_runs(page: Path, tmp_path: Path) -> None:
             (tmp_path / block.saved).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.saved).write_text(block.text + "\n", encoding="utf-8")
         elif block.language in runs and not block.spared:
-            done = subprocess.run(
+            process = subprocess.run(
                 [*runs[block.language], block.text], cwd=tmp_path, env=environment, capture_output=True, text=True,
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
-            assert done.returncode == 0, f"{block.place}\n{block.text}\n{done.stdout}\n{done.stderr}"
+            assert process.returncode == 0, f"{block.place}\n{block.text}\n{process.stdout}\n{process.stderr}"
 
 
 @pytest.mark.docs
@@ -156,7 +182,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs is not installed: pip install 'sitkit[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(DOCS / "mkdocs.yml"), "-d", str(tmp_path)]
-    done = subprocess.run(build, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = subprocess.run(build, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.returncode == 0, process.stdout + process.stderr
     front = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "https://fonts" not in front and "cdn" not in front, "the site fetches something from another host"
+    assert "https://fonts" not in front and "cdn" not in front, "the site loads a file from another host"

@@ -1,4 +1,4 @@
-"""Golden outputs: what sitkit 0.1 gave, kept in golden/*.json, so that moving code can be seen to change nothing.
+"""Golden outputs: the outputs of sitkit 0.1 in golden/*.json, so that a move of code is seen to change nothing.
 
 `SITKIT_GOLDEN=write pytest tests/project/test_golden.py` writes the files anew.  Do so only for a change of behaviour that
 is wanted, and read the difference of the files before it is committed.  The files are of commit dfe5b12.
@@ -25,7 +25,6 @@ from sameness import (
     LOSS,
     VALUE,
     answer,
-    call,
     digest,
     done,
     golden,
@@ -38,10 +37,11 @@ from sameness import (
     samples,
     tensors,
 )
+from support import call
 
 import sitkit
 
-# The only imports of internal modules: where a module moves, its line here follows.
+# The only imports of internal modules: if a module moves, its line here follows.
 from sitkit.cli.commands import app
 from sitkit.registry import registries
 from sitkit.runs.config.identity import location_of
@@ -103,7 +103,7 @@ CROSSED: dict[str, tuple[str, dict[str, Any]]] = {
     "labels": ("digits", {"sample": {"labels": [1, 2, 3]}, "diffusion": "zero", "train": {"schedule": "cosine", "seed": 5}}),
     "npz recall": ("digits", {"data": {"name": "npz", "path": "my/images.npz"}, "metric": "inception-score"}),
 }  # fmt: skip
-# Commands that cannot succeed, and three that can with nothing there.
+# Commands that cannot succeed, and three that succeed in an empty folder.
 WRONG = (
     ("nothing",),
     ("train", "--interp", "liner"),
@@ -129,7 +129,7 @@ WRONG = (
     ("list",),
     ("runs",),
 )
-# State dicts whose names are all kept; of the others the hash of the names and shapes is.
+# State dicts of which the golden file has all names; of the others it has a hash of the names and shapes.
 WHOLE = ("mlp", "sit-xs/2")
 TRAIN = (
     "train", "digits", "--backbone", "sit-xs/2", "--steps", "20", "--set", "train.batch=16", "--set", "run.sample_every=0",
@@ -143,7 +143,7 @@ def made(base: str, values: dict[str, Any]) -> Config:
 
 
 def identities(config: Config) -> dict[str, str]:
-    """Return what names the parts of a configuration's number, and its run."""
+    """Return the identities of a configuration."""
     place = location_of(config)
     return {
         "run": place.run, "training": place.training, "sampling": place.samples, "measurement": place.measurement,
@@ -208,7 +208,7 @@ def taken(parameter: Any) -> dict[str, Any]:
 
 
 def described(command: Any) -> dict[str, Any]:
-    """Return what a command accepts, and its subcommands; no sentence of its help."""
+    """Return the parameters and subcommands of a command, without the sentences of its help."""
     found: dict[str, Any] = {
         "hidden": command.hidden,
         "no_args_is_help": command.no_args_is_help,
@@ -262,7 +262,7 @@ def test_exit_status_of_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type as text; every class of sitkit's own is called a component, whatever its name and module are."""
+    """Return a type as text; every class of sitkit is called a component, so that names and modules may change."""
     shown = re.sub(r"<class '([^']*)'>", r"\1", str(annotation))
     shown = re.sub(r"sitkit\.[\w.]+", "component", shown)
     return re.sub(r"\b(?:typing|pathlib|pathlib\._local|collections\.abc)\.(?=\w)", "", shown)
@@ -352,7 +352,7 @@ def test_training_sampling_and_evaluation(tmp_path: Path, monkeypatch: pytest.Mo
     kept = golden("training", now)
     assert plain(now["always"]) == kept["always"]
     same(now["losses"], kept["losses"], kept["machine"], LOSS)
-    # A precision is a share of 64 samples; one sample may fall on the other side.
+    # A precision is a fraction of 64 samples; one sample may fall on the other side.
     same(now["values"], kept["values"], kept["machine"], VALUE, abs=1 / 64)
     for name, image in now["first images"].items():
         same(image, kept["first images"][name], kept["machine"], 0, abs=LEVELS)

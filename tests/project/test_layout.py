@@ -1,4 +1,4 @@
-"""Policy as test: imports go downwards, heavy libraries stay behind their fences, listing names needs no torch."""
+"""The layout: imports go downwards, heavy libraries are imported in few files, and a list of names needs no torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_imports_go_downwards_and_libraries_stay_behind_their_fences() -> None:
-    """The contracts of pyproject.toml hold: the order of the rooms, and which file may import which library."""
+def test_imports_obey_the_contracts_of_the_project() -> None:
+    """The contracts in pyproject.toml: the order of the rooms, and the files that may import a library."""
     lint = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -32,7 +32,7 @@ def test_imports_go_downwards_and_libraries_stay_behind_their_fences() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_are_there(name: str) -> None:
+def test_a_public_name_exists(name: str) -> None:
     assert getattr(sitkit, name) is not None
     assert name in dir(sitkit)
 
@@ -44,7 +44,7 @@ def test_public_names_are_listed_once_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_of)
-def test_every_module_says_what_it_is_and_its_public_names_say_it_too(path: Path) -> None:
+def test_every_module_and_its_public_names_have_docstrings(path: Path) -> None:
     tree = ast.parse(path.read_text())
     if path.name != "__main__.py":
         assert ast.get_docstring(tree), path
@@ -78,8 +78,8 @@ def test_listing_names_imports_nothing_heavy(what: str, also: tuple[str, ...]) -
     assert done.stdout.strip() == "[]"
 
 
-def test_no_drawers() -> None:
-    """Things live with the noun they serve."""
+def test_no_module_is_a_collection_of_helpers() -> None:
+    """Code lies in the module of the noun that it serves."""
     for path in MODULES:
         words = set(path.stem.split("_"))
         assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "manager", "factory"}, path
@@ -112,7 +112,7 @@ def test_no_file_is_above_400_lines(path: Path) -> None:
 
 
 def test_init_files_are_docstrings() -> None:
-    """But for the face, and the packages that offer a name of their own."""
+    """All but those of the public names and of the packages that offer a name."""
     inits = {
         path.parent.relative_to(PACKAGE).as_posix().removeprefix("."): ast.parse(path.read_text(encoding="utf-8"))
         for path in MODULES

@@ -12,22 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sameness import (
-    LEVELS,
-    LOSS,
-    VALUE,
-    answer,
-    call,
-    digest,
-    done,
-    golden,
-    machine,
-    plain,
-    read_lines,
-    same,
-    samples,
-    tensors,
-)
+import sameness
+from support import call
 
 RELEASE = Path(__file__).parent / "release-0.1"
 # The second way in which the finished run was sampled.
@@ -60,11 +46,11 @@ def times(root: Path) -> dict[str, int]:
 
 def drawn(*words: str | Path) -> dict[str, Any]:
     """Draw samples; return where they are, their hash, and the levels of the first image."""
-    record = answer("sample", *words)
-    arrays = samples(Path(record["path"]))
+    record = sameness.answer("sample", *words)
+    arrays = sameness.samples(Path(record["path"]))
     return {
         "path": record["path"], "nfe": record["nfe"], "labels": arrays["labels"].tolist(),
-        "sha256": digest(arrays.items()), "first image": arrays["images"][0].ravel().tolist(),
+        "sha256": sameness.digest(arrays.items()), "first image": arrays["images"][0].ravel().tolist(),
     }  # fmt: skip
 
 
@@ -72,14 +58,14 @@ def same_samples(now: dict[str, Any], kept: dict[str, Any], recorded: dict[str, 
     """Compare samples: to the last bit on the same machine, within a few levels of 255 elsewhere."""
     for key in ("path", "nfe", "labels"):
         assert now[key] == kept[key]
-    same(now["first image"], kept["first image"], recorded, 0, abs=LEVELS)
-    if machine() == recorded:
+    sameness.same(now["first image"], kept["first image"], recorded, 0, abs=sameness.LEVELS)
+    if sameness.machine() == recorded:
         assert now["sha256"] == kept["sha256"]
 
 
 def measured(*words: str | Path) -> dict[str, Any]:
     """Measure; return the values of each metric, and where each is."""
-    found = answer("evaluate", *words)
+    found = sameness.answer("evaluate", *words)
     return {
         "paths": [e["path"] for e in found],
         "values": {f"{e['metric']['name']} {key}": e[key] for e in found for key in ("value", "stderr", "halves")},
@@ -98,14 +84,14 @@ def same_verdicts(now: list[dict[str, Any]], kept: list[dict[str, Any]], recorde
     """Compare what `verify` says; on another machine a number may differ in its last digits, and the verdict with it."""
     for number, old in zip(now, kept, strict=True):
         assert [number[key] for key in ("name", "path", "was")] == [old[key] for key in ("name", "path", "was")]
-        same(number["now"], old["now"], recorded, VALUE, abs=1 / 32)
-        if machine() == recorded:
+        sameness.same(number["now"], old["now"], recorded, sameness.VALUE, abs=1 / 32)
+        if sameness.machine() == recorded:
             assert number == old and number["verdict"] == "same"
 
 
 def reported(name: str | Path, path: Path) -> None:
     """Report, and require an HTML file that is whole."""
-    done("report", name)
+    sameness.done("report", name)
     page = path.read_text(encoding="utf-8")
     assert "<html" in page and page.rstrip().endswith("</html>")
 
@@ -114,26 +100,26 @@ def reported(name: str | Path, path: Path) -> None:
 def test_a_stopped_training_goes_on(older: Path) -> None:
     run = run_of(older)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000010.safetensors"]
-    done("train", "base.yaml")
-    lines = read_lines(run / "metrics.jsonl")
+    sameness.done("train", "base.yaml")
+    lines = sameness.read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 21)) and run_of(older) == run
-    state, _ = tensors(run / "checkpoints/step-00000020.safetensors")
+    state, _ = sameness.tensors(run / "checkpoints/step-00000020.safetensors")
     now = {
-        "machine": machine(),
+        "machine": sameness.machine(),
         "run": run.name,
         "losses": [line["loss"] for line in lines[10:]],
-        "checkpoint": digest(state.items()),
+        "checkpoint": sameness.digest(state.items()),
         "samples": drawn("latest"),
     }
-    kept = golden("expected-stopped", now, RELEASE)
+    kept = sameness.golden("expected-stopped", now, RELEASE)
     assert now["run"] == kept["run"]
-    same(now["losses"], kept["losses"], kept["machine"], LOSS)
+    sameness.same(now["losses"], kept["losses"], kept["machine"], sameness.LOSS)
     same_samples(now["samples"], kept["samples"], kept["machine"])
-    if machine() == kept["machine"]:
+    if sameness.machine() == kept["machine"]:
         assert now["checkpoint"] == kept["checkpoint"]
         # The training that was never stopped ends with the same bits.
-        whole, _ = tensors(run_of(RELEASE / "finished") / "checkpoints/step-00000020.safetensors")
-        assert digest(whole.items()) == now["checkpoint"]
+        whole, _ = sameness.tensors(run_of(RELEASE / "finished") / "checkpoints/step-00000020.safetensors")
+        assert sameness.digest(whole.items()) == now["checkpoint"]
 
 
 @pytest.mark.parametrize("older", ["finished"], indirect=True)
@@ -141,8 +127,8 @@ def test_a_finished_run_is_sampled_measured_verified_and_reported(older: Path) -
     run, before = run_of(older), times(older)
     again = {"ode": drawn("latest"), "sde": drawn("latest", *SDE)}
     numbers = measured("latest", "-n", "32", "--metric", "frechet,precision")
-    done("train", "base.yaml")
-    # What was done is found, and not done anew.
+    sameness.done("train", "base.yaml")
+    # Existing results are reused and not written again.
     after = times(older)
     rewritten = {(run / name).relative_to(older).as_posix() for name in ("config.yaml", "data.json")}
     assert {name for name in before if after[name] != before[name]} <= rewritten
@@ -153,7 +139,7 @@ def test_a_finished_run_is_sampled_measured_verified_and_reported(older: Path) -
     for part in ("samples", "evaluations"):
         shutil.rmtree(run / part)
     now = {
-        "machine": machine(),
+        "machine": sameness.machine(),
         "found": {"samples": again, "numbers": numbers},
         "samples": {
             "ode": drawn("latest"),
@@ -163,24 +149,24 @@ def test_a_finished_run_is_sampled_measured_verified_and_reported(older: Path) -
         "numbers": measured("latest", "-n", "32", "--metric", "frechet,precision"),
         "verified": verdicts,
     }
-    kept = golden("expected-finished", now, RELEASE)
-    assert plain(now["found"]) == kept["found"]
+    kept = sameness.golden("expected-finished", now, RELEASE)
+    assert sameness.plain(now["found"]) == kept["found"]
     for name, found in now["samples"].items():
         same_samples(found, kept["samples"][name], kept["machine"])
     assert now["numbers"]["paths"] == kept["numbers"]["paths"]
-    same(now["numbers"]["values"], kept["numbers"]["values"], kept["machine"], VALUE, abs=1 / 32)
+    sameness.same(now["numbers"]["values"], kept["numbers"]["values"], kept["machine"], sameness.VALUE, abs=1 / 32)
     same_verdicts(now["verified"], kept["verified"], kept["machine"])
 
 
 @pytest.mark.parametrize("older", ["study"], indirect=True)
 def test_a_finished_study_is_found_whole_verified_and_reported(older: Path) -> None:
     before = times(older / "runs")
-    dry = answer("ablate", "two-paths.yaml", "--dry-run")
+    dry = sameness.answer("ablate", "two-paths.yaml", "--dry-run")
     assert [cell["state"] for cell in dry] == ["measured"] * 4
-    results = answer("ablate", "two-paths.yaml")
+    results = sameness.answer("ablate", "two-paths.yaml")
     assert times(older / "runs") == before
     now = {
-        "machine": machine(),
+        "machine": sameness.machine(),
         "dry run": dry,
         "results": results,
         "tables": {
@@ -189,26 +175,26 @@ def test_a_finished_study_is_found_whole_verified_and_reported(older: Path) -> N
         "verified": verified("two-paths"),
     }
     reported("two-paths", older / "studies/two-paths/report.html")
-    kept = golden("expected-study", now, RELEASE)
+    kept = sameness.golden("expected-study", now, RELEASE)
     for key in ("dry run", "tables"):
-        assert plain(now[key]) == kept[key]
+        assert sameness.plain(now[key]) == kept[key]
     # The numbers are read, not computed; their statistics are computed.
-    same(plain(now["results"]), kept["results"], kept["machine"], 1e-9)
+    sameness.same(sameness.plain(now["results"]), kept["results"], kept["machine"], 1e-9)
     same_verdicts(now["verified"], kept["verified"], kept["machine"])
 
 
 @pytest.mark.parametrize("older", ["exported.safetensors"], indirect=True)
 def test_an_exported_file_is_sampled_and_measured(older: Path) -> None:
     now = {
-        "machine": machine(),
+        "machine": sameness.machine(),
         "samples": {
             "ode": drawn("exported.safetensors", "-n", "16"),
             "sde": drawn("exported.safetensors", "-n", "16", *SDE),
         },
         "numbers": measured("exported.safetensors", "-n", "32", "--metric", "frechet"),
     }
-    kept = golden("expected-exported", now, RELEASE)
+    kept = sameness.golden("expected-exported", now, RELEASE)
     for name, found in now["samples"].items():
         same_samples(found, kept["samples"][name], kept["machine"])
     assert now["numbers"]["paths"] == kept["numbers"]["paths"]
-    same(now["numbers"]["values"], kept["numbers"]["values"], kept["machine"], VALUE, abs=1 / 32)
+    sameness.same(now["numbers"]["values"], kept["numbers"]["values"], kept["machine"], sameness.VALUE, abs=1 / 32)

@@ -1,4 +1,4 @@
-"""The wheel: built, checked, installed into an empty environment away from the repository, and used as the README says."""
+"""The wheel: it is built, checked, installed into an empty environment, and used as the README says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sitkit
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """What a command prints; the test fails with all of it where the command does."""
+    """Return the output of a command; if the command fails, the test fails with the output."""
     hidden = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(word) for word in command], cwd=cwd, env=hidden | environment, text=True, stdin=subprocess.DEVNULL,

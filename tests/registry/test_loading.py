@@ -1,4 +1,4 @@
-"""Plugins as they are met in the wild: installed by pip, broken, colliding, abstract, left out."""
+"""Plugins: installed by pip, broken, with names in common, abstract, left out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_installed_plugin_trains(installed: Path, tmp_path: Path) -> None:
     record = json.loads((config.parent / "environment.json").read_text())
     assert record["plugins"] == {"poly": "sitkit-poly 0.1.0"}
     assert record["components"] == {"interpolant poly": "sitkit-poly 0.1.0"}
-    # Without the plugin the run says which package it needs, and where its settings name it.
+    # Without the plugin the error names the package that the run needs, and the line of its settings.
     for missing, note in ((None, ""), ("", "SITKIT_PLUGINS leaves out poly.")):
         site = installed if missing == "" else tmp_path
         refused = run("sitkit", "sample", "latest", site=site, cwd=tmp_path, plugins=missing)
@@ -49,7 +49,7 @@ def test_an_installed_plugin_trains(installed: Path, tmp_path: Path) -> None:
 def test_a_plugins_own_tests_pass(installed: Path, tmp_path: Path) -> None:
     done = run("pytest", "-q", "-p", "no:cacheprovider", str(POLY / "tests"), site=installed, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "10 passed" in done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout
 
 
 def test_a_plugin_can_be_left_out(installed: Path, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_plugin_can_be_left_out(installed: Path, tmp_path: Path) -> None:
         done = run("sitkit", "list", "interpolants", "--json", site=installed, cwd=tmp_path, plugins=plugins)
         names = [entry["name"] for entry in json.loads(done.stdout)["interpolants"]]
         assert ("poly" in names) == there
-        # What is asked for is used, or it is said that it is not there.
+        # A listed plugin is used, or a warning says that it is not installed.
         assert ("'another'" in done.stderr) == ("another" in plugins), done.stderr
 
 
@@ -83,7 +83,7 @@ def test_a_broken_plugin_is_named_on_every_command_and_the_rest_works(plugin: st
     source, reason = BROKEN[plugin]
     put(tmp_path, plugin, source)
     put(tmp_path, "works", GOOD.format(name="works"))
-    # For one plugin a command of each kind: one that lists, one that builds, one that is refused, one that names nothing.
+    # For one plugin a command of each kind: it lists, it builds, it is refused, it names no component.
     more = (("show", "interpolant", "works", "--json"), 0), (("show", "interpolant", "half"), 2), (("runs",), 0)
     for command, status in ((("list", "interpolants", "--json"), 0), *(more if plugin == "raises" else ())):
         done = run("sitkit", *command, site=tmp_path, cwd=tmp_path)
@@ -97,7 +97,7 @@ def test_a_broken_plugin_is_named_on_every_command_and_the_rest_works(plugin: st
 
 
 @pytest.mark.parametrize("rivals", [("first", "second"), ("first", "second", "third")])
-def test_none_of_the_plugins_that_collide_wins_and_all_are_named(rivals: tuple[str, ...], tmp_path: Path) -> None:
+def test_plugins_with_a_name_in_common_are_all_broken_and_all_named(rivals: tuple[str, ...], tmp_path: Path) -> None:
     for plugin in rivals:
         put(tmp_path, plugin, GOOD.format(name="mine") + GOOD.format(name=f"only-{plugin}"))
     put(tmp_path, "works", GOOD.format(name="works"))
@@ -112,14 +112,14 @@ def test_none_of_the_plugins_that_collide_wins_and_all_are_named(rivals: tuple[s
     assert "interpolant 'mine' is also registered by sitkit_second." in done.stderr
     refused = run("sitkit", "train", "--interp", "mine", "--steps", "1", site=tmp_path, cwd=tmp_path)
     assert refused.returncode == 2 and "No interpolant named 'mine'" in refused.stderr
-    # Leaving all but one out decides it.
+    # If all but one are left out, that one loads.
     alone = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path, plugins="second")
     assert {entry["name"] for entry in json.loads(alone.stdout)["interpolants"]} >= {"mine", "only-second"}
     assert not alone.stderr
 
 
-def test_a_plugin_may_build_on_another_and_each_owns_its_own(tmp_path: Path) -> None:
-    """`above` is loaded first and imports `base`; the second of them to fail takes nothing of the first along."""
+def test_a_plugin_may_import_another_and_each_owns_its_own_names(tmp_path: Path) -> None:
+    """`above` is loaded first and imports `base`; a plugin that fails later keeps the names of the other."""
     put(tmp_path, "base", GOOD.format(name="base"))
     put(tmp_path, "above", "import sitkit_base\n" + GOOD.format(name="above") + "\n1 / 0\n")
     done = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path)
@@ -128,7 +128,7 @@ def test_a_plugin_may_build_on_another_and_each_owns_its_own(tmp_path: Path) -> 
     assert "Plugin 'above'" in done.stderr and "Plugin 'base'" not in done.stderr
 
 
-def test_a_miss_mentions_the_plugin_that_did_not_load(tmp_path: Path) -> None:
+def test_an_unknown_name_mentions_the_plugin_that_did_not_load(tmp_path: Path) -> None:
     put(tmp_path, "raises", BROKEN["raises"][0])
     done = run("sitkit", "train", "--interp", "half", "--steps", "1", site=tmp_path, cwd=tmp_path)
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""One door for components: what it refuses, what it suggests, and what it records."""
+"""Registries: refusals, suggestions, and records of components."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shape(Component):
 
     @abstractmethod
     def area(self) -> float:
-        """How large it is."""
+        """Return the area."""
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_every_component_obeys_the_laws_of_components(plural: str, name: str) ->
         if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if needed:
-        # What has no default is asked for by name, in one line.
+        # The error for a field without a default names the field in one line.
         with pytest.raises(UserError, match=rf"{registry.kind} '{re.escape(name)}': {needed[0]}: Field required"):
             registry.create(name)
         return
@@ -106,14 +106,14 @@ def test_every_component_obeys_the_laws_of_components(plural: str, name: str) ->
 
 
 @pytest.mark.parametrize(("plural", "name"), EVERY)
-def test_a_misspelt_name_is_answered_with_the_right_one(plural: str, name: str) -> None:
+def test_the_error_for_a_misspelt_name_suggests_the_right_one(plural: str, name: str) -> None:
     registry = registries[plural]
     with pytest.raises(
         UserError, match=rf"No {registry.kind} named '{re.escape(name)}x'\. Did you mean '.*'\? Known: "
     ) as missed:
         registry.create(name + "x")
     near = str(missed.value).split("Did you mean '")[1].split("'")[0]
-    # The nearest is the name itself, or another as near (sit-s/2x is as near to sit-s/2 as anything).
+    # The suggestion is the name itself, or another that is equally near.
     assert near == name
 
 
@@ -127,7 +127,7 @@ def test_duplicates_are_refused_and_both_are_named(shapes: Registry[Shape]) -> N
     assert shapes["square"] is first
 
 
-def test_what_is_refused_at_registration(shapes: Registry[Shape]) -> None:
+def test_wrong_classes_are_refused_at_registration(shapes: Registry[Shape]) -> None:
     class Blob(Shape):
         """Has no area."""
 
@@ -135,7 +135,7 @@ def test_what_is_refused_at_registration(shapes: Registry[Shape]) -> None:
         shapes.register("blob")(Blob)
 
     class Bare(Shape):
-        """Fields, but no dataclass."""
+        """Has fields, but is not a dataclass."""
 
         side: float = 1.0
 
@@ -154,7 +154,7 @@ def test_what_is_refused_at_registration(shapes: Registry[Shape]) -> None:
     assert shapes.names() == []
 
 
-def test_a_registry_is_read_only_outside_its_door(shapes: Registry[Shape]) -> None:
+def test_a_registry_is_read_only_but_for_register_and_preset(shapes: Registry[Shape]) -> None:
     shapes.register("square")(square())
     view: Any = shapes
     with pytest.raises(TypeError):
@@ -181,7 +181,7 @@ def test_fields_are_checked(shapes: Registry[Shape]) -> None:
         shapes.create("square").side = 2.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_presets_set_fields_and_yield_to_what_is_given(shapes: Registry[Shape]) -> None:
+def test_presets_set_fields_and_given_fields_replace_them(shapes: Registry[Shape]) -> None:
     shapes.register("square")(square())
     shapes.preset("large", "square", side=10.0)
     shapes.preset("large-with-hole", "large", holes=(1,))
@@ -191,7 +191,7 @@ def test_presets_set_fields_and_yield_to_what_is_given(shapes: Registry[Shape]) 
     assert shapes["large"] is shapes["square"]
 
 
-def test_parse_says_what_it_takes(shapes: Registry[Shape]) -> None:
+def test_the_error_of_parse_says_what_it_takes(shapes: Registry[Shape]) -> None:
     shapes.register("square")(square())
     assert shapes.parse({"name": "square", "side": 2}) == shapes.create("square", side=2)
     for wrong in (3, {"side": 2}, {"name": 3}, None):
@@ -200,7 +200,7 @@ def test_parse_says_what_it_takes(shapes: Registry[Shape]) -> None:
 
 
 def test_a_component_within_a_component() -> None:
-    """The grid of a sampler is a name, a mapping or a component, and is recorded whole."""
+    """The grid of a sampler is a name, a mapping or a component, and its record has all fields."""
     by_mapping = sitkit.samplers.create("heun", grid={"name": "shift", "shift": 2})
     assert by_mapping == sitkit.samplers.create("heun", grid=sitkit.timesteps.create("shift", shift=2.0))
     assert spec(by_mapping)["grid"] == {"name": "shift", "shift": 2.0}
@@ -212,27 +212,27 @@ NAMES = st.text("abcdefgh-/", min_size=3, max_size=12)
 
 
 @given(st.lists(NAMES, min_size=1, max_size=8, unique=True), st.data())
-def test_suggestions_come_from_what_is_known(known: list[str], data: st.DataObject) -> None:
+def test_suggestions_are_known_names(known: list[str], data: st.DataObject) -> None:
     word = data.draw(st.sampled_from(known))
     assert suggest(word, known) == f" Did you mean {word!r}?"
     said = suggest(data.draw(NAMES), known)
     assert not said or any(f"{name!r}" in said for name in known)
 
 
-def test_of_two_names_that_share_as_much_the_likelier_is_suggested() -> None:
+def test_the_first_letter_decides_between_equally_similar_names() -> None:
     known = ["euler", "midpoint", "heun", "rk4", "stochastic-heun"]
     for order in (known, known[::-1]):
         assert suggest("hoin", order) == " Did you mean 'heun'?"
 
 
-def test_unknown_words_that_resemble_nothing_get_no_suggestion() -> None:
+def test_a_word_that_resembles_no_name_gets_no_suggestion() -> None:
     assert suggest("zzzzzz", ["linear", "gvp"]) == ""
 
 
-def test_build_names_what_is_built() -> None:
+def test_the_error_of_build_names_the_component() -> None:
     with pytest.raises(UserError, match=r"the thing has no field 'x'\. It has no fields\."):
         build(sitkit.interpolants["linear"], {"x": 1}, "the thing")
 
 
-def test_a_base_is_found_by_name_without_importing_torch() -> None:
+def test_a_base_class_is_known_by_name_without_an_import_of_torch() -> None:
     assert all(":" in registry.base and registry.flag.startswith("--") for registry in registries.values())

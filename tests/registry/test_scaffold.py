@@ -1,4 +1,4 @@
-"""A plugin from nothing: for every kind a package that installs, is lawful, tests itself, and reads as ours does."""
+"""A new plugin of every kind: it installs, obeys the laws, passes its own tests, and is formatted and typed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = [registry.kind for registry in registries.values()]
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of a new plugin "a-KIND" of each kind, each with what pip would note of it."""
+    """Return the folders of a new plugin "a-KIND" of each kind, each with the metadata that pip writes."""
     parent = tmp_path_factory.mktemp("packages")
     folders = []
     for registry in registries.values():
@@ -37,7 +37,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def site(packages: list[Path]) -> str:
-    """All of them, as a search path."""
+    """Return all of them as a search path."""
     return os.pathsep.join(map(str, packages))
 
 
@@ -49,13 +49,13 @@ def test_a_new_plugin_of_every_kind_is_lawful(site: str, tmp_path: Path) -> None
     for kind in KINDS:
         laws = {verdict["law"]: verdict for verdict in found[f"a-{kind}"]["verdicts"]}
         assert {verdict["outcome"] for verdict in laws.values()} == {"holds"}, laws
-        # Two of the package, one that it can be made, five of every component, and those of its kind.
+        # Two laws of the package, the law "filled", five of every component, and those of its kind.
         assert {LOADS[0], LIGHT[0], "filled", "registered", "typed", "recorded"} < set(laws) and len(laws) > 8
         assert {verdict["subject"] for verdict in laws.values()} == {"package", f"{kind} a-{kind}"}
 
 
 @pytest.mark.slow
-def test_the_tests_that_are_written_pass(packages: list[Path], site: str, tmp_path: Path) -> None:
+def test_the_tests_of_a_new_plugin_pass(packages: list[Path], site: str, tmp_path: Path) -> None:
     tests = [str(folder / "tests") for folder in packages]
     done = run("pytest", "-q", "-p", "no:cacheprovider", *tests, site=site, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -63,7 +63,7 @@ def test_the_tests_that_are_written_pass(packages: list[Path], site: str, tmp_pa
     assert passed is not None and int(passed[1]) > 18 * len(KINDS) and "skipped" not in done.stdout
 
 
-def test_what_is_written_is_formatted_whatever_its_name(packages: list[Path], tmp_path: Path) -> None:
+def test_a_new_plugin_is_formatted_for_names_of_any_length(packages: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("ruff")
     for registry in registries.values():
         new_plugin("x" * 10 + "-yz" * 7 + "w", registry, tmp_path / registry.kind)
@@ -75,7 +75,7 @@ def test_what_is_written_is_formatted_whatever_its_name(packages: list[Path], tm
 
 
 @pytest.mark.slow
-def test_what_is_written_is_typed(packages: list[Path], site: str) -> None:
+def test_a_new_plugin_is_typed(packages: list[Path], site: str) -> None:
     pytest.importorskip("pyright")
     path = os.pathsep.join(filter(None, (site, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
@@ -85,7 +85,7 @@ def test_what_is_written_is_typed(packages: list[Path], site: str) -> None:
     assert done.returncode == 0 and "0 errors, 0 warnings" in done.stdout, done.stdout
 
 
-def test_a_new_plugin_installs_by_pip_and_is_there(tmp_path: Path) -> None:
+def test_a_new_plugin_installs_by_pip_and_can_be_used(tmp_path: Path) -> None:
     made = call("plugin", "new", "sitkit-grown", "--kind", "backbone", "--into", tmp_path)
     assert made.status == 0 and f"pip install -e {tmp_path / 'sitkit-grown'}" in made.out, made
     installed = tmp_path / "site"
@@ -112,29 +112,27 @@ def test_a_new_plugin_installs_by_pip_and_is_there(tmp_path: Path) -> None:
     [
         ("My Path", "interpolant", "Did you mean 'my-path'?"),
         ("my_path", "interpolant", "Did you mean 'my-path'?"),
-        ("", "interpolant", "names no plugin"),
+        ("", "interpolant", "is not a valid name"),
         ("9lives", "interpolant", "Did you mean 'lives'?"),
         ("a--b", "interpolant", "Did you mean 'a-b'?"),
         ("x" * (LONGEST + 1), "interpolant", f"{LONGEST} characters at most"),
         ("../elsewhere", "interpolant", "Did you mean 'elsewhere'?"),
         ("linear", "interpolant", "interpolant 'linear' is already registered by sitkit.transport.interpolant"),
-        ("interpolant", "interpolant", "the class Interpolant, which is sitkit's own"),
-        ("feature", "metric", "the class FeatureMetric, which is sitkit's own"),
+        ("interpolant", "interpolant", "the class Interpolant, which sitkit has"),
+        ("feature", "metric", "the class FeatureMetric, which sitkit has"),
         ("mine", "interpolants-of-mine", "No registry 'interpolants-of-mine'. Did you mean 'interpolants'?"),
     ],
 )
-def test_names_that_cannot_be_are_refused_before_anything_is_written(
-    name: str, kind: str, says: str, tmp_path: Path
-) -> None:
+def test_invalid_names_are_refused_before_any_file_is_written(name: str, kind: str, says: str, tmp_path: Path) -> None:
     done = call("plugin", "new", name, "--kind", kind, "--into", tmp_path)
     assert done.status == 2 and says in " ".join(done.err.split()), done
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     first = new_plugin("mine", registries["targets"], tmp_path)
     before = {path: path.read_bytes() for path in first}
-    with pytest.raises(UserError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(UserError, match="exists and is not overwritten"):
         new_plugin("mine", registries["targets"], tmp_path)
     assert {path: path.read_bytes() for path in first} == before
 

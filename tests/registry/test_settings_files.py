@@ -1,4 +1,4 @@
-"""Settings that plugins ship: seen by train, ablate, check and list, from installed packages alone, and never in silence."""
+"""Settings files of plugins: train, ablate, check and list find them, in installed packages alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sitkit.runtime.errors import UserError
 
 
 def ship(site: Path, plugin: str, **files: str) -> None:
-    """A plugin that registers nothing and ships settings, as `presets_NAME="text"`."""
+    """Write a plugin without components but with settings files, as `presets_NAME="text"`."""
     package = site / f"sitkit_{plugin}"
     package.mkdir()
     (package / "__init__.py").write_text('"""Settings."""\n')
@@ -24,7 +24,7 @@ def ship(site: Path, plugin: str, **files: str) -> None:
     enter(site, plugin)
 
 
-def test_what_a_plugin_ships_is_listed(installed: Path, tmp_path: Path) -> None:
+def test_settings_files_of_a_plugin_are_listed(installed: Path, tmp_path: Path) -> None:
     done = run("sitkit", "list", "--json", site=installed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     listed = json.loads(done.stdout)
@@ -57,7 +57,7 @@ def test_train_and_ablate_take_them_by_name(installed: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_shipped_is_tested(tmp_path: Path) -> None:
+def test_settings_files_are_tested(tmp_path: Path) -> None:
     ship(
         tmp_path, "wrong",
         presets_odd="# Odd.\ntrain: {stepz: 3}\n",
@@ -74,7 +74,7 @@ def test_what_is_shipped_is_tested(tmp_path: Path) -> None:
     assert "diffusion 'kl' makes an SDE" in verdicts["experiment never"]["reason"]
 
 
-def test_nobody_gets_a_name_that_two_claim(tmp_path: Path) -> None:
+def test_a_name_that_two_plugins_claim_belongs_to_neither(tmp_path: Path) -> None:
     ship(tmp_path, "first", presets_mine="data: digits\n", experiments_only="rows: [{label: a}]\n")
     ship(tmp_path, "second", presets_mine="data: points\n")
     ship(tmp_path, "third", presets_digits="data: points\n")
@@ -88,12 +88,12 @@ def test_nobody_gets_a_name_that_two_claim(tmp_path: Path) -> None:
     )
     assert "Plugin 'second'" in done.stderr and "is already registered by sitkit_first." in done.stderr
     assert "Plugin 'third'" in done.stderr and "is already registered by sitkit." in done.stderr
-    # Leaving one out decides it.
+    # If one of them is left out, the other loads.
     alone = run("sitkit", "list", "presets", "--json", site=tmp_path, cwd=tmp_path, plugins="second")
     assert "mine" in alone.stdout and not alone.stderr
 
 
-def test_only_what_is_installed_is_seen_and_a_miss_is_named(tmp_path: Path) -> None:
+def test_installed_packages_alone_are_searched_and_an_unknown_name_is_refused(tmp_path: Path) -> None:
     assert set(presets) == {"digits", "imagenet256", "points"} and not list(experiments)
     for files, word, says in (
         (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
-from sitkit.results.statistics import LEVEL, CellValue, estimate, paired, rank
+from sitkit.results.statistics import LEVEL, Estimate, Seeds, estimate, paired, rank
 
 TRIALS = 3000
 
@@ -21,10 +21,10 @@ def within(share: float, expected: float, trials: int = TRIALS) -> bool:
     return abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / trials)
 
 
-def cell(values: np.ndarray, stderr: float | None = None) -> list[CellValue]:
+def cell(values: np.ndarray, stderr: float | None = None) -> dict[Seeds, Estimate]:
     """Values of training seeds 0, 1, ..., or (seeds, sampling seeds)."""
     table = values if values.ndim == 2 else values[:, None]
-    return [CellValue(i, j, float(v), stderr) for i, row in enumerate(table) for j, v in enumerate(row)]
+    return {(i, j): Estimate(float(v), stderr) for i, row in enumerate(table) for j, v in enumerate(row)}
 
 
 def share(trial: Callable[[np.random.Generator], bool], trials: int = TRIALS) -> float:
@@ -112,15 +112,15 @@ def test_one_pair_of_seeds_goes_by_the_errors_within_the_cells() -> None:
 
     def wrong(rng: np.random.Generator) -> bool:
         a, b = rng.normal(0, (0.3, 0.4))
-        told = paired([CellValue(0, 0, a, 0.3)], [CellValue(0, 0, b, 0.4)])
+        told = paired({(0, 0): Estimate(a, 0.3)}, {(0, 0): Estimate(b, 0.4)})
         assert told.stderr == pytest.approx(0.5) and told.of == "samples" and told.p is not None
         return told.p <= LEVEL
 
     assert within(share(wrong), LEVEL)
-    alone = estimate([CellValue(0, 0, 2.0, 0.5)])
+    alone = estimate({(0, 0): Estimate(2.0, 0.5)})
     assert (alone.low, alone.high) == pytest.approx((2 - 0.5 * float(ndtri(0.975)), 2 + 0.5 * float(ndtri(0.975))))
-    assert paired([CellValue(0, 0, 1.0)], [CellValue(0, 0, 2.0, 0.1)]).p is None
-    assert estimate([CellValue(0, 0, 2.0)])[1:] == (None, -math.inf, math.inf, 1, "")
+    assert paired({(0, 0): Estimate(1.0)}, {(0, 0): Estimate(2.0, 0.1)}).p is None
+    assert estimate({(0, 0): Estimate(2.0)}) == Estimate(2.0, None, -math.inf, math.inf, 1, "")
 
 
 NUMBERS = st.lists(st.integers(-1000, 1000), min_size=2, max_size=6)
@@ -138,7 +138,7 @@ def test_what_seeds_share_cancels_and_the_order_of_the_cells_does_not_matter(
     assert paired(cell(values + common), cell(other + common)) == plain
     turned = paired(cell(other), cell(values))
     assert (turned.difference, turned.p) == (-plain.difference, plain.p)
-    assert paired(list(reversed(cell(values))), cell(other)).p == plain.p
+    assert paired(dict(reversed(cell(values).items())), cell(other)).p == plain.p
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), NUMBERS.map(lambda v: (v * 3)[:4]), min_size=2))
@@ -152,23 +152,23 @@ def test_higher_is_better_is_lower_of_the_negative(rows: dict[str, list[int]]) -
 
 
 def test_equal_seeds_alone_are_compared() -> None:
-    a = [CellValue(0, 0, 1.0), CellValue(1, 0, 2.0), CellValue(7, 0, 99.0)]
-    b = [CellValue(1, 0, 1.5), CellValue(0, 0, 0.0)]
+    a = {(0, 0): Estimate(1.0), (1, 0): Estimate(2.0), (7, 0): Estimate(99.0)}
+    b = {(1, 0): Estimate(1.5), (0, 0): Estimate(0.0)}
     assert paired(a, b).difference == pytest.approx(0.75) and paired(a, b).units == 2
     with pytest.raises(ValueError, match="no measurements"):
-        paired(a, [CellValue(3, 0, 1.0)])
-    told = rank({"a": a, "b": [CellValue(3, 0, 1.0, 0.1)]}, lower_is_better=True)
+        paired(a, {(3, 0): Estimate(1.0)})
+    told = rank({"a": a, "b": {(3, 0): Estimate(1.0, 0.1)}}, lower_is_better=True)
     assert told is not None and not told.significant and not told.close, "nothing is said of what cannot be compared"
-    assert rank({"a": a, "b": []}, lower_is_better=True) is None
+    assert rank({"a": a, "b": {}}, lower_is_better=True) is None
 
 
 def test_numbers_of_a_run_that_diverged_break_nothing() -> None:
-    wild = [CellValue(0, 0, 1.7e308), CellValue(1, 0, 1.6e308)]
+    wild = {(0, 0): Estimate(1.7e308), (1, 0): Estimate(1.6e308)}
     told = estimate(wild)
     assert told.mean == pytest.approx(1.65e308) and told.stderr == pytest.approx(0.05e308)
-    calm = [CellValue(0, 0, 1.0), CellValue(1, 0, 1.1)]
-    broken = [CellValue(0, 0, math.inf), CellValue(1, 0, -math.inf)]
-    lost = [CellValue(0, 0, math.nan), CellValue(1, 0, 1.0)]
+    calm = {(0, 0): Estimate(1.0), (1, 0): Estimate(1.1)}
+    broken = {(0, 0): Estimate(math.inf), (1, 0): Estimate(-math.inf)}
+    lost = {(0, 0): Estimate(math.nan), (1, 0): Estimate(1.0)}
     assert math.isnan(estimate(broken).mean) and math.isnan(estimate(lost).mean)
     for order in ("abcd", "dcba"):
         cells = {"a": wild, "b": calm, "c": broken, "d": lost}

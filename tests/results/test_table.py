@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sitkit.results.study_results import CellResult, ReferenceNumber, StudyResults, with_estimates
+from sitkit.results.study_results import CellResult, PublishedNumber, StudyResults, with_estimates
 from sitkit.results.table import CSV_COLUMNS, LATEX, as_csv, as_latex, as_markdown, first_sentence, grid, latex
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=20).filter(str.strip)
@@ -31,7 +31,7 @@ def results(rows: list[str], columns: list[str], values: list[float], **more: An
                 cells.append(
                     CellResult(
                         row=row, column=column, seed=seed, sample_seed=0, metric="frechet", value=value, stderr=0.5, n=10,
-                        nfe=4, state="todo" if value is None else "done", reference=ReferenceNumber(number=3.25, source="", setting={}),
+                        nfe=4, state="todo" if value is None else "done", reference=PublishedNumber(number=3.25, source="", setting={}),
                     )
                 )  # fmt: skip
     told: dict[str, Any] = {

@@ -212,8 +212,8 @@ def test_a_device_is_called_as_torch_calls_it() -> None:
 def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
     told = diff("study:ODE:gvp", "study:SDE: eta:gvp")
     assert {(d.key, d.affects) for d in told.differences} == {("sampler", "sampling"), ("diffusion", "sampling")}
-    groups = [[n.measured for n in numbers(name)] for name in (told.a, told.b)]
-    assert told.comparison == paired(*groups) and "What differs in sampling can explain it." in told.verdict
+    groups = [{n.seeds: n.estimate for n in numbers(name)} for name in (told.a, told.b)]
+    assert told.comparison == paired(*groups) and "The differences in sampling can explain it." in told.verdict
     told = diff("study:ODE:gvp", "study:ODE:linear")
     assert [(d.key, d.a, d.b, d.affects) for d in told.differences] == [("interp", "gvp", "linear", "training")]
     told = diff("study:ODE:gvp:0", "study:ODE:gvp:1")
@@ -228,7 +228,7 @@ def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_pat
     by_seed = {n.record["seeds"]["train"]: n.folder for n in numbers("study:ODE:gvp")}
     told = diff(str(by_seed[0]), by_seed[1].name)
     assert [(d.key, d.affects) for d in told.differences] == [("train.seed", "training")]
-    assert told.verdict == "Their weights differ. What differs in training can explain it."
+    assert told.verdict == "Their weights differ. The differences in training can explain it."
     copy = copied(by_seed[0], tmp_path / "elsewhere")
     assert diff(str(by_seed[0]), str(copy)).verdict == "Their weights are equal to the bit."
     made = read_json(RunFolder(copy).environment)
@@ -237,7 +237,7 @@ def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_pat
     newest.unlink()
     told = diff(str(by_seed[0]), str(copy))
     assert [(d.key, d.affects, d.rounding) for d in told.differences] == [("training: threads", "training", True)]
-    assert "Only what changes rounding differs" in told.verdict
+    assert "Only properties that change rounding differ" in told.verdict
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The curvature of a field's paths against the Gaussian's own, and the grid of equal local errors that follows from it."""
+"""The curvature of a field's paths against the closed form of a Gaussian, and the grid of equal local errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def start() -> Tensor:
 
 
 @pytest.mark.parametrize("name", targets.names())
-def test_the_paths_of_a_gaussian_bend_as_their_standard_deviation_does(name: str) -> None:
+def test_the_curvature_of_gaussian_paths_is_that_of_their_standard_deviation(name: str) -> None:
     """x_t = m t + z r with r^2 = q = s^2 t^2 + (1 - t)^2, so x'' = z (2 q q'' - q'^2) / (4 q^(3/2))."""
-    found = torch.tensor(path_curvature(gaussian_field(LINEAR, targets.create(name)), start()), dtype=torch.float64)
-    t, bend = found.T
+    curve = torch.tensor(path_curvature(gaussian_field(LINEAR, targets.create(name)), start()), dtype=torch.float64)
+    t, bend = curve.T
     assert len(t) == INTERVALS - 1 and bool((t.diff() > 0).all())
     q, d, dd = STD**2 * t**2 + (1 - t) ** 2, 2 * STD**2 * t - 2 * (1 - t), 2 * STD**2 + 2
     expected = (2 * q * dd - d**2) / (4 * q**1.5) * start().square().mean().sqrt()
@@ -34,7 +34,7 @@ def test_the_paths_of_a_gaussian_bend_as_their_standard_deviation_does(name: str
 
 
 def local_errors(grid: Timestep, steps: int) -> Tensor:
-    """What each Euler step errs by from the exact state at its start, root mean square over the start's noise."""
+    """The error of each Euler step from the exact state at its start, root mean square over the noise."""
     field, z = gaussian_field(LINEAR, targets.create("velocity")), start()
     times = grid.grid(steps, 0.0, 1.0).tolist()
     errors = []
@@ -46,7 +46,7 @@ def local_errors(grid: Timestep, steps: int) -> Tensor:
     return torch.tensor(errors)
 
 
-def test_an_adapted_grid_makes_local_errors_equal_and_their_sum_less() -> None:
+def test_an_adapted_grid_makes_local_errors_equal_and_their_sum_smaller() -> None:
     adapted = Adapted(path_curvature(gaussian_field(LINEAR, targets.create("velocity")), start()))
     ours, even = local_errors(adapted, 20), local_errors(Uniform(), 20)
     # |x''| changes by up to a third within a step here, and with it the error by as much.

@@ -1,4 +1,4 @@
-"""The loss against time: the closed form for Gaussian data, whatever is predicted."""
+"""The velocity loss against time: the closed form for Gaussian data, for each target."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ LAW = (
 
 @pytest.mark.parametrize("target", list(targets))
 @pytest.mark.parametrize("interp", list(interpolants))
-def test_the_exact_field_of_a_gaussian_has_the_loss_that_cannot_be_learnt(
-    tmp_path: Path, interp: str, target: str
-) -> None:
+def test_the_exact_field_of_a_gaussian_has_the_irreducible_loss(tmp_path: Path, interp: str, target: str) -> None:
     """L_t = d Var(v | x_t) = d s^2 (d_alpha sigma - d_sigma alpha)^2 / (alpha^2 s^2 + sigma^2)."""
     config = tiny(tmp_path, LAW, "backbone=exact", f"interp={interp}", f"target={target}")
     data = load_examples(config.data)
@@ -54,7 +52,7 @@ def test_the_exact_field_of_a_gaussian_has_the_loss_that_cannot_be_learnt(
     assert np.abs(ratio - 1).max() < 4 * math.sqrt(2 / (DIM * MAX_LOSS_EXAMPLES))
 
 
-def test_a_network_that_says_nothing_has_the_loss_of_the_velocity_itself(tmp_path: Path) -> None:
+def test_a_network_that_predicts_zero_has_the_loss_of_the_velocity_itself(tmp_path: Path) -> None:
     config = tiny(tmp_path, LAW)
     data = load_examples(config.data)
     field = Field(
@@ -108,7 +106,7 @@ def test_the_losses_of_a_run_are_kept_beside_it(tmp_path: Path) -> None:
     assert velocity_losses(raw) != pairs and len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_held_out_data_there_is_nothing_to_measure_on(tmp_path: Path) -> None:
+def test_without_held_out_data_the_loss_is_refused(tmp_path: Path) -> None:
     folder = copied(trained(), tmp_path)
     config = read_config_of(folder)
     write_config(folder, config.model_copy(update={"data": dataclasses.replace(config.data, holdout=0.0)}))
@@ -123,14 +121,14 @@ def test_the_losses_of_runs_side_by_side(tmp_path: Path) -> None:
     called = call(*words)
     assert called.status == 0 and "velocity" in called.out and "noise" in called.out
     assert (tmp_path / "l.png").read_bytes()[:4] == b"\x89PNG"
-    told = json.loads(call(*words, "--json").out)
-    assert [entry["label"] for entry in told] == ["velocity", "noise"]
-    for entry, folder in zip(told, folders, strict=True):
+    curves = json.loads(call(*words, "--json").out)
+    assert [entry["label"] for entry in curves] == ["velocity", "noise"]
+    for entry, folder in zip(curves, folders, strict=True):
         assert list(zip(entry["times"], entry["losses"], strict=True)) == list(velocity_losses(load(folder)))
     assert curve_labels([load(folders[0]), load(folders[0])]) == [folders[0].name] * 2
 
 
-def test_what_a_run_measures_is_shown(tmp_path: Path) -> None:
+def test_measurements_of_a_run_are_shown(tmp_path: Path) -> None:
     folder = copied(trained(), tmp_path)
     for kind, name in (("diffusion", "kl-eta"), ("timestep", "adapted")):
         path = tmp_path / f"{name}.png"

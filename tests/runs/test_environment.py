@@ -1,4 +1,4 @@
-"""What a number's record says of its origin: code, packages, plugins, machine, data, seeds, cost."""
+"""The origin in the record of a number: code, packages, plugins, machine, data, seeds, cost."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from sitkit.training.train import run_training
 
 
 def git(folder: Path, *words: str) -> str:
-    told = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
+    settings = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     return subprocess.run(
-        ["git", *told, *words], cwd=folder, check=True, capture_output=True, text=True, env=clean
+        ["git", *settings, *words], cwd=folder, check=True, capture_output=True, text=True, env=clean
     ).stdout.strip()
 
 
@@ -48,10 +48,10 @@ def test_a_clean_checkout_is_its_commit(checkout: Path) -> None:
     assert git_state(checkout) == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False, "diff": None}
 
 
-def test_uncommitted_code_is_known_by_a_hash_of_what_it_is(checkout: Path) -> None:
+def test_uncommitted_code_is_recorded_as_a_hash_of_its_content(checkout: Path) -> None:
     clean = git_state(checkout)
     assert clean is not None
-    seen = set()
+    hashes = set()
     for name, text in (
         ("code.py", "one = 2\n"),
         ("code.py", "one = 3\n"),
@@ -61,8 +61,8 @@ def test_uncommitted_code_is_known_by_a_hash_of_what_it_is(checkout: Path) -> No
         (checkout / name).write_text(text)
         state = git_state(checkout)
         assert state is not None and state["dirty"] and state["commit"] == clean["commit"]
-        seen.add(state["diff"])
-    assert len(seen) == 4
+        hashes.add(state["diff"])
+    assert len(hashes) == 4
     # Equal changes have equal hashes, wherever and whenever they are made.
     other = Path(shutil.copytree(checkout.parent, checkout.parent.parent / "other")) / checkout.name
     assert git_state(other) == git_state(checkout)
@@ -71,7 +71,7 @@ def test_uncommitted_code_is_known_by_a_hash_of_what_it_is(checkout: Path) -> No
     assert git_state(checkout) == clean
 
 
-def test_the_hash_does_not_depend_on_how_a_user_has_git_show_differences(
+def test_the_hash_does_not_depend_on_the_git_settings_of_a_user(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (checkout / "old.py").write_text("a = 1\nb = 2\nc = 3\n")
@@ -84,7 +84,7 @@ def test_the_hash_does_not_depend_on_how_a_user_has_git_show_differences(
     plain = git_state(checkout)
     assert plain is not None and plain["dirty"]
     (checkout / "old.py").write_text("")
-    assert git_state(checkout) != plain, "what is deleted is not what is empty"
+    assert git_state(checkout) != plain, "a deleted file is not an empty file"
     (checkout / "old.py").unlink()
     settings = tmp_path / "gitconfig"
     settings.write_text(
@@ -96,7 +96,7 @@ def test_the_hash_does_not_depend_on_how_a_user_has_git_show_differences(
     assert git_state(checkout) == plain
 
 
-def test_what_lies_beside_the_code_does_not_make_it_dirty(checkout: Path) -> None:
+def test_files_beside_the_code_do_not_make_it_dirty(checkout: Path) -> None:
     (checkout.parent / "notes.txt").write_text("not of the package")
     state = git_state(checkout)
     assert state is not None and not state["dirty"]
@@ -111,13 +111,13 @@ def test_a_folder_that_its_repository_does_not_track_has_no_commit(checkout: Pat
 
 
 def test_the_environment_names_everything_that_computes() -> None:
-    told = environment(torch.device("cpu"))
-    assert told["packages"]["sitkit"] == sitkit.__version__ and told["packages"]["torch"] == torch.__version__
-    assert told["device"] == "cpu" and told["threads"] == torch.get_num_threads() and "cuda" not in told
-    assert told["cpu"]["name"] and told["cpu"]["instructions"]
+    record = environment(torch.device("cpu"))
+    assert record["packages"]["sitkit"] == sitkit.__version__ and record["packages"]["torch"] == torch.__version__
+    assert record["device"] == "cpu" and record["threads"] == torch.get_num_threads() and "cuda" not in record
+    assert record["cpu"]["name"] and record["cpu"]["instructions"]
     for key in ("python", "platform", "git", "plugins", "plugin_code", "components", "command"):
-        assert key in told
-    assert json.loads(to_json(told)) == told
+        assert key in record
+    assert json.loads(to_json(record)) == record
 
 
 def test_the_code_in_a_few_words() -> None:
@@ -129,7 +129,7 @@ def test_the_code_in_a_few_words() -> None:
     assert code_version(packages | {"git": dirty}).endswith("abababababab with uncommitted changes cdcdcdcdcdcd")
 
 
-def test_a_training_that_goes_on_elsewhere_keeps_what_it_ran_on_before() -> None:
+def test_a_training_that_continues_elsewhere_keeps_its_earlier_environments() -> None:
     first = {"python": "3.11", "command": ["a"]}
     assert continued(first, first | {"command": ["b"]}, 10) == first | {"command": ["b"]}
     assert continued(first, {"python": "3.12"}, 0) == {"python": "3.12"}, "nothing was done there"
@@ -139,8 +139,8 @@ def test_a_training_that_goes_on_elsewhere_keeps_what_it_ran_on_before() -> None
     assert [(then["until"], then["python"]) for then in third["before"]] == [(10, "3.11"), (20, "3.12")]
 
 
-def test_a_finished_training_keeps_the_record_of_where_it_was_trained(tmp_path: Path) -> None:
-    """Calling the command again, with other code or packages, trains nothing and must not claim that it did."""
+def test_a_finished_training_keeps_the_record_of_its_environment(tmp_path: Path) -> None:
+    """A second call with other code or packages trains nothing, so the record must not change."""
     folder = copied(trained(), tmp_path / "runs")
     path = RunFolder(folder).environment
     then = read_json(path) | {"python": "3.1.4"}
@@ -154,7 +154,7 @@ def test_a_finished_training_keeps_the_record_of_where_it_was_trained(tmp_path: 
     assert now["python"] != "3.1.4" and now["data"] == then["data"]
 
 
-def test_a_number_s_record_says_all_that_it_depends_on(tmp_path: Path) -> None:
+def test_the_record_of_a_number_has_all_that_it_depends_on(tmp_path: Path) -> None:
     folder = copied(trained(), tmp_path / "runs")
     run = load(folder)
     (number,) = measure_run(run.with_settings(Layer({"sample": {"n": 20, "seed": 3}})))

@@ -1,4 +1,4 @@
-"""Evaluations: numbers that anyone can compute again from what lies beside them."""
+"""Evaluations: each number can be computed again from the files beside it."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ def opened(folder: Path, *settings: str) -> Run:
 
 
 def frechet(x: np.ndarray, y: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), from the eigenvalues of the product as it is."""
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), from the eigenvalues of the product itself."""
     s1, s2 = np.cov(x.T), np.cov(y.T)
     roots = np.sqrt(np.linalg.eigvals(s1 @ s2).astype(complex)).real  # pyright: ignore[reportAttributeAccessIssue]
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s1 + s2) - 2 * roots.sum())
 
 
 def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path]) -> None:
-    (done,) = measure_run(opened(folders["digits"]))
-    record = done.record
+    (evaluation,) = measure_run(opened(folders["digits"]))
+    record = evaluation.record
     with np.load(folders["digits"] / "samples" / record["samples"] / "samples.npz") as arrays:
         samples = arrays["images"].reshape(300, 64) / 127.5 - 1
     pixels = np.asarray(load_digits(return_X_y=True)[0]) / 8 - 1
     # Three pixels of the digits never change, so S1 S2 is singular: eigenvalues of 1e-16 have roots of 1e-8, 64 of them.
     # The samples went through float32: 2^-24 of values up to 1 in sums of squares of size 10.
-    assert done.value == pytest.approx(frechet(samples, pixels), abs=2e-5)
+    assert evaluation.value == pytest.approx(frechet(samples, pixels), abs=2e-5)
     assert record["n"] == 300 and record["reference"]["n"] == 1797
     assert record["metric"]["name"] == "frechet" and record["metric"]["features"]["name"] == "pixels"
     assert record["run"] == folders["digits"].name and record["sampling"]["nfe"] == 8
     assert record["sampling"]["recipe"]["sampler"]["steps"] == 4
 
 
-def test_the_yardstick_is_two_halves_of_the_data(folders: dict[str, Path]) -> None:
-    (done,) = measure_run(opened(folders["digits"]))
+def test_halves_is_the_metric_between_two_halves_of_the_data(folders: dict[str, Path]) -> None:
+    (evaluation,) = measure_run(opened(folders["digits"]))
     data = load(folders["digits"]).examples
     metric = metrics.create("frechet")
-    assert done.record["halves"] == metric.halves(data.read(np.arange(len(data)))).value
-    assert 0 < done.record["halves"] < done.value
+    assert evaluation.record["halves"] == metric.halves(data.read(np.arange(len(data)))).value
+    assert 0 < evaluation.record["halves"] < evaluation.value
 
 
-def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> None:
+def test_a_number_on_disk_is_not_measured_again(folders: dict[str, Path]) -> None:
     run = opened(folders["points"], "sample.seed=5")
     (first,) = measure_run(run)
     before = {path: path.stat().st_mtime_ns for path in folders["points"].rglob("*") if path.is_file()}
@@ -75,14 +75,14 @@ def test_what_is_measured_is_not_measured_again(folders: dict[str, Path]) -> Non
 
 def test_several_metrics_share_one_sampling(folders: dict[str, Path]) -> None:
     run = opened(folders["points"], "metric=[sliced-wasserstein, mmd, frechet]", "sample.seed=6")
-    done = measure_run(run)
-    assert [e.record["metric"]["name"] for e in done] == ["sliced-wasserstein", "mmd", "frechet"]
-    assert len({e.path for e in done}) == 3 and len({e.record["samples"] for e in done}) == 1
+    evaluations = measure_run(run)
+    assert [e.record["metric"]["name"] for e in evaluations] == ["sliced-wasserstein", "mmd", "frechet"]
+    assert len({e.path for e in evaluations}) == 3 and len({e.record["samples"] for e in evaluations}) == 1
     assert all(e.path == folders["points"] / "evaluations" / f"{evaluation_identity(run, m)}.json"
-               for e, m in zip(done, run.config.metric, strict=True))  # fmt: skip
-    assert all(read_json(e.path) == e.record for e in done)
-    one = measure_run(opened(folders["points"], "metric=mmd", "sample.seed=6"))
-    assert one[0] == done[1]
+               for e, m in zip(evaluations, run.config.metric, strict=True))  # fmt: skip
+    assert all(read_json(e.path) == e.record for e in evaluations)
+    (mmd,) = measure_run(opened(folders["points"], "metric=mmd", "sample.seed=6"))
+    assert mmd == evaluations[1]
 
 
 def test_identities_follow_the_sampling_the_metric_and_the_reference(folders: dict[str, Path]) -> None:
@@ -112,7 +112,7 @@ METRICS = '[{"name": "frechet", "features": {"name": "run-classifier", "steps": 
 
 
 def numbers(folder: Path) -> list[tuple[str, float, float | None, float]]:
-    """What an evaluation left, by metric."""
+    """The numbers of an evaluation, sorted by metric."""
     records = [read_json(path) for path in (folder / "evaluations").glob("*.json")]
     return sorted((r["metric"]["name"], r["value"], r["stderr"], r["halves"]) for r in records)
 
@@ -143,8 +143,8 @@ def test_batches_of_fifty_and_features_alone_give_the_same_digits(
 def test_two_ranks_give_the_same_digits(alone: list[tuple[str, float, float | None, float]], tmp_path: Path) -> None:
     folder = copied(trained("points"), tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sitkit"]
-    done = subprocess.run([*command, *words(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([*command, *words(folder)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
     assert numbers(folder) == alone
 
 
@@ -163,18 +163,19 @@ def test_killed_between_shards_and_run_again_it_gives_the_same_digits(
     assert kills == 2 and not numbers(folder)
     shards = {path: path.stat().st_mtime_ns for path in folder.rglob("shards/*.safetensors")}
     assert len(shards) >= 2
-    said = call(*words(folder))
-    assert said.status == 0 and numbers(folder) == alone
+    assert call(*words(folder)).status == 0 and numbers(folder) == alone
 
 
-def test_the_command_in_a_record_gets_its_number_again(folders: dict[str, Path], tmp_path: Path) -> None:
-    (done,) = measure_run(opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd"))
+def test_the_command_in_a_record_measures_the_same_number(folders: dict[str, Path], tmp_path: Path) -> None:
+    (evaluation,) = measure_run(
+        opened(folders["points"], "sample.seed=3", "sampler=euler", "sampler.steps=4", "metric=mmd")
+    )
     again = copied(trained("points"), tmp_path)
-    line = [str(again) if word == str(folders["points"]) else word for word in done.record["command"][1:]]
+    line = [str(again) if word == str(folders["points"]) else word for word in evaluation.record["command"][1:]]
     assert call(*line, "--set", "run.track=false").status == 0
-    record = read_json(again / "evaluations" / done.path.name)
+    record = read_json(again / "evaluations" / evaluation.path.name)
     assert (record["value"], record["stderr"], record["samples"]) == (
-        done.value, done.record["stderr"], done.record["samples"],
+        evaluation.value, evaluation.record["stderr"], evaluation.record["samples"],
     )  # fmt: skip
     assert record["seeds"] == {"train": 0, "sample": 3, "metric": 0} and record["labels"] == "none"
     assert record["checkpoint"]["step"] == 40 and record["nfe"] == 4 and "diff" in record["environment"]["git"]

@@ -1,9 +1,10 @@
-"""Likelihoods: the change of variables against closed forms, and the verb's numbers against their own recipe."""
+"""Likelihoods: the change of variables against closed forms, and the record of a likelihood."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -19,7 +20,7 @@ from sitkit.models.exact import Exact
 from sitkit.registry import datasets, interpolants, samplers, targets
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
-from sitkit.runs.likelihood import dequantised, measure_likelihood, standard_errors
+from sitkit.runs.likelihood import dequantised, likelihood, standard_errors
 from sitkit.runs.run import Run, initial_network
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
@@ -51,31 +52,31 @@ def test_the_ode_gives_the_closed_form_density(dim: int, interp: str, target: st
     field = field_of(dim, interp, target)
     x, y = sample_law(law(dim), 8 if dim == 48 else 32, seed=3)
     solver = Dopri5()
-    found = integrate_log_density(field, x, y, sampler=solver, divergence="exact")
+    result = integrate_log_density(field, x, y, sampler=solver, divergence="exact")
     t0, t1 = solver.plan(SolveSpec(field.interpolant, field.target)).times[[0, -1]].expand(len(x), 2).T
-    start = log_density(law(dim), field.interpolant.at(t0, x), found.noise, y)
+    start = log_density(law(dim), field.interpolant.at(t0, x), result.noise, y)
     truth = log_density(law(dim), field.interpolant.at(t1, x), x, y)
     # The change of variables between the solve's own ends, where both densities are known.  Local errors of 1e-5 a step
     # over at most 20 steps, 2e-4, grow by the flow's own stretching; the largest measured is 8e-4 (48 dimensions, vp-sbdm).
-    change = found.log_prob - log_prior(found.noise) + start
+    change = result.log_prob - log_prior(result.noise) + start
     assert float((change - truth).abs().max()) < 2e-3
     # Where the solve spans [0, 1] and noise at t = 0 is standard normal, that is the density of the data itself.
     whole = float(t0[0]) == 0 and float(t1[0]) == 1 and float(field.interpolant.coefficients(t0[:1]).alpha) == 0
     if whole:
         data = log_density(law(dim), field.interpolant.at(torch.ones_like(t1), x), x, y)
-        assert float((found.log_prob - data).abs().max()) < 2e-3
+        assert float((result.log_prob - data).abs().max()) < 2e-3
     # Counted at the network, and no more than three times what drawing as many samples costs.
     keys = rng.sample_keys(0, torch.arange(len(x)))
-    drawn = solver.sample(field, rng.normal(keys, (dim,), rng.INITIAL, torch.float64), y, seeds=keys)
-    assert found.nfe <= 3 * drawn.nfe
+    samples = solver.sample(field, rng.normal(keys, (dim,), rng.INITIAL, torch.float64), y, seeds=keys)
+    assert result.nfe <= 3 * samples.nfe
 
 
-def test_a_finer_tolerance_is_nearer() -> None:
+def test_a_finer_tolerance_gives_a_smaller_error() -> None:
     field, (x, y) = field_of(2, "linear"), sample_law(law(2), 32, seed=3)
     truth = log_density(law(2), field.interpolant.at(torch.ones(32, dtype=torch.float64), x), x, y)
-    found = integrate_log_density(field, x, y, sampler=Dopri5(rtol=1e-8, atol=1e-8), divergence="exact")
+    result = integrate_log_density(field, x, y, sampler=Dopri5(rtol=1e-8, atol=1e-8), divergence="exact")
     # 1e-8 a step over 30 steps is 3e-7; measured 5e-8.
-    assert float((found.log_prob - truth).abs().max()) < 1e-6
+    assert float((result.log_prob - truth).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -94,14 +95,14 @@ def test_probes_scatter_about_the_exact_divergence(kind: str) -> None:
     assert torch.allclose(one.log_prob, many.each[0], rtol=0, atol=1e-9)
 
 
-def test_standard_errors_tell_data_from_probes() -> None:
+def test_standard_errors_separate_data_and_probes() -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(20000, generator=generator, dtype=torch.float64)
     probes = 0.5 * torch.randn(4, 20000, generator=generator, dtype=torch.float64)
-    found = standard_errors(data + probes)
+    result = standard_errors(data + probes)
     # Variances 1 and 0.25 / 4 over 20,000; a variance from 20,000 draws is good to sqrt(2 / 20000) = 1%, its root to 0.5%.
     for key, variance in (("stderr", 1 + 0.0625), ("stderr_probes", 0.0625), ("stderr_data", 1.0)):
-        assert found[key] == pytest.approx(math.sqrt(variance / 20000), rel=0.025)
+        assert result[key] == pytest.approx(math.sqrt(variance / 20000), rel=0.025)
     one = standard_errors((data + probes)[:1])
     assert one["stderr"] == pytest.approx(math.sqrt(1.25 / 20000), rel=0.025)
     assert one["stderr_probes"] is None and one["stderr_data"] is None
@@ -156,7 +157,7 @@ def run_of(folder: Path, **settings: object) -> Run:
 
 
 def bound_of_rounded_normal(width: float) -> float:
-    """E of -log2 N(x + width (u - 1/2)) - log2 width over levels x of a rounded normal and u: bits a dimension."""
+    """E of -log2 N(x + width (u - 1/2)) - log2 width over levels x of a rounded normal and u, in bits per dimension."""
     levels = width * np.arange(-60, 61)
     edges = torch.from_numpy(np.append(levels - width / 2, levels[-1] + width / 2))
     share = torch.special.ndtr(edges).diff().numpy()
@@ -165,52 +166,60 @@ def bound_of_rounded_normal(width: float) -> float:
     return float(share @ nats) / math.log(2) - math.log2(width)
 
 
-def test_bits_of_rounded_data_are_their_closed_form(tmp_path: Path) -> None:
-    found = measure_likelihood(run_of(tmp_path, data=Rounded()), divergence="exact")
-    record = found.record
+@pytest.fixture
+def rounded() -> Iterator[str]:
+    """The name of the data set of rounded values, registered for one test."""
+    datasets.register("rounded-normal")(Rounded)
+    yield "rounded-normal"
+    del datasets._claims["rounded-normal"]
+
+
+def test_bits_of_rounded_data_are_their_closed_form(tmp_path: Path, rounded: str) -> None:
+    result = likelihood(run_of(tmp_path, data={"name": rounded}), divergence="exact")
+    record = result.record
     assert record["unit"] == "bits/dim" and record["n"] == 1000 and record["divergence"] == "exact"
     # 1,000 examples of 4 values: standard error 0.011 bits, all of it from the data; 4 of them.
     assert record["stderr"] == pytest.approx(1 / math.sqrt(2 * 4 * 1000) / math.log(2), rel=0.15)
-    assert abs(found.value - bound_of_rounded_normal(0.25)) < 4 * record["stderr"]
+    assert abs(result.value - bound_of_rounded_normal(0.25)) < 4 * record["stderr"]
     # Without the bin's volume the number would be off by log2(1/4) = 2 bits, without dequantisation by 0.0038: the
     # first is what the line above sees.
-    assert np.mean(record["per_example"]) == pytest.approx(found.value, abs=1e-12)
+    assert np.mean(record["per_example"]) == pytest.approx(result.value, abs=1e-12)
 
 
-def test_the_verb_agrees_with_the_closed_form_and_is_not_done_twice(tmp_path: Path) -> None:
+def test_likelihood_agrees_with_the_closed_form_and_is_measured_once(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "dim": 8, "size": 1000})
-    found = measure_likelihood(run, n=30)
+    result = likelihood(run, n=30)
     index = run.examples.heldout[:30]
     x, y = run.examples.read(index).double(), torch.from_numpy(run.examples.labels[index])
     one = run.config.interp.at(torch.ones(30, dtype=torch.float64), x)
     truth = -log_density(law(8), one, x, y) / 8
     # float32 states of eight numbers and a tolerance of 1e-5: 1e-4 nats over 8 dimensions, with room for float32.
-    assert np.abs(np.array(found.record["per_example"]) - truth.numpy()).max() < 2e-4
-    assert found.record["unit"] == "nats/dim" and found.record["bin_width"] is None
+    assert np.abs(np.array(result.record["per_example"]) - truth.numpy()).max() < 2e-4
+    assert result.record["unit"] == "nats/dim" and result.record["bin_width"] is None
     # There and back within the tolerance of each way, 20 steps of 1e-5 each, and the stretch between.
-    assert found.record["round_trip"]["worst"] < 2e-3
-    before = found.path.stat().st_mtime_ns
-    assert measure_likelihood(run, n=30).record == found.record and found.path.stat().st_mtime_ns == before
-    assert measure_likelihood(run, n=29).path != found.path
+    assert result.record["round_trip"]["worst"] < 2e-3
+    before = result.path.stat().st_mtime_ns
+    assert likelihood(run, n=30).record == result.record and result.path.stat().st_mtime_ns == before
+    assert likelihood(run, n=29).path != result.path
     assert [p.parent.name for p in tmp_path.rglob("*.json")] == ["likelihoods"] * 2
-    assert identity(found.record["training"], found.record["recipe"], run.examples.fingerprint) == found.path.stem
+    assert identity(result.record["training"], result.record["recipe"], run.examples.fingerprint) == result.path.stem
 
 
 def test_one_probe_and_four_agree_within_their_error(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "dim": 40, "size": 600})
-    one, four = (measure_likelihood(run, n=30, probes=k, sampler=Heun(steps=25)) for k in (1, 4))
+    one, four = (likelihood(run, n=30, probes=k, sampler="heun", steps=25) for k in (1, 4))
     assert one.record["divergence"] == "rademacher" and four.record["probes"] == 4
     # The first probe is shared: var(p1 - mean of p1..p4) = 3/4 var(p1) = 3 var(mean of four).
     error = math.sqrt(3) * four.record["stderr_probes"]
     assert 0 < abs(one.value - four.value) < 4 * error
 
 
-def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_impossible_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200})
     sde = samplers.create("euler-maruyama")
     for wrong in ({"n": 0}, {"probes": 0}, {"sampler": sde}):
         with pytest.raises(UserError):
-            measure_likelihood(run, **wrong)  # pyright: ignore[reportArgumentType]
+            likelihood(run, **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="holdout"):
-        measure_likelihood(run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200, "holdout": 0}))
+        likelihood(run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200, "holdout": 0}))
     assert not list(tmp_path.rglob("*.json"))

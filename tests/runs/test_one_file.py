@@ -31,13 +31,13 @@ from sitkit.training.train import run_training
 DRAW = ("-n", "12", "--steps", "3")
 
 
-def drawn(done: Called) -> dict[str, np.ndarray]:
-    assert done.status == 0, done.err
-    with np.load(Path(done.out.split()[1])) as arrays:
+def arrays_of(result: Called) -> dict[str, np.ndarray]:
+    assert result.status == 0, result.err
+    with np.load(Path(result.out.split()[1])) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
-def alike(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+def equal_arrays(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
 
 
@@ -48,8 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_file_samples_and_evaluates_as_its_run_does(folder: Path, tmp_path: Path) -> None:
-    told = call("convert", folder, "--to", "one.safetensors")
-    assert told.status == 0 and told.out.split() == [
+    result = call("convert", folder, "--to", "one.safetensors")
+    assert result.status == 0 and result.out.split() == [
         "written",
         "one.safetensors",
         "next",
@@ -57,10 +57,10 @@ def test_one_file_samples_and_evaluates_as_its_run_does(folder: Path, tmp_path: 
         "sample",
         "one.safetensors",
     ]
-    expected = drawn(call("sample", folder, *DRAW))
+    expected = arrays_of(call("sample", folder, *DRAW))
     value = call("evaluate", folder, *DRAW, "--metric", "sliced-wasserstein", "--json")
     shutil.move(folder, tmp_path / "elsewhere")
-    assert alike(drawn(call("sample", "one.safetensors", *DRAW)), expected)
+    assert equal_arrays(arrays_of(call("sample", "one.safetensors", *DRAW)), expected)
     quiet = ("--set", "run.track=false")
     again = call("evaluate", "one.safetensors", *DRAW, "--metric", "sliced-wasserstein", "--json", *quiet)
     assert again.status == 0, again.err
@@ -77,25 +77,26 @@ def test_other_tools_read_the_weights_and_the_settings(folder: Path) -> None:
     call("convert", folder, "--to", "one.safetensors", "--set", "sampler.steps=7", "--set", "diffusion=zero")
     run = sitkit.load(folder, device="cpu")
     with safe_open("one.safetensors", "pt") as file:
-        told = json.loads(file.metadata()["sitkit"])
+        header = json.loads(file.metadata()["sitkit"])
         assert set(file.keys()) == set(run.network.state_dict())
         assert all(torch.equal(file.get_tensor(n), t) for n, t in run.network.state_dict().items())
-    assert told["config"]["sampler"]["steps"] == 7 and "run" not in told["config"]
+    assert header["config"]["sampler"]["steps"] == 7 and "run" not in header["config"]
     assert (
-        told["data"]["class_names"] == [str(k) for k in range(10)] and told["fingerprints"]["training"] == run.identity
+        header["data"]["class_names"] == [str(k) for k in range(10)]
+        and header["fingerprints"]["training"] == run.identity
     )
     before = Path("one.safetensors").read_bytes()
     call("convert", folder, "--to", "one.safetensors", "--set", "sampler.steps=7", "--set", "diffusion=zero")
     assert Path("one.safetensors").read_bytes() == before
 
 
-def test_what_a_sampler_must_measure_of_the_run_is_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_measurements_that_a_sampler_needs_are_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--set", "sampler={name: euler-maruyama, steps: 20, grid: adapted}", "--set", "diffusion=kl-eta")
-    done = call("convert", folder, "--to", "one.safetensors", *words)
-    assert done.status == 0, done.err
-    expected = drawn(call("sample", folder, "-n", "4", *words))
-    monkeypatch.setattr("sitkit.data.digits.Digits.load", gone)
-    assert alike(drawn(call("sample", "one.safetensors", "-n", "4")), expected)
+    result = call("convert", folder, "--to", "one.safetensors", *words)
+    assert result.status == 0, result.err
+    expected = arrays_of(call("sample", folder, "-n", "4", *words))
+    monkeypatch.setattr("sitkit.data.digits.Digits.load", raise_missing)
+    assert equal_arrays(arrays_of(call("sample", "one.safetensors", "-n", "4")), expected)
 
 
 def test_a_chosen_average_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +108,9 @@ def test_a_chosen_average_and_no_other(tmp_path: Path, monkeypatch: pytest.Monke
         assert call("convert", run, "--to", f"{chosen}.safetensors", "--ema", chosen).status == 0
         over = sitkit.load(f"{chosen}.safetensors", device="cpu")
         assert over.weights_name == f"ema-{chosen}"
-        assert alike(
-            drawn(call("sample", f"{chosen}.safetensors", *DRAW)), drawn(call("sample", run, *DRAW, "--ema", chosen))
+        assert equal_arrays(
+            arrays_of(call("sample", f"{chosen}.safetensors", *DRAW)),
+            arrays_of(call("sample", run, *DRAW, "--ema", chosen)),
         )
     for words, said in (
         (("--ema", "0.9"), "holds the weights 'ema-0.5' alone, not 'ema-0.9'"),
@@ -124,24 +126,24 @@ def test_an_autoencoder_from_a_folder_is_in_the_file(tmp_path: Path, monkeypatch
     weights = autoencoder(tmp_path / "vae", channels=1)
     chosen = f"autoencoder={{name: sd-vae, path: {weights}}}"
     run = run_training(tiny(tmp_path / "runs", chosen, "train.steps=2", "run.sample_every=0", base="digits"))
-    expected = drawn(call("sample", run, *DRAW))
-    done = call("convert", run, "--to", "one.safetensors")
-    assert done.status == 0 and not done.err
+    expected = arrays_of(call("sample", run, *DRAW))
+    result = call("convert", run, "--to", "one.safetensors")
+    assert result.status == 0 and not result.err
     shutil.rmtree(weights)
     shutil.rmtree(run)
     (tmp_path / "moved").mkdir()
     shutil.move("one.safetensors", "moved/one.safetensors")
     autoencoders.cache_clear()
-    assert alike(drawn(call("sample", "moved/one.safetensors", *DRAW)), expected)
+    assert equal_arrays(arrays_of(call("sample", "moved/one.safetensors", *DRAW)), expected)
     assert call("convert", "moved/one.safetensors", "--to", "two.safetensors").status == 0
     read = "import sys; from sitkit.models.autoencoder import SDVAE; SDVAE(path=sys.argv[1]).latent_shape((1, 8, 8))"
     said = subprocess.run([sys.executable, "-c", read, "moved/one.safetensors"], capture_output=True, check=True)
     assert not said.stderr
     shutil.rmtree("moved")
-    assert alike(drawn(call("sample", "two.safetensors", *DRAW)), expected)
+    assert equal_arrays(arrays_of(call("sample", "two.safetensors", *DRAW)), expected)
 
 
-def gone(*_: Any) -> None:
+def raise_missing(*_: Any) -> None:
     raise UserError("the data are gone")
 
 
@@ -149,21 +151,21 @@ def gone(*_: Any) -> None:
 def test_a_run_samples_when_its_data_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str) -> None:
     monkeypatch.chdir(tmp_path)
     run = copied(trained(base), tmp_path / "runs")
-    expected = drawn(call("sample", run, *DRAW))
+    expected = arrays_of(call("sample", run, *DRAW))
     shutil.rmtree(run / "samples")
-    monkeypatch.setattr("sitkit.data.dataset.Dataset.load", gone)
+    monkeypatch.setattr("sitkit.data.dataset.Dataset.load", raise_missing)
     for kind in ("digits.Digits", "toy.Points"):
-        monkeypatch.setattr(f"sitkit.data.{kind}.load", gone)
+        monkeypatch.setattr(f"sitkit.data.{kind}.load", raise_missing)
     load_examples.cache_clear()
-    assert alike(drawn(call("sample", run, *DRAW)), expected)
+    assert equal_arrays(arrays_of(call("sample", run, *DRAW)), expected)
     assert next(run.glob("samples/*/grid.png")).stat().st_size > 1000
     assert call("convert", run, "--to", "one.safetensors").status == 0
-    assert alike(drawn(call("sample", "one.safetensors", *DRAW)), expected)
+    assert equal_arrays(arrays_of(call("sample", "one.safetensors", *DRAW)), expected)
     refused = call("evaluate", run, *DRAW)
     assert refused.status == 2 and "the data are gone" in refused.err and "Traceback" not in refused.err
 
 
-def test_other_data_in_their_place_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_in_place_of_the_old_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
     np.savez("mine.npz", images=images)
@@ -176,18 +178,18 @@ def test_other_data_in_their_place_are_noticed(tmp_path: Path, monkeypatch: pyte
     assert call("sample", "latest", *DRAW).status == 0
 
 
-def test_what_is_no_such_file_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_files_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> None:
     call("convert", folder, "--to", "one.safetensors")
-    told, tensors = load_tensors("one.safetensors")
+    header, tensors = load_tensors("one.safetensors")
     name, tensor = next(iter(tensors.items()))
-    save_tensors("changed.safetensors", {**tensors, name: tensor + 1}, told)
-    save_tensors("later.safetensors", tensors, {**told, "format": 2})
+    save_tensors("changed.safetensors", {**tensors, name: tensor + 1}, header)
+    save_tensors("later.safetensors", tensors, {**header, "format": 2})
     save_tensors(
         "lacking.safetensors",
         tensors,
         {
-            **told,
-            "config": told["config"] | {"interp": {"name": "poly"}},
+            **header,
+            "config": header["config"] | {"interp": {"name": "poly"}},
             "components": {"interpolant poly": "sitkit-poly 1.0"},
         },
     )
@@ -195,7 +197,7 @@ def test_what_is_no_such_file_is_refused(folder: Path, tmp_path: Path) -> None:
     Path("cut.safetensors").write_bytes(Path("one.safetensors").read_bytes()[:-10])
     torch.save(tensors, "pickle.safetensors")
     for file, said in (
-        ("changed", "are not those that were written there"),
+        ("changed", "the weights changed since the file was written"),
         ("later", "upgrade it"),
         ("lacking", "pip install sitkit-poly==1.0"),
         ("strange", "without sitkit's header"),
@@ -218,13 +220,13 @@ def test_what_is_no_such_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as an upload and a download of small files take."""
+    """The part of the hub's interface that an upload and a download of small files need."""
 
     files: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
 
     def log_message(self, format: str, *args: Any) -> None:
-        self.asked.append(f"{self.command} {self.path}")
+        self.requests.append(f"{self.command} {self.path}")
 
     def answer(self, value: Any, status: int = 200, **headers: str) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -265,22 +267,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[Hub]]]:
-    kind = type("Own", (Hub,), {"files": {}, "asked": []})
+    kind = type("Own", (Hub,), {"files": {}, "requests": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}", kind
         server.shutdown()
 
 
-def away(*words: str | Path, **environment: str) -> Called:
+def call_in_process(*words: str | Path, **environment: str) -> Called:
     """The command as a process of its own: huggingface_hub reads its environment when it is imported."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "sitkit", *map(str, words)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
     )
-    return Called(done.returncode, done.stdout, done.stderr)
+    return Called(result.returncode, result.stdout, result.stderr)
 
 
 def test_to_the_hub_and_back(folder: Path, tmp_path: Path, server: tuple[str, type[Hub]]) -> None:
@@ -291,15 +293,15 @@ def test_to_the_hub_and_back(folder: Path, tmp_path: Path, server: tuple[str, ty
         "HF_TOKEN": "hf_none",
         "HF_HUB_DISABLE_XET": "1",
     }
-    done = away("convert", folder, "--to", "hf://one/network", **there)
-    assert done.status == 0, done.err
+    result = call_in_process("convert", folder, "--to", "hf://one/network", **there)
+    assert result.status == 0, result.err
     assert set(hub.files) == {"model.safetensors", "README.md"}
     assert (
         b"library_name: sitkit" in hub.files["README.md"]
         and b"sitkit sample hf://one/network" in hub.files["README.md"]
     )
-    expected = drawn(call("sample", folder, *DRAW))
+    expected = arrays_of(call("sample", folder, *DRAW))
     shutil.rmtree(folder)
-    assert alike(drawn(away("sample", "hf://one/network", *DRAW, **there)), expected)
-    absent = away("sample", "hf://one/other@v1", *DRAW, **there, HF_HUB_OFFLINE="1")
+    assert equal_arrays(arrays_of(call_in_process("sample", "hf://one/network", *DRAW, **there)), expected)
+    absent = call_in_process("sample", "hf://one/other@v1", *DRAW, **there, HF_HUB_OFFLINE="1")
     assert absent.status == 2 and "Traceback" not in absent.err and len(absent.err.strip().splitlines()) <= 3

@@ -86,7 +86,7 @@ def test_damaged_checkpoints_are_refused_and_named(run: Path) -> None:
     load(run)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(run: Path) -> None:
+def test_an_older_checkpoint_replaces_a_damaged_one(run: Path) -> None:
     newer = only_checkpoint(run).with_name("step-00000050.safetensors")
     newer.write_bytes(only_checkpoint(run).read_bytes()[:-1])
     with pytest.warns(UserWarning, match=rf"{newer} is damaged"):
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(run: Path) -> None
 
 
 class Boom:
-    """Its pickle, when read, makes a file."""
+    """An object whose pickle creates a file when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -117,12 +117,12 @@ def test_a_pickle_is_refused_unread(run: Path, tmp_path: Path, protocol: int | s
     assert not trace.exists()
 
 
-def test_a_checkpoint_in_place_of_a_run_is_told_apart(run: Path) -> None:
+def test_a_checkpoint_in_place_of_a_run_is_refused(run: Path) -> None:
     with pytest.raises(UserError, match=rf"is a checkpoint; give the folder of its run: {run}\."):
         load(only_checkpoint(run))
 
 
-def test_a_run_without_checkpoint_or_with_another_s_is_refused(run: Path) -> None:
+def test_a_run_without_a_checkpoint_or_with_one_of_another_run_is_refused(run: Path) -> None:
     path = only_checkpoint(run)
     foreign = checkpoints(RunFolder(trained("digits")).checkpoints)[0]
     shutil.copy(foreign, path.with_name("step-00000099.safetensors"))
@@ -133,7 +133,7 @@ def test_a_run_without_checkpoint_or_with_another_s_is_refused(run: Path) -> Non
         load(run)
 
 
-def test_initial_weights_belong_to_the_seed_and_leave_torch_s_alone(tmp_path: Path) -> None:
+def test_initial_weights_belong_to_the_seed_and_leave_the_generator_of_torch_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     one, two, other = (initial_network(tiny(tmp_path, f"train.seed={seed}")) for seed in (0, 0, 1))
@@ -150,14 +150,14 @@ def test_a_backbone_that_is_not_trained_needs_no_checkpoint(tmp_path: Path) -> N
 
 
 def test_the_settings_of_a_run_change_in_one_way_only() -> None:
-    found = []
+    places = []
     for path in sorted([*(ROOT / "sitkit").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not any(keyword.arg == "config" for keyword in node.keywords):
                 continue
             if ast.unparse(node.func).rpartition(".")[2] == "replace":
-                found.append(str(path.relative_to(ROOT)))
-    assert found == ["sitkit/runs/run.py"], "use Run.with_settings, which reads the weights that the settings name"
+                places.append(str(path.relative_to(ROOT)))
+    assert places == ["sitkit/runs/run.py"], "use Run.with_settings, which reads the weights that the settings name"
 
 
 def test_the_weights_of_a_record_are_those_that_its_settings_name(tmp_path: Path) -> None:

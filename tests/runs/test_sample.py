@@ -1,4 +1,4 @@
-"""Samples: the same whatever the batch, drawn once, and with everything that they depend on beside them."""
+"""Samples: equal for every batch size, drawn once, and recorded with everything that they depend on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Spent:
 
 
 def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
-    """A trained run whose samples go to another folder; `loud`: a head as large as that of a run trained for long."""
+    """A trained run whose samples go to another folder; `loud`: a head as large as after a long training."""
     run = load(trained(base), settings=read_assignments(["sampler.steps=8", "sample.n=70", *settings]))
     if loud:
         for name, parameter in run.network.named_parameters():
@@ -67,7 +67,7 @@ def test_samples_do_not_depend_on_the_batch(tmp_path: Path, sampler: str) -> Non
             assert torch.equal(other.x, one.x)
 
 
-def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
+def test_a_sample_depends_on_its_index_and_the_seed_only(tmp_path: Path) -> None:
     few, many = (
         draw_samples(opened("digits", tmp_path / str(n), f"sample.n={n}", "sampler=euler-maruyama")) for n in (20, 45)
     )
@@ -77,7 +77,7 @@ def test_a_sample_is_its_index_s_and_its_seed_s(tmp_path: Path) -> None:
     assert not same.any() and few.folder.name != other.folder.name
 
 
-def test_what_is_drawn_is_not_drawn_again(tmp_path: Path) -> None:
+def test_samples_on_disk_are_not_drawn_again(tmp_path: Path) -> None:
     run = opened("points", tmp_path)
     spent = Spent(run)
     first = draw_samples(run)
@@ -106,7 +106,7 @@ def test_half_written_samples_are_drawn_again(tmp_path: Path) -> None:
         (("sampler=euler-maruyama", "sampler.steps=9", "guidance=cfg"), 18),
     ],
 )  # fmt: skip
-def test_the_record_says_what_was_spent(tmp_path: Path, words: tuple[str, ...], nfe: int) -> None:
+def test_the_record_has_the_number_of_evaluations(tmp_path: Path, words: tuple[str, ...], nfe: int) -> None:
     # A scale of 1 would need no second branch.
     scale = ["guidance.scale=2"] if "guidance=cfg" in words else []
     run = opened("points", tmp_path, *words, *scale, "sample.labels=balanced")
@@ -135,31 +135,31 @@ def test_the_record_is_the_recipe(tmp_path: Path) -> None:
 
 
 def test_the_arrays_are_a_data_set(tmp_path: Path) -> None:
-    drawn = draw_samples(opened("digits", tmp_path))
-    data = sitkit.datasets.create("npz", path=str(drawn.folder / ARRAYS), holdout=0.0).load()
+    samples = draw_samples(opened("digits", tmp_path))
+    data = sitkit.datasets.create("npz", path=str(samples.folder / ARRAYS), holdout=0.0).load()
     assert data.shape == (1, 8, 8) and data.num_classes == 10
-    assert torch.equal(data.read(np.arange(70)), drawn.x)
-    assert torch.equal(torch.from_numpy(data.labels), drawn.y)
-    with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
+    assert torch.equal(data.read(np.arange(70)), samples.x)
+    assert torch.equal(torch.from_numpy(data.labels), samples.y)
+    with np.load(samples.folder / ARRAYS, allow_pickle=False) as arrays:
         assert arrays["images"].shape == (70, 8, 8, 1) and arrays["images"].dtype == np.uint8
 
 
 def test_points_are_kept_to_the_bit_and_drawn_as_a_scatter(tmp_path: Path) -> None:
-    drawn = draw_samples(opened("points", tmp_path))
-    with np.load(drawn.folder / ARRAYS, allow_pickle=False) as arrays:
+    samples = draw_samples(opened("points", tmp_path))
+    with np.load(samples.folder / ARRAYS, allow_pickle=False) as arrays:
         assert arrays["points"].dtype == np.float32 and arrays["points"].shape == (70, 2)
-        assert torch.equal(torch.from_numpy(arrays["points"]), drawn.x)
-    with Image.open(drawn.folder / PICTURE) as picture:
+        assert torch.equal(torch.from_numpy(arrays["points"]), samples.x)
+    with Image.open(samples.folder / PICTURE) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert min(pixels.shape[:2]) > 200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
-def grid(drawn: SampleSet) -> np.ndarray:
-    with Image.open(drawn.folder / PICTURE) as picture:
+def grid(samples: SampleSet) -> np.ndarray:
+    with Image.open(samples.folder / PICTURE) as picture:
         return np.asarray(picture.convert("L"))
 
 
-def test_a_grid_has_one_class_a_row(tmp_path: Path) -> None:
+def test_a_grid_has_one_class_per_row(tmp_path: Path) -> None:
     all_classes = grid(draw_samples(opened("digits", tmp_path, "sample.n=30")))
     one_class = grid(draw_samples(opened("digits", tmp_path, "sample.n=30", "sample.labels=[3]")))
     none = grid(draw_samples(opened("digits", tmp_path, "sample.n=30", "sample.labels=none")))
@@ -178,10 +178,10 @@ def test_labels_follow_their_rule(tmp_path: Path) -> None:
     assert labels(tmp_path, "balanced") == [i % 10 for i in range(70)]
     assert labels(tmp_path, "[7, 2]") == [7, 2] * 35
     assert labels(tmp_path, "none") == [10] * 70
-    drawn = labels(tmp_path, "random", 1000)
-    assert labels(tmp_path, "random", 70) == drawn[:70]
+    samples = labels(tmp_path, "random", 1000)
+    assert labels(tmp_path, "random", 70) == samples[:70]
     # 100 expected of each, with a standard deviation of sqrt(1000 * 0.1 * 0.9) = 9.5; 5 of them.
-    assert all(abs(count - 100) < 48 for count in np.bincount(drawn, minlength=10)) and len(set(drawn)) == 10
+    assert all(abs(count - 100) < 48 for count in np.bincount(samples, minlength=10)) and len(set(samples)) == 10
 
 
 def refused(run: Run, match: str) -> None:
@@ -191,7 +191,7 @@ def refused(run: Run, match: str) -> None:
     assert spent.calls == 0 and not (run.folder / "samples").exists()
 
 
-def test_what_cannot_be_is_refused_before_any_evaluation(tmp_path: Path) -> None:
+def test_impossible_settings_are_refused_before_any_evaluation(tmp_path: Path) -> None:
     refused(opened("points", tmp_path, "diffusion=sigma"), "solves the ODE")
     refused(opened("digits", tmp_path, "sample.labels=[1, 10]"), r"classes from 0 to 9; got \[1, 10\]")
     refused(opened("digits", tmp_path, "sample.labels=[-1]"), "classes from 0 to 9")
@@ -256,14 +256,16 @@ def test_an_adapted_grid_is_measured_once_used_and_recorded(tmp_path: Path) -> N
 
 
 def test_progress_counts_samples(tmp_path: Path) -> None:
-    said: list[Event] = []
-    draw_samples(opened("points", tmp_path), said.append)
-    assert {(event.stage, event.total) for event in said} == {("sample", 70)}
-    done = [event.done for event in said]
-    assert done == sorted(done) and set(done) == {64, 70} and all(event.values["images/s"] > 0 for event in said)
+    events: list[Event] = []
+    draw_samples(opened("points", tmp_path), events.append)
+    assert {(event.stage, event.total) for event in events} == {("sample", 70)}
+    counts = [event.done for event in events]
+    assert (
+        counts == sorted(counts) and set(counts) == {64, 70} and all(event.values["images/s"] > 0 for event in events)
+    )
 
 
-def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_moved_run_gives_the_same_samples_to_the_bit(tmp_path: Path) -> None:
     words = read_assignments(["sampler.steps=4", "sample.n=10"])
     first = draw_samples(load(copied(trained(), tmp_path / "here"), settings=words))
     before = first.x
@@ -275,12 +277,12 @@ def test_a_run_moved_is_still_sampled_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path: Path) -> None:
-    drawn = draw_samples(opened("digits", tmp_path))
-    write_adm(drawn, tmp_path / "adm.npz")
+    samples = draw_samples(opened("digits", tmp_path))
+    write_adm(samples, tmp_path / "adm.npz")
     with np.load(tmp_path / "adm.npz", allow_pickle=False) as arrays:
         assert arrays["arr_0"].shape == (70, 8, 8, 3) and arrays["arr_0"].dtype == np.uint8
-        assert np.array_equal(arrays["arr_0"], np.repeat(drawn.arrays["images"], 3, axis=3))
-        assert np.array_equal(arrays["arr_1"], drawn.y.numpy())
+        assert np.array_equal(arrays["arr_0"], np.repeat(samples.arrays["images"], 3, axis=3))
+        assert np.array_equal(arrays["arr_1"], samples.y.numpy())
         assert json.loads(str(arrays["record"][0]))["rounding"] == "round-half-even"
     with pytest.raises(UserError, match="--adm writes images"):
         write_adm(draw_samples(opened("points", tmp_path)), tmp_path / "points.npz")

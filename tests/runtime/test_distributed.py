@@ -1,4 +1,4 @@
-"""The world: one process alone, and two real ones under torchrun."""
+"""The process group: a single process, and two real ones under torchrun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError
 
-# What each of two processes does; what it finds goes to standard output as "rank: value".
+# The code of each of two processes; it prints its results as "rank: value".
 TOGETHER = """
 import sys, torch
 from sitkit.runtime import distributed
@@ -39,13 +39,13 @@ with distributed.joined("cpu") as group:
 
 
 def torchrun(code: str, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """The code in so many processes under torchrun."""
+    """Run code in a number of processes under torchrun."""
     (cwd / "code.py").write_text(code)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "code.py"]
     return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ})
 
 
-def test_one_process_is_its_own_world() -> None:
+def test_a_single_process_is_the_whole_group() -> None:
     with distributed.joined("cpu") as group:
         assert (group.rank, group.size, group.lead, group.device) == (0, 1, True, torch.device("cpu"))
         assert group.gather(3) == [3] and group.broadcast("x") == "x"
@@ -56,12 +56,12 @@ def test_one_process_is_its_own_world() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta2"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"device '{name}' is not usable here"), distributed.joined(name):
         pass
 
 
-def test_shares_are_all_of_it_once_and_even() -> None:
+def test_shares_are_disjoint_complete_and_even() -> None:
     for total in (0, 1, 7, 64, 101):
         for size in (1, 2, 3, 8):
             shares = [distributed.ProcessGroup(rank, size, torch.device("cpu")).share(total) for rank in range(size)]
@@ -109,13 +109,13 @@ except (UserError, WorkFailed) as error:
         ),
         (
             "if group.rank == 1: import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-            r"(WorkFailed: Another of the 2 processes ended without a word .*\n)?",
+            r"(WorkFailed: Another of the 2 processes ended without a message .*\n)?",
         ),
     ],
 )
-def test_whatever_ends_one_ends_all_with_one_message(tmp_path: Path, what: str, said: str) -> None:
+def test_an_error_in_one_process_ends_all_with_one_message(tmp_path: Path, what: str, said: str) -> None:
     left = torchrun(FAILING.format(what=what), tmp_path)
     assert left.returncode == 1
     assert re.fullmatch(said, left.stdout), (left.stdout, left.stderr)
-    # torchrun shows a traceback of its own; ours do not.
+    # The only traceback is torchrun's own.
     assert 'code.py", line' not in left.stderr, left.stderr

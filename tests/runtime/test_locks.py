@@ -1,4 +1,4 @@
-"""Work shared through a folder: every part once, a dead worker's again, and no trouble from what others remove."""
+"""Work divided with lock files: each part once, an error or a removed folder does no harm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from filelock import FileLock
 from sitkit.runtime.locks import divide_work
 
 
-def test_every_part_is_made_once_by_whoever_is_free(tmp_path: Path) -> None:
+def test_every_part_is_made_once_by_a_free_worker(tmp_path: Path) -> None:
     made: list[tuple[str, int]] = []
 
     def make(who: str, i: int) -> None:
@@ -39,7 +39,7 @@ def test_every_part_is_made_once_by_whoever_is_free(tmp_path: Path) -> None:
     assert sorted(i for _, i in made) == list(range(20))
 
 
-def test_the_first_part_is_the_one_asked_for(tmp_path: Path) -> None:
+def test_the_work_begins_with_the_given_part(tmp_path: Path) -> None:
     done: list[int] = []
     divide_work(4, done.__contains__, done.append, tmp_path, first=2)
     assert done == [2, 3, 0, 1]
@@ -57,15 +57,15 @@ def test_an_error_is_raised_and_the_part_is_free_again(tmp_path: Path) -> None:
     assert done == [0]
 
 
-def test_a_folder_removed_while_one_waits_ends_the_waiting(tmp_path: Path) -> None:
-    """Who does the last part puts everything together and removes the folder that others wait in."""
+def test_a_removed_folder_ends_the_wait(tmp_path: Path) -> None:
+    """The worker of the last part removes the folder with the lock that another waits for."""
     locks, whole, begun = tmp_path / "locks", tmp_path / "whole", threading.Event()
     locks.mkdir()
 
     def other() -> None:
         with FileLock(locks / "00000.lock", thread_local=False):
             begun.set()
-            # Long enough for the waiting to have begun; if it has not, there is nothing to wait for, which is as well.
+            # Long enough for the wait to begin; if it has not begun, the test passes as well.
             threading.Event().wait(0.3)
             whole.touch()
             shutil.rmtree(locks)

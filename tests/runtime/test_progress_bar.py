@@ -13,7 +13,7 @@ from sitkit.runtime.progress import Event, silent
 
 
 class Terminal(io.StringIO):
-    """A file that says that it is a terminal."""
+    """A file that declares itself a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -26,7 +26,7 @@ def test_a_callback_receives_the_events() -> None:
     assert events == [Event("train", 1, 2)]
 
 
-def test_where_there_is_no_terminal_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with progress_bar.reporting(None) as report:
         assert report is silent
@@ -59,13 +59,13 @@ def test_a_stage_that_begins_again_has_one_bar() -> None:
 
 def test_a_log_has_a_line_for_the_end_of_each_stage() -> None:
     screen = io.StringIO()
-    with progress_bar.lines(Console(file=screen, width=120), every=60.0) as report:
+    with progress_bar.log_lines(Console(file=screen, width=120), every=60.0) as report:
         for done in (1, 2, 3, 3):
             report(Event("sample", done, 3, {"images/s": 12.5}))
     assert screen.getvalue().splitlines() == ["sample 1/3 images/s 12.5", "sample 3/3 images/s 12.5"]
 
 
-def test_a_message_is_printed_at_once_however_short_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_printed_at_once_even_for_short_work(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     with progress_bar.reporting(None) as report:

@@ -1,4 +1,4 @@
-"""Philox against its published vectors, the laws of what is drawn from it, and Brownian paths that a finer grid refines."""
+"""Philox against its published vectors, the distributions of draws, and Brownian paths that a finer grid refines."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_keys_are_distinct_and_belong_to_seed_and_index() -> None:
     st.integers(1, 9),
     st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4),
 )
-def test_words_depend_on_nothing_but_key_node_and_element(key: int, purpose: int, count: int, nodes: list[int]) -> None:
+def test_words_depend_on_key_node_and_element_alone(key: int, purpose: int, count: int, nodes: list[int]) -> None:
     where = torch.tensor(nodes)
     many = rng.words(torch.tensor([1, key, 2]), where, count, purpose)
     assert many.shape == (3, len(nodes), count)
@@ -77,16 +77,16 @@ def test_words_depend_on_nothing_but_key_node_and_element(key: int, purpose: int
         ([2**32 - 1, 2**31, 0], [0], 1, rng.LABEL, "87083d222304cb33"),
     ],
 )
-def test_the_same_words_as_ever(
+def test_words_are_the_same_in_every_release(
     index: Sequence[int], nodes: Sequence[int], count: int, purpose: int, expected: str
 ) -> None:
-    """What was drawn yesterday is drawn tomorrow: samples, runs and their records depend on it."""
+    """Samples, runs and their records depend on these words."""
     drawn = rng.words(sample_keys(-3, torch.tensor(list(index))), torch.tensor(list(nodes)), count, purpose)
     assert hashlib.sha256(drawn.numpy().astype("<i8").tobytes()).hexdigest()[:16] == expected
 
 
 def test_nodes_above_32_bits_have_words_of_their_own() -> None:
-    """A path of depth 40 has such nodes."""
+    """Such nodes occur in a path of depth 40."""
     drawn = rng.words(keys(1), torch.tensor([5, 5 + 2**32, 5 + 2**40]), 4, rng.BROWNIAN)
     assert len(drawn.unique()) == 12
 
@@ -125,7 +125,7 @@ def walk(times: list[float], count: int, *, seed: int = 0, size: int = 1, depth:
     return torch.stack([path(t) for t in times], 2)
 
 
-def test_brownian_increments_have_their_law() -> None:
+def test_brownian_increments_are_normal_and_independent() -> None:
     """Dyadic, non-dyadic, tiny and uneven steps: independent, centred, of variance h."""
     times = [0.0, 0.0001, 1 / 3, 0.34, 0.5, 0.96, 0.96 + 1e-3, 1.0]
     values = walk(times, 4_000)[:, 0]
@@ -143,7 +143,7 @@ TIMES = st.lists(st.floats(0, 1), min_size=1, max_size=12, unique=True).map(sort
 
 @given(TIMES, TIMES)
 def test_a_finer_grid_refines_the_same_path(coarse: list[float], more: list[float]) -> None:
-    """W at a time does not depend on which other times are asked for, dyadic or not, bit for bit."""
+    """W at a time does not depend on the other times, dyadic or not, to the last bit."""
     fine = sorted({*coarse, *more})
     alone, among = walk(coarse, 3, size=2), walk(fine, 3, size=2)
     assert torch.equal(alone, among[:, :, [fine.index(t) for t in coarse]])
@@ -156,7 +156,7 @@ def test_a_path_belongs_to_its_key(times: list[float]) -> None:
 
 
 def test_a_deeper_path_is_near_the_same_path() -> None:
-    """A grid finer than 2^-16 needs a deeper tree, whose times within a leaf move by a bridge over it at most."""
+    """A grid finer than 2^-16 needs a deeper tree; times within a leaf move by at most a bridge over the leaf."""
     times = [i / 250 for i in range(1, 250)]
     shift = (walk(times, 50, depth=24) - walk(times, 50)).abs().max()
     # A bridge over a leaf has a standard deviation of at most sqrt(2^-16) / 2 = 0.002; both trees' differ: 0.003, and

@@ -259,7 +259,7 @@ def test_a_base_may_change_the_study(tmp_path: Path) -> None:
     )
     study = write_study(tmp_path, text)
     (tmp_path / "other.yaml").write_text(BASE.replace("size: 400", "size: 500"))
-    cells = read_study(study, None, "other.yaml").cells
+    cells = read_study(study, base="other.yaml").cells
     assert [(cell.row, cell.column, cell.config.train.steps) for cell in cells] == [
         ("vp-sbdm", "6", 31),
         ("vp-sbdm", "9", 31),
@@ -268,12 +268,12 @@ def test_a_base_may_change_the_study(tmp_path: Path) -> None:
     assert [cell.config.train.steps for cell in read_study(study).cells] == [30] * 4
     (tmp_path / "study.yaml").write_text(text.replace("steps: 31", "stepz: 31"))
     with pytest.raises(UserError, match=r"study\.yaml:12: unknown key 'train\.stepz'"):
-        read_study(study, None, "other.yaml")
+        read_study(study, base="other.yaml")
 
 
 def test_the_command_line_lies_under_the_cells(tmp_path: Path) -> None:
     study = write_study(tmp_path)
-    cells = read_study(study, read_assignments(["train.lr=5e-4", "sampler.steps=99"])).cells
+    cells = read_study(study, settings=read_assignments(["train.lr=5e-4", "sampler.steps=99"])).cells
     assert {cell.config.train.lr for cell in cells} == {5e-4}
     assert [cell.config.sampler.plan(SolveSpec(cell.config.interp, cell.config.target)).nfe for cell in cells] == [
         6,
@@ -293,7 +293,7 @@ def test_weights_may_be_an_axis(tmp_path: Path) -> None:
 
 def test_a_training_that_is_not_finished_is_not_trained(tmp_path: Path) -> None:
     study = write_study(tmp_path)
-    cells = read_study(study, read_assignments([f"run.folder={tmp_path / 'runs'}"])).cells
+    cells = read_study(study, settings=read_assignments([f"run.folder={tmp_path / 'runs'}"])).cells
     config = cells[0].config
     assert not trained(config)
     run_study(study)

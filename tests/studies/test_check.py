@@ -21,7 +21,7 @@ SHAPE = (1, 8, 8)
 
 def checked(folder: Path, study: str = STUDY, base: str = BASE):
     path = write_study(folder, study, base)
-    return check_plan(read_plan(str(path), read_assignments([f"run.folder={folder / 'runs'}"])))
+    return check_plan(read_plan(str(path), settings=read_assignments([f"run.folder={folder / 'runs'}"])))
 
 
 def test_the_peak_is_what_is_alive_at_once() -> None:

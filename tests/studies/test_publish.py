@@ -115,7 +115,7 @@ def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: py
                 seen.append((client.get_run(study).info.status, len(under)))
             time.sleep(0.05)
 
-    run_study(tmp_path / "study.yaml", read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
+    run_study(tmp_path / "study.yaml", settings=read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
     assert seen == [("RUNNING", 1)]
     study = client.get_run(str(sync.run_id(folder)))
     assert study.info.status == "FINISHED" and study.data.metrics["cells/done"] == 4

@@ -181,7 +181,7 @@ def test_the_command_of_a_study_gives_its_cells_again(tmp_path: Path, monkeypatc
     over = read_assignments(
         ["train.lr=2.5e-4", "sampler={name: heun, steps: 3}", "sample.labels=none", "run.folder=a b"]
     )
-    plan = read_study("study.yaml", over, seeds=(4, 5), sample_seeds=(7,))
+    plan = read_study("study.yaml", settings=over, seeds=(4, 5), sample_seeds=(7,))
     assert plan.command[:3] == ("sitkit", "ablate", "study.yaml")
     again = [
         call(*plan.command[1:], "--dry-run", "--json").out,

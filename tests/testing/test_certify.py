@@ -12,7 +12,8 @@ from support import call
 from torch import Tensor
 
 from sitkit.solvers import torchsde_grid
-from sitkit.testing.certify import Combination, Examiner, cells, certify
+from sitkit.testing.certify import cells, certify
+from sitkit.testing.examiner import Combination, Examiner
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Coefficients
 

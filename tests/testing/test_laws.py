@@ -1,4 +1,4 @@
-"""The test bench: our own components go through the door that plugins go through, and every law can be broken."""
+"""The laws: sitkit's own components obey them, and every law can be broken."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sitkit.models.backbone import Backbone
 from sitkit.models.loss import Batch, Loss
 from sitkit.registry import Component, Registry, registries
 from sitkit.runtime.errors import UserError
-from sitkit.solvers.ode import FixedStepODE
+from sitkit.solvers.ode import FixedStepODE, Tableau
 from sitkit.solvers.sampler import Problem
 from sitkit.testing import Law, NotShown, laws_of, obey, parametrize_with_laws
 from sitkit.transport.coupling import Coupling
@@ -30,14 +30,14 @@ from sitkit.transport.target import Target
 from sitkit.transport.timestep import Timestep
 from sitkit.transport.weighting import Weighting
 
-# What takes a connection, a minute, files of one's own or a trained run.
+# Components that need a connection, a minute, files of the user or a trained run.
 LEFT_OUT = {"run-classifier", "inception", "dinov2", "sit", "sd-vae", "adapted"}
-# Their laws are checked with the solvers' own, in test_sampler and test_multistep.
+# Samplers that take long; test_sampler and test_multistep check them too.
 SLOW = {"euler-maruyama", "stochastic-heun", "dpm++-2m-sde", "unipc"}
 
 
 def ours() -> Iterator[Component]:
-    """A component for every name that takes no field, and one small SiT."""
+    """Yield a component for every name that needs no field, and a small SiT."""
     for registry in registries.values():
         for name in registry.names():
             if name in LEFT_OUT | SLOW or name in registry.presets() or registry.plugin(name) is not None:
@@ -59,7 +59,7 @@ def test_our_own_components_obey_the_laws(law: Law) -> None:
 @parametrize_with_laws(
     *(sitkit.samplers.create(name) for name in sorted(SLOW)), sitkit.extractors.create("run-classifier")
 )
-def test_what_takes_longer_obeys_them_too(law: Law) -> None:
+def test_slow_components_obey_the_laws(law: Law) -> None:
     law.check()
 
 
@@ -75,7 +75,7 @@ def test_every_kind_has_laws_of_its_own() -> None:
 
 
 def any_of(registry: Registry[Any]) -> Component:
-    """A component of a kind: the first that needs no field, or words alone."""
+    """Return a component of a kind: the first that needs no field, or texts alone."""
     for name in registry.names():
         needed = [
             f for f in dataclasses.fields(registry[name]) if f.default is f.default_factory is dataclasses.MISSING
@@ -85,7 +85,7 @@ def any_of(registry: Registry[Any]) -> Component:
     raise AssertionError(registry.plural)
 
 
-# Each of these breaks the law that it is listed with, and is otherwise as good as ours.
+# Each of these breaks the laws that it is listed with in BREAKS, and no law of every component.
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Untyped(Interpolant):
 
 @dataclass(frozen=True)
 class Singular(Target):
-    """x itself: it says nothing that x does not."""
+    """x itself, which does not determine data and noise."""
 
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
         return c.alpha, c.sigma
@@ -142,7 +142,7 @@ class Backwards(Timestep):
 
 @dataclass(frozen=True)
 class Doubling(Coupling):
-    """The first noise for everyone."""
+    """The first noise for all rows."""
 
     def pair(self, data: Tensor, noise: Tensor, y: Tensor) -> Tensor:
         return noise[:1].expand_as(noise)
@@ -158,20 +158,19 @@ class Doubled(Diffusion):
 
 @dataclass(frozen=True)
 class Liar(FixedStepODE):
-    """Euler's method, said to be of order 2."""
+    """Euler's method, which declares order 2."""
 
     order: ClassVar[int] = 2
-    method: ClassVar[str] = "euler"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
 
 @dataclass(frozen=True)
 class Cheap(FixedStepODE):
-    """Midpoint's method, whose plan foretells half of what it spends."""
+    """The midpoint method, whose plan has half of its evaluations."""
 
     order: ClassVar[int] = 2
     method: ClassVar[str] = "midpoint"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,7 @@ class Shifted(FixedStepODE):
     """Samples beside the data."""
 
     order: ClassVar[int] = 1
-    method: ClassVar[str] = "euler"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
     def integrate(self, problem: Problem) -> Tensor:
         states = super().integrate(problem)
@@ -271,7 +269,7 @@ class Changing(Dataset):
 
 @dataclass(frozen=True)
 class Inverted(Metric):
-    """A distance that says that more is better."""
+    """A distance for which larger values are declared better."""
 
     lower_is_better: ClassVar[bool] = False
 
@@ -310,7 +308,7 @@ BREAKS: list[tuple[str, type[Component], dict[str, Any], set[str], str]] = [
     ("losses", Restless, {}, {"per-example", "reproducible"}, "batch"),
     ("datasets", Loud, {}, {"examples"}, r"images lie within \[-1, 1\]"),
     ("datasets", Changing, {}, {"rereadable"}, "the same fingerprint"),
-    ("metrics", Inverted, {}, {"measures", "refused-sets"}, "the right law scores"),
+    ("metrics", Inverted, {}, {"measures", "refused-sets"}, "the right distribution scores"),
     ("extractors", Contrast, {}, {"vectors"}, "of an image alone"),
 ]  # fmt: skip
 
@@ -320,7 +318,7 @@ BREAKS: list[tuple[str, type[Component], dict[str, Any], set[str], str]] = [
     BREAKS,
     ids=[f"{cls.__name__}-{'-'.join(fields.values())}" for _, cls, fields, _, _ in BREAKS],
 )
-def test_each_law_can_be_broken_and_says_how(
+def test_each_law_can_be_broken_and_its_error_says_how(
     plural: str, cls: type[Component], fields: dict[str, Any], broken: set[str], said: str
 ) -> None:
     registry = registries[plural]

@@ -1,4 +1,4 @@
-"""`sitkit plugin test` and `list`: whatever is wrong with a plugin is named in a line, and harms nothing else."""
+"""`sitkit plugin test` and `list`: each fault of a plugin is named in a line, and does no harm to other commands."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ PLUGINS = ROOT / "plugins"
 
 LIAR = """
 from typing import ClassVar
-from sitkit.solvers.ode import FixedStepODE
+from sitkit.solvers.ode import FixedStepODE, Tableau
 
 @sitkit.samplers.register("liar")
 @dataclass(frozen=True)
 class Liar(FixedStepODE):
     "Euler's method, said to be of order 2."
     order: ClassVar[int] = 2
-    method: ClassVar[str] = "euler"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
     steps: int = 100
 """
 CRASHES = """
 @sitkit.interpolants.register("crashes")
 @dataclass(frozen=True)
 class Crashes(Interpolant):
-    "A path that falls over."
+    "A path that raises an error."
     def coefficients(self, t):
         return t.no_such_thing
 """
@@ -51,7 +50,7 @@ FILLED = (
 )
 HEAVY = "import torch\n" + GOOD.format(name="heavy")
 
-# What is wrong with a plugin, its source, and what is said of it.
+# A fault of a plugin, the source, and the message.
 BAD = {
     "raises": (GOOD.format(name="half") + "\n1 / 0\n", "package, loads: ZeroDivisionError: division by zero."),
     "vague": (ABSTRACT, "package, loads: interpolant 'vague' (sitkit_vague.Vague) is abstract: it lacks coefficients."),
@@ -79,30 +78,29 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def verdicts(bad: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    """What `sitkit plugin test --json` says of each plugin, and the lines of its errors."""
-    done = run("sitkit", "plugin", "test", "--json", site=bad, cwd=tmp_path_factory.mktemp("here"))
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    found = {entry["plugin"]["name"]: entry for entry in json.loads(done.stdout)}
-    return found, [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    """Return the records of `sitkit plugin test --json` by plugin, and the lines of its errors."""
+    process = run("sitkit", "plugin", "test", "--json", site=bad, cwd=tmp_path_factory.mktemp("here"))
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    records = {entry["plugin"]["name"]: entry for entry in json.loads(process.stdout)}
+    return records, [line for line in process.stderr.splitlines() if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize("plugin", BAD)
-def test_what_is_wrong_is_named_in_a_line(plugin: str, verdicts: tuple[dict[str, Any], list[str]]) -> None:
-    found, errors = verdicts
-    said = [line for line in errors if line.startswith(f"error: sitkit-{plugin}, ")]
-    assert any(BAD[plugin][1] in line for line in said), said
-    assert len(said) == sum(v["outcome"] == "broken" for v in found[plugin]["verdicts"])
-    assert all(len(line) < 400 for line in said)
-    assert not found[plugin]["ok"]
+def test_a_fault_is_named_in_a_line(plugin: str, verdicts: tuple[dict[str, Any], list[str]]) -> None:
+    records, errors = verdicts
+    lines = [line for line in errors if line.startswith(f"error: sitkit-{plugin}, ")]
+    assert any(BAD[plugin][1] in line for line in lines), lines
+    assert len(lines) == sum(v["outcome"] == "broken" for v in records[plugin]["verdicts"])
+    assert all(len(line) < 400 for line in lines)
+    assert not records[plugin]["ok"]
     if plugin not in ("crashes", "needy"):
-        assert len(said) == 1, "and nothing else is wrong with it"
+        assert len(lines) == 1, "it has no other fault"
 
 
-def test_the_rest_is_tested_all_the_same(verdicts: tuple[dict[str, Any], list[str]]) -> None:
+def test_an_error_in_one_law_does_not_stop_the_others(verdicts: tuple[dict[str, Any], list[str]]) -> None:
     good = verdicts[0]["good"]
     assert good["ok"] and {v["outcome"] for v in good["verdicts"]} == {"holds"}
-    # A law that falls over leaves the others standing.
     outcomes = {v["law"]: v["outcome"] for v in verdicts[0]["crashes"]["verdicts"]}
     assert outcomes["typed"] == "holds" and outcomes["ends"] == outcomes["derivatives"] == "broken"
 
@@ -111,7 +109,9 @@ def test_the_rest_is_tested_all_the_same(verdicts: tuple[dict[str, Any], list[st
     ("words", "says"),
     [(("--help",), "evaluate"), (("list", "samplers"), "heun"), (("show", "sampler", "heun", "--json"), "heun")],
 )
-def test_they_are_harmless_to_other_commands(words: tuple[str, ...], says: str, bad: Path, tmp_path: Path) -> None:
+def test_broken_plugins_do_no_harm_to_other_commands(
+    words: tuple[str, ...], says: str, bad: Path, tmp_path: Path
+) -> None:
     done = run("sitkit", *words, site=bad, cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert says in done.stdout
@@ -132,14 +132,14 @@ def test_plugins_are_listed_with_their_state_and_reason(bad: Path, tmp_path: Pat
     assert "ZeroDivisionError" in table.stdout and "interpolant good" in table.stdout
 
 
-def test_the_fields_to_test_are_the_components_own(verdicts: tuple[dict[str, Any], list[str]]) -> None:
+def test_the_instances_have_the_fields_of_test_fields(verdicts: tuple[dict[str, Any], list[str]]) -> None:
     filled = verdicts[0]["filled"]
     assert filled["ok"] and {v["subject"] for v in filled["verdicts"]} == {
         "package", "interpolant filled", "interpolant filled (power=1.0)", "interpolant filled (power=2.0)",
     }  # fmt: skip
 
 
-def test_what_is_not_installed_or_left_out_is_refused(tmp_path: Path) -> None:
+def test_a_plugin_that_is_not_installed_or_left_out_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "good", GOOD.format(name="good"))
     for word, plugins, says in (
         ("sitkit-goood", None, "No plugin 'sitkit-goood' is installed. Did you mean 'sitkit-good'?"),
@@ -149,12 +149,12 @@ def test_what_is_not_installed_or_left_out_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
-def test_without_plugins_it_says_how_to_write_one() -> None:
+def test_without_plugins_the_list_says_how_to_write_one() -> None:
     assert "sitkit plugin new NAME --kind KIND" in call("plugin", "list").out
 
 
 @pytest.mark.slow
-def test_the_five_shipped_plugins_install_together_and_are_lawful(tmp_path: Path) -> None:
+def test_the_five_plugins_of_the_repository_install_together_and_obey_the_laws(tmp_path: Path) -> None:
     pytest.importorskip("ot")
     pytest.importorskip("diffusers")
     site = tmp_path / "site"

@@ -29,8 +29,8 @@ from sitkit.training.train import run_training
 GROUP = ProcessGroup(0, 1, torch.device("cpu"))
 
 
-def moved(network: nn.Module, step: int) -> None:
-    """Weights on a known path: theta_j = sin(j / 7 + k), another k for each number."""
+def move(network: nn.Module, step: int) -> None:
+    """Put the weights on a known path: theta_j = sin(j / 7 + k), another k for each number."""
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):
             k = torch.arange(p.numel(), dtype=torch.float64) + 10 * i
@@ -66,7 +66,7 @@ def test_updates_make_the_averages_that_they_claim() -> None:
     averages = EMA(network, (0.9, 0.5), (0.05, 0.2))
     path = []
     for step in range(1, 31):
-        moved(network, step)
+        move(network, step)
         averages.update(step)
         path.append(network.weight.detach().clone())
     thetas, found = torch.stack(path), averages.tensors()
@@ -87,7 +87,7 @@ def test_applied_lends_the_first_average_and_gives_the_weights_back_to_the_bit()
     network = nn.Linear(3, 2)
     averages = EMA(network, (0.9,))
     for step in (1, 2, 3):
-        moved(network, step)
+        move(network, step)
         averages.update(step)
     own = network.weight.detach().clone()
     with pytest.raises(ZeroDivisionError), averages.applied():
@@ -105,17 +105,21 @@ def test_averages_are_read_back_and_one_that_is_missing_is_named() -> None:
         EMA(network, (0.9,), (0.2,)).load(one.tensors())
 
 
-@pytest.fixture(scope="module")
-def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """640 steps on the known path, 32 snapshots of the paper's two widths."""
-    folder, network = tmp_path_factory.mktemp("known"), nn.Linear(3, 2).double()
+def write_snapshots(folder: Path, dtype: torch.dtype) -> Path:
+    """Take 640 steps on the known path and keep 32 snapshots of the paper's two widths."""
+    network = nn.Linear(3, 2).double()
     averages = EMA(network, (0.9,), (0.05, 0.1))
     for step in range(1, 641):
-        moved(network, step)
+        move(network, step)
         averages.update(step)
         if step % 20 == 0:
-            averages.snapshot(folder, step, torch.float64, GROUP)
+            averages.snapshot(folder, step, dtype, GROUP)
     return folder
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_snapshots(tmp_path_factory.mktemp("known"), torch.float64)
 
 
 def exact(width: float, steps: int) -> torch.Tensor:
@@ -172,14 +176,7 @@ def test_the_error_told_is_that_of_the_profile() -> None:
 
 
 def test_half_precision_costs_what_half_precision_has(tmp_path: Path) -> None:
-    network = nn.Linear(3, 2).double()
-    averages = EMA(network, (0.9,), (0.05, 0.1))
-    for step in range(1, 641):
-        moved(network, step)
-        averages.update(step)
-        if step % 20 == 0:
-            averages.snapshot(tmp_path, step, torch.float16, GROUP)
-    _, state = rebuild(tmp_path, 0.075)
+    _, state = rebuild(write_snapshots(tmp_path, torch.float16), 0.075)
     # Each number is rounded to 2^-12 of itself at most, and the coefficients' sizes sum to 1.5; the profile adds 9e-4.
     torch.testing.assert_close(state["weight"].double(), exact(0.075, 640), atol=1.5 * 2**-12 + 9e-4, rtol=0)
 

@@ -205,5 +205,8 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path: Path) -> None
     process = launch(tmp_path, "train.batch=15")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.count("train.batch = 15 cannot be shared evenly by 2 processes") == 1 and 'commands.py", line' not in err
+    assert (
+        err.count("train.batch = 15 cannot be divided evenly among 2 processes") == 1
+        and 'commands.py", line' not in err
+    )
     assert not list(tmp_path.glob("*/*"))

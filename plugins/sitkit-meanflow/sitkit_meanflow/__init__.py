@@ -1,13 +1,13 @@
-"""Mean flows: a network of two times that predicts the average velocity between them, and is sampled in one step.
+"""Mean flows: a network of two times predicts the average velocity between them, so one step can draw a sample.
 
-With u(z, t, s) the mean of the velocity along the path of z from t to s > t, (s - t) u is the displacement, and its
-derivative along the path gives
+Let u(z, t, s) be the mean of the velocity along the path of z from t to s > t.  Then (s - t) u is the displacement, and
+its derivative along the path gives
 
-    u = v + (s - t) du/dt,    du/dt = v . grad_z u + d u / d t,
+    u = v + (s - t) du/dt,    du/dt = v . grad_z u + d u / d t.
 
-which the loss asks of the network, the right side without gradient.  u(z, t, t) is the velocity itself, so a network of
-two times called with one is read as any other, and every other sampler works too.
-Source: Geng et al. 2025 (arXiv 2505.13447), Eq. 6 to 11, here with t = 0 noise and t = 1 data.
+The loss is the error of this equation, with no gradient through its right side.  u(z, t, t) is the velocity, so a network
+of two times that is called with one time predicts the velocity, and every other sampler works too.
+Source: Geng et al. 2025 (arXiv 2505.13447), Eq. 6 to 11, here with t = 0 for noise and t = 1 for data.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sitkit import (
     Problem,
     Sample,
     SolveSpec,
+    Tableau,
     Timestep,
     Unguided,
     UserError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from sitkit import Examples, Field, Interpolant, Target
 
-# Draws of plugins with an example's key; sitkit's own purposes lie below 1000.
+# The purposes of this plugin's random numbers.  sitkit's own purposes are numbers below 1000.
 SECOND, INSTANT = 1801, 1802
 
 
@@ -51,9 +52,12 @@ def _small() -> Backbone:
 @backbones.register("two-time")
 @dataclass(frozen=True)
 class TwoTime(Backbone):
-    """A SiT that also takes pairs of times, t (b, 2): y = u(x, t_0, t_1); one time t (b,) stands for (t, t).
+    """A SiT that also takes pairs of times, t (b, 2): y = u(x, t_0, t_1).  One time t (b,) means the pair (t, t).
 
-    of: the SiT.  The length of the interval has an embedder of its own, added to that of its start.
+    The length of the interval has its own embedder; its output is added to the embedding of the start.
+
+    Args:
+        of: the SiT.
     """
 
     of: Backbone = field(default_factory=_small)
@@ -73,10 +77,14 @@ class TwoTime(Backbone):
 @losses.register("meanflow")
 @dataclass(frozen=True)
 class MeanFlow(Loss):
-    """|u(z, t, s) - v - (s - t) du/dt|^2 / (|.|^2 + 1e-3)^power, both divisors and the target without gradient.
+    """|u(z, t, s) - v - (s - t) du/dt|^2 / (|.|^2 + 1e-3)^power, with no gradient through the divisor and the target.
 
-    instant: the fraction of examples with s = t, for which it is the velocity's own loss.  second: the law of the other
-    of the two times, ordered afterwards.  Needs the backbone 'two-time'; `--weight` is not read.
+    The loss needs the backbone `two-time` and ignores `--weight`.
+
+    Args:
+        instant: the fraction of examples with s = t, for which this is the squared error of the velocity.
+        power: the exponent of the divisor; 0 is the plain squared error.
+        second: the distribution of the second time; the two times are ordered afterwards.
     """
 
     instant: float = 0.75
@@ -94,7 +102,7 @@ class MeanFlow(Loss):
             raise UserError("loss 'meanflow' needs a network of two times: use --backbone two-time.")
 
     def times(self, t: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """(start, end) of each example's interval, start <= end: t (b,), keys (b,)."""
+        """Return (start, end) of the interval of each example, start <= end: t (b,), keys (b,) -> (b,), (b,)."""
         import torch
 
         from sitkit import uniform
@@ -116,7 +124,7 @@ class MeanFlow(Loss):
             return batch.network(z, torch.stack((start, end), 1), batch.y)
 
         along: Any = (velocity, torch.ones_like(start), torch.zeros_like(end))
-        # Only the plain form of attention has a forward derivative.
+        # Only the plain implementation of attention has a forward derivative.
         with sdpa_kernel(SDPBackend.MATH):
             u, rate, *_ = torch.func.jvp(mean_velocity, (z, start, end), along)
         length = (end - start).reshape(-1, *[1] * (z.ndim - 1))
@@ -134,8 +142,8 @@ class MeanFlowSampler(FixedStepODE):
     """
 
     order: ClassVar[int] = 1
-    method: ClassVar[str] = "meanflow"
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    # Euler's: one evaluation at the start of a step.
+    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
     steps: int = 1
 

@@ -1,4 +1,4 @@
-"""The module of two times: torch is imported here alone."""
+"""The network of two times as a torch module.  Only this file imports torch when it is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sitkit import SiT, TimestepEmbedder, UserError
 
 
 class TwoTimes(nn.Module):
-    """(b, 2) or (b,) -> (b, d): the embedding of the start and that of the length, 0 for a single time."""
+    """The sum of the embeddings of the start and of the length: (b, 2) or (b,) -> (b, d).  A single time has length 0."""
 
     def __init__(self, start: TimestepEmbedder) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class TwoTimes(nn.Module):
 
 
 def with_two_times(network: nn.Module) -> nn.Module:
-    """The SiT with its time embedder replaced.  Raises UserError for another network."""
+    """Replace the time embedder of a SiT, and return the SiT.  Raises UserError for another network."""
     if not isinstance(network, SiT):
-        raise UserError("backbone 'two-time' is made of a SiT: give one as backbone.of.")
+        raise UserError("backbone 'two-time' needs a SiT: set backbone.of to a SiT.")
     network.t_embedder = TwoTimes(network.t_embedder)  # pyright: ignore[reportAttributeAccessIssue]
     network.times = 2  # pyright: ignore[reportArgumentType]
     return network

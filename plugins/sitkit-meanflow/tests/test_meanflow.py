@@ -1,4 +1,4 @@
-"""The laws, and closed-form truth: the average velocity of a Gaussian, which is sampled exactly and has no loss."""
+"""Tests: the laws, and the average velocity of a Gaussian in closed form, which gives exact samples and no error."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def test_laws(law: Law) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_an_exact_network_is_sampled_exactly_in_any_number_of_steps(steps: int) -> None:
+def test_an_exact_network_gives_exact_samples_in_any_number_of_steps(steps: int) -> None:
     noise = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     field = sitkit.Field(GaussianAverage(LINEAR), LINEAR, VELOCITY)
-    drawn = sitkit.samplers.create("meanflow", steps=steps).sample(field, noise, trajectory=True)
+    result = sitkit.samplers.create("meanflow", steps=steps).sample(field, noise, trajectory=True)
     mean, std = gaussian_moments(LINEAR, 1.0)
-    torch.testing.assert_close(drawn.x, mean + std * noise, rtol=1e-10, atol=1e-10)
-    assert drawn.nfe == steps and drawn.trajectory is not None and len(drawn.trajectory) == steps + 1
+    torch.testing.assert_close(result.x, mean + std * noise, rtol=1e-10, atol=1e-10)
+    assert result.nfe == steps and result.trajectory is not None and len(result.trajectory) == steps + 1
 
 
 def test_the_identity_holds_for_the_exact_average() -> None:
-    """u - v - (s - t) du/dt = 0 in the mean over the data given z: for Gaussians, with v replaced by its mean."""
+    """For Gaussians, u - v - (s - t) du/dt = 0 holds with v replaced by its mean over the data given z."""
     network, n = GaussianAverage(LINEAR), 64
     z = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start, end = torch.full((n,), 0.3, dtype=torch.float64), torch.full((n,), 0.8, dtype=torch.float64)
@@ -47,7 +47,7 @@ def test_the_identity_holds_for_the_exact_average() -> None:
     torch.testing.assert_close(value, v + 0.5 * rate, rtol=1e-10, atol=1e-10)
 
 
-def test_with_equal_times_it_is_the_velocitys_loss() -> None:
+def test_with_equal_times_it_is_the_loss_of_the_velocity() -> None:
     torch.manual_seed(0)
     network = sitkit.backbones.create("two-time").build((1, 8, 8), 10)
     with torch.no_grad():
@@ -55,19 +55,19 @@ def test_with_equal_times_it_is_the_velocitys_loss() -> None:
             p.add_(0.05 * torch.randn_like(p))
     data, noise = torch.randn(2, 5, 1, 8, 8)
     weight = sitkit.weightings.create("velocity")
-    given = Batch(network, LINEAR, VELOCITY, weight, data, noise, torch.rand(5), torch.arange(5), torch.arange(5))
-    ours = sitkit.losses.create("meanflow", instant=1.0, power=0.0).per_example(given)
-    torch.testing.assert_close(ours, sitkit.losses.create("interpolant").per_example(given), rtol=1e-5, atol=1e-5)
+    batch = Batch(network, LINEAR, VELOCITY, weight, data, noise, torch.rand(5), torch.arange(5), torch.arange(5))
+    ours = sitkit.losses.create("meanflow", instant=1.0, power=0.0).per_example(batch)
+    torch.testing.assert_close(ours, sitkit.losses.create("interpolant").per_example(batch), rtol=1e-5, atol=1e-5)
 
 
-def test_intervals_run_forward_and_as_many_are_instants_as_is_said() -> None:
+def test_intervals_run_forward_and_the_fraction_of_instants_is_right() -> None:
     start, end = sitkit.losses.create("meanflow", instant=0.75).times(torch.rand(4000), torch.arange(4000))
     assert (start <= end).all()
     # Standard error sqrt(0.75 * 0.25 / 4000) = 0.007.
     assert float((start == end).float().mean()) == pytest.approx(0.75, abs=0.035)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_settings_are_errors() -> None:
     plain = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
     with pytest.raises(sitkit.UserError, match="use --backbone two-time"):
         sitkit.losses.create("meanflow").build(plain, (1, 8, 8), 10)
@@ -78,5 +78,5 @@ def test_what_cannot_be_is_refused() -> None:
         sampler.plan(sitkit.SolveSpec(LINEAR, VELOCITY, None, sitkit.guidances.create("cfg")))
     with pytest.raises(sitkit.UserError, match="use target 'velocity'"):
         sampler.plan(sitkit.SolveSpec(LINEAR, sitkit.targets.create("score")))
-    with pytest.raises(sitkit.UserError, match="is made of a SiT"):
+    with pytest.raises(sitkit.UserError, match="needs a SiT"):
         sitkit.backbones.create("two-time", of="mlp").build((2,), 0)

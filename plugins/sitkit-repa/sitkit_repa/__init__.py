@@ -1,4 +1,4 @@
-"""Representation alignment: what a network holds in a hidden layer is drawn towards what a frozen encoder sees."""
+"""Representation alignment: a loss that aligns a hidden layer of the network with the features of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 @losses.register("repa")
 @dataclass(frozen=True)
 class RepresentationAlignment(Loss):
-    """The interpolant's loss - weight * cos(projector(hidden), encoder(data)), the cosine's mean over the tokens.
+    """The loss `interpolant` minus weight * cos(projector(hidden), encoder(data)), the mean of the cosine over the tokens.
 
-    layer: the module whose output (b, tokens, width) is aligned, a block of a SiT by default.  encoder: any feature
-    extractor, frozen; its fields say which weights.  "spatial" features are cut into one vector a token, "features" are
-    compared with the mean over tokens.  The encoder is prepared on the run's data, to which the loss is bound; the run's
-    autoencoder must be `identity`, for the encoder sees images.  The projector has three layers and is trained beside
-    the network.
-    Source: Yu et al. 2024 (arXiv 2410.06940), Eq. 8; weight 0.5 as theirs.
+    The encoder is prepared on the data of the run.  It takes images, so the run must use the autoencoder `identity`.
+    The projector is a perceptron of three layers that is trained together with the network.
+
+    Args:
+        layer: the module whose output (b, tokens, width) is aligned; by default the second block of a SiT.
+        weight: the weight of the alignment; 0.5 as in the paper.
+        width: the width of the projector.
+        encoder: any feature extractor; its weights are frozen.
+        reads: "spatial" compares each token with the features at its place; "features" compares the mean over the
+            tokens with the features of the whole image.
+
+    Source: Yu et al. 2024 (arXiv 2410.06940), Eq. 8.
     """
 
     layer: str = "blocks.1"
@@ -38,13 +44,15 @@ class RepresentationAlignment(Loss):
         if self.width < 1:
             raise ValueError(f"width must be at least 1; got {self.width}.")
         if self.reads not in self.encoder.outputs:
-            raise ValueError(f"reads must be of what the encoder gives ({', '.join(self.encoder.outputs)}).")
+            raise ValueError(
+                f"reads must be an output of the encoder ({', '.join(self.encoder.outputs)}); got {self.reads!r}."
+            )
 
     @classmethod
     def test_fields(cls) -> Sequence[Mapping[str, Any]]:
-        # The laws do not ask how well the encoder sees: one that learns in a moment, and one that does not learn.
-        few = {"name": "run-classifier", "steps": 3, "width": 8}
-        return {"encoder": few}, {"encoder": "pixels", "reads": "features"}
+        # The laws do not depend on the quality of the encoder, so a short training or no training is enough.
+        small = {"name": "run-classifier", "steps": 3, "width": 8}
+        return {"encoder": small}, {"encoder": "pixels", "reads": "features"}
 
     @property
     def hidden(self) -> tuple[str, ...]:
@@ -54,13 +62,15 @@ class RepresentationAlignment(Loss):
         return BoundAlignment(self, data)
 
     def per_example(self, batch: Batch) -> Tensor:
-        raise UserError("loss 'repa' needs the run's data: prepare it (`loss.prepare(examples)`).")
+        raise UserError(
+            "loss 'repa' needs the data of the run: call `loss.prepare(examples)` and use the loss that it returns."
+        )
 
 
 @final
 @dataclass(frozen=True)
 class BoundAlignment(Loss):
-    """Representation alignment with the data that its encoder is prepared on."""
+    """Representation alignment together with the data for its encoder."""
 
     name: ClassVar[str] = RepresentationAlignment.name
     rule: RepresentationAlignment
@@ -82,8 +92,8 @@ class BoundAlignment(Loss):
             )
         if self.data.shape != shape:
             raise UserError(
-                f"loss 'repa': the encoder sees examples of shape {self.data.shape}, the network states of {shape}: "
-                "use the autoencoder 'identity'."
+                f"loss 'repa': the encoder takes examples of shape {self.data.shape}, but the network takes states of shape "
+                f"{shape}: use the autoencoder 'identity'."
             )
         tokens, width = hidden_shape(network, self.rule.layer, shape)
         device = next(network.parameters()).device
@@ -102,5 +112,5 @@ class BoundAlignment(Loss):
         loss = interpolant_loss(batch.network, *path, batch.data, batch.noise, batch.t, batch.y)
         projector = batch.parts
         if not isinstance(projector, Projector):
-            raise UserError("loss 'repa' needs what its `build` gives, as Batch.parts.")
+            raise UserError("loss 'repa' needs its projector: pass the result of `build` as Batch.parts.")
         return loss - self.rule.weight * projector(batch.hidden[self.rule.layer], batch.data)

@@ -1,4 +1,4 @@
-"""The laws of losses, what is aligned with what, and what is refused."""
+"""Tests: the laws of losses, the value of the alignment, and the errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_laws(law: Law) -> None:
     law.check()
 
 
-def batch(loss: sitkit.Component, weight: float) -> tuple[torch.Tensor, Batch]:
+def loss_of_a_batch(weight: float) -> tuple[torch.Tensor, Batch]:
     repa = sitkit.losses.create("repa", encoder="pixels", reads="features", weight=weight).prepare(DIGITS)
     torch.manual_seed(0)
     network = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
@@ -26,30 +26,30 @@ def batch(loss: sitkit.Component, weight: float) -> tuple[torch.Tensor, Batch]:
     network.get_submodule("blocks.1").register_forward_hook(lambda m, i, out: hidden.update({"blocks.1": out}))
     path = sitkit.interpolants.create("linear"), sitkit.targets.create("velocity"), sitkit.weightings.create("velocity")
     data, noise = torch.randn(2, 5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    given = Batch(network, *path, data, noise, torch.rand(5), torch.arange(5), torch.arange(5), parts, hidden)
-    return repa.per_example(given), given
+    batch = Batch(network, *path, data, noise, torch.rand(5), torch.arange(5), torch.arange(5), parts, hidden)
+    return repa.per_example(batch), batch
 
 
-def test_it_is_the_interpolants_loss_less_the_alignment() -> None:
+def test_it_is_the_loss_interpolant_minus_the_alignment() -> None:
     torch.manual_seed(3)
     base = sitkit.losses.create("interpolant")
-    total, given = batch(base, 0.5)
-    plain = base.per_example(given)
-    assert given.parts is not None
-    cosine = given.parts(given.hidden["blocks.1"], given.data)
+    total, batch = loss_of_a_batch(0.5)
+    plain = base.per_example(batch)
+    assert batch.parts is not None
+    cosine = batch.parts(batch.hidden["blocks.1"], batch.data)
     assert ((cosine >= -1) & (cosine <= 1)).all()
     torch.testing.assert_close(total, plain - 0.5 * cosine)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_settings_are_errors() -> None:
     network = sitkit.backbones.create("sit-xs/2").build((1, 8, 8), 10)
     points = sitkit.datasets.create("points", size=100).load()
     with pytest.raises(sitkit.UserError, match=r"no layer 'blocks\.9'; it has .*blocks\.3"):
         sitkit.losses.create("repa", layer="blocks.9").prepare(DIGITS).build(network, (1, 8, 8), 10)
-    with pytest.raises(sitkit.UserError, match="sees examples of shape"):
+    with pytest.raises(sitkit.UserError, match="takes examples of shape"):
         sitkit.losses.create("repa", encoder="pixels", reads="features").prepare(points).build(network, (1, 8, 8), 10)
-    with pytest.raises(sitkit.UserError, match="needs the run's data"):
-        given = batch(sitkit.losses.create("interpolant"), 0.5)[1]
-        sitkit.losses.create("repa").per_example(given)
-    with pytest.raises(sitkit.UserError, match="reads must be of what the encoder gives"):
+    with pytest.raises(sitkit.UserError, match="needs the data of the run"):
+        batch = loss_of_a_batch(0.5)[1]
+        sitkit.losses.create("repa").per_example(batch)
+    with pytest.raises(sitkit.UserError, match="reads must be an output of the encoder"):
         sitkit.losses.create("repa", encoder="pixels")

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as a backbone."""
+"""The UNet2DModel of diffusers as a backbone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 @backbones.register("unet")
 @dataclass(frozen=True)
 class UNet(Backbone):
-    """A convolutional U-Net with self-attention at its lowest level (diffusers' UNet2DModel), labels added to the time.
+    """A convolutional U-Net with self-attention at its lowest level (UNet2DModel of diffusers).
 
-    widths: channels at each level, each level at half the size of the one before.  layers: residual blocks a level.
-    groups: of the group norms, a divisor of every width.  time_scale multiplies t before its sinusoidal features.
-    Source: Ho et al. 2020 (arXiv 2006.11239), appendix B, as diffusers has it.
+    The embedding of the label is added to the embedding of the time.
+
+    Args:
+        widths: the channels of each level; each level has half the resolution of the previous level.
+        layers: residual blocks per level.
+        attention: whether the lowest level has self-attention.
+        groups: the number of groups of each group norm; it must divide every width.
+        class_dropout: the probability with which training replaces a label by the null class.
+        time_scale: multiplies t before its sinusoidal features.
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), appendix B, in the implementation of diffusers.
     """
 
     widths: tuple[int, ...] = (32, 64)

@@ -1,4 +1,4 @@
-"""The module: torch and diffusers are imported here alone."""
+"""The U-Net as a torch module.  Only this file imports torch and diffusers when it is loaded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Labelled(nn.Module):
             attention_head_dim=backbone.groups,
             num_class_embeds=num_classes + 1,
         )
-        # The prediction is 0 at first, as SiT's is.
+        # The prediction is 0 before training, as in SiT.
         nn.init.zeros_(model.conv_out.weight)
         nn.init.zeros_(model.conv_out.bias)
         self.model = model

@@ -1,4 +1,4 @@
-"""The laws of backbones, and what the U-Net is made of."""
+"""Tests: the laws of backbones, and properties of the U-Net."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def test_laws(law: Law) -> None:
     law.check()
 
 
-def test_it_is_diffusers_unet_and_predicts_nothing_at_first() -> None:
+def test_it_is_the_unet_of_diffusers_and_predicts_zero_before_training() -> None:
     network = sitkit.backbones.create("unet").build((1, 8, 8), 10)
     assert type(network.model).__name__ == "UNet2DModel"
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(network(x, torch.rand(2), torch.tensor([0, 10])), torch.zeros_like(x))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_settings_are_errors() -> None:
     with pytest.raises(sitkit.UserError, match="groups must divide every width"):
         sitkit.backbones.create("unet", widths=(12,), groups=8)
     with pytest.raises(sitkit.UserError, match="multiples of 4, not states of shape 1x6x6"):

@@ -70,24 +70,17 @@ def ablate(
     """
     from sitkit.results.study_results import FILE, runs_of
     from sitkit.results.table import grid
-    from sitkit.studies.ablate import run_study as verb
-    from sitkit.studies.status import StudyStatus
-    from sitkit.studies.study_file import read_study
+    from sitkit.studies.ablate import run_study, study_status
 
-    over, own_seeds = running.training_settings(), seeds.arguments()
+    arguments = {"base": base, "settings": running.training_settings(), **seeds.arguments()}
     if dry_run:
-        plan = read_study(file, over, base, **own_seeds)
-        if not keep_going:
-            plan.require()
-        _print_plan(StudyStatus(plan), json)
+        _print_status(study_status(file, keep_going, **arguments), json)
         return
     from sitkit.cli.live import live_view
 
-    with resumable(), live_view() as (progress, watch):
-        outcome = verb(
-            file, over, base, keep_going=keep_going, executor=_executor(executor, workers, cpus, gpus),
-            progress=progress, watch=watch, **own_seeds,
-        )  # fmt: skip
+    with resumable(), live_view() as (progress, attach):
+        jobs = _executor(executor, workers, cpus, gpus)
+        outcome = run_study(file, keep_going=keep_going, executor=jobs, progress=progress, attach=attach, **arguments)
     results = outcome.results
     if json:
         console.as_json(results.model_dump() | {"path": outcome.folder / FILE})
@@ -97,23 +90,15 @@ def ablate(
     print_failures(results, runs_of(outcome.folder, results))
 
 
-def _print_plan(status: StudyStatus, json: bool) -> None:
+def _print_status(status: StudyStatus, json: bool) -> None:
     """Print the cells of a study and what of each is on disk."""
-    from sitkit.studies.tasks import trained
-
-    pairs = list(zip(status.plan.cells, status.places, strict=True))
-    configs = {place.training: cell.config for cell, place in pairs}
-    is_trained = {training: trained(config) for training, config in configs.items()}
-    rows = []
-    for number, (cell, place) in enumerate(pairs, 1):
-        state = "measured" if status.measurements.find(place) else "trained" if is_trained[place.training] else ""
-        rows.append((number, cell.row, cell.column, cell.seed, cell.sample_seed, place.run, state))
+    rows = [(*cell[:6], cell.state if cell.state in ("measured", "trained") else "") for cell in status.cells()]
     names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
     if json:
         return console.as_json([dict(zip(names, row, strict=True)) for row in rows])
     cells = [(*row[:3], f"{row[3]}, {row[4]}", *row[5:]) for row in rows]
     console.table(("cell", "row", "column", "seeds", "run", "state"), cells)
-    console.say(f"{len(rows)} cells from {len(configs)} trainings")
+    console.say(f"{len(rows)} cells from {len(status.trainings())} trainings")
 
 
 def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | None) -> Executor:

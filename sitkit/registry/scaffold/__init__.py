@@ -1,4 +1,4 @@
-"""A new plugin: a package that installs, registers one component, and tests it by the laws of its kind."""
+"""Write a new plugin: a package that registers one component and tests it with the laws of its kind."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sitkit.runtime.files import write_file
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 PREFIX = "sitkit-"
-# The lines of what is written fit with every name up to here.
+# The longest name for which the lines of all templates fit the line length.
 LONGEST = 32
 
-# Where a component is used; what is not named here is trained with.
+# A command that uses a component of a kind; the other kinds are used by `sitkit train`.
 USES = {
     "autoencoder": "sitkit train --autoencoder $name",
     "dataset": "sitkit train points --data $name",
@@ -33,16 +33,24 @@ CERTIFIED = ("interpolant", "target", "sampler", "diffusion")
 
 
 def new_plugin(name: str, registry: Registry, parent: Path) -> list[Path]:
-    """Write the package sitkit-NAME into the folder `parent`: the paths of its files, pyproject.toml first.
+    """Write the package sitkit-NAME.
 
-    name: of the component and of the entry point; "sitkit-" before it is understood.  Raises UserError for a name that
-    is none, that is taken, or whose folder is there already: nothing is overwritten.
+    Args:
+        name: the name of the component and of the entry point, with or without "sitkit-".
+        registry: the registry of the component's kind.
+        parent: the folder for the package.
+
+    Returns:
+        The paths of its files, pyproject.toml first.
+
+    Raises:
+        UserError: the name is not valid or not free, or the folder exists; nothing is overwritten.
     """
     name = name.removeprefix(PREFIX)
     cls = class_name(name, registry)
     module, folder = f"sitkit_{name.replace('-', '_')}", parent / f"{PREFIX}{name}"
     if folder.exists():
-        raise UserError(f"{folder} is there already, and nothing is overwritten: choose another name or --into FOLDER.")
+        raise UserError(f"{folder} exists and is not overwritten: choose another name or --into FOLDER.")
     use = USES.get(registry.kind, f"sitkit train {registry.flag} $name")
     if registry.kind in CERTIFIED:
         use += f"\nsitkit certify {registry.flag} $name --quick"
@@ -56,15 +64,15 @@ def new_plugin(name: str, registry: Registry, parent: Path) -> list[Path]:
         "use": Template(use).substitute(name=name),
         "version": version("sitkit"),
     }
-    written = {
+    templates = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
         f"{module}/__init__.py": f"{registry.kind}.py",
         f"{module}/network.py": f"{registry.kind}.network.py",
         f"tests/test_{module.removeprefix('sitkit_')}.py": f"{registry.kind}.test.py",
     }
-    # All are rendered before the first is written.
-    texts = {path: text for path, template in written.items() if (text := _render(template, words)) is not None}
+    # All files are rendered before the first is written.
+    texts = {path: text for path, template in templates.items() if (text := _render(template, words)) is not None}
     texts[f"{module}/py.typed"] = ""
     for path, text in texts.items():
         write_file(folder / path, text)
@@ -72,12 +80,12 @@ def new_plugin(name: str, registry: Registry, parent: Path) -> list[Path]:
 
 
 def class_name(name: str, registry: Registry) -> str:
-    """ "my-path" as an interpolant: "MyPathInterpolant".  Raises UserError for a name that cannot be taken."""
+    """Return the name of the class: "MyPathInterpolant" for "my-path".  Raises UserError for an invalid or registered name."""
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")
         hint = f" Did you mean {near!r}?" if NAME.fullmatch(near) else ""
         raise UserError(
-            f"{name!r} names no plugin: write lower-case words of a to z and 0 to 9, "
+            f"{name!r} is not a valid name: write lower-case words of a to z and 0 to 9, "
             f"as in 'my-path', {LONGEST} characters at most.{hint}"
         )
     if name in registry:
@@ -88,7 +96,7 @@ def class_name(name: str, registry: Registry) -> str:
     cls = "".join(word.capitalize() for word in name.split("-")).removesuffix(kind) + kind
     own = vars(sys.modules[registry.base_class.__module__]).keys() | {other.__name__ for other in registry.values()}
     if cls in own:
-        raise UserError(f"{name!r} would make the class {cls}, which is sitkit's own: choose another name.")
+        raise UserError(f"{name!r} would make the class {cls}, which sitkit has: choose another name.")
     return cls
 
 

@@ -1,4 +1,4 @@
-"""Reports: one HTML file about a run or a study that opens from disk, without network, on any screen."""
+"""Reports: one HTML file about a run or a study, which opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ def report(target: str | Path = "latest", *, to: str | Path | None = None, runs:
 
     Args:
         target: a run by folder, name, identity or "latest"; a study by folder, file or name.
-        to: where the page goes; by default report.html in the folder of the run or study.
+        to: the file of the page; by default report.html in the folder of the run or study.
         runs: the folder of runs.
 
+    Returns:
+        The path of the page.
+
     Raises:
-        UserError: for a target that is neither a run nor a study.
+        UserError: the target is neither a run nor a study.
     """
     study = find_study(target, Path(runs))
     folder = study or find_run(target, Path(runs))
@@ -37,6 +40,6 @@ def report(target: str | Path = "latest", *, to: str | Path | None = None, runs:
 
 
 def html(page: Page) -> str:
-    """The page with who made it and when."""
+    """Return the page with the version of sitkit and the date."""
     today = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return replace(page, made={"sitkit": version("sitkit"), "written": today}).html()

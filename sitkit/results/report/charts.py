@@ -1,90 +1,83 @@
-"""Charts for a page: inline SVG that takes its colours and its type from the page that it stands in.
+"""Charts as inline SVG, with the colours and the font of the page around them.
 
-Half as wide as the pictures on disk, so that 10-point type is still 10-point type on a phone.
+A chart is half as wide as a plot on disk, so that 10-point type is readable on a phone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from sitkit.evaluation.plots import (
-    COLOURS,
-    GREY,
-    INK,
-    PAPER,
-    Curve,
-    as_array,
-    canvas,
-    draw_curves,
-    label_axes,
-    limits,
-    plain_ticks,
-    vector,
-)
+from sitkit.evaluation import plots
+from sitkit.evaluation.plots import COLOURS, GREY, INK, PAPER, Curve, as_array
+from sitkit.results.statistics import Estimate
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
 
+    from sitkit.evaluation.plots import Numbers
+
 SIZE = (5.2, 3.5)
-MOST_POINTS = 300
+MAX_POINTS = 300
 
 
-class Interval(NamedTuple):
-    """A number of a row and a series, with its standard error if there is one."""
-
-    row: str
-    series: str
-    value: float
-    stderr: float | None = None
-
-
-def lines(
-    series: Sequence[Curve], *, label: str, xlabel: str, ylabel: str, logx: bool = False, logy: bool = False,
+def line_chart(
+    series: Sequence[Curve],
+    *,
+    label: str,
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
     clipped: bool = False,
-) -> str:  # fmt: skip
-    """Curves against x as inline SVG.  label: what the chart shows, for who cannot see it.
+) -> str:
+    """Return curves against x as inline SVG.
 
-    clipped: values that diverge at an end leave the view there.
+    Args:
+        series: the curves.
+        label: text alternative for screen readers.
+        xlabel, ylabel: labels of the axes.
+        logx, logy: whether an axis is logarithmic.
+        clipped: whether values that diverge at an end leave the view.
     """
-    figure, (ax,) = canvas(1, SIZE)
-    draw_curves(ax, [thinned(curve) for curve in series])
-    if logx:
-        ax.set_xscale("log")
-        plain_ticks(ax.xaxis)
-    if logy:
-        ax.set_yscale("log")
-        plain_ticks(ax.yaxis)
+    figure, (ax,) = plots.canvas(1, SIZE)
+    plots.draw_curves(ax, [thinned(curve) for curve in series], logx=logx, logy=logy)
     if clipped:
-        ax.set_ylim(*limits(series))
-    label_axes(ax, xlabel, ylabel)
+        ax.set_ylim(*plots.limits(series))
+    plots.label_axes(ax, xlabel, ylabel)
     if len(series) > 1:
         _legend(figure, [curve.label for curve in series])
     return inline(figure, label)
 
 
-def intervals(values: Sequence[Interval], *, label: str, xlabel: str) -> str:
-    """A dot with its standard error for each number: rows down, the series of a row beside one another, as inline SVG."""
-    rows = list(dict.fromkeys(value.row for value in values))
-    names = list(dict.fromkeys(value.series for value in values))
-    height = 1.1 + 0.16 * len(rows) * (len(names) + 1)
-    figure, (ax,) = canvas(1, (SIZE[0], max(height, 2.0)))
-    for i, name in enumerate(names):
-        of_series = [value for value in values if value.series == name]
-        places = [rows.index(value.row) + (i - (len(names) - 1) / 2) / (len(names) + 1) for value in of_series]
+def interval_chart(estimates: Sequence[Estimate], *, label: str, xlabel: str) -> str:
+    """Return a dot with its standard error for each estimate, by row and column, as inline SVG."""
+    rows = list(dict.fromkeys(estimate.row for estimate in estimates))
+    columns = list(dict.fromkeys(estimate.column for estimate in estimates))
+    height = 1.1 + 0.16 * len(rows) * (len(columns) + 1)
+    figure, (ax,) = plots.canvas(1, (SIZE[0], max(height, 2.0)))
+    for i, name in enumerate(columns):
+        column = [estimate for estimate in estimates if estimate.column == name]
+        heights = [rows.index(e.row) + (i - (len(columns) - 1) / 2) / (len(columns) + 1) for e in column]
         ax.errorbar(
-            [value.value for value in of_series], places, xerr=[value.stderr or 0.0 for value in of_series],
-            label=name, fmt="osD^v*P"[i % 7], color=COLOURS[i % len(COLOURS)], markersize=4.5, elinewidth=1.2, capsize=2.5,
-        )  # fmt: skip
+            [estimate.mean for estimate in column],
+            heights,
+            xerr=[estimate.stderr or 0.0 for estimate in column],
+            label=name,
+            fmt="osD^v*P"[i % 7],
+            color=COLOURS[i % len(COLOURS)],
+            markersize=4.5,
+            elinewidth=1.2,
+            capsize=2.5,
+        )
     ax.set_yticks(range(len(rows)), [_short(row) for row in rows], parse_math=False)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     for edge in range(1, len(rows)):
         ax.axhline(edge - 0.5, color=GREY, linewidth=0.4)
-    label_axes(ax, xlabel, "")
-    if len(names) > 1:
-        _legend(figure, names)
+    plots.label_axes(ax, xlabel, "")
+    if len(columns) > 1:
+        _legend(figure, columns)
     return inline(figure, label)
 
 
@@ -100,21 +93,20 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def thinned(curve: Curve) -> Curve:
-    """A curve of at most `MOST_POINTS` points, each the mean of its neighbours."""
+    """Return a curve of at most `MAX_POINTS` points, each the mean of its neighbours."""
     import numpy as np
 
-    x, values = as_array(curve.x), as_array(curve.values)
-    if len(x) <= MOST_POINTS:
+    if len(curve.x) <= MAX_POINTS:
         return curve
-    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
 
-    def mean(of: np.ndarray) -> np.ndarray:
-        return np.array([of[part].mean() for part in parts])
+    def means(column: Numbers) -> np.ndarray:
+        return np.array([part.mean() for part in np.array_split(as_array(column), MAX_POINTS)])
 
-    return Curve(curve.label, mean(x), mean(values), None if curve.stderr is None else mean(as_array(curve.stderr)))
+    stderr = None if curve.stderr is None else means(curve.stderr)
+    return Curve(curve.label, means(curve.x), means(curve.values), stderr)
 
 
-# matplotlib's colours in the page's terms: ink and grid follow the page, each curve has a shade for light and for dark.
+# The page's variable for each of matplotlib's colours: every colour has a light and a dark shade.
 PAGE: Mapping[str, str] = {
     INK.lower(): "currentColor",
     GREY.lower(): "var(--line)",
@@ -124,10 +116,10 @@ PAGE: Mapping[str, str] = {
 
 
 def inline(figure: Figure, label: str) -> str:
-    """A figure as an <svg> element to stand within HTML, named for who cannot see it."""
+    """Return a figure as an <svg> element within HTML; `label` is the text for screen readers."""
     from html import escape
 
-    text = vector(figure)
+    text = plots.vector(figure)
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))

@@ -1,7 +1,7 @@
-"""What a report's page is made of, and how it becomes one HTML file.
+"""The parts of a page, and the page as one HTML file.
 
-Sections of parts: facts, tables, charts, sample sheets, code and notes.  Everything a part shows is in the page itself;
-the template has the words around it, the style and the two scripts (sorting, copying).
+A page has sections, and a section has parts: facts, tables, charts, sample sheets, code and notes. The HTML holds all
+data of the parts; the template has the text around them, the style and two scripts (sorting, copying).
 """
 
 from __future__ import annotations
@@ -11,57 +11,59 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-PlotMark = Literal["", "best", "grey", "failed"]
+from sitkit.results.table import TableCell
 
 
 @dataclass(frozen=True)
-class Value:
-    """One cell of a table.  sort: what it is ordered by, its text if unset; note: what a reader may want to know of it."""
-
-    text: str
-    sort: float | str | None = None
-    mark: PlotMark = ""
-    note: str = ""
-    code: str = ""
+class PagePart:
+    """Base class: a part of a section."""
 
     @property
-    def key(self) -> str:
-        """The text that the page's script sorts by; numbers that are none come last."""
-        if isinstance(self.sort, float | int):
-            return repr(float(self.sort))
-        return self.sort if self.sort is not None else self.text
+    def kind(self) -> str:
+        """The name of the template's macro for this part."""
+        return type(self).__name__.lower()
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns by name, "#" in front of those whose values are numbers, and rows whose first value heads the row."""
+class Table(PagePart):
+    """A table. Names of columns with numbers begin with "#"; the first cell of a row is its heading.
 
-    kind: ClassVar[str] = "table"
+    Attributes:
+        notes: sentences below the table.
+        folded: whether the reader must unfold the table to see it.
+    """
+
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[Value]]
+    rows: Sequence[Sequence[TableCell]]
     notes: Sequence[str] = ()
     folded: bool = False
 
+    @classmethod
+    def of(
+        cls, caption: str, rows: Sequence[Mapping[str, TableCell]], notes: Sequence[str] = (), *, folded: bool = False
+    ) -> Table:
+        """Return a table of rows that map the names of the columns to the cells."""
+        return cls(caption, list(rows[0]), [list(row.values()) for row in rows], notes, folded)
+
     @property
     def heads(self) -> list[tuple[str, bool]]:
-        """Each column's name and whether it holds numbers."""
+        """The name of each column, and whether it holds numbers."""
         return [(name.removeprefix("#"), name.startswith("#")) for name in self.columns]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Names and what they are."""
+class Facts(PagePart):
+    """Names with their values."""
 
-    kind: ClassVar[str] = "facts"
     facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Inline SVG and what it shows."""
+    """Inline SVG with a title and a caption."""
 
     svg: str
     title: str
@@ -69,16 +71,15 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Charts:
-    """Charts side by side where there is room."""
+class Charts(PagePart):
+    """Charts, side by side on a wide screen."""
 
-    kind: ClassVar[str] = "charts"
     charts: Sequence[Chart]
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A picture: its bytes, its size in CSS pixels, and what it shows."""
+    """A picture: its bytes, its size in CSS pixels, and its texts. `alt` is the text for screen readers."""
 
     data: bytes
     width: int
@@ -86,7 +87,6 @@ class Sheet:
     title: str
     caption: str
     alt: str
-    code: str = ""
 
     @property
     def uri(self) -> str:
@@ -96,39 +96,32 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Sheets:
-    """Pictures side by side.  sharp: enlarged pixel by pixel."""
+class Sheets(PagePart):
+    """Pictures side by side, enlarged without smoothing."""
 
-    kind: ClassVar[str] = "sheets"
     sheets: Sequence[Sheet]
-    sharp: bool = True
 
 
 @dataclass(frozen=True)
-class Code:
+class Code(PagePart):
     """Text to copy."""
 
-    kind: ClassVar[str] = "code"
     title: str
     text: str
     folded: bool = False
 
 
 @dataclass(frozen=True)
-class Notes:
-    """Sentences; alarm: of what went wrong."""
+class Notes(PagePart):
+    """Sentences; `alarm` marks failures."""
 
-    kind: ClassVar[str] = "notes"
     notes: Sequence[str]
     alarm: bool = False
 
 
-PagePart = Table | Facts | Charts | Sheets | Code | Notes
-
-
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence on what follows, and the parts."""
+    """A heading, a sentence that introduces the section, and its parts."""
 
     title: str
     intro: str
@@ -136,13 +129,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The name that the page's contents link to."""
+        """The name that the table of contents links to."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report: what it is of, its first sentence, and its sections in order."""
+    """A report: its title, "Run" or "Study", its first sentence, its sections, and how it was made."""
 
     title: str
     kind: str
@@ -151,7 +144,7 @@ class Page:
     made: Mapping[str, str] = field(default_factory=dict)
 
     def html(self) -> str:
-        """The page as one file that needs nothing else."""
+        """Return the page as one file without references to other files."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         environment = Environment(
@@ -166,7 +159,7 @@ class Page:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A number as people read it; a dash for none."""
+    """Return a number for people; a dash for None."""
     if value is None:
         return "\u2013"
     if isinstance(value, str):
@@ -176,15 +169,17 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def plain(value: Any) -> str:
-    """A setting in one line: a word as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
+def number_cell(value: Any, digits: int = 4) -> TableCell:
+    """Return a cell with a number; a dash for None."""
+    return TableCell(number(value, digits), value)
 
 
 def one_line(component: Mapping[str, Any]) -> str:
-    """A component's plain values in one line: its name, then its fields."""
-    rest = ", ".join(
-        f"{k} {one_line(v) if isinstance(v, Mapping) else plain(v)}" for k, v in component.items() if k != "name"
-    )
-    name = str(component.get("name", ""))
+    """Return a component's plain values in one line: its name, then its fields."""
+    texts = {
+        key: one_line(value) if isinstance(value, Mapping) else value if isinstance(value, str) else json.dumps(value)
+        for key, value in component.items()
+    }
+    name = texts.pop("name", "")
+    rest = ", ".join(f"{key} {text}" for key, text in texts.items())
     return f"{name} ({rest})" if rest else name

@@ -1,27 +1,45 @@
-"""Sheets of samples for a page, small enough to stand in it by the dozen."""
+"""Small pictures of samples and data for a page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sitkit.data.dataset import load_examples
 from sitkit.evaluation.images import image_sheet, size_of, smaller, to_uint8
-from sitkit.results.report.page import Sheet
+from sitkit.results.report.page import Notes, PagePart, Sheet, Sheets
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.sample_set import ARRAYS, PICTURE
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
 
-MOST_SHEETS = 48
-# Pixels of the page for one image, at least; larger images are shown smaller by `picture.sheet`.
+MAX_SHEETS = 48
+# Minimum size of one image in pixels of the page; `image_sheet` makes larger images smaller.
 SHEET_CELL, COLUMNS, SMALL, LARGE = 28, 10, 60, 20
 
 
+def sample_parts(
+    config: Config | None, samples: Sequence[tuple[Path, str, str]], total: int, where: str
+) -> list[PagePart]:
+    """Return the sheets of the data and of sets of samples, with a note on the sets that are not shown.
+
+    Args:
+        config: the run whose data are shown; None: no data.
+        samples: folder, title and caption of each set.
+        total: the number of all sets; `samples` has at most `MAX_SHEETS`.
+        where: the end of the note.
+    """
+    data = [data_sheet(config)] if config else []
+    sheets = [sheet for sheet in (*data, *(sample_sheet(*sample) for sample in samples)) if sheet]
+    parts: list[PagePart] = [Sheets(sheets)] if sheets else []
+    return parts + ([Notes([f"{total - MAX_SHEETS} more {where}"])] if total > MAX_SHEETS else [])
+
+
 def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:
-    """The first samples of a folder, in order of their index; None where they cannot be seen (points in space)."""
+    """Return the first samples of a folder, in order of their index; None for points without a plot."""
     with archives.opened(folder / ARRAYS) as arrays:
         images = arrays.get("images")
         n = len(arrays["labels"])
@@ -31,7 +49,7 @@ def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:
 
 
 def data_sheet(config: Config) -> Sheet | None:
-    """Examples of the data, ordered by label as samples are by default; None where the data cannot be read here."""
+    """Return examples of the data, ordered by label; None if they are no images or cannot be read."""
     try:
         data = load_examples(config.data)
     except (UserError, WorkFailed, OSError):

@@ -1,4 +1,4 @@
-"""Identities: what determines the weights, the samples and the number of a configuration."""
+"""Identities of a training, of samples and of numbers: hashes of the settings that each depends on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 from sitkit.registry import Component, registries, spec
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 
 
 def training_identity(config: Config) -> str:
-    """What determines the weights: data, model, loss, optimiser and training seed, and nothing else."""
+    """Return the identity of a training: data, model, loss, optimiser and training seed, and nothing else."""
     plain = config.plain()
     return identity({key: plain[key] for key in TRAINING_KEYS})
 
 
 def slug(config: Config) -> str:
-    """A readable name for a run, safe as a folder name on every system whatever its components are called."""
-    return readable(label(c) for c in (config.data, config.interp, config.target, config.backbone))
+    """Return a readable name for a run, safe as a folder name on every system for any names of components."""
+    return hyphenated(label(c) for c in (config.data, config.interp, config.target, config.backbone))
 
 
 def label(component: Component) -> str:
-    """The shortest name of a component: a preset's where its fields match one, else its own."""
+    """Return the name of the preset that a component matches, else the component's own name."""
     plain = spec(component)
     for registry in registries.values():
         if component.name in registry and isinstance(component, registry[component.name]):
@@ -39,18 +39,21 @@ def label(component: Component) -> str:
 
 
 def sampling_identity(config: Config, step: int, training: str | None = None) -> str:
-    """What determines the samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels.
+    """Return the identity of samples: the training, the checkpoint's step, sampler, w, guidance, weights, seed, n, labels.
 
-    training: the training's identity, where it is known already.
+    Args:
+        config: the configuration.
+        step: the step of the checkpoint.
+        training: the identity of the training, if it is known already.
     """
     return identity(training or training_identity(config), sampling_recipe(config, step))
 
 
 def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
-    """Everything beyond the training that a sample depends on, as plain values."""
+    """Return everything beyond the training that a sample depends on, as plain values."""
     settings = config.sample.model_dump(mode="json")
     if not config.sampler.couples_batch:
-        # Only an adaptive solver's steps depend on what else is in the batch.
+        # Only the steps of an adaptive solver depend on the rest of the batch.
         del settings["batch"]
     return {
         "step": step,
@@ -62,16 +65,17 @@ def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
 
 
 def number_identity(samples: str, metric: Mapping[str, Any], data: str) -> str:
-    """The identity of a number by those of its samples and data, and the metric as plain values.
+    """Return the identity of a number by those of its samples and data, and the metric as plain values.
 
-    Raises UserError for a file of reference statistics that is not there.
+    Raises:
+        UserError: for a missing file of reference statistics.
     """
     file = metric.get("reference")
     return identity(samples, metric, data, *([file_digest(file)] if file else []))
 
 
 def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file.  Raises UserError where there is no such file."""
+    """Return the SHA-256 of a file of reference statistics.  Raises UserError if it is missing."""
     try:
         stat = Path(path).stat()
     except OSError:
@@ -87,7 +91,7 @@ def _sha256_of(path: str, *state: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ResultLocation:
-    """Where a cell's number comes from: its training, the identity of its samples, its measurement."""
+    """The identities of a cell's number: its training, its run's folder name, its samples, its measurement, its metric."""
 
     training: str
     run: str
@@ -97,12 +101,12 @@ class ResultLocation:
 
 
 def location_of(config: Config) -> ResultLocation:
-    """Where the number of a configuration comes from."""
+    """Return the identities of the number of a configuration."""
     return locations_of([config])[0]
 
 
 def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
-    """Where the number of each configuration comes from; what they share is worked out once."""
+    """Return the identities of the number of each configuration; common parts are computed once."""
     known: dict[Any, Any] = {}
 
     def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -114,19 +118,19 @@ def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
             # A component with a field that has no hash, as a plugin may have.
             return make()
 
-    found = []
+    locations = []
     for config in configs:
         step, metric = final_step(config), config.metric[0]
-        trains = tuple(getattr(config, name) for name in TRAINING_KEYS)
-        draws = (*trains, config.sampler, config.diffusion, config.guidance, config.sample)
-        key, name = once(trains, lambda config=config: (training_identity(config), slug(config)))
-        samples = once(draws, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
+        training = tuple(getattr(config, name) for name in TRAINING_KEYS)
+        sampling = (*training, config.sampler, config.diffusion, config.guidance, config.sample)
+        key, name = once(training, lambda config=config: (training_identity(config), slug(config)))
+        samples = once(sampling, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
         plain = once((metric,), lambda metric=metric: spec(metric))
-        measurement = once((*draws, metric), lambda samples=samples, plain=plain: identity(samples, plain))
-        found.append(ResultLocation(key, f"{name}-{key}", samples, measurement, json.dumps(plain, sort_keys=True)))
-    return found
+        measurement = once((*sampling, metric), lambda samples=samples, plain=plain: identity(samples, plain))
+        locations.append(ResultLocation(key, f"{name}-{key}", samples, measurement, json.dumps(plain, sort_keys=True)))
+    return locations
 
 
 def final_step(config: Config) -> int:
-    """The step of the checkpoint that a finished training leaves; 0 for a network that is given, not trained."""
+    """Return the step of the last checkpoint of a finished training; 0 for a network that is not trained."""
     return config.train.steps if config.backbone.trainable else 0

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flat(values: Any, key: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Return nested mappings as one mapping with dotted keys."""
     if not isinstance(values, Mapping):
         return {key: values}
     return {k: v for name, value in values.items() for k, v in flat(value, f"{key}.{name}" if key else name).items()}
@@ -26,7 +26,7 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 def merge(base: Any, over: Any) -> Any:
     """Return `over` on top of `base`.
 
-    A part that changes its name keeps none of the old one's fields; a part that keeps its name keeps them.
+    A component that changes its name keeps no field of the old one; a component that keeps its name keeps its fields.
     """
     if isinstance(base, Mapping) and isinstance(over, str):
         over = {"name": over}

@@ -1,4 +1,4 @@
-"""Named ways of sampling a run: a search's winner, in a file that `sitkit sample RUN --preset NAME` takes."""
+"""Presets of sampling, as a search saves its winner: files that `sitkit sample RUN --preset NAME` reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS = ("sampler", "diffusion", "guidance", "sample")
 
 
 def write_preset(run_folder: Path, name: str, config: Config, comment: str = "") -> Path:
-    """How `config` samples (sampler, w, guidance, weights) as presets/<name>.yaml of a run, the comment above it."""
+    """Write the sampler, w, guidance and weights of `config` to presets/<name>.yaml of a run, below a comment."""
     plain = config.plain()
     values = {key: plain[key] for key in KEYS[:3]} | {
         "sample": {key: plain["sample"][key] for key in ("weights", "ema")}
@@ -26,7 +26,7 @@ def write_preset(run_folder: Path, name: str, config: Config, comment: str = "")
 
 
 def read_preset(run_folder: Path, name: str) -> Layer:
-    """The settings of a run's preset.  Raises UserError with the nearest right name, or for a key that is no sampling."""
+    """Return the settings of a run's preset.  Raises UserError with the nearest name, or for a key that is not of sampling."""
     folder = Path(run_folder) / PRESETS_FOLDER
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
@@ -37,6 +37,6 @@ def read_preset(run_folder: Path, name: str) -> Layer:
     for key in layer.values:
         if key not in KEYS:
             raise UserError(
-                f"{layer.where[key]}: a preset says how to sample ({', '.join(KEYS)}); {key!r} is none of it."
+                f"{layer.where[key]}: a preset of sampling has the keys {', '.join(KEYS)}; {key!r} is another."
             )
     return layer

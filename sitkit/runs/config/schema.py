@@ -1,7 +1,7 @@
 """The settings of a run: one tree of typed, frozen models.
 
-Defaults < file < command line < ablation cell, all through `merge`.  Everything a flag can say, a YAML file says by the
-same name.  YAML is 1.2 and read safely; an error names file, line, key and the nearest right name.
+Defaults < file < command line < ablation cell, all through `merge`.  A YAML file has every setting of the flags under the
+same name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sitkit.registry import Component, registries, spec
 from sitkit.runs.config.mappings import merge
 from sitkit.runtime.errors import UserError
 from sitkit.solvers.guidance import Guidance
-from sitkit.solvers.sampler import Sampler
+from sitkit.solvers.sampler import Sampler, SolveSpec
 from sitkit.transport.coupling import Coupling
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Interpolant
@@ -39,15 +39,16 @@ class Settings(BaseModel):
 class TrainSettings(Settings):
     """Optimisation: AdamW and EMA.  The defaults are the paper's (SiT appendix E, DiT), TF32 as in its code.
 
-    batch: examples of one step, over all processes together; accumulate: in how many parts each process takes its share.
-    lr rises linearly over `warmup` steps, stays, and falls over the last `decay` of all steps to lr_end as `schedule`
-    says; "constant" never falls.  clip: the largest norm of the gradient.  precision: the network's products and
-    activations; weights, optimiser and loss are float32.  tf32: float32 products in TF32 where the GPU has it.
-    nonfinite: whether a step whose gradient is not finite stops the training or changes nothing.
-    init: the full name of a run whose EMA weights training starts from.
-    ema: one decay or several; samples use the first by default.  posthoc: relative widths of power-function averages
-    to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema` rebuilds any other; every posthoc_every steps, by
-    default a 32nd of the training, in posthoc_dtype.
+    batch: examples of one step, over all processes together.  accumulate: the number of parts of each process's batch.
+    lr rises linearly over `warmup` steps, stays, and falls over the last `decay` (a fraction) of all steps to lr_end with
+    the shape `schedule`; "constant" never falls.  clip: the largest norm of the gradient.
+    precision: the type of the network's products and activations; weights, optimiser and loss are float32.
+    tf32: float32 products in TF32 on GPUs that have it.
+    nonfinite: a step with a gradient that is not finite stops the training, or is skipped.
+    init: the full name of a run whose EMA weights the training starts from.
+    ema: one decay or several; samples use the first by default.
+    posthoc: relative widths of power-function averages to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema`
+    rebuilds any other; every posthoc_every steps, by default a 32nd of the training, in posthoc_dtype.
     """
 
     steps: int = Field(400_000, ge=0)
@@ -105,11 +106,11 @@ class TrainSettings(Settings):
 
 
 class SampleSettings(Settings):
-    """How many samples, from which seed and weights, with which labels.
+    """The number of samples, their seed, weights and labels.
 
-    batch: samples at once on an accelerator; a CPU takes blocks of a fixed size, so that it changes no digit there.
-    ema: which average, by default the first of train.ema: one of its decays, or the relative width of a power-function
-    average, rebuilt from the snapshots of train.posthoc.
+    batch: samples in one solve on an accelerator; a CPU takes blocks of a fixed size, so that `batch` changes no digit.
+    ema: the average of the weights, by default the first of train.ema: one of its decays, or the relative width of a
+    power-function average, rebuilt from the snapshots of train.posthoc.
     """
 
     n: int = Field(64, ge=1)
@@ -127,12 +128,13 @@ class SampleSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What changes no result beyond rounding: where things go, how often they are written, on what they are computed.
+    """Settings that change no result beyond rounding: folders, the interval of checkpoints and logs, the device.
 
-    workers: threads that read batches ahead, in each process; 0 reads when a batch is wanted.
-    compile: torch.compile of the training step; "auto" is on CUDA alone.  parallel: how processes under torchrun share
-    the training: each holds the whole network ("ddp") or a slice of it ("fsdp").  keep_samples: whether an evaluation
-    stores its samples beside their features; unset, where all together are at most 1 GiB.
+    threads: CPU threads of torch.  workers: threads that read batches ahead, in each process; 0 reads a batch when it is
+    needed.  compile: torch.compile of the training step; "auto" compiles on CUDA only.
+    parallel: each process under torchrun holds the whole network ("ddp") or a part of it ("fsdp").
+    keep: the number of checkpoints.  keep_samples: whether an evaluation stores its samples beside their features; by
+    default if all together are at most 1 GiB.
     track: whether the run is sent to MLflow.  log_model: whether the trained network is sent too, as a model with signature.
     """
 
@@ -152,7 +154,7 @@ class RunSettings(Settings):
 
 
 class Config(Settings):
-    """Everything that a training, a sampling and an evaluation depend on."""
+    """All settings of a training, its samples and their evaluation."""
 
     interp: Interpolant
     target: Target
@@ -173,24 +175,28 @@ class Config(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        given = merge(DEFAULTS, {k: v for k, v in given.items() if v is not None})
+    def _defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = merge(DEFAULTS, {k: v for k, v in values.items() if v is not None})
         # A wrong target or sampler is reported with its place when its own field is checked.
         with suppress(UserError):
-            given = {"weight": registries["targets"].parse(given["target"]).weighting, **given}
+            values.setdefault("weight", registries["targets"].parse(values["target"]).weighting)
         with suppress(UserError):
-            sampler = registries["samplers"].parse(given["sampler"])
-            given = {"diffusion": sampler.default_diffusion(), **given}
-        return given
+            values.setdefault("diffusion", registries["samplers"].parse(values["sampler"]).default_diffusion())
+        return values
 
     @field_validator("metric", mode="before")
     @classmethod
     def _one_or_more(cls, metric: Any) -> Any:
         return metric if isinstance(metric, (list, tuple)) else [metric]
 
+    @property
+    def solve_spec(self) -> SolveSpec:
+        """The settings on which the plan of a sampler depends."""
+        return SolveSpec(self.interp, self.target, self.diffusion, self.guidance)
+
     def plain(self) -> dict[str, Any]:
-        """The configuration as plain values, every default resolved: what is written, hashed and read back."""
-        return {key: _plain(value) for key, value in self}
+        """Return the configuration as plain values, every default resolved; files and identities are made of them."""
+        return {key: to_plain(value) for key, value in self}
 
 
 DEFAULTS: dict[str, Any] = {
@@ -206,25 +212,17 @@ DEFAULTS: dict[str, Any] = {
     "guidance": "none",
     "metric": "frechet",
 }
-TRAINING_KEYS = (
-    "interp",
-    "target",
-    "weight",
-    "loss",
-    "timestep",
-    "coupling",
-    "backbone",
-    "autoencoder",
-    "data",
-    "train",
-)
+SAMPLING_KEYS = ("sampler", "diffusion", "guidance", "sample", "metric", "run")
+# Every other setting determines the weights.
+TRAINING_KEYS = tuple(key for key in Config.model_fields if key not in SAMPLING_KEYS)
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Return a component, a group of settings or a value as plain values for YAML and JSON."""
     if isinstance(value, Component):
         return spec(value)
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return value
+    if isinstance(value, Path):
+        return str(value)
+    return [to_plain(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,6 +1,6 @@
-"""Settings from files, presets and flags, assembled into one configuration.
+"""Settings from files, presets and flags, and the configuration that they make together.
 
-YAML is 1.2 and read safely; an error names file, line, key and the nearest right name.
+YAML is 1.2 and nothing in it is executed; an error names file, line, key and the nearest right name.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 
-from sitkit.registry import Component, Registry, registries, spec
+from sitkit.registry import Component, Registry, registries
 from sitkit.registry.settings_files import presets
 from sitkit.runs.config.mappings import flat, merge, nest
-from sitkit.runs.config.schema import DEFAULTS, Config
+from sitkit.runs.config.schema import DEFAULTS, Config, to_plain
 from sitkit.runtime.errors import UserError, suggest
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
     from sitkit.data.dataset import Dataset
     from sitkit.evaluation.metrics.metric import Metric
     from sitkit.models.autoencoder import Autoencoder
@@ -40,30 +38,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one source, and where each dotted key came from ("file:line", "--flag")."""
+    """Settings from one source, and the place of each dotted key ("file:line", "--flag")."""
 
     values: dict[str, Any]
     where: dict[str, str] = field(default_factory=dict)
 
 
 def assemble(layers: Sequence[Layer]) -> Config:
-    """The configuration that the layers make together, later ones on top.  Raises UserError with where and what instead."""
+    """Return the configuration of layers, later ones on top.  Raises UserError with the place and the remedy."""
     values: Any = {}
     where: dict[str, str] = {}
     for layer in layers:
         values = merge(values, layer.values)
-        # A plain value takes the place of a mapping, and of the lines of what was in it.
+        # A plain value replaces a mapping, and the places of the keys in it.
         leaves = tuple(f"{key}." for key in flat(layer.values))
         where = {key: place for key, place in where.items() if not key.startswith(leaves)} | layer.where
     return validate(Config, values, where)
 
 
 def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
-    """The model made of plain values; the first thing wrong with them is a UserError that says where it stands."""
+    """Return the model of plain values.  Raises UserError for the first wrong value, with its place."""
     try:
         return model.model_validate(values)
-    except UserError:
-        raise
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
@@ -76,19 +72,18 @@ def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, st
             known = _fields(model, path[:-1])
             message = f"unknown key {key!r}.{suggest(path[-1], known)} Known here: {', '.join(known)}."
         else:
-            # A flag that bears the key's name has named it.
+            # A flag with the name of the key has named it.
             named = re.sub(r"\.\d+$", "", key)
             named = place == f"--{named}: " or place.startswith(f"--set {named}=")
-            message = f"{key}: " * bool(key and not named) + first["msg"].removeprefix("Value error, ").removeprefix(
-                "Input "
-            )
+            message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            message = f"{key}: {message}" if key and not named else message
             if first["type"] not in ("value_error", "missing"):
                 message += f"; got {first['input']!r}."
         raise UserError(f"{place}{message}") from None
 
 
 def locate(where: Mapping[str, str], path: Sequence[str]) -> str:
-    """ "file:line: " of the most precise place known for a key, or nothing."""
+    """Return "file:line: " of the most precise place that is known for a key, or ""."""
     for length in range(len(path), 0, -1):
         key = ".".join(path[:length])
         if key in where:
@@ -108,24 +103,32 @@ def _fields(model: type[Any], path: Sequence[str]) -> list[str]:
 
 
 def read_yaml(path: Path | str, text: str | None = None) -> Layer:
-    """A YAML 1.2 file as plain values with the line of every key.  Raises UserError that names file and line."""
+    """Return a YAML 1.2 file as plain values with the line of every key.
+
+    Args:
+        path: the file.
+        text: the content, if the file is not to be read.
+
+    Raises:
+        UserError: with file and line.
+    """
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import YAMLError
 
     if text is None:
+        file = Path(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UserError(_no_file(Path(path))) from None
+            near = suggest(file.name, [p.name for p in file.parent.glob("*.y*ml")])
+            raise UserError(f"There is no file {file}.{near}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}.") from None
     try:
         tree = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}:{line}: {error.problem}.") from None
     except YAMLError as error:
-        raise UserError(f"{path}: {error}") from None
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{path}:{mark.line + 1}: {error.problem}." if mark else f"{path}: {error}") from None  # pyright: ignore[reportAttributeAccessIssue]
     if tree is None:
         return Layer({}, {})
     if not isinstance(tree, Mapping):
@@ -135,7 +138,7 @@ def read_yaml(path: Path | str, text: str | None = None) -> Layer:
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Plain values as YAML that `read_yaml` reads back, keys in their order."""
+    """Return plain values as YAML that `read_yaml` reads back, keys in their order."""
     from ruamel.yaml import YAML
 
     text = io.StringIO()
@@ -147,7 +150,7 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
-    """Plain values from ruamel's tree, noting the line of each.  Raises UserError for a tag: nothing is built from one."""
+    """Return plain values of ruamel's tree, and record the line of each.  Raises UserError for a tag, which could run code."""
     tag = getattr(getattr(node, "tag", None), "value", None)
     if tag is not None:
         raise UserError(
@@ -170,18 +173,13 @@ def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
     return node
 
 
-def _no_file(path: Path) -> str:
-    near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-    return f"There is no file {path}.{near}"
-
-
 def read_config(name: str | Path) -> Layer:
-    """A preset by name, or a file by path.  Raises UserError with the nearest right name."""
+    """Return the settings of a preset by name, or of a file by path.  Raises UserError with the nearest right name."""
     return read_yaml(presets.find(name))
 
 
 def read_value(text: str) -> Any:
-    """A value as YAML 1.2 reads it: 1e-4 is a number, true a truth value, [1, 2] a list."""
+    """Return a value as YAML 1.2 reads it: 1e-4 is a number, true a truth value, [1, 2] a list."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -193,7 +191,7 @@ def read_value(text: str) -> Any:
 
 
 def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
-    """key=value pairs with dotted keys.  Raises UserError if an item is not of the form key=value."""
+    """Return key=value pairs with dotted keys as a layer.  Raises UserError if an item is not of the form key=value."""
     values: Any = {}
     where: dict[str, str] = {}
     for text in assignments:
@@ -206,20 +204,34 @@ def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
 
 
 def component_keys() -> dict[str, Registry[Any]]:
-    """Which top-level keys take a component, and from which registry."""
+    """Return the top-level keys that take a component, each with its registry."""
     flags = {registry.flag.removeprefix("--"): registry for registry in registries.values()}
     return {key: flags[key] for key in (*DEFAULTS, "weight", "diffusion")}
 
 
-T = TypeVar("T", bound=Component)
-Spec: TypeAlias = T | str | Mapping[str, Any]
+ComponentT = TypeVar("ComponentT", bound=Component)
+Spec: TypeAlias = ComponentT | str | Mapping[str, Any]
 """A component, its name, or a mapping with `name` and fields."""
 
 
-class TrainingFlags(TypedDict, total=False):
+class _PlaceFlags(TypedDict, total=False):
+    steps: int | None
+    runs: str | Path | None
+    device: str | None
+    settings: Mapping[str, Any] | Layer | None
+
+
+class _SolverFlags(TypedDict, total=False):
+    preset: str | None
+    sampler: Spec[Sampler] | None
+    diffusion: Spec[Diffusion] | None
+    guidance: Spec[Guidance] | None
+    seed: int | None
+
+
+class TrainingFlags(_SolverFlags, _PlaceFlags, total=False):
     """The keyword arguments of `configure` and `train`: the flags of `sitkit train`."""
 
-    preset: str | None
     interp: Spec[Interpolant] | None
     target: Spec[Target] | None
     weight: Spec[Weighting] | None
@@ -229,32 +241,20 @@ class TrainingFlags(TypedDict, total=False):
     backbone: Spec[Backbone] | None
     autoencoder: Spec[Autoencoder] | None
     data: Spec[Dataset] | None
-    sampler: Spec[Sampler] | None
-    diffusion: Spec[Diffusion] | None
-    guidance: Spec[Guidance] | None
     metric: Spec[Metric] | None
-    steps: int | None
-    seed: int | None
-    runs: str | Path | None
-    device: str | None
-    settings: Mapping[str, Any] | Layer | None
 
 
-class SamplingFlags(TypedDict, total=False):
-    """The keyword arguments of `sample` and `evaluate`: the flags of `sitkit sample`."""
+class WeightsFlags(_PlaceFlags, total=False):
+    """The keyword arguments of `likelihood` that choose the weights of a run, where it is, and its settings."""
 
-    preset: str | None
-    sampler: Spec[Sampler] | None
-    diffusion: Spec[Diffusion] | None
-    guidance: Spec[Guidance] | None
-    steps: int | None
-    n: int | None
-    seed: int | None
     ema: float | None
     step: int | None
-    runs: str | Path | None
-    device: str | None
-    settings: Mapping[str, Any] | Layer | None
+
+
+class SamplingFlags(_SolverFlags, WeightsFlags, total=False):
+    """The keyword arguments of `sample` and `evaluate`: the flags of `sitkit sample`."""
+
+    n: int | None
 
 
 # The settings that a flag sets, where its name differs.
@@ -267,7 +267,7 @@ SAMPLING_SETTINGS = {
 def flags_to_layer(
     flags: Mapping[str, Any],
     settings: Mapping[str, Any] | Layer | None = None,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] = SAMPLING_SETTINGS,
     place: Callable[[str], str] = "{}=".format,
 ) -> Layer:
     """Return the settings that flags and then `settings` make; a flag that is None is left out.
@@ -275,31 +275,20 @@ def flags_to_layer(
     Args:
         flags: values by the flag's name; components may be given as objects.
         settings: settings by dotted key, or a layer, on top of the flags.
-        names: the setting that a flag sets, where its name differs, as in {"steps": "train.steps"}.
+        names: the setting that a flag sets, where its name differs; by default those of sampling.
         place: how an error names a flag.
     """
-    values, where = {}, {}
-    for flag, value in flags.items():
-        if value is not None:
-            key = (names or {}).get(flag, flag)
-            values[key] = _to_plain(value)
-            where[key] = place(flag)
+    keys = {flag: names.get(flag, flag) for flag, value in flags.items() if value is not None}
+    values = {key: to_plain(flags[flag]) for flag, key in keys.items()}
+    where = {key: place(flag) for flag, key in keys.items()}
     if not isinstance(settings, Layer):
-        given = {key: _to_plain(value) for key, value in (settings or {}).items()}
-        settings = Layer(nest(given), {key: f"settings[{key!r}]" for key in given})
+        plain = {key: to_plain(value) for key, value in (settings or {}).items()}
+        settings = Layer(nest(plain), {key: f"settings[{key!r}]" for key in plain})
     return Layer(merge(nest(values), settings.values), where | settings.where)
 
 
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Component):
-        return spec(value)
-    if isinstance(value, Path):
-        return str(value)
-    return [_to_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
 def require_flags(flags: Mapping[str, Any], known: type[Any], verb: str) -> None:
-    """Raise UserError for a keyword argument that a verb does not have, with the nearest right name."""
+    """Raise UserError for a keyword argument that a function does not have, with the nearest right name."""
     names = list(known.__annotations__)
     for flag in flags:
         if flag not in names:

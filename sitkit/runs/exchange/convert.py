@@ -1,13 +1,13 @@
-"""Checkpoints of published code as runs; runs as theirs, as one file, and on the Hugging Face hub.
+"""Checkpoints of published code as runs.
 
-The official SiT has sitkit's parameter names, shapes, direction of time and signs, so its weights are taken as they are.
-Elsewhere time runs from data to noise: REPA's is s - t with s = 1, DiT's timestep 999 - 1000 t.  A layer absorbs that:
+The official SiT has sitkit's parameter names, shapes, direction of time and signs, so its weights are not changed.  In
+the other codes time runs from data to noise: REPA's is s - t with s = 1, DiT's timestep 999 - 1000 t.  A layer absorbs this:
 
     cos((s - t) f) = cos sf cos tf + sin sf sin tf,   sin((s - t) f) = sin sf cos tf - cos sf sin tf,
     a rotation of the features of t, so  W <- W R  in t_embedder.mlp.0.
 
 REPA's velocity is noise - data: final_layer.linear changes its sign.  DiT predicts noise on the path of `ddpm`, with a
-backbone of time_scale 1000; what it learnt of the variance is kept and not read.
+backbone of time_scale 1000; its variance outputs are kept and not read.
 
 Sources: Ma et al. 2024 (SiT, arXiv 2401.08740), Yu et al. 2024 (REPA, arXiv 2410.06940), Peebles and Xie 2022 (DiT, arXiv
 2212.09748), Jin and Xie 2024 (fast-DiT), with their code.
@@ -47,6 +47,7 @@ ARCHITECTURE_TENSORS = (
 TIMESTEPS = 1000
 VAE = "stabilityai/sd-vae-ft-"
 VAE_FACTOR = 8
+PROJECTORS = "projectors."
 
 
 class Imported(NamedTuple):
@@ -90,11 +91,12 @@ def convert(
     for name in ARCHITECTURE_TENSORS:
         if name not in states[newest]:
             raise UserError(f"{path}: no SiT network: it has no {name}.")
-    published = CODES[_code_of(path, code, args, states)]
+    projectors = any(name.startswith(PROJECTORS) for state in states.values() for name in state)
+    published = CODES[_code_of(path, code, args, projectors)]
     notes = [f"{path.name}: read as a checkpoint of {published.title}."]
-    if any(name.startswith("projectors.") for state in states.values() for name in state):
-        notes.append("REPA's projectors are left out: they serve its training alone.")
-    states = {kind: {n: t for n, t in s.items() if not n.startswith("projectors.")} for kind, s in states.items()}
+    if projectors:
+        notes.append("REPA's projectors are left out: only its training needs them.")
+    states = {kind: {n: t for n, t in s.items() if not n.startswith(PROJECTORS)} for kind, s in states.items()}
     backbone, shape, classes = _architecture(states[newest], heads, path)
     settings, remarks = published.settings(path, args)
     notes += remarks
@@ -158,19 +160,17 @@ def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
 
 
-def _code_of(path: Path, code: str | None, args: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> str:
+def _code_of(path: Path, code: str | None, args: Mapping[str, Any], projectors: bool) -> str:
     if code not in (None, *CODES):
         raise UserError(f"--from {code}: known are {', '.join(CODES)}.")
     model = str(args.get("model", "")) or path.name
-    if any(name.startswith("projectors.") for state in states.values() for name in state) or "enc_type" in args:
-        detected = "repa"
-    else:
-        detected = next((known for known in ("sit", "dit") if model.lower().startswith(known)), None)
-    if code is None and detected is None:
+    named = next((known for known in ("sit", "dit") if model.lower().startswith(known)), None)
+    code = code or ("repa" if projectors or "enc_type" in args else named)
+    if code is None:
         raise UserError(
             f"{path} does not say which code it is of, and they have the same names: add --from sit, repa or dit."
         )
-    return code or str(detected)
+    return code
 
 
 def _architecture(
@@ -193,7 +193,7 @@ def _architecture(
             heads = heads or preset.num_heads
     if heads is None:
         raise UserError(
-            f"{path}: of width {hidden} and depth {depth} no preset is known: add --heads N, which no tensor tells."
+            f"{path}: of width {hidden} and depth {depth} no preset is known: add --heads N, which the tensors do not determine."
         )
     fields = {
         "name": "sit", "patch_size": patch, "hidden_size": hidden, "depth": depth, "num_heads": heads,
@@ -205,7 +205,7 @@ def _architecture(
 def _layer(
     path: Path, runs: Path, backbone: Mapping[str, Any], shape: tuple[int, ...], classes: int, vae: str | None
 ) -> Layer:
-    """The settings that follow from the tensors and the flags."""
+    """Return the settings that follow from the tensors and the flags."""
     autoencoder: dict[str, Any] = {"name": "identity"}
     if vae not in (None, "none"):
         autoencoder = {"name": "sd-vae", "path": vae}
@@ -219,7 +219,7 @@ def _layer(
 
 
 def _stated_path(path: Path, args: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(settings, notes) by the arguments that SiT and REPA store."""
+    """Return (settings, notes) by the arguments that SiT and REPA store."""
     kind, prediction = str(args.get("path_type", "linear")).lower(), str(args.get("prediction", "velocity"))
     if kind not in INTERPOLANTS:
         raise UserError(f"{path}: its path {kind!r} is unknown here; known: {', '.join(INTERPOLANTS)}.")
@@ -227,12 +227,12 @@ def _stated_path(path: Path, args: Mapping[str, Any]) -> tuple[dict[str, Any], l
     if target not in targets:
         raise UserError(f"{path}: its prediction {prediction!r} is unknown here; known: v, {', '.join(targets)}.")
     missing = [key for key in ("path_type", "prediction") if key not in args]
-    note = f"the file does not say {' and '.join(missing)}: taken for linear, velocity, as those published."
+    note = f"the file does not say {' and '.join(missing)}: linear and velocity are assumed, as in the published ones."
     return {"interp": INTERPOLANTS[kind], "target": target}, [note] * bool(missing)
 
 
 def _ddpm(path: Path, args: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(settings, notes) of DiT."""
+    """Return (settings, notes) of DiT."""
     note = "noise prediction on DDPM's linear betas, 1,000 levels: interpolant ddpm."
     return {"interp": "ddpm", "target": "noise", "backbone": {"time_scale": TIMESTEPS}}, [note]
 
@@ -253,7 +253,7 @@ def _negated(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class PublishedCode(NamedTuple):
-    """A published code: its title, its settings (path, args) -> (settings, notes), and the weights of our network."""
+    """A published code: its title, its settings (path, args) -> (settings, notes), and its weights in sitkit's network."""
 
     title: str
     settings: Callable[[Path, Mapping[str, Any]], tuple[dict[str, Any], list[str]]]

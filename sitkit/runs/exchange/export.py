@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +14,9 @@ from sitkit.models.autoencoder import PACKED
 from sitkit.models.backbone import SiTBackbone
 from sitkit.registry import origins
 from sitkit.runs.config.identity import label
-from sitkit.runs.config.mappings import merge, nest
 from sitkit.runs.config.sources import Layer
-from sitkit.runs.one_file import HUB_FILE, KIND, parse_address, upload, weights_fingerprint
-from sitkit.runs.run import Run, load
+from sitkit.runs.one_file import HUB_FILE, KIND, SCHEME, parse_address, upload, weights_fingerprint
+from sitkit.runs.run import Run, open_run
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import replacing
 from sitkit.runtime.tensors import save_tensors
@@ -27,7 +25,7 @@ from sitkit.runtime.tensors import save_tensors
 def _write_run(run: Run, path: Path) -> Path:
     """Write the weights and the settings of a run to one file.
 
-    Raises UserError for a network that is given rather than trained, and WorkFailed where the file cannot be written.
+    Raises UserError for a network without trained weights, and WorkFailed if the file cannot be written.
     """
     if not run.config.backbone.trainable:
         raise UserError(f"backbone {run.config.backbone.name!r} has no weights to export: it is made of the data.")
@@ -64,40 +62,37 @@ def export(
     private: bool = False,
     ema: float | None = None,
     step: int | None = None,
-    settings: Mapping[str, Any] | Layer = MappingProxyType({}),
+    settings: Mapping[str, Any] | Layer | None = None,
     runs: Path = Path("runs"),
 ) -> Exported:
     """Write a run to one file that samples on its own, to a checkpoint of the official code, or to the Hugging Face hub.
 
-    The file holds what the sampler, its grid and w need to be measured on the run.
+    The file holds the measurements on the run that the sampler, its grid and w need.
 
     Args:
         run: a run, or its name in `runs`.
         to: NAME.safetensors, one file; NAME.pt, as the official code reads it; or hf://OWNER/NAME.
         private: whether a repository that is made on the hub is private.
         ema: the average of the weights, as sample.ema.
-        step: the step of the checkpoint, if `run` is a name; by default the newest.
+        step: the step of the checkpoint, by default the newest, or that of `run`.
         settings: settings of sampling with dotted keys, stored in the file.
         runs: the folder of runs.
+
+    Returns:
+        The path or the web address, and a note if the autoencoder is not part of the file.
 
     Raises:
         UserError: before any upload, for a run that cannot be written so.
         WorkFailed: if the file cannot be written or the hub does not take it.
     """
     to = str(to)
-    remote = to.startswith("hf://")
+    remote = to.startswith(SCHEME)
     if private and not remote:
         raise UserError("--private belongs to an upload: --to hf://OWNER/NAME.")
     if not remote and Path(to).suffix not in (".safetensors", ".pt"):
         raise UserError(f"--to {to}: give a .safetensors, a .pt for the official code, or hf://OWNER/NAME.")
-    over = settings if isinstance(settings, Layer) else Layer(nest(settings))
-    if ema is not None:
-        over = Layer(merge(over.values, {"sample": {"ema": ema}}), over.where)
-    run = (
-        run.with_settings(over)
-        if isinstance(run, Run)
-        else load(run, root=runs, device="cpu", step=step, settings=over)
-    )
+    flags = {"ema": ema, "step": step, "settings": settings, "runs": runs}
+    run = open_run(run, flags if isinstance(run, Run) else flags | {"device": "cpu"}, "export")
     if to.endswith(".pt"):
         return Exported(str(_write_official(run, Path(to))), ())
     if remote:
@@ -116,8 +111,8 @@ def export(
 
 def card(run: Run, address: str) -> str:
     """Return the README of a run on the hub: its components, and how to sample it."""
-    config, marks = run.config, f"training {run.identity}, data {run.data_description.fingerprint[:12]}"
-    made = ", ".join(label(part) for part in (config.interp, config.target, config.weight, config.backbone))
+    config, fingerprints = run.config, f"training {run.identity}, data {run.data_description.fingerprint[:12]}"
+    parts = ", ".join(label(part) for part in (config.interp, config.target, config.weight, config.backbone))
     return f"""---
 library_name: sitkit
 pipeline_tag: {"unconditional-image-generation" if run.data_description.is_image else "other"}
@@ -125,7 +120,7 @@ pipeline_tag: {"unconditional-image-generation" if run.data_description.is_image
 
 # {address.rpartition("/")[2]}
 
-A scalable interpolant transformer trained by sitkit: {made}, on {label(config.data)}, step {run.step}, weights {run.weights_name}.
+A scalable interpolant transformer trained by sitkit: {parts}, on {label(config.data)}, step {run.step}, weights {run.weights_name}.
 
 ```sh
 sitkit sample {address} -n 64
@@ -138,7 +133,7 @@ run = sitkit.load("{address}")
 readings = run.field.read(x, t, y)  # velocity, score, data, noise
 ```
 
-The settings are in the metadata of `{HUB_FILE}`. Fingerprints: {marks}.
+The settings are in the metadata of `{HUB_FILE}`. Fingerprints: {fingerprints}.
 """
 
 

@@ -1,4 +1,4 @@
-"""The MLflow store: its address, whether it can be reached, and a client.
+"""The MLflow store: its address, a check that it can be reached, and a client.
 
 mlflow is imported only when a client is made.
 """
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SERVER_TIMEOUT = 20.0
 
-# Set before mlflow is imported, unless the user has set them.  Its own 7 retries of 120 s would hold a run for minutes;
-# a pooled SQLite connection would go on writing to a database that was deleted.
+# Set before mlflow is imported, unless the user has set them.  Its own 7 retries of 120 s would delay a run for minutes;
+# a pooled SQLite connection would continue to write to a deleted database.
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -32,17 +32,17 @@ SETTINGS = {
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a relative SQLite path is made absolute."""
+    """Return MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a relative SQLite path is made absolute."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     database = _database(uri)
     return f"sqlite:///{database.resolve().as_posix()}" if database else uri
 
 
 def reach(patience: float) -> tuple[str, str]:
-    """The store's address, without user and password, and why it cannot be used now ("" where it can).
+    """Return the store's address, without user and password, and the reason why it cannot be used now, or "".
 
-    A server must answer its health check within `patience` seconds; a database file must be one, in a folder that can be
-    written.  Nothing is created.  Other addresses are MLflow's own to judge, when it is used.
+    A server must answer its health check within `patience` seconds; a file must be a database, in a folder that can be
+    written.  Nothing is created.  MLflow checks addresses of other kinds when it is used.
     """
     uri = tracking_uri()
     database = _database(uri)
@@ -72,7 +72,7 @@ def _database(uri: str) -> Path | None:
 
 
 def public(uri: str) -> str:
-    """The address without user and password: it goes to the screen and to disk."""
+    """Return an address without user and password, for the screen and the disk."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
@@ -114,25 +114,25 @@ def active_run(client: MlflowClient, number: str) -> Run | None:
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """Return the id of an experiment, which is created if there is none of that name."""
+    """Return the id of an experiment, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
-    database = _database(uri)
-    # MLflow would put artifacts into whatever directory the first process happened to run in.
-    place = (database.parent / "mlruns" / allowed_name(name)).as_uri() if database else None
-    try:
-        return client.create_experiment(name, place)
-    except MlflowException:
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            raise
-        return experiment.experiment_id
+    if experiment is None:
+        database = _database(uri)
+        # Without it MLflow puts artifacts into the working directory of the first process.
+        place = (database.parent / "mlruns" / allowed_name(name)).as_uri() if database else None
+        try:
+            return client.create_experiment(name, place)
+        except MlflowException:
+            # Another process may have created it at the same moment.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
 
 
 def allowed_name(name: str) -> str:
-    """A name that MLflow takes; it would refuse any other at every try."""
+    """Return a name that MLflow accepts: other characters become underscores."""
     parts = re.sub(r"[^\w./ -]", "_", name[:250]).split("/")
     return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"

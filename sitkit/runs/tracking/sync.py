@@ -1,34 +1,27 @@
-"""MLflow as a sink fed from the run folder.
+"""MLflow receives what the run folder holds.
 
-metrics.jsonl on disk is the source of truth; a cursor beside it (tracking.json) says how much of it the tracker has.
-So a tracker that was down, or a process that was killed, loses nothing: the next `send_run` sends the rest.
-mlflow is imported only when something is sent.
+metrics.jsonl on disk is the source of truth; a cursor beside it (tracking.json) records how much of it was sent.  So no
+point is lost while the server is down or after a kill: the next `send_run` sends the rest.  mlflow is imported only when
+something is sent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sitkit.runs.tracking.store import (
-    SERVER_TIMEOUT,
-    active_run,
-    allowed_name,
-    experiment_id,
-    make_client,
-    public,
-    tracking_uri,
-)
+from sitkit.runs.tracking import store
 from sitkit.runtime.files import read_json, to_json, write_json
 
 if TYPE_CHECKING:
@@ -47,15 +40,59 @@ MODEL = "model"
 METRICS_A_CALL, ENTRIES_A_CALL = 1000, 100
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 CUT = " ... (cut)"
+# Lines of metrics.jsonl between two writes of the cursor.
+LINES_A_GROUP = 250
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A folder that MLflow shows as a run.
+
+    Args:
+        folder: the folder; a relative path is made absolute.
+        name: the name of the run.
+        experiment: the experiment in MLflow.
+        params: parameters by name.
+        tags: tags by name.
+        patterns: patterns of the files in the folder that are sent; a file that changes is sent again.
+        parent: the id of the run under which MLflow shows this one (`run_id`).
+        children: folders whose runs MLflow shows under this one, with tags for each.  A child inside another child's
+            folder goes under that child; a run that has a parent already keeps it.
+        model: the shape of a sample, if MLflow keeps the trained run as a model when it is finished.
+    """
+
+    folder: Path
+    name: str
+    experiment: str = "sitkit"
+    params: Mapping[str, Any] | None = None
+    tags: Mapping[str, Any] | None = None
+    patterns: Sequence[str] = RUN_ARTIFACTS
+    parent: str | None = None
+    children: Mapping[Path, Mapping[str, Any]] | None = None
+    model: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).resolve())
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the folder that match a pattern, sorted."""
+        return sorted({path for pattern in self.patterns for path in self.folder.glob(pattern) if path.is_file()})
+
+    def write(self, status: Status) -> None:
+        """Write the description and a status to tracked.json, from which `catch_up` sends the run."""
+        record = {key: value for key, value in vars(self).items() if key not in ("folder", "children")}
+        write_json(self.folder / TRACKED, record | {"status": status})
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """What the tracker has of a run folder.
+    """The part of a run folder that MLflow has.
 
-    `token` marks the run in any store, so that it is found again where its id was not yet written down.
-    `offset` is the length of metrics.jsonl that was sent and `last` the line that ends there.
-    `artifacts` maps a path to the [size, mtime_ns] that was sent.
+    token: a tag of the run in any store, by which it is found before its id is written down.
+    uri, run: the address of the store and MLflow's id of the run.
+    offset, last: the length of metrics.jsonl that was sent, and the line that ends there.
+    artifacts: the [size, mtime_ns] that was sent of each path.
     """
 
     token: str
@@ -67,60 +104,34 @@ class Cursor:
 
 
 def run_id(folder: str | Path) -> str | None:
-    """MLflow's id of the run in a folder (what `parent` takes), or None if it was never sent."""
+    """Return MLflow's id of the run of a folder (for `parent`), or None if it was never sent."""
     path = Path(folder) / CURSOR
     return (read_json(path)["run"] or None) if path.exists() else None
 
 
 def send_run(
-    folder: str | Path,
-    *,
-    name: str,
-    experiment: str = "sitkit",
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, Any] | None = None,
-    artifacts: Iterable[Path] = (),
+    tracked: TrackedRun,
     status: Status = "RUNNING",
-    parent: str | None = None,
-    children: Mapping[Path, Mapping[str, Any]] | None = None,
-    model: Sequence[int] | None = None,
+    *,
     uri: str | None = None,
     on_warning: Callable[[str], object] = warnings.warn,
 ) -> None:
-    """Send what the tracker has not got of a run folder; calling it again sends nothing twice.
+    """Send the part of a run folder that MLflow lacks; a second call sends nothing twice.
 
     A line of metrics.jsonl is {"step": int, "time": seconds since 1970, name: number, ...}.  A point keeps the time of
-    its line, so that a line sent twice, as after a kill, is one point to a database.  Any other line is skipped with a
-    warning.  A resumed training cuts the file back: it is sent again from its start, and the steps that were trained
-    twice have two points.  A store that does not know the run gets all of it.  MLflow never changes a
+    its line, so that a line that is sent twice, as after a kill, is one point in a database.  Any other line is skipped
+    with a warning.  A resumed training cuts the file back: the file is then sent again from its start, and the steps that
+    were trained twice have two points.  A store that does not know the run gets all of it.  MLflow never changes a
     parameter: a value that differs later becomes the tag "changed.<name>".
 
-    artifacts: files, sent again when they change and put where they lie in the folder; missing ones wait.
-    parent: the id of the run under which MLflow shows this one (`run_id`).
-    children: folders whose runs MLflow shows under this one, or under that of a child they lie in, unless they have a
-    parent already; each with tags for its run.
-    model: the shape of a sample, if the trained run is to be kept in MLflow as a model when it is finished.
-    Raises whatever MLflow raises; nothing is lost by it.
+    Any error of MLflow is raised; nothing is lost by it.
     """
     from filelock import FileLock
 
-    folder = Path(folder).resolve()
-    uri = uri or tracking_uri()
-    # A sync given up at exit may still be going on while the next one begins.
-    with FileLock(folder / "tracking.lock", timeout=SERVER_TIMEOUT):
-        cursor = _cursor(folder)
-        client = make_client(uri)
-        run, cursor = _run(client, folder, cursor, uri, experiment, name)
-        _describe(client, run, params or {}, {**(tags or {}), **({PARENT: parent} if parent else {})})
-        # Before what `is_sent` looks at: a run that is whole has its children.
-        for child, marks in (children or {}).items():
-            above = next((place for place in child.parents if place in (children or {})), None)
-            _nest(client, (run_id(above) if above else None) or cursor.run, cursor, child, marks)
-        cursor = _send_metrics(client, folder, run, cursor, on_warning)
-        cursor = _send_artifacts(client, folder, cursor, artifacts)
-        if model is not None and status == "FINISHED":
-            _send_model(client, folder, cursor, model)
-        _conclude(client, folder, run, status)
+    uri = uri or store.tracking_uri()
+    # A sync that was abandoned at exit may still run while the next one begins.
+    with FileLock(tracked.folder / "tracking.lock", timeout=store.SERVER_TIMEOUT):
+        _Sync(tracked, uri).send(status, on_warning)
 
 
 def catch_up(
@@ -128,71 +139,50 @@ def catch_up(
 ) -> bool:
     """Send the unsent part of a folder that a `Tracker` keeps.  Returns whether anything was unsent.
 
-    Raises whatever MLflow raises; nothing is lost by it.
+    Any error of MLflow is raised; nothing is lost by it.
     """
-    folder = Path(folder).resolve()
-    if not (folder / TRACKED).exists() or is_sent(folder, uri=uri):
+    if not (Path(folder) / TRACKED).exists() or is_sent(folder, uri=uri):
         return False
-    settings = read_json(folder / TRACKED)
-    files = matching(folder, settings.pop("patterns"))
-    send_run(folder, artifacts=files, uri=uri, on_warning=on_warning, **settings)
+    tracked, status = _read_tracked(Path(folder))
+    send_run(tracked, status, uri=uri, on_warning=on_warning)
     return True
 
 
 def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
-    """Whether all of a folder that a `Tracker` keeps was sent, by its cursor.  mlflow is not imported."""
-    folder = Path(folder).resolve()
-    if not (folder / TRACKED).exists():
+    """Whether MLflow has all of a folder that a `Tracker` keeps, by the cursor.  mlflow is not imported."""
+    if not (Path(folder) / TRACKED).exists():
         return False
-    cursor, metrics = _cursor(folder), folder / METRICS
-    files = matching(folder, read_json(folder / TRACKED)["patterns"])
+    tracked, _ = _read_tracked(Path(folder))
+    cursor, metrics = _read_cursor(tracked.folder), tracked.folder / METRICS
     return (
         bool(cursor.run)
-        and cursor.uri == public(uri or tracking_uri())
+        and cursor.uri == store.public(uri or store.tracking_uri())
         and cursor.offset == (metrics.stat().st_size if metrics.exists() else 0)
-        and all(cursor.artifacts.get(path.relative_to(folder).as_posix()) == _stamp(path) for path in files)
+        and all(cursor.artifacts.get(_place(path, tracked.folder)) == _stamp(path) for path in tracked.files)
     )
 
 
-def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files of a folder that some pattern means, each once and in order."""
-    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+def _read_tracked(folder: Path) -> tuple[TrackedRun, Status]:
+    record = read_json(folder / TRACKED)
+    status = record.pop("status")
+    return TrackedRun(folder, **record), status
 
 
-def _cursor(folder: Path) -> Cursor:
+def _read_cursor(folder: Path) -> Cursor:
     path = folder / CURSOR
     if not path.exists():
         # On disk before the run exists in the store, or a kill between the two would leave a second run.
         write_json(path, dataclasses.asdict(Cursor(uuid.uuid4().hex)))
-    return _read_cursor(path)
-
-
-def _read_cursor(path: Path) -> Cursor:
     # Release 0.1 wrote two more keys.
     return Cursor(**{key: value for key, value in read_json(path).items() if key not in ("doubt", "floor")})
 
 
-def _move(folder: Path, cursor: Cursor, **changes: Any) -> Cursor:
-    moved = dataclasses.replace(cursor, **changes)
-    write_json(folder / CURSOR, dataclasses.asdict(moved))
-    return moved
+def _place(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
-def _run(
-    client: MlflowClient, folder: Path, cursor: Cursor, uri: str, experiment: str, name: str
-) -> tuple[Run, Cursor]:
-    """The run in the store: the one known, else the one that carries our token, else a new one."""
-    if cursor.run and cursor.uri == public(uri):
-        known = active_run(client, cursor.run)
-        if known is not None:
-            return known, cursor
-    number = experiment_id(client, uri, experiment)
-    marked = client.search_runs([number], f"tags.`{TOKEN}` = '{cursor.token}'", max_results=1)
-    first = next((row for row in map(_row, _lines(folder / METRICS, 0)) if row), None)
-    started = float(first["time"]) if first else time.time()
-    run = marked[0] if marked else client.create_run(number, int(started * 1000), {TOKEN: cursor.token}, name)
-    fresh = Cursor(cursor.token, public(uri), run.info.run_id)
-    return run, _move(folder, fresh)
+def _stamp(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _text(value: Any, longest: int) -> str:
@@ -200,23 +190,8 @@ def _text(value: Any, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
 
 
-def _describe(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
-    """The parameters and tags that the run lacks or has otherwise."""
-    from mlflow.entities import Param, RunTag
-
-    wanted = {allowed_name(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
-    had = run.data.params
-    labels = {allowed_name(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
-    labels |= {f"changed.{key}"[:250]: value for key, value in wanted.items() if had.get(key, value) != value}
-    new = [Param(key, value) for key, value in wanted.items() if key not in had]
-    marks = [RunTag(key, value) for key, value in labels.items() if run.data.tags.get(key) != value]
-    for start in range(0, max(len(new), len(marks)), ENTRIES_A_CALL):
-        part = slice(start, start + ENTRIES_A_CALL)
-        client.log_batch(run.info.run_id, params=new[part], tags=marks[part])
-
-
 def _lines(path: Path, offset: int) -> Iterator[bytes]:
-    """The whole lines after an offset; one that is still being written is left for later."""
+    """Yield the whole lines after an offset; a line that is still being written waits for the next call."""
     if path.exists():
         with path.open("rb") as file:
             file.seek(offset)
@@ -228,8 +203,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    sound = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("time"), (int, float))
-    return row if sound else None
+    valid = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("time"), (int, float))
+    return row if valid else None
 
 
 def _points(row: Mapping[str, Any]) -> list[Metric]:
@@ -237,7 +212,7 @@ def _points(row: Mapping[str, Any]) -> list[Metric]:
 
     moment = round(row["time"] * 1000)
     numbers = {
-        allowed_name(key): float(value)
+        store.allowed_name(key): float(value)
         for key, value in row.items()
         if key not in ("step", "time")
         and (isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity"))
@@ -245,123 +220,144 @@ def _points(row: Mapping[str, Any]) -> list[Metric]:
     return [Metric(key, value, moment, row["step"]) for key, value in numbers.items()]
 
 
-def _send_metrics(
-    client: MlflowClient, folder: Path, run: Run, cursor: Cursor, on_warning: Callable[[str], object]
-) -> Cursor:
-    path = folder / METRICS
-    if not _intact(path, cursor):
-        cursor = dataclasses.replace(cursor, offset=0, last="")
-    for group in _groups(_lines(path, cursor.offset)):
-        points: list[Metric] = []
-        for line in group:
-            row = _row(line)
-            if row is None:
-                on_warning(f"{path} has a line that is not a step's metrics, which is not sent: {line[:80]!r}.")
-            else:
-                points += _points(row)
-        for start in range(0, len(points), METRICS_A_CALL):
-            client.log_batch(run.info.run_id, metrics=points[start : start + METRICS_A_CALL])
-        end = cursor.offset + sum(map(len, group))
-        cursor = _move(folder, cursor, offset=end, last=group[-1].decode(errors="replace"))
-    return cursor
-
-
-def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Lines in groups that fill one call; a line has at most one number more than commas."""
-    group: list[bytes] = []
-    size = 0
-    for line in lines:
-        numbers = line.count(b",") + 1
-        if group and size + numbers > METRICS_A_CALL:
-            yield group
-            group, size = [], 0
-        group.append(line)
-        size += numbers
-    if group:
-        yield group
-
-
 def _intact(path: Path, cursor: Cursor) -> bool:
-    """Whether the file still has, where the cursor stands, the line that was sent last."""
+    """Whether the file still has, at the cursor's offset, the line that was sent last."""
     last = cursor.last.encode()
-    if not last:
-        return True
-    if not path.exists():
-        return False
+    if not last or not path.exists():
+        return not last
     with path.open("rb") as file:
         file.seek(max(0, cursor.offset - len(last)))
         return file.read(len(last)) == last
 
 
-def _stamp(path: Path) -> list[int]:
-    return [path.stat().st_size, path.stat().st_mtime_ns]
+def _describe(client: MlflowClient, run: Run, params: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+    """Send the parameters and tags that the run lacks or has with other values."""
+    from mlflow.entities import Param, RunTag
+
+    wanted = {store.allowed_name(key): _text(value, LONGEST_PARAM) for key, value in params.items()}
+    known = run.data.params
+    labels = {store.allowed_name(key): _text(value, LONGEST_TAG) for key, value in tags.items()}
+    labels |= {f"changed.{key}"[:250]: value for key, value in wanted.items() if known.get(key, value) != value}
+    new = [Param(key, value) for key, value in wanted.items() if key not in known]
+    marks = [RunTag(key, value) for key, value in labels.items() if run.data.tags.get(key) != value]
+    for start in range(0, max(len(new), len(marks)), ENTRIES_A_CALL):
+        part = slice(start, start + ENTRIES_A_CALL)
+        client.log_batch(run.info.run_id, params=new[part], tags=marks[part])
 
 
-def _send_artifacts(client: MlflowClient, folder: Path, cursor: Cursor, artifacts: Iterable[Path]) -> Cursor:
-    for path in artifacts:
-        path = Path(path).resolve()
-        if not path.is_file():
-            continue
-        place = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
-        # Read before sending, so that a file that changes meanwhile is sent again.
-        stamp = _stamp(path)
-        if cursor.artifacts.get(place.as_posix()) != stamp:
-            where = place.parent.as_posix()
-            client.log_artifact(cursor.run, str(path), None if where == "." else where)
-            cursor = _move(folder, cursor, artifacts={**cursor.artifacts, place.as_posix(): stamp})
-    return cursor
+class _Sync:
+    """Sends one folder to one store, and moves the cursor after each part."""
 
+    def __init__(self, tracked: TrackedRun, uri: str) -> None:
+        self.tracked, self.folder, self.uri = tracked, tracked.folder, uri
+        self.cursor = _read_cursor(self.folder)
+        self.client = store.make_client(uri)
+        self.run = self.find_run()
 
-def _send_model(client: MlflowClient, folder: Path, cursor: Cursor, shape: Sequence[int]) -> None:
-    """The newest checkpoint with its configuration as an MLflow model, sent again when there is a newer one."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.pyfunc import save_model
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    def move(self, **changes: Any) -> None:
+        self.cursor = dataclasses.replace(self.cursor, **changes)
+        write_json(self.folder / CURSOR, dataclasses.asdict(self.cursor))
 
-    newest = max(folder.glob("checkpoints/*.safetensors"), default=None)
-    if newest is None or cursor.artifacts.get(MODEL) == _stamp(newest):
-        return
-    asked = Schema([ColSpec("long", "index"), ColSpec("long", "label")])
-    drawn = Schema([TensorSpec(np.dtype("float32"), (-1, *shape))])
-    with tempfile.TemporaryDirectory() as there:
-        run = Path(there) / "run"
-        (run / newest.parent.name).mkdir(parents=True)
-        for path in (newest, *folder.glob("config.yaml"), *folder.glob("velocity-loss-*.json")):
-            shutil.copy2(path, run / path.relative_to(folder))
-        with warnings.catch_warnings():
-            # Of an example of the input, which would have to be drawn.
-            warnings.simplefilter("ignore")
-            save_model(
-                path=str(Path(there) / MODEL),
-                python_model=str(Path(__file__).parents[1] / "exchange" / "mlflow_model.py"),
-                artifacts={"run": str(run)},
-                signature=ModelSignature(asked, drawn),
-                # Named here, or MLflow would start a process to find out what the file imports.
-                pip_requirements=[f"sitkit=={version('sitkit')}"],
-            )
-        client.log_artifacts(cursor.run, str(Path(there) / MODEL), MODEL)
-    _move(folder, cursor, artifacts={**cursor.artifacts, MODEL: _stamp(newest)})
+    def find_run(self) -> Run:
+        """Return the run of the cursor, else the run with the cursor's token, else a new run."""
+        if self.cursor.run and self.cursor.uri == store.public(self.uri):
+            known = store.active_run(self.client, self.cursor.run)
+            if known is not None:
+                return known
+        experiment, token = store.experiment_id(self.client, self.uri, self.tracked.experiment), self.cursor.token
+        marked = self.client.search_runs([experiment], f"tags.`{TOKEN}` = '{token}'", max_results=1)
+        first = next((row for row in map(_row, _lines(self.folder / METRICS, 0)) if row), None)
+        started = int((float(first["time"]) if first else time.time()) * 1000)
+        run = marked[0] if marked else self.client.create_run(experiment, started, {TOKEN: token}, self.tracked.name)
+        self.move(uri=store.public(self.uri), run=run.info.run_id, offset=0, last="", artifacts={})
+        return run
 
+    def send(self, status: Status, on_warning: Callable[[str], object]) -> None:
+        """Send each part; the status goes last, so that a run that MLflow shows as finished is complete."""
+        tracked = self.tracked
+        parent, children = {PARENT: tracked.parent} if tracked.parent else {}, tracked.children or {}
+        _describe(self.client, self.run, tracked.params or {}, {**(tracked.tags or {}), **parent})
+        # Before the parts that `is_sent` compares: a run that is complete has its children.
+        for child, tags in children.items():
+            above = next((place for place in child.parents if place in children), None)
+            self.nest(child, tags, (run_id(above) if above else None) or self.cursor.run)
+        self.send_metrics(on_warning)
+        self.send_artifacts()
+        if tracked.model is not None and status == "FINISHED":
+            self.send_model(tracked.model)
+        if self.run.info.status == status:
+            return
+        if status == "RUNNING":
+            self.client.update_run(self.cursor.run, status)
+        else:
+            # A run that is sent days later ended when its last line was written, not now.
+            path = self.folder / METRICS
+            ended = path.stat().st_mtime if path.exists() else time.time()
+            self.client.set_terminated(self.cursor.run, status, int(ended * 1000))
 
-def _nest(client: MlflowClient, parent: str, cursor: Cursor, folder: Path, tags: Mapping[str, Any]) -> None:
-    """Tags for the run of another folder in the cursor's store, which comes under `parent` unless it has one already."""
-    if not (folder / CURSOR).exists():
-        return
-    other = _read_cursor(folder / CURSOR)
-    known = active_run(client, other.run) if other.run and other.uri == cursor.uri else None
-    if known is not None:
-        _describe(client, known, {}, {**tags, **({} if PARENT in known.data.tags else {PARENT: parent})})
+    def nest(self, folder: Path, tags: Mapping[str, Any], parent: str) -> None:
+        """Tag the run of another folder in the same store, and put it under `parent` unless it has a parent already."""
+        if not (folder / CURSOR).exists():
+            return
+        other = _read_cursor(folder)
+        known = store.active_run(self.client, other.run) if other.run and other.uri == self.cursor.uri else None
+        if known is not None:
+            _describe(self.client, known, {}, {**tags, **({} if PARENT in known.data.tags else {PARENT: parent})})
 
+    def send_metrics(self, on_warning: Callable[[str], object]) -> None:
+        path = self.folder / METRICS
+        if not _intact(path, self.cursor):
+            self.cursor = dataclasses.replace(self.cursor, offset=0, last="")
+        lines = _lines(path, self.cursor.offset)
+        while group := list(itertools.islice(lines, LINES_A_GROUP)):
+            points: list[Metric] = []
+            for line in group:
+                row = _row(line)
+                if row is None:
+                    on_warning(f"{path} has a line that is not a step's metrics, which is not sent: {line[:80]!r}.")
+                else:
+                    points += _points(row)
+            for start in range(0, len(points), METRICS_A_CALL):
+                self.client.log_batch(self.cursor.run, metrics=points[start : start + METRICS_A_CALL])
+            end = self.cursor.offset + sum(map(len, group))
+            self.move(offset=end, last=group[-1].decode(errors="replace"))
 
-def _conclude(client: MlflowClient, folder: Path, run: Run, status: Status) -> None:
-    """The status, sent last: a run that MLflow shows as finished is all there."""
-    if run.info.status == status:
-        return
-    if status == "RUNNING":
-        client.update_run(run.info.run_id, status)
-        return
-    # A run sent days later ended when its last line was written, not now.
-    path = folder / METRICS
-    ended = path.stat().st_mtime if path.exists() else time.time()
-    client.set_terminated(run.info.run_id, status, int(ended * 1000))
+    def send_artifacts(self) -> None:
+        for path in self.tracked.files:
+            place, parent = _place(path, self.folder), _place(path.parent, self.folder)
+            # Read before sending, so that a file that changes meanwhile is sent again.
+            stamp = _stamp(path)
+            if self.cursor.artifacts.get(place) != stamp:
+                self.client.log_artifact(self.cursor.run, str(path), None if parent == "." else parent)
+                self.move(artifacts={**self.cursor.artifacts, place: stamp})
+
+    def send_model(self, shape: Sequence[int]) -> None:
+        """Send the newest checkpoint with its configuration as an MLflow model, again when there is a newer one."""
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.pyfunc import save_model
+        from mlflow.types import ColSpec, Schema, TensorSpec
+
+        newest = max(self.folder.glob("checkpoints/*.safetensors"), default=None)
+        if newest is None or self.cursor.artifacts.get(MODEL) == _stamp(newest):
+            return
+        inputs = Schema([ColSpec("long", "index"), ColSpec("long", "label")])
+        outputs = Schema([TensorSpec(np.dtype("float32"), (-1, *shape))])
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            (run / newest.parent.name).mkdir(parents=True)
+            for path in (newest, *self.folder.glob("config.yaml"), *self.folder.glob("velocity-loss-*.json")):
+                shutil.copy2(path, run / path.relative_to(self.folder))
+            with warnings.catch_warnings():
+                # About a missing example of the input, which would have to be drawn.
+                warnings.simplefilter("ignore")
+                save_model(
+                    path=str(Path(folder) / MODEL),
+                    python_model=str(Path(__file__).parents[1] / "exchange" / "mlflow_model.py"),
+                    artifacts={"run": str(run)},
+                    signature=ModelSignature(inputs, outputs),
+                    # Named here, or MLflow would start a process to find out what the file imports.
+                    pip_requirements=[f"sitkit=={version('sitkit')}"],
+                )
+            self.client.log_artifacts(self.cursor.run, str(Path(folder) / MODEL), MODEL)
+        self.move(artifacts={**self.cursor.artifacts, MODEL: _stamp(newest)})

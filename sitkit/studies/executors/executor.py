@@ -1,4 +1,4 @@
-"""What an executor is, how one of them does a task, and the simplest of them."""
+"""The protocol of an executor, the work on one task, and the executor that works in this process."""
 
 from __future__ import annotations
 
@@ -16,84 +16,80 @@ from sitkit.runtime.locks import make_once
 from sitkit.runtime.progress import Event, Progress
 from sitkit.studies.tasks import FAILED, Task, failure, note
 
-# Seconds that an executor waits for news before it looks at something else.
+# Seconds that an executor waits for an event before it looks at something else.
 POLL_SECONDS = 1.0
-# Seconds in which a worker that is told to stop writes its checkpoint.
+# Seconds that a worker has for its last checkpoint when it must stop.
 STOP_TIMEOUT = 60.0
 
 
-class Ended(NamedTuple):
-    """How a task ended: done; failed, with the reason; busy, another process is at it; died, its worker is gone."""
+class TaskEnd(NamedTuple):
+    """The end of a task: done; failed, with the reason; busy, another process does it; died, its worker is gone."""
 
     how: Literal["done", "failed", "busy", "died"]
     reason: str = ""
 
 
-Tell = Callable[[Task, Event], None]
+OnEvent = Callable[[Task, Event], None]
 
 
 class Executor(Protocol):
     """Does tasks."""
 
     def takes(self) -> bool:
-        """Whether another task may be submitted now."""
+        """Return whether another task may be submitted now."""
         ...
 
     def submit(self, task: Task, since: str) -> None:
-        """Begin a task.  One that has failed in another process since then is not tried again."""
+        """Begin a task.  A task that has failed in another process since then is not tried again."""
         ...
 
-    def wait(self, tell: Tell) -> list[tuple[Task, Ended]]:
-        """The tasks that have ended, at the latest `PATIENCE` seconds from now unless this process does them itself."""
+    def wait(self, on_event: OnEvent) -> list[tuple[Task, TaskEnd]]:
+        """Return the tasks that have ended, after at most POLL_SECONDS unless this process does the work itself."""
         ...
 
     def close(self) -> None:
-        """Let whatever still runs save what it has, and end it."""
+        """Let running tasks save their state, and end them."""
         ...
 
 
-def perform(task: Task, since: str, tell: Progress) -> Ended:
-    """Do a task unless it is done or another process is at it; its log has when it began, how it ended and why."""
-    ended = Ended("done")
-
-    def do() -> None:
-        nonlocal ended
-        ended = _do(task, tell)
+def perform(task: Task, since: str, progress: Progress) -> TaskEnd:
+    """Do a task unless it is done or another process does it; its log has the start, the end and the reason."""
+    ends: list[TaskEnd] = []
 
     def over() -> bool:
         return task.done or failure(task.path, since) is not None
 
     try:
-        if make_once(task.path.with_suffix(".lock"), over, do):
-            return ended
+        if make_once(task.path.with_suffix(".lock"), over, lambda: ends.append(_do(task, progress))):
+            return ends[0]
     except OSError as error:
-        return Ended("failed", f"{task.path.parent} cannot be written: {error.strerror or error}.")
+        return TaskEnd("failed", f"{task.path.parent} cannot be written: {error.strerror or error}.")
     if task.done:
-        return Ended("done")
+        return TaskEnd("done")
     reason = failure(task.path, since)
-    return Ended("busy") if reason is None else Ended("failed", reason)
+    return TaskEnd("busy") if reason is None else TaskEnd("failed", reason)
 
 
-def _do(task: Task, tell: Progress) -> Ended:
+def _do(task: Task, progress: Progress) -> TaskEnd:
     from sitkit.runs.evaluate import measure_run
     from sitkit.runs.run import load
     from sitkit.training.train import Busy, run_training
 
     config = task.config
     note(task.path, "start")
-    tell(Event("start", message=task.name))
+    progress(Event("start", message=task.name))
     try:
         if task.kind == "train":
-            run_training(config, tell)
+            run_training(config, progress)
         else:
-            measure_run(load(config.run.folder / task.place.run, settings=config, device=config.run.device), tell)
+            measure_run(load(config.run.folder / task.place.run, settings=config, device=config.run.device), progress)
     except Busy:
         note(task.path, "left to the process that is training it")
-        return Ended("busy")
+        return TaskEnd("busy")
     except (UserError, WorkFailed) as error:
         reason = str(error)
     except Exception as error:
-        # Whatever went wrong in a plugin or for want of memory, the other cells are done.
+        # An error of a plugin, or a lack of memory, must not stop the other cells.
         with task.path.open("a", encoding="utf-8") as file:
             file.write(traceback.format_exc())
         reason = f"{type(error).__name__}: {error}"
@@ -102,56 +98,56 @@ def _do(task: Task, tell: Progress) -> Ended:
         raise
     else:
         note(task.path, "done")
-        return Ended("done")
+        return TaskEnd("done")
     note(task.path, f"{FAILED} {reason}")
-    return Ended("failed", reason)
+    return TaskEnd("failed", reason)
 
 
 class InProcess:
-    """This process, one task after another."""
+    """Does one task after another in this process."""
 
     def __init__(self) -> None:
         self._next: tuple[Task, str] | None = None
 
     def takes(self) -> bool:
-        """Whether it is idle."""
+        """Return whether there is no task."""
         return self._next is None
 
     def submit(self, task: Task, since: str) -> None:
-        """Do it when it is waited for."""
+        """Keep the task until `wait`."""
         self._next = task, since
 
-    def wait(self, tell: Tell) -> list[tuple[Task, Ended]]:
+    def wait(self, on_event: OnEvent) -> list[tuple[Task, TaskEnd]]:
         """Do the task."""
         if self._next is None:
             return []
         (task, since), self._next = self._next, None
-        return [(task, perform(task, since, lambda event: tell(task, event)))]
+        return [(task, perform(task, since, lambda event: on_event(task, event)))]
 
     def close(self) -> None:
-        """Nothing runs but this."""
+        """Do nothing: no task runs any more."""
 
 
 def task_to_plain(task: Task, since: str) -> dict[str, Any]:
-    """A task as plain values, for another process, and the folder from which its paths start."""
+    """Return a task as plain values for another process, with the folder from which its paths start."""
     log = str(task.path.absolute())
     return {"kind": task.kind, "config": task.config.plain(), "since": since, "cwd": os.getcwd(), "log": log}
 
 
-def perform_plain(told: Mapping[str, Any], tell: Progress) -> Ended:
-    """Do the task that `as_plain` told of.  Events go out every half second, but for messages."""
-    said = 0.0
+def perform_plain(record: Mapping[str, Any], progress: Progress) -> TaskEnd:
+    """Do a task that `task_to_plain` wrote.  Events go out every half second; messages go out at once."""
+    last = 0.0
 
-    def seldom(event: Event) -> None:
-        nonlocal said
+    def throttled(event: Event) -> None:
+        nonlocal last
         now = time.monotonic()
-        if event.message or now - said > 0.5:
-            said = now
-            tell(event)
+        if event.message or now - last > 0.5:
+            last = now
+            progress(event)
 
     try:
-        os.chdir(told["cwd"])
+        os.chdir(record["cwd"])
     except OSError as error:
-        return Ended("failed", f"{told['cwd']} cannot be entered on {node()}: {error.strerror}.")
-    config = assemble([Layer(told["config"])])
-    return perform(Task(told["kind"], config, location_of(config)), told["since"], seldom)
+        return TaskEnd("failed", f"{record['cwd']} cannot be entered on {node()}: {error.strerror}.")
+    config = assemble([Layer(record["config"])])
+    return perform(Task(record["kind"], config, location_of(config)), record["since"], throttled)

@@ -1,4 +1,4 @@
-"""Processes of this machine."""
+"""The executor of several processes on this machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.runtime.progress import Event
-from sitkit.studies.executors.executor import POLL_SECONDS, STOP_TIMEOUT, Ended, Tell, perform_plain, task_to_plain
+from sitkit.studies.executors.executor import POLL_SECONDS, STOP_TIMEOUT, OnEvent, TaskEnd, perform_plain, task_to_plain
 from sitkit.studies.tasks import Task
 
 
 @dataclass
 class _Worker:
-    """A process, our end of its pipe, and the task that it is at."""
+    """A process, our end of its pipe, and its current task."""
 
     process: Any
     pipe: connection.Connection
@@ -28,9 +28,10 @@ class _Worker:
 
 
 class Local:
-    """Processes that do one task after another; one that dies is replaced.
+    """Does tasks in processes of this machine; a process that dies is replaced.
 
-    CPU threads are divided among them, and where run.device leaves the choice each sees one GPU, all of them in turn.
+    CPU threads are divided among the processes.  If run.device does not name a GPU, the processes take the GPUs in turn, one
+    each.
     """
 
     def __init__(self, workers: int) -> None:
@@ -41,62 +42,65 @@ class Local:
             self._context.set_forkserver_preload(
                 ["sitkit.studies.executors", "sitkit.training.train", "sitkit.runs.evaluate"]
             )
-        self._crew: list[_Worker | None] = [None] * workers
+        self._workers: list[_Worker | None] = [None] * workers
 
     def takes(self) -> bool:
-        """Whether a worker is idle."""
-        return any(worker is None or worker.task is None for worker in self._crew)
+        """Return whether a worker is idle."""
+        return any(worker is None or worker.task is None for worker in self._workers)
 
     def submit(self, task: Task, since: str) -> None:
         """Hand the task to an idle worker."""
-        slot = next(i for i, worker in enumerate(self._crew) if worker is None or worker.task is None)
-        worker = self._crew[slot] or self._hire(slot, gpus(task.config.run.device))
+        slot = next(i for i, worker in enumerate(self._workers) if worker is None or worker.task is None)
+        worker = self._workers[slot] or self._start_worker(slot, gpus(task.config.run.device))
         worker.task = task
         with contextlib.suppress(OSError):
-            # Of one that has died while it was idle the pipe tells when it is waited for.
+            # If the worker died while it was idle, `wait` notices it.
             worker.pipe.send(task_to_plain(task, since))
 
-    def _hire(self, slot: int, gpus: list[str]) -> _Worker:
+    def _start_worker(self, slot: int, gpus: list[str]) -> _Worker:
         ours, theirs = self._context.Pipe()
         gpu = gpus[slot % len(gpus)] if gpus else None
-        process = self._context.Process(target=_serve, args=(theirs, gpu, len(self._crew)))
+        process = self._context.Process(target=_worker_main, args=(theirs, gpu, len(self._workers)))
         process.start()
         theirs.close()
-        worker = self._crew[slot] = _Worker(process, ours)
+        worker = self._workers[slot] = _Worker(process, ours)
         return worker
 
-    def wait(self, tell: Tell) -> list[tuple[Task, Ended]]:
-        """What the workers say."""
-        busy = {worker.pipe: (i, worker) for i, worker in enumerate(self._crew) if worker is not None and worker.task}
+    def wait(self, on_event: OnEvent) -> list[tuple[Task, TaskEnd]]:
+        """Pass on the events of the workers, and return the tasks that have ended."""
+        busy = {
+            worker.pipe: (i, worker) for i, worker in enumerate(self._workers) if worker is not None and worker.task
+        }
         ended = []
         for pipe in connection.wait(list(busy), POLL_SECONDS):
             slot, worker = busy[pipe]  # pyright: ignore[reportArgumentType]
             assert worker.task is not None
             try:
-                said: Event | Ended = worker.pipe.recv()
+                message: Event | TaskEnd = worker.pipe.recv()
             except (EOFError, OSError):
                 worker.process.join()
-                said, self._crew[slot] = Ended("died", f"its process ended with {_exit(worker.process.exitcode)}"), None
-            if isinstance(said, Event):
-                tell(worker.task, said)
+                message = TaskEnd("died", f"its process ended with {_exit(worker.process.exitcode)}")
+                self._workers[slot] = None
+            if isinstance(message, Event):
+                on_event(worker.task, message)
             else:
-                ended.append((worker.task, said))
+                ended.append((worker.task, message))
                 worker.task = None
         return ended
 
     def close(self) -> None:
-        """As ctrl-C does: a training saves the step that it is at."""
-        crew = [worker for worker in self._crew if worker is not None]
-        self._crew = [None] * len(self._crew)
+        """Stop as ctrl-C does: a training saves its current step."""
+        workers = [worker for worker in self._workers if worker is not None]
+        self._workers = [None] * len(self._workers)
         try:
-            for worker in crew:
+            for worker in workers:
                 if worker.task is not None and worker.process.is_alive():
                     os.kill(worker.process.pid, signal.SIGINT)
                 worker.pipe.close()
-            for worker in crew:
+            for worker in workers:
                 worker.process.join(STOP_TIMEOUT)
         finally:
-            for worker in crew:
+            for worker in workers:
                 worker.process.kill()
                 worker.process.join()
 
@@ -105,55 +109,55 @@ def _exit(code: int | None) -> str:
     if code is None or code >= 0:
         return f"status {code}"
     name = signal.Signals(-code).name
-    return f"{name}, as the system ends it where memory is short" if name == "SIGKILL" else name
+    return f"{name}, probably because the machine ran out of memory" if name == "SIGKILL" else name
 
 
-def _serve(pipe: connection.Connection, gpu: str | None, workers: int) -> None:
-    """A worker: does what comes through the pipe until that is closed, or the process that reads it is gone."""
+def _worker_main(pipe: connection.Connection, gpu: str | None, workers: int) -> None:
+    """Do the tasks that come through the pipe until it is closed or the parent process is gone."""
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         if hasattr(os, "setpgrp"):
-            # A terminal's ctrl-C reaches the first process alone, which tells the others once.
+            # A terminal's ctrl-C reaches the first process alone, which stops the others once.
             os.setpgrp()
         parent = multiprocessing.parent_process()
         assert parent is not None
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_watch_parent, args=(parent.sentinel,), daemon=True).start()
         if gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         import torch
 
-        # Or what a task prints would come when the log is another's.
+        # Otherwise the output of a task could end up in the log of the next.
         sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
-        def tell(event: Event) -> None:
-            # Nobody may read it any more; that is no fault of the task.
+        def send(event: Event) -> None:
+            # The parent may be gone; the task goes on.
             with contextlib.suppress(OSError):
                 pipe.send(event)
 
         while True:
-            told = pipe.recv()
-            _write_to(Path(told["log"]))
-            pipe.send(perform_plain(told, tell))
+            record = pipe.recv()
+            _redirect_output(Path(record["log"]))
+            pipe.send(perform_plain(record, send))
 
 
-def _write_to(log: Path) -> None:
-    """What the process prints from now on, be it the last words of a library that crashes, is in the log."""
+def _redirect_output(log: Path) -> None:
+    """Redirect stdout and stderr to the log, including the output of native libraries that crash."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
 
 
-def _follow(parent: int) -> None:
+def _watch_parent(parent: int) -> None:
     connection.wait([parent])
     os._exit(1)
 
 
 def gpus(device: str) -> list[str]:
-    """The GPUs that workers may be given where the device leaves the choice open, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs for workers, as CUDA_VISIBLE_DEVICES names them; none if the device names one or is the CPU."""
     import torch
 
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]

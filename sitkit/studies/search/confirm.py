@@ -157,7 +157,7 @@ def judge(winner: TrialResult, reference: TrialResult, lower_is_better: bool) ->
     Seeds share their noise, so the test uses the differences seed by seed. It is two-sided at LEVEL: a tie is called a
     win with probability LEVEL / 2.
     """
-    test = paired(winner.cells, reference.cells)
+    test = paired(winner.numbers, reference.numbers)
     better = test.difference < 0 if lower_is_better else test.difference > 0
     return test, better and test.p is not None and test.p <= LEVEL
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sitkit.registry import metrics
-from sitkit.results.statistics import CellValue, Estimate, estimate
+from sitkit.results.statistics import Estimate, Seeds, estimate
 from sitkit.runs.config.schema import Config
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_name
@@ -32,14 +32,14 @@ class TrialResult(NamedTuple):
     seconds: float
 
     @property
-    def cells(self) -> list[CellValue]:
-        """The values with their seeds: all sampling seeds of one training."""
-        return [CellValue(0, seed, value) for seed, value in zip(self.seeds, self.values, strict=True)]
+    def numbers(self) -> dict[Seeds, Estimate]:
+        """The values by seed: sampling seeds of one training."""
+        return {(0, seed): Estimate(value) for seed, value in zip(self.seeds, self.values, strict=True)}
 
     @property
     def estimate(self) -> Estimate:
         """The mean over seeds with its standard error and interval."""
-        return estimate(self.cells)
+        return estimate(self.numbers)
 
 
 class Evaluator:
@@ -64,7 +64,7 @@ class Evaluator:
 
     def cost(self, config: Config) -> int | None:
         """Return the evaluations a sample, None for an adaptive solver.  Raises UserError if samples cannot be right."""
-        return plan_solve(config, self.run_with(config)).nfe
+        return plan_solve(config.sampler, config.solve_spec, self.run_with(config)).nfe
 
     def within_budget(self, chosen: dict[str, Any], budget: int) -> dict[str, Any]:
         """Return the settings with as many steps as a budget of evaluations allows."""

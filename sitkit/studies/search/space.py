@@ -255,7 +255,8 @@ def steps_within_budget(config: Config, run: Measures, budget: int) -> int:
     """
 
     def cost(steps: int) -> int:
-        return plan_solve(sampling_config(config, layer_of({"sampler.steps": steps})), run).nfe or 0
+        sampler = sampling_config(config, layer_of({"sampler.steps": steps})).sampler
+        return plan_solve(sampler, config.solve_spec, run).nfe or 0
 
     steps = budget
     while (spent := cost(steps)) > budget:

@@ -22,11 +22,13 @@ from support import call, copied, trained
 from sitkit.evaluation.images import image_sheet, size_of
 from sitkit.evaluation.plots import Curve
 from sitkit.results.report import report
-from sitkit.results.report.charts import Interval, intervals, lines, thinned
-from sitkit.results.report.page import Page, Section, Table, Value
+from sitkit.results.report.charts import interval_chart, line_chart, thinned
+from sitkit.results.report.page import Page, Section, Table
 from sitkit.results.report.run import _facts, lower_is_better, metric_name, read_training, sampling_name
 from sitkit.results.reproduce import evaluate_command
+from sitkit.results.statistics import Estimate
 from sitkit.results.study_results import read_results, runs_of
+from sitkit.results.table import TableCell
 from sitkit.results.table import format_estimate as shown
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -212,17 +214,17 @@ def test_a_run_without_numbers_has_a_page_that_says_how_to_get_some(tmp_path: Pa
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
     text = report(folder).read_text()
-    assert f"sitkit evaluate {folder}" in text and "has come to step 0 of 40" in text
+    assert f"sitkit evaluate {folder}" in text and "has reached step 0 of 40" in text
     with pytest.raises(UserError, match="No run"):
         report("nothing", runs=folder.parent)
 
 
 def test_what_people_write_is_text_and_never_markup() -> None:
     hostile = "<script>alert(1)</script>\"'&"
-    table = Table(hostile, (hostile,), [[Value(hostile, code=hostile, note=hostile)]])
+    table = Table(hostile, (hostile,), [[TableCell(hostile, code=hostile, reference=hostile)]])
     text = Page(hostile, hostile, hostile, [Section(hostile, hostile, [table])]).html()
     assert "<script>alert" not in text and text.count("&lt;script&gt;") >= 8
-    svg = lines(
+    svg = line_chart(
         [Curve(hostile, [0, 1], [0, 1]), Curve("$a_b$", [0, 1], [1, 0])], label=hostile, xlabel=hostile, ylabel=""
     )
     assert "<script" not in svg and "$a_b$" in svg
@@ -275,7 +277,7 @@ def test_a_study_s_page_is_what_the_study_concluded() -> None:
         assert report(name, runs=studied().parent.parent / "runs") == studied() / "report.html"
     for estimate in results.estimates:
         assert f'data-key="{estimate.mean!r}"' in text and shown(estimate.mean, estimate.stderr) in text
-    marked = text.count('class="n best"') + text.count('class="n grey"')
+    marked = text.count('class="n best"') + text.count('class="n close"')
     assert marked == sum(estimate.standing in ("best", "close") for estimate in results.estimates)
     assert "published 2.5" in text and "Nobody, 1900" in text and "&lt;b&gt;" in text
     assert "The loss became" in text and "4 of 12 cells have no number" in text
@@ -305,7 +307,7 @@ def test_a_study_without_results_is_refused_with_the_command_that_makes_them(tmp
 
 
 def test_a_chart_takes_its_colours_from_the_page_and_has_its_text_as_text() -> None:
-    svg = lines(
+    svg = line_chart(
         [Curve("one", [1, 2], [3.0, 4.0]), Curve("two", [1, 2], [4.0, 3.0], [0.1, 0.1])],
         label="x",
         xlabel="steps",
@@ -315,7 +317,7 @@ def test_a_chart_takes_its_colours_from_the_page_and_has_its_text_as_text() -> N
     assert ">steps</text>" in svg and ">two</text>" in svg
     assert "currentColor" in svg and "var(--c0)" in svg and "var(--c1)" in svg
     assert set(re.findall(r"#[0-9a-f]{6}", svg)) == set(), "a fixed colour would be lost on one of two backgrounds"
-    assert svg == lines(
+    assert svg == line_chart(
         [Curve("one", [1, 2], [3.0, 4.0]), Curve("two", [1, 2], [4.0, 3.0], [0.1, 0.1])],
         label="x",
         xlabel="steps",
@@ -335,8 +337,12 @@ def test_a_long_curve_is_thinned_to_the_means_of_its_parts() -> None:
 
 
 def test_intervals_show_each_number_at_its_row() -> None:
-    svg = intervals(
-        [Interval("Linear", "ODE", 1.0, 0.1), Interval("Linear", "SDE", 2.0), Interval("GVP", "ODE", 3.0, 0.2)],
+    svg = interval_chart(
+        [
+            Estimate(1.0, 0.1, row="Linear", column="ODE"),
+            Estimate(2.0, row="Linear", column="SDE"),
+            Estimate(3.0, 0.2, row="GVP", column="ODE"),
+        ],
         label="x",
         xlabel="FID",
     )

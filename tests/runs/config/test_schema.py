@@ -1,4 +1,4 @@
-"""Settings: one merge, errors that name the place, identities that hold what matters and nothing else."""
+"""Settings: the merge, errors that name the place, and identities that depend on the settings that matter only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sitkit.runs.config.sources import Layer, assemble, read_assignments, read_c
 from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
-from sitkit.runtime.hashing import identity, readable
+from sitkit.runtime.hashing import hyphenated, identity
 
 numbers = st.integers(-3, 3)
 
@@ -73,7 +73,7 @@ def test_merge_is_associative_where_parts_keep_their_names(a: Any, b: Any, c: An
 
 
 @given(trees, trees)
-def test_what_is_on_top_wins_and_nothing_else_is_lost(under: dict[str, Any], over: dict[str, Any]) -> None:
+def test_the_upper_value_wins_and_all_others_stay(under: dict[str, Any], over: dict[str, Any]) -> None:
     merged = flat(components_spelt_out(merge(under, over)))
     top = flat(components_spelt_out(over))
     assert {key: merged[key] for key in top if top[key] != {}} == {k: v for k, v in top.items() if v != {}}
@@ -131,32 +131,36 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert assemble([read_yaml(tmp_path / "empty.yaml")]) == assemble([])
 
 
-# What is written, the line of the mistake, words that the message must hold.
+# (content of the file, line of the mistake, words of the message)
 MISTAKES = [
+    # Names that are not registered.
+    ("interp:\n  name: gpv\n", 2, ("'gvp'",)),
     ("interp: gpv\n", 1, ("No interpolant named 'gpv'", "Did you mean 'gvp'?")),
     ("train:\n  steps: 3\ntarget: veloctiy\n", 3, ("No target named 'veloctiy'", "'velocity'")),
     ("data: digits\nsampler: huen\n", 2, ("No sampler named 'huen'", "'heun'")),
-    ("interp:\n  name: gpv\n", 2, ("'gvp'",)),
+    ("sampler:\n  name: heun\n  grid:\n    name: powr\n", 4, ("No timestep named 'powr'", "'power'")),
+    ("backbone: sit-b/3\n", 1, ("No backbone named 'sit-b/3'", "'sit-b/")),
+    ("metric:\n  - frechet\n  - frechett\n", 3, ("No metric named 'frechett'", "'frechet'")),
+    # Keys that do not exist.
     ("data: digits\nsampler:\n  name: heun\n  stepz: 3\n", 4, ("sampler 'heun' has no field 'stepz'", "'steps'")),
+    ("sampler:\n  name: heun\n  grid:\n    name: power\n    rh: 3\n", 5, ("no field 'rh'", "'rho'")),
+    ("guidance:\n  name: cfg\n  scael: 2\n", 3, ("'scale'",)),
+    ("train:\n  stepz: 4\n", 2, ("unknown key 'train.stepz'", "'steps'")),
+    ("trian: {steps: 3}\n", 1, ("unknown key 'trian'", "'train'")),
+    # Values that do not fit.
     ("sampler:\n  name: heun\n  steps: 0\n", 3, ("sampler 'heun'", "steps must be at least 1", "0")),
     ("data:\n  name: npz\n  path: x\n  holdout: 2\n", 4, ("dataset 'npz'", "holdout must be")),
     ("sampler:\n  name: heun\n  steps: many\n", 3, ("sampler 'heun'", "steps", "integer")),
-    ("sampler:\n  name: heun\n  grid:\n    name: power\n    rh: 3\n", 5, ("no field 'rh'", "'rho'")),
-    ("sampler:\n  name: heun\n  grid:\n    name: powr\n", 4, ("No timestep named 'powr'", "'power'")),
-    ("backbone: sit-b/3\n", 1, ("No backbone named 'sit-b/3'", "'sit-b/")),
-    ("guidance:\n  name: cfg\n  scael: 2\n", 3, ("'scale'",)),
-    ("metric:\n  - frechet\n  - frechett\n", 3, ("No metric named 'frechett'", "'frechet'")),
     ("data: {name: npz}\n", 1, ("dataset 'npz'", "path", "required")),
-    ("train:\n  stepz: 4\n", 2, ("unknown key 'train.stepz'", "'steps'")),
-    ("trian: {steps: 3}\n", 1, ("unknown key 'trian'", "'train'")),
     ("train:\n\n  steps: -4\n", 3, ("train.steps", "-4", "0")),
     ("train:\n  steps: ten\n", 2, ("train.steps", "integer", "'ten'")),
     ("train: {lr: .inf}\n", 1, ("train.lr", "finite")),
     ("train: fast\n", 1, ("train is a group of settings", "'fast'")),
     ("sample:\n  labels: balancd\n", 2, ("sample.labels", "'balanced'")),
+    # YAML that is refused.
+    ("interp: linear\ndata: !!python/object/apply:os.system ['true']\n", 2, ("tag", "os.system", "data")),
     ("train: {steps: 1}\ntrain: {steps: 2}\n", 2, ("duplicate key", "train")),
     ("sampler: {name: heun,\n  name: euler}\n", 2, ("duplicate key", "name")),
-    ("interp: linear\ndata: !!python/object/apply:os.system ['true']\n", 2, ("tag", "os.system", "data")),
     ("interp: linear\ntrain: [1, 2\n", 3, ("expected",)),
     ("interp: *other\n", 1, ("alias", "other")),
 ]
@@ -263,7 +267,7 @@ NOTHING = [
 ]  # fmt: skip
 
 
-def test_identities_hold_what_matters_and_nothing_else(tmp_path: Path) -> None:
+def test_identities_depend_on_the_settings_that_matter_only(tmp_path: Path) -> None:
     base = tiny(tmp_path)
     trainings = {words: training_identity(tiny(tmp_path, words)) for words in TRAINS}
     assert len({training_identity(base), *trainings.values()}) == len(TRAINS) + 1
@@ -285,7 +289,7 @@ def test_every_setting_is_in_the_lists_above(tmp_path: Path) -> None:
     assert set(Config.model_fields) - heads == {"loss", "autoencoder", "diffusion"}
 
 
-def test_only_an_adaptive_solver_s_samples_depend_on_the_batch(tmp_path: Path) -> None:
+def test_only_samples_of_an_adaptive_solver_depend_on_the_batch(tmp_path: Path) -> None:
     for name, cls in registries["samplers"].items():
         one, two = (sampling_identity(tiny(tmp_path, f"sampler={name}", f"sample.batch={n}"), 1) for n in (7, 64))
         assert (one != two) == hasattr(cls, "rtol"), name
@@ -299,13 +303,13 @@ def test_only_an_adaptive_solver_s_samples_depend_on_the_batch(tmp_path: Path) -
         "backbone.time_scale=1", "train.betas=[0.9, 0.999]", "sampler.grid={name: uniform}",
     ],
 )  # fmt: skip
-def test_a_default_spelt_out_is_the_same_run(tmp_path: Path, spelt: str) -> None:
+def test_an_explicit_default_is_the_same_run(tmp_path: Path, spelt: str) -> None:
     one, two = tiny(tmp_path), tiny(tmp_path, spelt)
     assert one == two and training_identity(one) == training_identity(two)
     assert sampling_identity(one, 1) == sampling_identity(two, 1)
 
 
-def test_a_preset_s_name_is_its_fields() -> None:
+def test_the_name_of_a_preset_means_its_fields() -> None:
     named = assemble([Layer({"backbone": "sit-s/4"})])
     fields = {"name": "sit", "patch_size": 4, "hidden_size": 384, "depth": 12, "num_heads": 6}
     spelt = assemble([Layer({"backbone": fields})])
@@ -343,7 +347,7 @@ NAMED = {key: sorted(registries[plural]) for key, plural in (("interp", "interpo
     st.lists(st.text(max_size=60), max_size=5),
 )
 def test_names_of_runs_are_folder_names_everywhere(backbone: str, parts: dict[str, str], words: list[str]) -> None:
-    for text in (slug(assemble([Layer({"backbone": backbone, **parts})])), readable(words)):
+    for text in (slug(assemble([Layer({"backbone": backbone, **parts})])), hyphenated(words)):
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", text) and len(text) <= 80
         assert file_name(f"{text}-0123456789ab") == f"{text}-0123456789ab"
 

@@ -1,4 +1,4 @@
-"""Published checkpoints: read exactly, or refused; nothing in a file is run."""
+"""Published checkpoints: read exactly, or refused; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -102,15 +102,15 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 def converted(tmp_path: Path, held: Any, *words: str) -> Path:
     torch.save(held, tmp_path / "network.pt")
-    done = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", "--heads", str(HEADS), *words)
-    assert done.status == 0, done.err
-    return Path(done.out.split()[1])
+    result = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", "--heads", str(HEADS), *words)
+    assert result.status == 0, result.err
+    return Path(result.out.split()[1])
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
 @pytest.mark.parametrize("bare", [True, False])
 @pytest.mark.filterwarnings("error")
-def test_a_sit_gives_what_its_weights_give(tmp_path: Path, learn_sigma: bool, bare: bool) -> None:
+def test_a_converted_sit_gives_the_output_of_its_weights(tmp_path: Path, learn_sigma: bool, bare: bool) -> None:
     state = official(learn_sigma=learn_sigma)
     args = argparse.Namespace(model="SiT-XS/2", path_type="GVP", prediction="score", num_classes=CLASSES)
     held = state if bare else {"model": {n: 0 * t for n, t in state.items()}, "ema": state, "opt": {}, "args": args}
@@ -122,13 +122,13 @@ def test_a_sit_gives_what_its_weights_give(tmp_path: Path, learn_sigma: bool, ba
     assert (run.config.interp.name, run.config.target.name) == (("linear", "velocity") if bare else ("gvp", "score"))
 
 
-def test_repa_s_time_and_sign_are_turned_round(tmp_path: Path) -> None:
+def test_the_time_and_the_sign_of_repa_are_reversed(tmp_path: Path) -> None:
     state = official(projectors=True)
     args = argparse.Namespace(model="SiT-XS/2", path_type="linear", prediction="v", enc_type="dinov2-vit-b")
     torch.save({"model": state, "ema": state, "steps": 400, "args": args}, tmp_path / "network.pt")
-    done = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", "--heads", str(HEADS))
-    assert done.status == 0 and "projectors are left out" in done.err
-    run = load(Path(done.out.split()[1]), device="cpu")
+    result = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", "--heads", str(HEADS))
+    assert result.status == 0 and "projectors are left out" in result.err
+    run = load(Path(result.out.split()[1]), device="cpu")
     assert run.step == 400
     x, t, y = inputs()
     truth = -forward(state, x, 1 - t, y)
@@ -160,7 +160,7 @@ def test_a_dit_gives_the_noise_of_its_timesteps(tmp_path: Path, bare: bool) -> N
     torch.testing.assert_close(c.sigma.square(), 1 - kept[n], rtol=1e-11, atol=0)
 
 
-def test_a_step_of_ddim_by_the_official_formula_is_the_field_s(tmp_path: Path) -> None:
+def test_a_step_of_ddim_by_the_official_formula_agrees_with_the_field(tmp_path: Path) -> None:
     """x' = sqrt(abar') data + sqrt(1 - abar') noise from the official prediction (Song et al. 2020, eta = 0)."""
     state = official()
     run = load(converted(tmp_path, state, "--from", "dit"), device="cpu")
@@ -180,9 +180,9 @@ def test_a_step_of_ddim_by_the_official_formula_is_the_field_s(tmp_path: Path) -
 def test_a_converted_run_samples_without_its_data_and_goes_back(tmp_path: Path) -> None:
     state = official()
     run = converted(tmp_path, state, "--from", "sit")
-    done = call("sample", run, "-n", "6", "--steps", "2", "--guidance", "cfg", "--set", "guidance.scale=2")
-    assert done.status == 0, done.err
-    with np.load(Path(done.out.split()[1])) as arrays:
+    result = call("sample", run, "-n", "6", "--steps", "2", "--guidance", "cfg", "--set", "guidance.scale=2")
+    assert result.status == 0, result.err
+    with np.load(Path(result.out.split()[1])) as arrays:
         assert arrays["images"].shape == (6, SIDE, SIDE, CHANNELS) and arrays["labels"].tolist() == [0, 1, 2, 3, 4, 0]
     refused = call("evaluate", run, "-n", "6", "--steps", "2")
     assert refused.status == 2 and "Traceback" not in refused.err
@@ -196,11 +196,11 @@ def test_a_converted_run_is_measured_against_statistics_in_a_file(tmp_path: Path
     run, file, d = converted(tmp_path, official(), "--from", "sit"), tmp_path / "reference.npz", CHANNELS * SIDE**2
     np.savez(file, mu=np.zeros(d), sigma=np.eye(d))
     metric = f"metric={{name: frechet, reference: {file}}}"
-    done = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false", "--json")
-    assert done.status == 0, done.err
-    (record,) = json.loads(done.out)
-    told = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false").out
-    assert "against the statistics in" in told and "halves:" not in told
+    result = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false", "--json")
+    assert result.status == 0, result.err
+    (record,) = json.loads(result.out)
+    output = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false").out
+    assert "against the statistics in" in output and "halves:" not in output
     with np.load(run / "samples" / record["samples"] / "samples.npz") as arrays:
         x = (arrays["images"] / 127.5 - 1).transpose(0, 3, 1, 2).reshape(6, d)
     spread = np.linalg.svd((x - x.mean(0)) / 5**0.5, compute_uv=False)
@@ -216,9 +216,9 @@ def test_latents_are_kept_as_they_are_and_have_no_picture(tmp_path: Path) -> Non
         "final_layer.linear.weight": torch.randn(out, WIDTH), "final_layer.linear.bias": torch.randn(out),
     }  # fmt: skip
     run = converted(tmp_path, state, "--from", "sit", "--vae", "none")
-    done = call("sample", run, "-n", "6", "--steps", "2")
-    assert done.status == 0 and "picture" not in done.out, done.err
-    with np.load(Path(done.out.split()[1])) as arrays:
+    result = call("sample", run, "-n", "6", "--steps", "2")
+    assert result.status == 0 and "picture" not in result.out, result.err
+    with np.load(Path(result.out.split()[1])) as arrays:
         x = arrays["points"]
     assert x.shape == (6, 4, SIDE, SIDE) and x.dtype == np.float32 and np.abs(x).max() > 1
 
@@ -238,8 +238,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": official(), place: Malicious()}, "evil.pt")
-    done = call("convert", "evil.pt")
-    assert done.status == 2 and "mkdir" in done.err and "Nothing in it was run" in done.err
+    result = call("convert", "evil.pt")
+    assert result.status == 2 and "mkdir" in result.err and "Nothing in it was run" in result.err
     assert not Path("ran").exists() and not Path("runs").exists()
 
 
@@ -263,10 +263,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
         (torch.ones(3), (), "holds a Tensor"),
     ],
 )
-def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path, held: Any, words: tuple[str, ...], message: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, held: Any, words: tuple[str, ...], message: str) -> None:
     torch.save(held, tmp_path / "network.pt")
-    done = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", *words)
-    assert done.status == 2 and message in done.err.replace("\n", " ") and "Traceback" not in done.err
+    result = call("convert", tmp_path / "network.pt", "--runs", tmp_path / "runs", *words)
+    assert result.status == 2 and message in result.err.replace("\n", " ") and "Traceback" not in result.err
     assert not (tmp_path / "runs").exists()
 
 
@@ -280,19 +280,19 @@ def test_a_file_that_is_cut_short_or_absent_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\x80", b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com"]
 )
-def test_what_was_downloaded_in_a_checkpoint_s_place_is_told_in_one_line(tmp_path: Path, data: bytes) -> None:
+def test_another_download_in_place_of_a_checkpoint_is_named_in_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "page.pt"
     path.write_bytes(data)
-    done = call("convert", path)
-    assert done.status == 2 and f"{path} is no file of torch.save" in done.err and done.err.count("\n") == 1
+    result = call("convert", path)
+    assert result.status == 2 and f"{path} is no file of torch.save" in result.err and result.err.count("\n") == 1
 
 
 def test_a_block_that_is_missing_is_named(tmp_path: Path) -> None:
     state = {name: t for name, t in official().items() if not name.startswith("blocks.0.attn")}
     torch.save({"ema": state}, tmp_path / "sit.pt")
-    done = call("convert", tmp_path / "sit.pt", "--heads", "3")
-    assert done.status == 2 and "blocks.0.attn.qkv.weight" in done.err
+    result = call("convert", tmp_path / "sit.pt", "--heads", "3")
+    assert result.status == 2 and "blocks.0.attn.qkv.weight" in result.err
     state = {name.replace("blocks.1.", "blocks.2."): t for name, t in official().items()}
     torch.save({"ema": state}, tmp_path / "sit.pt")
-    done = call("convert", tmp_path / "sit.pt", "--heads", "3")
-    assert done.status == 2 and "blocks.1.attn.qkv.weight" in done.err
+    result = call("convert", tmp_path / "sit.pt", "--heads", "3")
+    assert result.status == 2 and "blocks.1.attn.qkv.weight" in result.err

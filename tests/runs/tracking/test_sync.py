@@ -1,4 +1,4 @@
-"""What the tracker has is what the run folder says: once each, whatever was killed, cut back or down meanwhile."""
+"""MLflow has the content of the run folder, each point once, after kills, resumed trainings and outages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 
 from sitkit.runs.tracking import sync as tracking
 from sitkit.runs.tracking.store import make_client
-from sitkit.runs.tracking.sync import run_id, send_run
+from sitkit.runs.tracking.sync import Status, TrackedRun, run_id, send_run
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.files import read_json, write_json
 
@@ -40,7 +40,7 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A store that two processes made at the same moment.  Once for all tests: making one takes 2 s."""
+    """A store that two processes created at the same moment.  Once for all tests: creating one takes 2 s."""
     database = tmp_path_factory.mktemp("store") / "mlflow.db"
     make_client("http://127.0.0.1")  # Imports mlflow, so that the two need not.
     uri = f"sqlite:///{database}"
@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def fork(work: Callable[[], object]) -> int:
-    """The number of a process that does this and exits with 0, or with 1 where it raised."""
+    """Return the id of a process that calls `work` and exits with 0, or with 1 after an exception."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -125,14 +125,14 @@ def sent_bytes(folder: Path) -> int:
 
 
 def cut_back(folder: Path, steps: int) -> None:
-    """What a resumed training does: the lines after its checkpoint go."""
+    """Remove the lines after a checkpoint, as a resumed training does."""
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     os.truncate(folder / "metrics.jsonl", sum(map(len, lines[:steps])))
 
 
-def wait_for(done: Callable[[], bool], seconds: float = 30.0, pause: float = 0.01) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0, pause: float = 0.01) -> None:
     end = time.monotonic() + seconds
-    while not done():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(pause)
 
@@ -145,15 +145,15 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     (folder / "config.yaml").write_text("lr: 1e-4\n")
     (folder / "pictures").mkdir()
     (folder / "pictures" / "1.png").write_bytes(b"one")
-    files = [folder / "config.yaml", folder / "pictures" / "1.png", folder / "not there yet.png"]
-    told: dict[str, Any] = {
-        "name": "gvp",
-        "params": {"lr": 1e-4, "target": "score", "flip": True, "none": None},
-        "tags": {"identity": "abc"},
-        "artifacts": files,
-    }
+    tracked = TrackedRun(
+        folder,
+        "gvp",
+        params={"lr": 1e-4, "target": "score", "flip": True, "none": None},
+        tags={"identity": "abc"},
+        patterns=("config.yaml", "pictures/*.png", "not there yet.png"),
+    )
     for _ in range(2):
-        send_run(folder, **told)
+        send_run(tracked)
     check_whole(store, folder, 3)
     run = client(store).get_run(run_id(folder))
     assert run.info.run_name == "gvp" and run.info.status == "RUNNING"
@@ -164,12 +164,12 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert run.info.start_time == round(T0 * 1000)
 
     cursor = (folder / "tracking.json").read_bytes()
-    send_run(folder, **told)
+    send_run(tracked)
     assert (folder / "tracking.json").read_bytes() == cursor, "a sync with nothing new sends nothing"
 
     log(folder, range(3, 5))
     (folder / "pictures" / "1.png").write_bytes(b"another")
-    send_run(folder, **told, status="FINISHED")
+    send_run(tracked, "FINISHED")
     check_whole(store, folder, 5)
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED"
@@ -178,19 +178,18 @@ def test_a_run_arrives_whole_and_once(store: str, folder: Path) -> None:
     assert (place / "pictures" / "1.png").read_bytes() == b"another"
     assert (place / "config.yaml").read_text() == "lr: 1e-4\n"
 
-    told["params"] = {"lr": 2e-4}
-    send_run(folder, **told)
+    send_run(dataclasses.replace(tracked, params={"lr": 2e-4}))
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "RUNNING"
     assert run.data.params["lr"] == "0.0001" and run.data.tags["changed.lr"] == "0.0002"
 
 
-def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> None:
+def test_values_that_mlflow_would_refuse_are_adapted(store: str, folder: Path) -> None:
     log(folder, range(1), **{"fid@50k": 1.5, "a//b": 2, "../c": 3, "deep/key": 4, "nothing": None})
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 1, "time": T0, "loss": "NaN", "rate": "-Infinity", "note": "text"}) + "\n")
     params = {f"p{i}": i for i in range(250)} | {"long": "x" * 6001, "fits": "x" * 6000, "k€y": 1}
-    send_run(folder, name="n", params=params, tags={"long": "y" * 9000})
+    send_run(TrackedRun(folder, "n", params=params, tags={"long": "y" * 9000}))
     run = client(store).get_run(run_id(folder))
     assert len(run.data.params) == 253
     assert run.data.params["fits"] == "x" * 6000 and run.data.params["k_y"] == "1"
@@ -203,55 +202,55 @@ def test_what_mlflow_would_refuse_is_made_to_fit(store: str, folder: Path) -> No
     assert run.data.metrics["rate"] == -sys.float_info.max, "MLflow keeps infinity as the largest number"
     before = {key: len(points(store, folder, key)) for key in run.data.metrics}
     write_json(folder / "tracking.json", read_json(folder / "tracking.json") | {"offset": 0, "last": ""})
-    send_run(folder, name="n", params=params)
+    send_run(TrackedRun(folder, "n", params=params))
     assert {key: len(points(store, folder, key)) for key in run.data.metrics} == before
 
 
-def test_more_points_than_one_call_takes(store: str, folder: Path) -> None:
+def test_a_curve_longer_than_one_call_arrives_whole(store: str, folder: Path) -> None:
     wide = {f"class/{i}": float(i) for i in range(2300)}
     log(folder, range(1), **wide)
     log(folder, range(1, 1200))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 1200)
     metrics = client(store).get_run(run_id(folder)).data.metrics
     assert all(metrics[key] == value for key, value in wide.items())
 
 
-def test_odd_lines_are_named_and_the_rest_goes_on(store: str, folder: Path) -> None:
+def test_invalid_lines_are_named_and_the_rest_is_sent(store: str, folder: Path) -> None:
     log(folder, range(1))
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1, "ti{"torn\n[1]\n{"time": 3.0, "loss": 1}\n\xff\xfe\n')
     log(folder, range(1, 2))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 1700000002.0, "lo')
-    said: list[str] = []
-    send_run(folder, name="n", on_warning=said.append)
+    messages: list[str] = []
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     check_whole(store, folder, 2)
-    assert len(said) == 4 and all("metrics.jsonl has a line" in text for text in said)
+    assert len(messages) == 4 and all("metrics.jsonl has a line" in text for text in messages)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f'ss": {1 / 3}, "rate": 2}}\n')
-    send_run(folder, name="n", on_warning=said.append)
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     check_whole(store, folder, 3)
-    assert len(said) == 4
+    assert len(messages) == 4
 
 
 def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "study").mkdir()
     assert run_id(tmp_path / "study") is None
-    send_run(tmp_path / "study", name="study")
-    send_run(folder, name="cell", parent=run_id(tmp_path / "study"))
+    send_run(TrackedRun(tmp_path / "study", "study"))
+    send_run(TrackedRun(folder, "cell", parent=run_id(tmp_path / "study")))
     assert client(store).get_run(run_id(folder)).data.tags["mlflow.parentRunId"] == run_id(tmp_path / "study")
 
 
 def test_children_are_nested_once_and_tagged(store: str, tmp_path: Path, folder: Path) -> None:
-    """A training that two studies share stays under the first, and carries the tags of both."""
+    """A training that two studies share stays under the first, and has the tags of both."""
     (tmp_path / "unsent").mkdir()
     log(folder, range(2))
-    send_run(folder, name="training")
+    send_run(TrackedRun(folder, "training"))
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         tags = {folder: {f"sitkit.study.{name}": "true"}, tmp_path / "unsent": {"a": "b"}, tmp_path / "missing": {}}
-        send_run(tmp_path / name, name=name, children=tags)
+        send_run(TrackedRun(tmp_path / name, name, children=tags))
     tags = client(store).get_run(run_id(folder)).data.tags
     assert tags["mlflow.parentRunId"] == run_id(tmp_path / "one")
     assert tags["sitkit.study.one"] == tags["sitkit.study.two"] == "true"
@@ -262,16 +261,18 @@ def test_children_that_were_missed_are_sent_with_their_parent(
     store: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    said: list[str] = []
+    messages: list[str] = []
     (folder / "grid.png").write_bytes(b"png")
-    with Tracker(folder, name="training", params={"lr": 1}, tags={"kind": "training"}, on_warning=said.append):
+    training = TrackedRun(folder, "training", params={"lr": 1}, tags={"kind": "training"})
+    with Tracker(training, on_warning=messages.append):
         log(folder, range(3))
-    assert len(said) == 1
+    assert len(messages) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     (tmp_path / "study").mkdir()
-    with Tracker(tmp_path / "study", name="study", children={folder: {"row": "GVP"}}, on_warning=said.append):
+    study = TrackedRun(tmp_path / "study", "study", children={folder: {"row": "GVP"}})
+    with Tracker(study, on_warning=messages.append):
         pass
-    assert len(said) == 1 and len(runs(store)) == 2
+    assert len(messages) == 1 and len(runs(store)) == 2
     assert points(store, folder, "loss") == [(s, 1 / (1 + s)) for s in range(3)]
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED" and run.data.params == {"lr": "1"}
@@ -288,7 +289,7 @@ def test_children_that_were_missed_are_sent_with_their_parent(
         tracking.catch_up(folder)
 
 
-def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: str, tmp_path: Path) -> None:
+def test_the_mlflow_model_of_a_run_draws_the_samples_of_the_run(store: str, tmp_path: Path) -> None:
     import numpy as np
     import pandas as pd
     import torch
@@ -300,8 +301,9 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     from sitkit.runs.sample import draw_samples
 
     run = copied(trained("points"), tmp_path / "runs")
-    for status in ("RUNNING", "FINISHED", "FINISHED"):
-        send_run(run, name="n", model=(2,), status=status)
+    statuses: list[Status] = ["RUNNING", "FINISHED", "FINISHED"]
+    for status in statuses:
+        send_run(TrackedRun(run, "n", patterns=(), model=(2,)), status)
         kept = [a.path for a in client(store).list_artifacts(run_id(run))]
         assert kept == ([] if status == "RUNNING" else ["model"])
     place = client(store).download_artifacts(run_id(run), "model")
@@ -309,29 +311,29 @@ def test_a_trained_run_is_kept_as_a_model_that_draws_the_run_s_samples(store: st
     assert signature.inputs.input_names() == ["index", "label"]
     assert [spec.shape for spec in signature.outputs.inputs] == [(-1, 2)]
     assert not [path for path in Path(place).rglob("*") if path.suffix in (".pkl", ".pt", ".bin")]
-    drawn = draw_samples(sitkit.load(run)).x[:5]
+    samples = draw_samples(sitkit.load(run)).x[:5]
     classes = sitkit.load(run).examples.num_classes
     model = load_model(place)
-    asked = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})
-    assert torch.allclose(torch.from_numpy(model.predict(asked)), drawn, atol=1e-5)
+    inputs = pd.DataFrame({"index": np.arange(5), "label": np.full(5, classes)})
+    assert torch.allclose(torch.from_numpy(model.predict(inputs)), samples, atol=1e-5)
 
 
 # Kills, resumes and lost stores
 
 
 @pytest.mark.parametrize("written", ["before", "after creation"])
-def test_a_kill_between_sending_and_the_cursor_doubles_nothing(store: str, folder: Path, written: str) -> None:
+def test_a_kill_between_sending_and_the_cursor_duplicates_nothing(store: str, folder: Path, written: str) -> None:
     """The state on disk after such a kill is the cursor from before, with everything in the store."""
     log(folder, range(40))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     cursor = read_json(folder / "tracking.json")
     log(folder, range(40, 100))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     if written == "after creation":
         cursor = dataclasses.asdict(tracking.Cursor(cursor["token"]))
     write_json(folder / "tracking.json", cursor)
     log(folder, range(100, 110))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 110)
 
 
@@ -346,29 +348,29 @@ def test_the_file_of_a_resumed_training_is_sent_again(
     The second attempt's lines are shorter, so that an offset from the first falls beyond their steps.
     """
     log(folder, range(sent), moment=T0 + 0.123456)
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     cursor = read_json(folder / "tracking.json")
     log(folder, range(sent, 100), moment=T0 + 0.123456)
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     if sent < 100:
         write_json(folder / "tracking.json", cursor)
     cut_back(folder, 70)
-    said: list[str] = []
+    messages: list[str] = []
     if looked:
-        send_run(folder, name="n", on_warning=said.append)
+        send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     log(folder, range(70, grown), moment=T0 + 5000)
-    send_run(folder, name="n", on_warning=said.append)
-    send_run(folder, name="n", on_warning=said.append)
-    assert said == []
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
+    send_run(TrackedRun(folder, "n"), on_warning=messages.append)
+    assert messages == []
     check_complete(store, folder, max(grown, 100), resumed=70)
 
 
 def kill_once_seen(store: str, folder: Path, table: str) -> None:
-    """Kill a sync as soon as another connection sees a row more, mostly before the sync can write that down."""
+    """Kill a sync as soon as another connection sees a new row, mostly before the sync writes its cursor."""
 
     def send() -> None:
         os.nice(19)
-        send_run(folder, name="n")
+        send_run(TrackedRun(folder, "n"))
 
     with contextlib.closing(sqlite3.connect(store.removeprefix("sqlite:///"))) as look:
         count = f"SELECT count(*) FROM {table}"
@@ -386,78 +388,78 @@ def test_a_real_kill_as_soon_as_the_run_exists_leaves_one_run(store: str, tmp_pa
         folder.mkdir()
         log(folder, range(3))
         kill_once_seen(store, folder, "runs")
-        send_run(folder, name="n")
+        send_run(TrackedRun(folder, "n"))
         assert len(runs(store)) == number + 1
         assert len(points(store, folder, "loss")) == 3
 
 
 def test_a_real_kill_as_soon_as_points_arrive_loses_nothing(store: str, folder: Path) -> None:
-    """The training is then cut back and logs the same steps at other times."""
+    """The training then resumes from an earlier step and logs the same steps at other times."""
     log(folder, range(50))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     log(folder, range(50, 500))
     kill_once_seen(store, folder, "metrics")
     cut_back(folder, 100)
     log(folder, range(100, 600), moment=T0 + 5000)
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_complete(store, folder, 600, resumed=100)
 
 
-def test_real_kills_at_random_moments_double_nothing(store: str, folder: Path) -> None:
+def test_real_kills_at_random_moments_duplicate_nothing(store: str, folder: Path) -> None:
     log(folder, range(6000))
     sent = []
     for pause in (0.02, 0.15, 0.3, 0.6):
-        child = fork(lambda: send_run(folder, name="n"))
+        child = fork(lambda: send_run(TrackedRun(folder, "n")))
         time.sleep(pause)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         sent.append(sent_bytes(folder))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 6000)
     assert sent == sorted(sent)
 
 
-def test_a_store_that_lost_the_run_gets_it_whole(store: str, folder: Path, template: Path) -> None:
+def test_a_store_that_lost_the_run_receives_it_again(store: str, folder: Path, template: Path) -> None:
     log(folder, range(5))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     lost = run_id(folder)
     shutil.copy(template, store.removeprefix("sqlite:///"))
     log(folder, range(5, 8))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 8)
     assert run_id(folder) != lost
     client(store).delete_run(run_id(folder))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 8)
 
 
-def test_another_store_gets_it_whole_and_the_first_goes_on(
+def test_another_store_receives_the_whole_run_and_the_first_continues(
     store: str, folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log(folder, range(5))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     shutil.copy(template, tmp_path / "other.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(f"sqlite:///{tmp_path}/other.db", folder, 5)
     assert read_json(folder / "tracking.json")["uri"] == f"sqlite:///{tmp_path}/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     log(folder, range(5, 7))
-    send_run(folder, name="n")
+    send_run(TrackedRun(folder, "n"))
     check_whole(store, folder, 7)
 
 
-def test_a_store_deleted_under_a_running_process_is_made_anew(
+def test_a_store_that_is_deleted_during_the_work_is_created_again(
     folder: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the default place: mlflow.db in the current directory."""
+    """The default store: mlflow.db in the current directory."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copy(template, tmp_path / "mlflow.db")
     log(folder, range(3))
     for _ in range(2):
-        send_run(folder, name="n")
+        send_run(TrackedRun(folder, "n"))
         assert {p.name for p in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
         # Not through MLflow, which would read from the deleted file what it wrote there.
         with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as look:
@@ -477,7 +479,9 @@ def test_processes_may_send_at_once_also_the_same_run(store: str, tmp_path: Path
     for folder in folders:
         folder.mkdir()
         log(folder, range(3))
-    children = [fork(lambda folder=folder: send_run(folder, name=folder.name)) for folder in [*folders, *folders]]
+    children = [
+        fork(lambda folder=folder: send_run(TrackedRun(folder, folder.name))) for folder in [*folders, *folders]
+    ]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
     assert len(runs(store)) == 2
     assert all(len(points(store, folder, "loss")) == 3 for folder in folders)
@@ -487,7 +491,7 @@ def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> Non
     from filelock import FileLock
 
     with FileLock(folder / "tracking.lock"):
-        child = fork(lambda: send_run(folder, name="n"))
+        child = fork(lambda: send_run(TrackedRun(folder, "n")))
         time.sleep(0.5)
         assert not (folder / "tracking.json").exists()
     assert os.waitpid(child, 0)[1] == 0
@@ -498,13 +502,13 @@ def test_one_sync_of_a_folder_waits_for_another(store: str, folder: Path) -> Non
 
 
 def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folder: Path) -> None:
-    said: list[str] = []
-    with Tracker(folder, name="n", interval=0.05, on_warning=said.append):
+    messages: list[str] = []
+    with Tracker(TrackedRun(folder, "n"), interval=0.05, on_warning=messages.append):
         log(folder, range(3))
         wait_for(lambda: sent_bytes(folder) > 0)
         log(folder, range(3, 6))
         (folder / "grid.png").write_bytes(b"png")
-    assert said == []
+    assert messages == []
     check_whole(store, folder, 6)
     run = client(store).get_run(run_id(folder))
     assert run.info.status == "FINISHED"
@@ -512,8 +516,8 @@ def test_the_tracker_sends_while_the_block_runs_and_at_its_end(store: str, folde
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
-def test_the_way_out_is_recorded(store: str, folder: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), Tracker(folder, name="n"):
+def test_the_end_of_the_block_is_the_status(store: str, folder: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), Tracker(TrackedRun(folder, "n")):
         raise error
     assert client(store).get_run(run_id(folder)).info.status == status
 
@@ -524,48 +528,52 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def test_a_tracker_that_is_down_is_one_warning_and_is_caught_up(
+def test_a_server_that_is_down_is_one_warning_and_receives_the_rest_later(
     store: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
-    said: list[str] = []
+    messages: list[str] = []
     start = time.monotonic()
-    with Tracker(folder, name="n", interval=0.01, on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), interval=0.01, on_warning=messages.append):
         log(folder, range(4))
         time.sleep(0.2)
     # Refused twice with a pause of up to 1 s of MLflow's own between; at most three syncs are begun.
     assert time.monotonic() - start < 10
-    assert len(said) == 1 and f"http://{address}" in said[0] and "later" in said[0]
-    everything = said[0] + "".join(p.read_text() for p in folder.iterdir() if p.is_file())
+    assert len(messages) == 1 and f"http://{address}" in messages[0] and "later" in messages[0]
+    everything = messages[0] + "".join(p.read_text() for p in folder.iterdir() if p.is_file())
     assert "secret" not in everything
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    with Tracker(folder, name="n", on_warning=said.append):
+    with Tracker(TrackedRun(folder, "n"), on_warning=messages.append):
         pass
-    assert len(said) == 1
+    assert len(messages) == 1
     check_whole(store, folder, 4)
 
 
-def test_a_tracker_that_never_answers_holds_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_a_server_that_never_answers_delays_the_work_by_the_patience_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        tracker = Tracker(folder, name="n", patience=0.3, on_warning=said.append)
+        tracker = Tracker(TrackedRun(folder, "n"), patience=0.3, on_warning=messages.append)
         with tracker:
             start = time.monotonic()
         assert time.monotonic() - start < 1.5
-        assert len(said) == 1 and "within 0.3 s" in said[0]
+        assert len(messages) == 1 and "within 0.3 s" in messages[0]
     wait_for(lambda: not tracker._thread.is_alive())
-    assert len(said) == 1
+    assert len(messages) == 1
 
 
-def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
+def test_a_tracker_that_is_not_enabled_does_nothing_and_imports_nothing(folder: Path) -> None:
     code = """if True:
         import sys
+        from pathlib import Path
+        from sitkit.runs.tracking.sync import TrackedRun
         from sitkit.runs.tracking.tracker import Tracker
-        with Tracker(sys.argv[1], name="n", enabled=False):
+        with Tracker(TrackedRun(Path(sys.argv[1]), "n"), enabled=False):
             pass
         assert not {"mlflow", "filelock", "torch"} & set(sys.modules), sorted(sys.modules)
     """
@@ -578,7 +586,7 @@ def test_a_tracker_that_is_off_does_and_imports_nothing(folder: Path) -> None:
 
 @pytest.fixture
 def serve(tmp_path: Path, template: Path) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Starts `mlflow server` on one port, again and again; each start returns its stop."""
+    """Starts `mlflow server` on one port, several times; each start returns a function that stops it."""
     shutil.copy(template, tmp_path / "server.db")
     port = free_port()
     alive: list[subprocess.Popen[bytes]] = []
@@ -631,8 +639,8 @@ def serve(tmp_path: Path, template: Path) -> Iterator[Callable[[], Callable[[], 
 def test_a_server_that_goes_away_and_comes_back(serve: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", serve.uri)
     stop = serve()
-    said: list[str] = []
-    with Tracker(folder, name="n", interval=0.2, params={"lr": 1e-4}, on_warning=said.append):
+    messages: list[str] = []
+    with Tracker(TrackedRun(folder, "n", params={"lr": 1e-4}), interval=0.2, on_warning=messages.append):
         log(folder, range(5))
         (folder / "grid.png").write_bytes(b"png")
         wait_for(
@@ -640,13 +648,13 @@ def test_a_server_that_goes_away_and_comes_back(serve: Any, folder: Path, monkey
         )
         stop()
         log(folder, range(5, 10))
-        wait_for(lambda: len(said) == 1)
-        assert serve.uri in said[0]
+        wait_for(lambda: len(messages) == 1)
+        assert serve.uri in messages[0]
         serve()
         log(folder, range(10, 12))
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 12, "time": T0, "fid": "NaN", "kid": "Infinity"}) + "\n")
-    assert len(said) == 1
+    assert len(messages) == 1
     check_whole(serve.uri, folder, 12)
     run = client(serve.uri).get_run(run_id(folder))
     assert run.info.status == "FINISHED" and run.data.params == {"lr": "0.0001"}

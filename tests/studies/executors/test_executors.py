@@ -25,7 +25,7 @@ from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.locks import make_once
 from sitkit.runtime.progress import Event, silent
 from sitkit.studies.ablate import run_study
-from sitkit.studies.executors import Ended, InProcess, Local, Ray, Tell, local, perform
+from sitkit.studies.executors import InProcess, Local, OnEvent, Ray, TaskEnd, local, perform
 from sitkit.studies.executors.local import gpus
 from sitkit.studies.scheduler import RETRIES, Work
 from sitkit.studies.status import StudyStatus
@@ -37,7 +37,7 @@ LONG = BASE.replace("steps: 30", "steps: 300").replace("checkpoint_every: 5", "c
 
 
 def board(study: Path) -> StudyStatus:
-    return StudyStatus(read_study(study, read_assignments([f"run.folder={study.parent / 'runs'}"])))
+    return StudyStatus(read_study(study, settings=read_assignments([f"run.folder={study.parent / 'runs'}"])))
 
 
 def logged(folder: Path, word: str) -> Counter[str]:
@@ -126,8 +126,8 @@ def test_a_training_that_a_plain_command_is_at_is_left_to_it(tmp_path: Path) -> 
     held = FileLock(tmp_path / "runs" / task.place.run / ".lock")
     Path(held.lock_file).parent.mkdir(parents=True)
     with held:
-        assert perform(task, now(), silent) == Ended("busy")
-    assert perform(task, now(), silent) == Ended("done") and task.done
+        assert perform(task, now(), silent) == TaskEnd("busy")
+    assert perform(task, now(), silent) == TaskEnd("done") and task.done
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_a_training_that_another_process_is_at_is_waited_for(tmp_path: Path) -> 
 class Scripted:
     """An executor whose tasks end as a list says; what it was given is in `given`."""
 
-    def __init__(self, ends: dict[str, list[Ended]]) -> None:
+    def __init__(self, ends: dict[str, list[TaskEnd]]) -> None:
         self.ends, self.given, self.held = ends, [], []
         self.closed = False
 
@@ -163,12 +163,12 @@ class Scripted:
         self.given.append(task.name)
         self.held.append(task)
 
-    def wait(self, tell: Tell) -> list[tuple[Task, Ended]]:
+    def wait(self, on_event: OnEvent) -> list[tuple[Task, TaskEnd]]:
         if not self.held:
             return []
         task = self.held.pop()
-        tell(task, Event("start", message=task.name))
-        return [(task, self.ends[task.name].pop(0) if self.ends.get(task.name) else Ended("done"))]
+        on_event(task, Event("start", message=task.name))
+        return [(task, self.ends[task.name].pop(0) if self.ends.get(task.name) else TaskEnd("done"))]
 
     def close(self) -> None:
         self.closed = True
@@ -177,7 +177,7 @@ class Scripted:
 def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path: Path) -> None:
     tasks = board(write_study(tmp_path)).missing()
     first, second = (task for task in tasks if task.kind == "train")
-    died = Ended("died", "its process ended with SIGKILL")
+    died = TaskEnd("died", "its process ended with SIGKILL")
     scripted = Scripted({first.name: [died] * 9, second.name: [died]})
     said: list[Event] = []
     work = Work(tasks, said.append)
@@ -187,14 +187,14 @@ def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path:
     # What waits for it is not begun; the rest is.
     assert set(scripted.given) == {first.name, second.name, *(t.name for t in tasks if t.after == second.key)}
     assert work.failed == {first.key: "its process ended with SIGKILL, 3 times."}
-    assert {s.state for s in work.standings.values() if first.key in (s.task.key, s.task.after)} == {"failed"}
+    assert {s.state for s in work.statuses.values() if first.key in (s.task.key, s.task.after)} == {"failed"}
     assert said[-1][:3] == ("study", 6, 6)
     assert first.path.read_text().count("died: its process ended with SIGKILL") == 3
 
 
 def test_no_measurement_begins_before_its_training_and_what_is_busy_is_come_back_to(tmp_path: Path) -> None:
     tasks = board(write_study(tmp_path)).missing()
-    scripted = Scripted({task.name: [Ended("busy")] for task in tasks[:1]})
+    scripted = Scripted({task.name: [TaskEnd("busy")] for task in tasks[:1]})
     Work(tasks).do(scripted)
     for task in tasks:
         if task.after is not None:
@@ -207,24 +207,24 @@ def test_no_measurement_begins_before_its_training_and_what_is_busy_is_come_back
 def test_what_is_done_in_another_folder_of_that_name_is_said_to_be_lost(tmp_path: Path) -> None:
     over = read_assignments([f"run.folder={tmp_path / 'runs'}"])
     with pytest.raises(WorkFailed, match="4 cells were done where .* is another folder"):
-        run_study(write_study(tmp_path), over, executor=Scripted({}))
+        run_study(write_study(tmp_path), settings=over, executor=Scripted({}))
     assert {row["value"] for row in read_csv(tmp_path)} == {""}
 
 
 def test_the_time_left_is_that_of_the_rest_at_the_pace_of_what_is_done(tmp_path: Path) -> None:
     tasks = board(write_study(tmp_path)).missing()
     work = Work(tasks)
-    assert work.left() is None
-    train, *measurements = (work.standings[task.key] for task in tasks[:3])
+    assert work.seconds_left() is None
+    train, *measurements = (work.statuses[task.key] for task in tasks[:3])
     train.state, train.began, train.ended, train.part = "done", 0.0, 10.0, 1.0
-    assert work.left() is None
+    assert work.seconds_left() is None
     sampled = measurements[0]
     sampled.state, sampled.began, sampled.ended, sampled.part = "done", 10.0, 14.0, 1.0
     # One training of 10 s and three measurements of 4 s are left.
-    assert work.left() == pytest.approx(10 + 3 * 4)
+    assert work.seconds_left() == pytest.approx(10 + 3 * 4)
     # A training that continues from three quarters and has done an eighth in 5 s goes at 40 s a training.
     train.state, train.ended, train.before, train.part = "begun", 5.0, 0.75, 0.875
-    assert work.left() == pytest.approx((1 + 0.125) * 40 + 3 * 4)
+    assert work.seconds_left() == pytest.approx((1 + 0.125) * 40 + 3 * 4)
 
 
 def test_a_failure_is_not_tried_again_by_another_process_of_the_same_time(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_what_no_one_foresaw_is_a_failed_task_with_its_traceback_in_the_log(
 
     monkeypatch.setattr("sitkit.training.train._loop", exhausted)
     end = perform(task, now(), silent)
-    assert end == Ended("failed", "RuntimeError: CUDA out of memory.\nTried to allocate 2 GiB.")
+    assert end == TaskEnd("failed", "RuntimeError: CUDA out of memory.\nTried to allocate 2 GiB.")
     text = task.path.read_text()
     assert "Traceback" in text and text.endswith("failed: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB.\n")
 
@@ -265,12 +265,12 @@ def test_a_folder_that_cannot_be_written_is_a_failed_task(tmp_path: Path) -> Non
 def talk(pipe: connection.Connection) -> None:
     """A worker whose tasks print."""
 
-    def perform_aloud(told: dict[str, str], tell: object) -> Ended:
+    def perform_aloud(told: dict[str, str], tell: object) -> TaskEnd:
         print(told["says"])
-        return Ended("done")
+        return TaskEnd("done")
 
     with mock.patch.object(local, "perform_plain", perform_aloud):
-        local._serve(pipe, None, 1)
+        local._worker_main(pipe, None, 1)
 
 
 def test_what_a_task_prints_is_in_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_what_a_task_prints_is_in_its_own_log(tmp_path: Path, monkeypatch: pytes
     theirs.close()
     for name in ("one", "two"):
         ours.send({"log": str(tmp_path / f"{name}.log"), "says": name})
-        assert ours.recv() == Ended("done")
+        assert ours.recv() == TaskEnd("done")
         assert (tmp_path / f"{name}.log").read_text() == f"{name}\n"
     ours.close()
     worker.join(60)
@@ -309,7 +309,7 @@ def test_gpus_are_dealt_out_where_the_device_is_left_open(monkeypatch: pytest.Mo
 
 def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
     study = write_study(tmp_path, STUDY.replace("label: GVP", "label: GVP\n    columns: {'6': {diffusion: kl}}"))
-    plan = read_study(study, read_assignments([f"run.folder={tmp_path / 'runs'}"]))
+    plan = read_study(study, settings=read_assignments([f"run.folder={tmp_path / 'runs'}"]))
     seen = StudyStatus(plan)
     work = Work(seen.missing())
     view = LiveView(seen, work)
@@ -319,8 +319,8 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
         console.print(view)
         return re.sub(r"\s+", " ", console.export_text())
 
-    trains = [s for s in work.standings.values() if s.task.kind == "train"]
-    measures = [s for s in work.standings.values() if s.task.kind == "measure"]
+    trains = [s for s in work.statuses.values() if s.task.kind == "train"]
+    measures = [s for s in work.statuses.values() if s.task.kind == "measure"]
     assert "Linear │ waiting │ waiting" in shown() and "GVP │ waiting │ failed" in shown()
     trains[0].state = "begun"
     assert "Linear │ queued │ queued" in shown()
@@ -388,11 +388,11 @@ def test_a_connected_process_is_told_so_and_news_that_are_gone_stop_nothing(tmp_
     executor = Ray(workers=1)
     executor.submit(tasks[0], now())
     try:
-        ray.kill(executor._news.actor)
-        ended: list[tuple[Task, Ended]] = []
+        ray.kill(executor._queue.actor)
+        ended: list[tuple[Task, TaskEnd]] = []
         while not ended:
             ended = executor.wait(lambda task, event: None)
-        assert ended == [(tasks[0], Ended("done"))] and tasks[0].done
+        assert ended == [(tasks[0], TaskEnd("done"))] and tasks[0].done
     finally:
         executor.close()
 
