@@ -86,14 +86,17 @@ def short(value: Any, digits: int = 4) -> str:
 
 
 def call(verb: Callable[..., T], *values: Any, state: str = CONTINUE, **flags: Any) -> T:
-    """Call a verb and show its progress; ctrl-C ends it with the command that continues it, after the words of `state`."""
+    """Call a public function of sitkit and show its progress.
+
+    state: what the message says about the work, before the command that continues it, if ctrl-C stops it.
+    """
     with resumable(state), progress() as report:
         return verb(*values, progress=report, **flags)
 
 
 def empty_table(columns: Sequence[str], title: str = "", whole: int = 0) -> Table:
     """Return a table without rows; the first `whole` columns are never folded."""
-    # Folded, not cut: a name, a path or a command in a cell can then be copied.
+    # A cell is folded and never cut, so that a name, a path or a command in it can be copied.
     headings = [Column(escape(column), overflow="fold", no_wrap=i < whole) for i, column in enumerate(columns)]
     return Table(*headings, title=escape(title) or None, title_justify="left", header_style="bold", show_edge=False)
 

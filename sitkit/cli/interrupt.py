@@ -1,4 +1,7 @@
-"""Ctrl-C at any moment ends in one line.  This module imports little, since it also covers the imports that follow."""
+"""Ctrl-C ends the process with one line at any moment.
+
+This module imports little, since it must be active before the imports of the other modules.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# The exit status of a shell for a process that ctrl-C ended.
+# A shell gives this exit status to a process that ctrl-C ended.
 STOPPED = 130
-# What the message says of work that was stopped, before the command that does it again.
+# The message says one of these about the stopped work, before the command that does the work again.
 CONTINUE = "what is done is kept. Continue with"
 BEGIN_AGAIN = "nothing is written. Begin again with"
 

@@ -44,7 +44,7 @@ def live_view() -> Iterator[tuple[Progress, Watch]]:
 
 
 def print_message(event: Event) -> None:
-    """Print the message of an event; the view itself shows how far the work is."""
+    """Print the message of an event; the view itself shows the progress."""
     if event.message and event.stage != "start":
         console.err.print(escape(event.message))
 
@@ -124,7 +124,7 @@ def _cell(states: Counter[str]) -> Text:
 
 
 def _tasks(running: list[TaskStatus], room: int) -> list[Any]:
-    """Return a line for each running task: its state, its run, how far it is, and how fast."""
+    """Return a line for each running task: its state, its run, its progress and its speed."""
     table = Table.grid(padding=(0, 2))
     for task in running[:room]:
         state, part = state_of(task), task.part

@@ -1,4 +1,4 @@
-"""Options that several commands share.  A group of them is a dataclass, which `grouped` expands into single options."""
+"""Options that several commands share.  A group of options is a dataclass, which `grouped` expands into single options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODEL, SAMPLING, DATA, RUNNING = "What is trained", "How it is sampled", "Data a
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command: typer gets the fields of a parameter that is a dataclass, the command gets the dataclass."""
+    """Decorate a command that takes dataclasses of options: typer sees each field as an option of its own."""
     signature = inspect.signature(command, eval_str=True)
     hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
@@ -37,7 +37,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
         command(**values)
 
-    # Typer takes the types of the signature, but of a name that `__annotations__` has too it takes that type.
+    # Typer would prefer a type in `__annotations__` to the type of the signature.
     expanded.__annotations__ = {}
     expanded.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
     return expanded
@@ -138,7 +138,7 @@ class SeedOptions:
     )
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of a verb.  Raises UserError that names the flag."""
+        """Return the seeds as keyword arguments of `ablate` and `check`.  Raises UserError that names the flag."""
         return {name: _seeds(text, f"--{name.replace('_', '-')}") for name, text in vars(self).items()}
 
 
@@ -158,12 +158,12 @@ class RunningOptions:
     device: str | None = DEVICE
 
     def arguments(self, **flags: Any) -> dict[str, Any]:
-        """Return the keyword arguments of a verb that takes a run; the settings are those of `flags` and of --set."""
+        """Return `runs`, `device` and `settings` for a function that takes a run; settings come from `flags` and --set."""
         settings = layer({**flags, "device": self.device}, self.sets)
         return {"runs": self.runs, "device": self.device, "settings": settings}
 
     def training_settings(self, **flags: Any) -> Any:
-        """Return the settings of `flags`, --runs, --device and --set, for a training or a study."""
+        """Return the settings from `flags`, --runs, --device and --set, for a training or a study."""
         return layer({**flags, "runs": str(self.runs), "device": self.device}, self.sets, training=True)
 
 

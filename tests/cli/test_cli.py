@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shlex
 import subprocess
@@ -25,12 +26,13 @@ from sitkit.results.study_results import FILE as RESULTS
 from sitkit.results.study_results import find_study
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runtime.files import write_file
+from sitkit.runtime.progress import Event
 from sitkit.studies.study_file import read_study
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory to call from."""
+    """Change to an empty directory, and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -93,32 +95,36 @@ def test_unknown_flag_and_command_are_usage_errors(here: Path) -> None:
     assert call("trian").status == 2
 
 
+@pytest.fixture
+def run(here: Path) -> Path:
+    """Return a copy of a trained run in the current directory."""
+    return copied(trained(), here)
+
+
 def run_mistake(here: Path, *words: str) -> str:
+    """Return the error message of a command that cannot succeed on the runs of a folder."""
     called = call(*words, "--runs", str(here))
     assert called.status == 2, called
     assert called.err.count("error:") == 1 and "Traceback" not in called.err
     return called.err
 
 
-def test_a_misspelt_run(here: Path) -> None:
-    run = copied(trained(), here)
+def test_a_misspelt_run(here: Path, run: Path) -> None:
     assert run.name in run_mistake(here, "sample", run.name[:-2] + "xx")
 
 
-def test_a_truncated_checkpoint(here: Path) -> None:
-    run = copied(trained(), here)
+def test_a_truncated_checkpoint(here: Path, run: Path) -> None:
     for path in checkpoints(run / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-100])
     message = run_mistake(here, "sample", run.name)
     assert "damaged or cut short" in message and "step-00000040" in message and "warning" not in message
 
 
-def test_a_pickle_as_a_checkpoint(here: Path) -> None:
+def test_a_pickle_as_a_checkpoint(here: Path, run: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (Path(here / "owned"),)  # pyright: ignore[reportReturnType]
 
-    run = copied(trained(), here)
     (path,) = checkpoints(run / "checkpoints")
     path.write_bytes(pickle.dumps(Evil()))
     # By the name of its run, and as the file itself.
@@ -127,28 +133,28 @@ def test_a_pickle_as_a_checkpoint(here: Path) -> None:
     assert not (here / "owned").exists()
 
 
-def test_a_setting_that_the_training_fixed(here: Path) -> None:
-    run = copied(trained(), here)
+def test_a_setting_that_the_training_fixed(here: Path, run: Path) -> None:
     for command in ("sample", "evaluate"):
         message = run_mistake(here, command, run.name, "--set", "target=score")
         assert "--set target=score: target was fixed when" in message
     assert not (run / "samples").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--metric", "frechett"), "error: --metric: No metric named 'frechett'. Did you mean 'frechet'?"),
-        (("--metric", "frechet,prec"), "error: --metric: No metric named 'prec'. Did you mean 'precision'?"),
-        (("--features", "incept"), "error: --features: No extractor named 'incept'. Did you mean 'inception'?"),
-        (("--sampler", "hoin"), "error: --sampler: No sampler named 'hoin'. Did you mean 'heun'?"),
-        (("--set", "guidance=cgf"), "error: --set guidance=cgf: No guidance named 'cgf'. Did you mean 'cfg'?"),
-        (("--set", "sample.n=0"), "error: --set sample.n=0: should be greater than or equal to 1; got 0."),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_reported_once_with_its_flag(words: tuple[str, ...], message: str) -> None:
-    called = call("evaluate", trained(), *words)
-    assert called.status == 2 and message in called.err and called.err.count("error:") == 1
+EVALUATE_MISTAKES = {
+    "--metric frechett": "--metric: No metric named 'frechett'. Did you mean 'frechet'?",
+    "--metric frechet,prec": "--metric: No metric named 'prec'. Did you mean 'precision'?",
+    "--features incept": "--features: No extractor named 'incept'. Did you mean 'inception'?",
+    "--sampler hoin": "--sampler: No sampler named 'hoin'. Did you mean 'heun'?",
+    "--set guidance=cgf": "--set guidance=cgf: No guidance named 'cgf'. Did you mean 'cfg'?",
+    "--set sample.n=0": "--set sample.n=0: should be greater than or equal to 1; got 0.",
+}
+
+
+@pytest.mark.parametrize("words", EVALUATE_MISTAKES)
+def test_a_mistake_on_the_command_line_is_reported_once_with_its_flag(words: str) -> None:
+    called = call("evaluate", trained(), *words.split())
+    assert called.status == 2 and called.err.count("error:") == 1
+    assert f"error: {EVALUATE_MISTAKES[words]}" in called.err
 
 
 def test_no_experiments_are_a_line_and_not_an_empty_table() -> None:
@@ -163,8 +169,8 @@ def test_no_step_leaves_a_network_that_can_be_sampled(here: Path) -> None:
     words = flags("train.steps=0")
     assert call("train", "points", *words).status == 0
     assert call("train", "points", *words).status == 0
-    drawn = call("sample", "-n", "5", "--steps", "2")
-    assert drawn.status == 0 and "5 at 4 evaluations" in drawn.out
+    sampled = call("sample", "-n", "5", "--steps", "2")
+    assert sampled.status == 0 and "5 at 4 evaluations" in sampled.out
     refused = call("train", "points", *words, "--set", "train.posthoc=[0.05]")
     assert refused.status == 2 and "posthoc averages what a training makes, and steps is 0" in refused.err
 
@@ -209,7 +215,7 @@ def test_mistakes_in_a_process_of_its_own(here: Path) -> None:
 
 
 def test_flags_and_files_say_the_same(here: Path) -> None:
-    """A setting by flag, by --set or in a file makes one run, found complete by the others."""
+    """A setting by flag, by --set or in a file gives the same run, which the next command finds complete."""
     words = flags("train.steps=8")
     assert call("train", "points", *words, "--interp", "gvp", "--seed", "3").status == 0
     weights = {path: path.stat().st_mtime_ns for path in here.rglob("*.safetensors")}
@@ -221,14 +227,12 @@ def test_flags_and_files_say_the_same(here: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*.safetensors")} == weights
 
 
-def test_a_flag_counts_beside_a_set(here: Path) -> None:
-    run = copied(trained(), here)
+def test_a_flag_and_a_set_are_both_used(here: Path, run: Path) -> None:
     called = call("sample", run.name, "--runs", here, "--steps", "3", "--set", "sampler=euler", "-n", "5")
     assert called.status == 0 and "5 at 3 evaluations" in called.out
 
 
-def test_weights_are_those_asked_for(here: Path) -> None:
-    run = copied(trained(), here)
+def test_the_chosen_weights_are_used(here: Path, run: Path) -> None:
     for weights in ("ema", "raw"):
         words = ("-n", "5", "--steps", "3", "--set", f"sample.weights={weights}")
         assert call("sample", run.name, "--runs", here, *words).status == 0
@@ -236,13 +240,11 @@ def test_weights_are_those_asked_for(here: Path) -> None:
     assert len(made) == 2 and made[0] != made[1]
 
 
-def test_an_ode_sampler_refuses_a_diffusion(here: Path) -> None:
-    run = copied(trained(), here)
+def test_an_ode_sampler_refuses_a_diffusion(here: Path, run: Path) -> None:
     assert "euler-maruyama" in run_mistake(here, "sample", run.name, "--sampler", "heun", "--diffusion", "kl")
 
 
-def test_a_sampler_that_cannot_be_right_is_refused(here: Path) -> None:
-    run = copied(trained(), here)
+def test_a_sampler_with_a_singular_last_step_is_refused(here: Path, run: Path) -> None:
     words = ["sample", run.name, "--sampler", "euler-maruyama", "--diffusion", "constant"]
     assert "last_step" in run_mistake(here, *words)
     assert not (run / "samples").exists()
@@ -252,9 +254,9 @@ def test_train_sample_evaluate(here: Path) -> None:
     called = call("train", "points", *flags())
     assert called.status == 0, called.err
     assert "sitkit sample" in called.out
-    drawn = call("sample", "-n", "50", "--sampler", "euler-maruyama", "--diffusion", "sigma", "--steps", "20")
-    assert drawn.status == 0, drawn.err
-    assert "20 evaluations" in drawn.out and list(here.glob("runs/*/samples/*/grid.png"))
+    sampled = call("sample", "-n", "50", "--sampler", "euler-maruyama", "--diffusion", "sigma", "--steps", "20")
+    assert sampled.status == 0, sampled.err
+    assert "20 evaluations" in sampled.out and list(here.glob("runs/*/samples/*/grid.png"))
     measured = call("evaluate", "-n", "50", "--steps", "4", "--json")
     assert measured.status == 0, measured.err
     (record,) = json.loads(measured.out)
@@ -268,7 +270,7 @@ def test_list_names_everything(plural: str) -> None:
     called = call("list", plural, "--json")
     entries = json.loads(called.out)[plural]
     assert [entry["name"] for entry in entries] == registries[plural].names()
-    assert all(entry["meaning"] for entry in entries), "every component says what it is in a line"
+    assert all(entry["meaning"] for entry in entries), "every component has a line that says what it is"
 
 
 @pytest.mark.parametrize(
@@ -300,16 +302,10 @@ def test_help_and_list_import_nothing_heavy(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=_without_plugins(),
+            env={**os.environ, "SITKIT_PLUGINS": ""},
             check=True,
         )
         assert "HEAVY []" in done.stdout, done.stdout[-300:]
-
-
-def _without_plugins() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "SITKIT_PLUGINS": ""}
 
 
 def test_every_command_explains_itself(here: Path) -> None:
@@ -323,10 +319,10 @@ def test_every_command_explains_itself(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
-def test_show_and_runs_for_machines(here: Path) -> None:
+def test_show_and_runs_as_json(here: Path) -> None:
     shown = json.loads(call("show", "sampler", "heun", "--set", "steps=7", "--json").out)
     assert shown["name"] == "heun" and shown["fields"]["steps"] == 7 and "Order 2" in shown["doc"]
-    assert json.loads(call("show", "data", "npz", "--json").out)["fields"] is None  # it cannot be without a path
+    assert json.loads(call("show", "data", "npz", "--json").out)["fields"] is None  # it needs a path
     assert call("runs").out.startswith("no runs in runs") and json.loads(call("runs", "--json").out) == []
     copied(trained(), here / "runs")
     (run,) = json.loads(call("runs", "--json").out)
@@ -344,8 +340,7 @@ def test_as_a_module(tmp_path: Path) -> None:
     assert done.returncode == 2 and "linear" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_preset_of_the_run_says_how_to_sample(here: Path) -> None:
-    run = copied(trained(), here)
+def test_a_preset_of_the_run_sets_the_sampler(here: Path, run: Path) -> None:
     write_file(run / "presets" / "fast.yaml", "sampler: {name: euler, steps: 3}\ndiffusion: zero\n")
     called = call("sample", run.name, "--preset", "fast", "-n", "10", "--runs", str(here))
     assert called.status == 0 and "3 evaluations" in called.out, called
@@ -378,8 +373,6 @@ def test_a_study_with_a_name_that_windows_refuses_has_a_folder_that_it_takes(tmp
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """rich replaces :ok: by an emoji and reads [bold] as a style; in a name both are printed unchanged."""
-    from sitkit.cli import console
-
     console.say("study:ok:0 [bold]")
     console.table(("[red]", ":ok:"), [("a:ok:b", "[x]")], title=":ok:", notes=["[dim]:ok:"])
     console.error("row ':ok:' [bold]")
@@ -390,8 +383,6 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_narrow_table_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """At 80 columns too, a cell holds its whole text, so that it can be copied."""
-    from sitkit.cli import console
-
     monkeypatch.setattr(console, "out", Console(width=80, file=sys.stdout))
     name = "digits-linear-velocity-sit-4727d08723ec"
     console.table(("run", "command", "why"), [(name, "pip install 'sitkit[inception]'", "word " * 20)])
@@ -403,8 +394,6 @@ def test_a_narrow_table_cuts_no_name(capsys: pytest.CaptureFixture[str], monkeyp
 def test_a_path_is_one_line_on_a_narrow_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sitkit.cli import console
-
     monkeypatch.setattr(console, "out", Console(width=30, file=sys.stdout))
     line = f"pictures  runs/{'digits-linear-velocity-sit-4727d08723ec/' * 2}previews/step-00000800.png"
     console.say(line)
@@ -412,9 +401,6 @@ def test_a_path_is_one_line_on_a_narrow_terminal(
 
 
 def test_a_bar_at_80_columns_cuts_no_count_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sitkit.cli import console
-    from sitkit.runtime.progress import Event
-
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(width=80, file=file, force_terminal=True, color_system=None))
     with console.progress() as report:
@@ -437,7 +423,7 @@ def test_a_missing_file_is_not_reported_as_a_misspelt_run(here: Path) -> None:
     assert "There is no file my net.safetensors." in run_mistake(here, "sample", "my net.safetensors")
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(here: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line_of_error(here: Path) -> None:
     (here / "file").touch()
     called = call("train", "points", *flags(), "--runs", "file/runs")
     assert called.status == 1 and called.err.endswith(": Not a directory.\n") and "Traceback" not in called.err

@@ -1,4 +1,4 @@
-"""The command convert: other codes' checkpoints in, runs out."""
+"""The command convert: import a checkpoint of another code as a run, or export a run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from sitkit.runtime.errors import UserError
 @app.command()
 def convert(
     source: str = typer.Argument(metavar="FILE.pt|RUN", help="A published checkpoint, or a run to export."),
-    kind: str | None = typer.Option(
-        None, "--from", help="sit, repa or dit, where the file does not tell.", metavar="CODE"
-    ),
+    kind: str | None = typer.Option(None, "--from", help="sit, repa or dit, if the file does not say.", metavar="CODE"),
     to: str | None = typer.Option(
         None,
         "--to",
@@ -30,13 +28,13 @@ def convert(
     ema: float | None = options.EMA,
     step: int | None = options.STEP,
     sets: list[str] | None = options.SETS,
-    heads: int | None = typer.Option(None, "--heads", help="Attention heads of a size that is no preset."),
+    heads: int | None = typer.Option(None, "--heads", help="Attention heads of a network whose size is not a preset."),
     vae: str | None = typer.Option(
         None, "--vae", help="Autoencoder of the latents, a folder or a hub name; none leaves latents."
     ),
     runs: Path = options.RUNS,
 ) -> None:
-    """Make a run of a published checkpoint; or of a run one file, a checkpoint for published code, or a repository on the hub."""
+    """Import a published checkpoint as a run; or export a run as one file, as a checkpoint of published code, or to the hub."""
     if to is not None:
         if kind or heads or vae:
             raise UserError("--from, --heads and --vae belong to an import; --to exports.")

@@ -34,7 +34,7 @@ def _packages(incomplete: str) -> list[str]:
 
 @plugin.command()
 def new(
-    name: str = typer.Argument(metavar="NAME", help="Of the component: lower-case words, as in my-path."),
+    name: str = typer.Argument(metavar="NAME", help="Name of the component: lower-case words, as in my-path."),
     kind: str = typer.Option(
         ...,
         "--kind",
@@ -46,7 +46,7 @@ def new(
     into: Path = typer.Option(Path(), "--into", help="The folder that the package's folder is made in."),
     json: bool = options.JSON,
 ) -> None:
-    """Write a package that installs, registers a component of a kind, and tests it by the laws of that kind."""
+    """Write a package that can be installed, with a component of a kind and a test of the laws of that kind."""
     from sitkit.registry.scaffold import new_plugin
 
     written = new_plugin(name, registry_of(kind), into)
@@ -60,7 +60,7 @@ def new(
 
 @plugin.command(name="list")
 def list_(json: bool = options.JSON) -> None:
-    """The plugins that are installed, what they bring, and what became of each when it was loaded."""
+    """List the installed plugins, their components, and whether each one loaded."""
     from sitkit.registry.loading import load_plugins
     from sitkit.registry.plugin import installed
     from sitkit.testing.plugins import plugin_state
@@ -100,7 +100,7 @@ def test(
     ),
     json: bool = options.JSON,
 ) -> None:
-    """Try the laws on installed plugins, by closed-form truth where there is one; exit 1 if a law is broken."""
+    """Test the laws on installed plugins, against closed-form truth where it is known; exit 1 if a law is broken."""
     from sitkit.testing.plugins import plugins_named, test_plugin
 
     chosen = plugins_named(packages or [])

@@ -1,4 +1,4 @@
-"""Commands on numbers that exist: explain, verify, diff, report."""
+"""Commands on results on disk: explain, verify, diff, report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESULT = typer.Argument(
 
 @app.command()
 def explain(result: str = RESULT, runs: Path = options.RUNS, json: bool = options.JSON) -> None:
-    """The command that makes a number again, and what made it: code, data, seeds, settings, machine."""
+    """Show the command that computes a number again, and its origin: code, data, seeds, settings, machine."""
     from sitkit.results.diff import describe_difference
     from sitkit.results.explain import code
 
@@ -62,7 +62,7 @@ def explain(result: str = RESULT, runs: Path = options.RUNS, json: bool = option
 def verify(
     result: str = RESULT, runs: Path = options.RUNS, device: str | None = options.DEVICE, json: bool = options.JSON
 ) -> None:
-    """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 where a number differs."""
+    """Sample and measure again from the checkpoint, and compare to the last digit; exit 1 if a number differs."""
     from sitkit.results.verify import difference
 
     verdicts = console.call(sitkit.verify, result, runs=runs, device=device, state=BEGIN_AGAIN)
@@ -101,7 +101,7 @@ def diff(
     runs: Path = options.RUNS,
     json: bool = options.JSON,
 ) -> None:
-    """What differs between two runs or numbers, which stage each difference enters, and whether it can explain the results."""
+    """Show what differs between two runs or numbers, the stage of each difference, and whether it can explain the results."""
 
     result = sitkit.diff(a, b, runs=runs)
     if json:

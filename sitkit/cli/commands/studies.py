@@ -41,32 +41,32 @@ def ablate(
     ),
     base: str | None = BASE,
     dry_run: bool = typer.Option(False, "--dry-run", help="Print cells and trainings, do nothing."),
-    keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Do the other cells where some are impossible."),
+    keep_going: bool = typer.Option(False, "--keep-going", "-k", help="Do the other cells if some are impossible."),
     seeds: options.SeedOptions,
     executor: str = typer.Option(
         "local",
         "--executor",
         rich_help_panel=options.RUNNING,
         metavar="local|ray|ray://HOST:PORT",
-        help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, started "
-        "if there is none; on the one named.",
+        help="Where the work is done: on this machine; on the Ray cluster of RAY_ADDRESS or of this machine, which is "
+        "started if none runs; or on the named cluster.",
     ),
     workers: int | None = options.running_option(
         "--workers",
         min=1,
-        help="Processes at a time, to which the GPUs are dealt out.",
-        show_default="1, on Ray as many as it has room for",
+        help="Number of processes; the GPUs are divided among them.",
+        show_default="1; on Ray as many as fit",
     ),
     cpus: float | None = options.running_option("--cpus", min=0, help="CPUs of a task on Ray.", show_default="1"),
     gpus: float | None = options.running_option(
-        "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 where it has any"
+        "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 if the cluster has any"
     ),
     running: options.RunningOptions,
     json: bool = options.JSON,
 ) -> None:
-    """Train and measure every cell of a study; run again, it continues.
+    """Train and measure every cell of a study; the same command again continues.
 
-    Run in several places at once on one folder, they share the work.
+    Several processes that run it on one folder at the same time divide the work.
     """
     from sitkit.results.study_results import FILE, runs_of
     from sitkit.results.table import grid
@@ -112,7 +112,9 @@ def _executor(name: str, workers: int | None, cpus: float | None, gpus: float | 
         )
     for flag, value in (("--cpus", cpus), ("--gpus", gpus)):
         if value is not None:
-            raise UserError(f"{flag} {value:g} is of --executor ray; --executor local divides what there is.")
+            raise UserError(
+                f"{flag} {value:g} belongs to --executor ray; --executor local divides the CPUs and GPUs of this machine."
+            )
     return InProcess() if workers in (None, 1) else Local(workers)
 
 
@@ -120,7 +122,11 @@ STYLES = {"best": "bold green", "close": "dim", "failed": "red"}
 
 
 def print_table(table: Grid) -> None:
-    """A study's table: bold the best where it is significant, dim what is not distinguishable from it, red what failed."""
+    """Print the table of a study.
+
+    A value that is significantly the best is bold, a value that cannot be distinguished from the best is dim, and a
+    failed cell is red.
+    """
     from rich.text import Text
 
     rows = []
@@ -134,7 +140,7 @@ def print_table(table: Grid) -> None:
 
 
 def print_failures(results: StudyResults, runs: Path) -> None:
-    """Each cell that went wrong on standard error, with its log in the folder of runs; exit status 1 if there is one."""
+    """Print each failed cell and its log in the folder of runs on standard error.  Exit with status 1 if a cell failed."""
     for cell in results.failures:
         where = ", ".join(filter(None, (cell.row, cell.column)))
         message = f"{where}, seed {cell.seed}: {cell.failure} Log: {runs / str(cell.log)}"
@@ -159,7 +165,7 @@ def check(
     running: options.RunningOptions,
     json: bool = options.JSON,
 ) -> None:
-    """What each cell will do and cost, and what is done already; exit 2 where one cannot be.  Nothing is computed."""
+    """Show what each cell will do and cost, and what is done already; exit 2 if a cell is impossible.  Nothing is computed."""
 
     report = sitkit.check(file, base=base, settings=running.training_settings(), **seeds.arguments())
     if json:
@@ -201,7 +207,7 @@ def _print_checked(report: CheckReport) -> None:
 
 
 def _range(cells: list[CellForecast]) -> str:
-    """Numbers of cells: 1-3, 7."""
+    """Return the numbers of cells as intervals, as "1-3, 7"."""
     runs: list[list[int]] = []
     for number in sorted(cell.number for cell in cells):
         if runs and number == runs[-1][1] + 1:
@@ -212,7 +218,7 @@ def _range(cells: list[CellForecast]) -> str:
 
 
 def _print_refused(refused: list[Refused]) -> None:
-    """Each reason once, with how many cells it stops."""
+    """Print each reason once, with the number of cells that it makes impossible."""
     from sitkit.studies.study import refused_at
 
     causes: defaultdict[str, list[Refused]] = defaultdict(list)
@@ -259,7 +265,10 @@ def search(
     running: options.RunningOptions,
     json: bool = options.JSON,
 ) -> None:
-    """Search for the best way to sample a run; run again, or beside itself, it continues."""
+    """Search for the best way to sample a run.
+
+    The same command again continues; several processes that run it at the same time divide the work.
+    """
     from sitkit.runtime.files import read_json
     from sitkit.studies.search import describe_choice
 

@@ -62,7 +62,10 @@ def encode(
     device: str | None = options.DEVICE,
     json: bool = options.JSON,
 ) -> None:
-    """Encode a data set into latents to train on; the same command again continues, and several processes divide the work."""
+    """Encode a data set into latents to train on; the same command again continues.
+
+    Several processes that run it at the same time divide the work.
+    """
     from sitkit.runs.config.sources import Layer, assemble
 
     if dtype not in ("float32", "float16"):

@@ -347,7 +347,7 @@ def test_the_board_shows_names_as_they_are(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--executor", "rya"), "--executor rya: no such executor. Did you mean 'ray'?"),
-        (("--gpus", "1"), "--gpus 1 is of --executor ray"),
+        (("--gpus", "1"), "--gpus 1 belongs to --executor ray"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_before_work(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
