@@ -136,20 +136,21 @@ class MeanFlow(Loss):
 @samplers.register("meanflow")
 @dataclass(frozen=True)
 class MeanFlowSampler(FixedStepODE):
-    """x += (s - t) u(x, t, s): one evaluation a step, and one step by default.
+    """x += (s - t) u(x, t, s): one evaluation per step, and one step by default.
 
-    Exact for an exact u at any number of steps.  Needs a network of two times (backbone 'two-time'), no guidance.
+    With an exact u, the samples are exact for any number of steps.  The sampler needs a network of two times (backbone
+    `two-time`) and accepts no guidance.
     """
 
     order: ClassVar[int] = 1
-    # Euler's: one evaluation at the start of a step.
+    # The tableau of Euler's method: one evaluation at the start of a step.
     tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
 
     steps: int = 1
 
     def plan(self, spec: SolveSpec) -> Plan:
         if spec.target.name != "velocity":
-            raise UserError(f"sampler 'meanflow' moves by velocities: use target 'velocity', not {spec.target.name!r}.")
+            raise UserError(f"sampler 'meanflow' needs a velocity: use target 'velocity', not {spec.target.name!r}.")
         if spec.guidance is not None and not isinstance(spec.guidance, Unguided):
             raise UserError(f"sampler 'meanflow' takes no guidance: use guidance 'none', not {spec.guidance.name!r}.")
         return super().plan(spec)
