@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from sitkit.results.study_results import FACTS, CellResult, StudyResults, with_estimates, write_results
 from sitkit.results.table import as_csv, as_latex, as_markdown
@@ -37,7 +37,8 @@ class StudyOutcome:
         return as_markdown(self.results)
 
 
-class CellStatus(NamedTuple):
+@dataclass(frozen=True)
+class CellStatus:
     """What of a cell is on disk.
 
     number: of the cell, from 1.  measurement: the identity of its number; equal for cells that are the same.

@@ -74,12 +74,12 @@ def run(made: Path, tmp_path: Path) -> Run:
 
 
 def written(folder: Path, text: str) -> Path:
-    path = folder / "quest.yaml"
+    path = folder / "search.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def trials_of(folder: Path, name: str = "quest") -> list[FrozenTrial]:
+def trials_of(folder: Path, name: str = "search") -> list[FrozenTrial]:
     """The trials in a run's database, or none as long as there is no study."""
     url = f"sqlite:///{folder / 'searches' / f'{name}.db'}"
     try:
@@ -89,36 +89,44 @@ def trials_of(folder: Path, name: str = "quest") -> list[FrozenTrial]:
         return []
 
 
+# The line of the mistake, words of the message, and the file.
+WRONG_KEYS = [
+    (1, "cannot be searched", "space: {train.lr: [1]}"), (1, "Did you mean 'sampler'", "space: {smpler: [heun]}"),
+    (2, "none of the choices", "space:\n  sampler.stps: [3]"),
+    (3, "none of the choices", "space:\n  sampler: [heun]\n  diffusion: [kl]"),
+    (1, "the key `space` is missing or empty: write", "space: {}"),
+    (2, "one of the two", "space:\n  nfe: [4]\n  sampler.steps: [4]"),
+]  # fmt: skip
+WRONG_VALUES = {
+    (2, "Did you mean 'euler'"): "space:\n  sampler: [heun, eulr]",
+    (3, "last_step: .*'twedie'"): "space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]",
+    **{(2, words): f"space:\n  sampler.steps: {value}" for words, value in [
+        ("below high", "{low: 9, high: 3}"), ("at least 1", "{low: 0, high: 3}"), ("list of choices", "7"), ("no choice", "[]"),
+    ]},
+    (2, "nfe must be whole numbers above 0; got {"): "space:\n  nfe: {low: 3, high: 4.5}",
+    (1, "Did you mean 'frechet'"): "objective: {metric: frechte}\nspace: {nfe: [4]}",
+    (1, "confirm.seeds"): "confirm: {seeds: [1]}\nspace: {nfe: [4]}",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("wrong", "line", "says"),
-    [
-        ("space: {train.lr: [1]}", 1, "cannot be searched"),
-        ("space: {smpler: [heun]}", 1, "Did you mean 'sampler'"),
-        ("space:\n  sampler: [heun, eulr]", 2, "Did you mean 'euler'"),
-        ("space:\n  sampler.stps: [3]", 2, "none of the choices"),
-        ("space:\n  sampler: [heun]\n  diffusion: [kl]", 3, "none of the choices"),
-        ("space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]", 3, "last_step: .*'tweedie'"),
-        ("space:\n  sampler.steps: {low: 9, high: 3}", 2, "below high"),
-        ("space:\n  sampler.steps: {low: 0, high: 3}", 2, "at least 1"),
-        ("space:\n  sampler.steps: 7", 2, "list of choices"),
-        ("space:\n  sampler.steps: []", 2, "no choice"),
-        ("space:\n  nfe: [4]\n  sampler.steps: [4]", 2, "one of the two"),
-        ("objective: {metric: frechte}\nspace: {nfe: [4]}", 1, "Did you mean 'frechet'"),
-        ("confirm: {seeds: [1]}\nspace: {nfe: [4]}", 1, "confirm.seeds"),
-    ],
+    ("line", "words", "text"), [*WRONG_KEYS, *((*key, text) for key, text in WRONG_VALUES.items())]
 )
-def test_a_wrong_file_is_refused_with_its_line(run: Run, tmp_path: Path, wrong: str, line: int, says: str) -> None:
-    path = written(tmp_path, wrong)
-    with pytest.raises(UserError, match=says) as caught:
+def test_a_wrong_file_is_refused_with_its_line(run: Run, tmp_path: Path, line: int, words: str, text: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UserError, match=words) as caught:
         search(run, path)
-    assert f"quest.yaml:{line}: " in str(caught.value)
+    assert f"search.yaml:{line}: " in str(caught.value)
     assert not (run.folder / "searches").exists()
 
 
-def test_a_file_without_a_space_is_refused(run: Run, tmp_path: Path) -> None:
-    path = written(tmp_path, "spaec: {nfe: [4]}")
-    with pytest.raises(UserError, match=r"quest\.yaml:1: unknown key 'spaec'\. Did you mean 'space'"):
-        search(run, path)
+def test_a_file_without_a_space_says_what_to_write(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"search\.yaml:1: unknown key 'spaec'\. Did you mean 'space'"):
+        search(run, written(tmp_path, "spaec: {nfe: [4]}"))
+    with pytest.raises(
+        UserError, match=r"search\.yaml: the key `space` is missing or empty: write .*`space: \{sampler"
+    ):
+        search(run, written(tmp_path, "trials: 3"))
     assert not (run.folder / "searches").exists()
 
 
@@ -186,15 +194,15 @@ def test_a_trial_is_proposed_by_its_number_and_the_past() -> None:
 
 def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path) -> None:
     path = written(tmp_path, SPACE)
-    found = search(run, path, trials=12)
+    outcome = search(run, path, trials=12)
     trials = trials_of(run.folder)
-    assert len(distinct(trials)) == 12 == found.counts["measured"]
+    assert len(distinct(trials)) == 12 == outcome.counts["measured"]
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
 
     # Refusals (constant w with a `mean` last step leaves noise) are kept with their reason, and have spent nothing.
     refused = [t for t in trials if t.state == TrialState.PRUNED]
     assert refused and all("noise" in t.user_attrs["reason"] or "unstable" in t.user_attrs["reason"] for t in refused)
-    assert sum(found.refused.values()) == len(refused) == found.counts["refused"]
+    assert sum(outcome.refused.values()) == len(refused) == outcome.counts["refused"]
     sampled = {p.parent.name for p in run.folder.glob("samples/*/record.json")}
     assert all(t.user_attrs.get("sampling") not in sampled for t in refused)
     assert all(t.user_attrs["sampling"] in sampled for t in distinct(trials))
@@ -203,22 +211,22 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     done = distinct(trials)
     assert max(t.values[1] for t in done) <= 24
     best = [done[i].number for i in front([(t.values[0], t.values[1]) for t in done])]
-    assert {m.trial for m in found.confirmed} <= set(best) and found.confirmed[-1].trial == best[-1]
-    assert len(found.confirmed) == min(3, len(best))
+    assert {m.trial for m in outcome.confirmed} <= set(best) and outcome.confirmed[-1].trial == best[-1]
+    assert len(outcome.confirmed) == min(3, len(best))
 
     # The run's own heun with 6 steps may spend the budget too: 12 steps.
-    assert found.reference.nfe == 24 and found.reference.chosen == {"sampler.steps": 12}
-    assert found.winner is not None and found.winner.nfe <= 24
-    assert found.winner.estimate.mean == min(m.estimate.mean for m in found.confirmed)
+    assert outcome.reference.nfe == 24 and outcome.reference.chosen == {"sampler.steps": 12}
+    assert outcome.winner is not None and outcome.winner.nfe <= 24
+    assert outcome.winner.estimate.mean == min(m.estimate.mean for m in outcome.confirmed)
 
     # The winner's numbers come again from nothing but its preset and the seeds.
     bare = load(
         shutil.copytree(run.folder, tmp_path / "bare" / run.folder.name, ignore=_bare),
-        settings=read_preset(run.folder, "quest"),
+        settings=read_preset(run.folder, "search"),
     )
     again = [_value(bare, n=200, seed=seed) for seed in (1, 2)]
-    assert again == list(found.winner.values)
-    record = read_json(found.record)
+    assert again == list(outcome.winner.values)
+    record = read_json(outcome.record)
     fresh = [_value(bare, n=200, seed=seed) for seed in (11, 12, 13)]
     assert fresh == record["fresh"]["winner"]["values"]
     gaps = np.subtract(fresh, record["fresh"]["reference"]["values"])
@@ -228,15 +236,15 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     assert record["fresh"]["p"] == pytest.approx(test.pvalue)
     assert (record["fresh"]["low"], record["fresh"]["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
     assert record["beats"] == (test.pvalue <= 0.05 and gaps.mean() < 0)
-    assert ("does not beat" in found.verdict) != record["beats"]
-    assert found.picture.read_bytes()[:4] == b"\x89PNG"
-    assert len(found.table.read_text().splitlines()) == len(trials) + 1
+    assert ("does not beat" in outcome.verdict) != record["beats"]
+    assert outcome.picture.read_bytes()[:4] == b"\x89PNG"
+    assert len(outcome.table.read_text().splitlines()) == len(trials) + 1
 
     # The same command again measures nothing.
     stamps = {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")}
     same = search(run, path, trials=12)
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")} == stamps
-    assert len(trials_of(run.folder)) == len(trials) and same.verdict == found.verdict
+    assert len(trials_of(run.folder)) == len(trials) and same.verdict == outcome.verdict
     # Asked for more, it goes on where it was.
     assert search(run, path, trials=14).counts["measured"] == 14
     assert [t.params for t in trials_of(run.folder)[: len(trials)]] == [t.params for t in trials]
@@ -278,14 +286,14 @@ space: {sampler: [euler, heun, dopri5], sampler.grid: [uniform, cosine]}
 screen: {n: 50}
 confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
 """
-    found = search(run, written(tmp_path, text), trials=40)
+    outcome = search(run, written(tmp_path, text), trials=40)
     trials = trials_of(run.folder)
     done = distinct(trials)
     # Four settings can be had; the rest are repeats, and dopri5, which spends more than 16 evaluations, is refused.
     assert len(done) == 4 and {t.user_attrs["nfe"] for t in done} == {16}
-    assert len({t.user_attrs["sampling"] for t in done}) == 4 and found.counts["repeated"] > 0
-    assert any("objective.nfe allows 16" in reason for reason in found.refused)
-    assert [m.trial for m in found.confirmed] == [t.number for t in sorted(done, key=lambda t: t.values[0])[:2]]
+    assert len({t.user_attrs["sampling"] for t in done}) == 4 and outcome.counts["repeated"] > 0
+    assert any("objective.nfe allows 16" in reason for reason in outcome.refused)
+    assert [m.trial for m in outcome.confirmed] == [t.number for t in sorted(done, key=lambda t: t.values[0])[:2]]
 
 
 def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,9 +336,9 @@ def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
     kept = len(distinct(before))
     assert len(dead) == 1 and 2 <= kept < 7
 
-    found = search(run, path, trials=7)
+    outcome = search(run, path, trials=7)
     after = trials_of(run.folder)
-    assert found.counts["measured"] == 7 == len(distinct(after))
+    assert outcome.counts["measured"] == 7 == len(distinct(after))
     assert not [t for t in after if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert [t.values for t in distinct(after[: len(before)])] == [t.values for t in distinct(before)]
     # What the dead was at was taken up again, with the same settings, and ended.
@@ -361,9 +369,9 @@ def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
-    quest, axes = read_search(written(tmp_path, SPACE), run.config)
-    evaluator = Evaluator(run, quest, axes, silent)
-    study = open_study(evaluator, "quest", None)
+    spec, axes = read_search(written(tmp_path, SPACE), run.config)
+    evaluator = Evaluator(run, spec, axes, silent)
+    study = open_study(evaluator, "search", None)
     objective = TrialObjective(study, evaluator, wanted=2)
     with quiet():
         early = [study.ask() for _ in range(3)]
@@ -383,10 +391,10 @@ def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
         ("{guidance.scal: [1.0, 2.0]}", "none of the choices here. Remove it"),
     ],
 )
-def test_a_misspelt_field_is_told_what_the_choices_have(run: Run, tmp_path: Path, space: str, near: str) -> None:
-    (tmp_path / "quest.yaml").write_text(f"space: {space}\n")
-    with pytest.raises(UserError, match=f"quest.yaml:1: .* is a setting of .*{near}"):
-        read_search(tmp_path / "quest.yaml", run.config)
+def test_a_misspelt_field_gets_the_nearest_field_of_the_choices(run: Run, tmp_path: Path, space: str, near: str) -> None:
+    (tmp_path / "search.yaml").write_text(f"space: {space}\n")
+    with pytest.raises(UserError, match=f"search.yaml:1: .* is a setting of .*{near}"):
+        read_search(tmp_path / "search.yaml", run.config)
 
 
 def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:
@@ -410,5 +418,5 @@ def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> 
 
 def test_the_search_that_comes_with_sitkit_is_right() -> None:
     given = {"backbone": "sit-xs/2", "sampler": {"name": "heun", "steps": 25}}
-    quest, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
-    assert quest.objective.nfe == 50 and {axis.key for axis in axes} == set(quest.space)
+    spec, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
+    assert spec.objective.nfe == 50 and {axis.key for axis in axes} == set(spec.space)
