@@ -77,10 +77,8 @@ class StudyStatus:
             state = "trained" if finished[place.run] else "begun" if step else "todo"
             if find_measurement(self.runs, place) is not None:
                 state = "measured"
-            seeds = cell.seed, cell.sample_seed
-            statuses.append(
-                CellStatus(number, cell.row, cell.column, *seeds, place.run, place.measurement, state, step)
-            )
+            names = cell.row, cell.column, cell.seed, cell.sample_seed, place.run, place.measurement
+            statuses.append(CellStatus(number, *names, state, step))
         return statuses
 
     def trainings(self) -> dict[str, Config]:
@@ -96,8 +94,8 @@ class StudyStatus:
                     tasks.setdefault(task.key, task)
         # A training comes before its measurements, which come in the order of the cells.
         order = {key: i for i, key in enumerate(tasks)}
-        left = [task for task in tasks.values() if task.kind == "measure" or not task.done]
-        return sorted(left, key=lambda task: order[task.after or task.key])
+        todo = [task for task in tasks.values() if task.kind == "measure" or not task.done]
+        return sorted(todo, key=lambda task: order[task.after or task.key])
 
     def results(self, failed: Mapping[str, str]) -> StudyResults:
         """Return the results of each cell; `failed` holds the reasons of failed tasks by key."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, published, trainings
 
 from sitkit.runs.config.sources import assemble, read_config, read_yaml
 from sitkit.studies.status import study_notes
-from sitkit.studies.study import Cell, trainings
+from sitkit.studies.study import Cell
 from sitkit.studies.study_file import read_study
 
 FOLDER = ROOT / "experiments"
@@ -22,7 +22,14 @@ DDPM, SCORE, LAMBDA, VELOCITY = [
     (VP, "velocity", "velocity", "uniform"),
 ]  # fmt: skip
 ON_LINEAR, ON_GVP = ((interp, *VELOCITY[1:]) for interp in (LINEAR, GVP))
-ODE_FID: dict[tuple[str, ...], float] = {DDPM: 44.2, SCORE: 43.6, LAMBDA: 39.1, VELOCITY: 39.8, ON_LINEAR: 34.8, ON_GVP: 34.6}
+ODE_FID: dict[tuple[str, ...], float] = {
+    DDPM: 44.2,
+    SCORE: 43.6,
+    LAMBDA: 39.1,
+    VELOCITY: 39.8,
+    ON_LINEAR: 34.8,
+    ON_GVP: 34.6,
+}
 SDE_FID = {VELOCITY: 37.8, ON_LINEAR: 33.6, ON_GVP: 32.9}
 TABLE6 = {
     (VP, "velocity", "velocity"): (37.8, 38.7, 39.2, 41.1),
@@ -78,7 +85,7 @@ def test_every_cell_is_possible_and_has_the_number_of_the_paper(path: Path, base
     plan = read_study(path, base=base)
     study, cells = plan.study, plan.cells
     seeds = SEEDS[base or "digits"]
-    assert {setting(cell): cell.paper for cell in cells} == PRINTED[path.stem]
+    assert {setting(cell): published(cell) for cell in cells} == PRINTED[path.stem]
     assert len(cells) == seeds * len(PRINTED[path.stem]) and len(trainings(cells)) == seeds * TRAININGS[path.stem]
     assert path.stem[-1] in study.title and "SiT Table " + path.stem[-1] in study.source
     metrics = {cell.config.metric for cell in cells}
@@ -130,7 +137,7 @@ def test_figure_5_has_a_curve_for_each_sampler_at_the_evaluations_of_its_columns
     for cell in cells:
         config = cell.config
         assert (config.interp.name, config.target.name, config.weight.name) == (LINEAR, "velocity", "velocity")
-        assert cell.paper == FIGURE5[cell.row].get(int(cell.column))
+        assert published(cell) == FIGURE5[cell.row].get(int(cell.column))
         assert config.sampler.stochastic == (cell.row != "ODE")
         if config.diffusion.name != "kl-eta":
             assert config.sampler.plan(config.solve_spec).nfe == int(cell.column)

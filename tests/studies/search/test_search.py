@@ -1,4 +1,4 @@
-"""The search: what it refuses, what it proposes, that nothing is lost or done twice, and that its numbers come again."""
+"""The search: its refusals and proposals; nothing is lost or done twice, and its numbers are reproducible."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ heartbeat: 1
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with the closed-form network of a mixture, sampled by heun with 6 steps."""
     given = {
-        # In space: samples in the plane would each be drawn as a picture.
+        # In three dimensions: of points in the plane each sampling would draw a picture.
         "data": {"name": "gaussian-mixture", "dim": 3, "size": 400},
         "backbone": "exact",
         "sampler": {"name": "heun", "steps": 6},
@@ -99,7 +99,7 @@ WRONG_KEYS = [
 ]  # fmt: skip
 WRONG_VALUES = {
     (2, "Did you mean 'euler'"): "space:\n  sampler: [heun, eulr]",
-    (3, "last_step: .*'twedie'"): "space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]",
+    (3, "last_step: .*'tweedie'"): "space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]",
     **{(2, words): f"space:\n  sampler.steps: {value}" for words, value in [
         ("below high", "{low: 9, high: 3}"), ("at least 1", "{low: 0, high: 3}"), ("list of choices", "7"), ("no choice", "[]"),
     ]},
@@ -146,7 +146,7 @@ def test_settings_are_in_force_where_they_exist(run: Run) -> None:
 
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4", "euler-maruyama", "stochastic-heun"])
 @pytest.mark.parametrize("guidance", ["none", {"name": "cfg", "interval": [0.2, 0.7]}])
-def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any) -> None:
+def test_a_budget_gives_the_largest_number_of_steps(run: Run, sampler: str, guidance: Any) -> None:
     config = sampling_config(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
 
     def cost(steps: int) -> int | None:
@@ -165,7 +165,7 @@ def test_a_budget_below_one_step_is_refused(run: Run) -> None:
         steps_within_budget(config, UNTRAINED, 3)
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_no_point_beats_the_front() -> None:
     rng = np.random.default_rng(1)
     points = [(float(v), float(c)) for v, c in rng.integers(0, 12, (60, 2))]
     kept = {points[i] for i in front(points)}
@@ -174,7 +174,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert [points[i][1] for i in front(points)] == sorted(points[i][1] for i in front(points))
 
 
-def test_a_trial_is_proposed_by_its_number_and_the_past() -> None:
+def test_a_proposal_depends_on_the_number_of_the_trial_and_the_past() -> None:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 
     def proposals(*pieces: int) -> list[float]:
@@ -192,7 +192,7 @@ def test_a_trial_is_proposed_by_its_number_and_the_past() -> None:
     assert len(set(whole)) == 20
 
 
-def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path) -> None:
+def test_a_search_confirms_its_best_trials_and_does_nothing_twice(run: Run, tmp_path: Path) -> None:
     path = written(tmp_path, SPACE)
     outcome = search(run, path, trials=12)
     trials = trials_of(run.folder)
@@ -219,7 +219,7 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     assert outcome.winner is not None and outcome.winner.nfe <= 24
     assert outcome.winner.estimate.mean == min(m.estimate.mean for m in outcome.confirmed)
 
-    # The winner's numbers come again from nothing but its preset and the seeds.
+    # The winner's numbers are reproduced from its preset and the seeds alone.
     bare = load(
         shutil.copytree(run.folder, tmp_path / "bare" / run.folder.name, ignore=_bare),
         settings=read_preset(run.folder, "search"),
@@ -245,13 +245,13 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     same = search(run, path, trials=12)
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")} == stamps
     assert len(trials_of(run.folder)) == len(trials) and same.verdict == outcome.verdict
-    # Asked for more, it goes on where it was.
+    # With more trials the search continues.
     assert search(run, path, trials=14).counts["measured"] == 14
     assert [t.params for t in trials_of(run.folder)[: len(trials)]] == [t.params for t in trials]
 
 
 @pytest.mark.parametrize("lower_is_better", [True, False])
-def test_a_tie_is_called_a_win_as_seldom_as_the_test_says(lower_is_better: bool) -> None:
+def test_ties_are_called_wins_at_the_rate_of_the_test(lower_is_better: bool) -> None:
     """Two equal settings on five seeds: 2.5 % of ties are wins. "More than two standard errors" called 5.8 % wins."""
     rng, ties, seeds, config = np.random.default_rng(0), 2000, 5, assemble([Layer({})])
 
@@ -289,7 +289,7 @@ confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
     outcome = search(run, written(tmp_path, text), trials=40)
     trials = trials_of(run.folder)
     done = distinct(trials)
-    # Four settings can be had; the rest are repeats, and dopri5, which spends more than 16 evaluations, is refused.
+    # Four settings are possible; the rest repeat them, and dopri5, which spends more than 16 evaluations, is refused.
     assert len(done) == 4 and {t.user_attrs["nfe"] for t in done} == {16}
     assert len({t.user_attrs["sampling"] for t in done}) == 4 and outcome.counts["repeated"] > 0
     assert any("objective.nfe allows 16" in reason for reason in outcome.refused)
@@ -319,7 +319,7 @@ def wait_for(run: Run, ready: Any) -> list[FrozenTrial]:
         if ready(trials):
             return trials
         time.sleep(0.05)
-    raise AssertionError("the worker did not come so far within a minute")
+    raise AssertionError("the worker was not ready within a minute")
 
 
 def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
     assert outcome.counts["measured"] == 7 == len(distinct(after))
     assert not [t for t in after if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert [t.values for t in distinct(after[: len(before)])] == [t.values for t in distinct(before)]
-    # What the dead was at was taken up again, with the same settings, and ended.
+    # The trial of the dead process was repeated with the same settings, and ended.
     (lost,) = [t for t in after if t.number == dead[0].number]
     assert lost.state == TrialState.FAIL
     (heir,) = [t for t in after if t.system_attrs.get("failed_trial") == lost.number]
@@ -362,7 +362,7 @@ def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     done = distinct(trials)
     assert len({t.user_attrs["sampling"] for t in done}) == 7
-    # Both worked: two trials were on the way at once.
+    # Both worked: two trials ran at the same time.
     spans = sorted((t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete)
     assert any(b[0] < a[1] for a, b in itertools.pairwise(spans))
 
@@ -375,7 +375,7 @@ def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
     objective = TrialObjective(study, evaluator, wanted=2)
     with quiet():
         early = [study.ask() for _ in range(3)]
-    # Two are wanted and two of lower number are on their way; for the second there is only one.
+    # Two are wanted and two of lower number run already; for the second there is only one.
     with pytest.raises(EnoughTrials):
         objective(early[2])
     assert not list(run.folder.glob("samples/*"))
@@ -391,7 +391,9 @@ def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
         ("{guidance.scal: [1.0, 2.0]}", "none of the choices here. Remove it"),
     ],
 )
-def test_a_misspelt_field_gets_the_nearest_field_of_the_choices(run: Run, tmp_path: Path, space: str, near: str) -> None:
+def test_a_misspelt_field_gets_the_nearest_field_of_the_choices(
+    run: Run, tmp_path: Path, space: str, near: str
+) -> None:
     (tmp_path / "search.yaml").write_text(f"space: {space}\n")
     with pytest.raises(UserError, match=f"search.yaml:1: .* is a setting of .*{near}"):
         read_search(tmp_path / "search.yaml", run.config)
@@ -416,7 +418,7 @@ def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> 
         read_preset(run.folder, "odd")
 
 
-def test_the_search_that_comes_with_sitkit_is_right() -> None:
+def test_the_search_of_the_experiments_is_valid() -> None:
     given = {"backbone": "sit-xs/2", "sampler": {"name": "heun", "steps": 25}}
     spec, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
     assert spec.objective.nfe == 50 and {axis.key for axis in axes} == set(spec.space)
