@@ -52,7 +52,7 @@ def test_cells_are_rows_by_columns_by_seeds_in_the_order_of_the_file(
         config = cell.config
         assert f"lr {config.train.lr}" == cell.row and config.train.seed == cell.seed
         assert config.sample.seed == cell.sample_seed and str(spec(config.sampler)["steps"]) == cell.column
-    # A training for each row and seed, whatever is sample_seeds of it; a sampling for each cell.
+    # A training for each row and seed; a sampling for each cell.
     assert len(trainings(plan.cells)) == len(lrs) * len(seeds)
     assert len({place.measurement for place in locations_of(c.config for c in plan.cells)}) == len(plan.cells)
 
