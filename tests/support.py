@@ -14,18 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 from sitkit import cli
 from sitkit.runs import checkpoint
+from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run_folder import RunFolder
 from sitkit.studies import ablate
 from sitkit.studies.status import StudyOutcome
+from sitkit.studies.study import Cell
 from sitkit.training.train import run_training
 
 # Settings of the smallest networks that still have every part.
@@ -235,3 +237,13 @@ def read_csv(folder: Path) -> list[dict[str, str]]:
     """Return the rows of the study's table.csv."""
     with (folder / "studies/study/table.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def trainings(cells: Sequence[Cell]) -> dict[str, Config]:
+    """The distinct trainings of the cells of a study, by identity."""
+    return {training_identity(cell.config): cell.config for cell in cells}
+
+
+def published(cell: Cell) -> float | None:
+    """The published number of a cell."""
+    return cell.reference.number if cell.reference else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 from sitkit.registry.settings_files import experiments
 from sitkit.runs.config.schema import Config
@@ -12,29 +13,20 @@ from sitkit.runs.config.sources import assemble, locate, read_config, read_yaml,
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.studies.cost import Cost, cost_of, obstacles
-from sitkit.studies.status import StudyStatus
+from sitkit.studies.status import CellStatus, StudyStatus
 from sitkit.studies.study import Cell, Refused, Study, StudyFlags, StudyPlan, plan_untrained
 from sitkit.studies.study_file import flags_layer, read_study
 from sitkit.transport.interval import trainable_interval
 
 
-class CellForecast(NamedTuple):
-    """What one cell will do and cost.
+@dataclass(frozen=True)
+class CellForecast(CellStatus):
+    """What one cell will do and cost, and what of it is on disk.
 
-    number to step: as in `CellStatus`.  times: the start and the end of its solve.  singular: why they are not 0 and 1.
-    steps: intervals, with a last step of another kind; None for an adaptive solver, as nfe.  training: the interval of
-    times of its training.
+    times: the start and the end of its solve.  singular: why they are not 0 and 1.  steps: intervals, with a last step of
+    another kind; None for an adaptive solver, as nfe.  training: the interval of times of its training.
     """
 
-    number: int
-    row: str
-    column: str
-    seed: int
-    sample_seed: int
-    run: str
-    measurement: str
-    state: Literal["measured", "trained", "begun", "todo"]
-    step: int
     times: tuple[float, float]
     singular: tuple[str, ...]
     steps: int | None
@@ -119,7 +111,7 @@ def check_plan(plan: StudyPlan) -> CheckReport:
         config = cell.config
         cells.append(
             CellForecast(
-                *status,
+                **vars(status),
                 times=(float(solve.times[0]), float(solve.times[-1]) + solve.last_step),
                 singular=solve.notes,
                 steps=None if solve.nfe is None else len(solve.times) - 1 + bool(solve.last_step),

@@ -80,6 +80,7 @@ def cost_of(config: Config, nfe: int | None) -> Cost:
     weights = FLOAT * network.parameters
     learns = config.backbone.trainable
     half = 0.5 if train.precision == "bf16" else 1
+    activations = round(half * (train.batch // train.accumulate) * (network.learning or 0))
     batch = min(sample.n, sample.batch if _on_gpu(config.run.device) else block_size(shape))
     pixels = math.prod(load_examples(config.data.source()).shape) * (1 if examples.is_image else FLOAT)
     return Cost(
@@ -88,9 +89,7 @@ def cost_of(config: Config, nfe: int | None) -> Cost:
         network.flops,
         None if network.flops is None or not learns else 3 * network.flops * train.batch * train.steps,
         None if network.flops is None or nfe is None else network.flops * nfe * sample.n,
-        None
-        if network.learning is None
-        else weights * (4 + averages) + round(half * (train.batch // train.accumulate) * network.learning),
+        None if network.learning is None else weights * (4 + averages) + activations,
         None if network.drawing is None else weights + batch * network.drawing,
         weights * (3 + averages) * config.run.keep + snapshot_bytes(train, network.parameters) if learns else 0,
         sample.n * pixels if keeps_samples(config, config.metric) else 0,

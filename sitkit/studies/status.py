@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from sitkit.results.study_results import FACTS, CellResult, StudyResults, with_estimates, write_results
 from sitkit.results.table import as_csv, as_latex, as_markdown
@@ -37,7 +37,8 @@ class StudyOutcome:
         return as_markdown(self.results)
 
 
-class CellStatus(NamedTuple):
+@dataclass(frozen=True)
+class CellStatus:
     """What of a cell is on disk.
 
     number: of the cell, from 1.  measurement: the identity of its number; equal for cells that are the same.
@@ -76,10 +77,8 @@ class StudyStatus:
             state = "trained" if finished[place.run] else "begun" if step else "todo"
             if find_measurement(self.runs, place) is not None:
                 state = "measured"
-            seeds = cell.seed, cell.sample_seed
-            statuses.append(
-                CellStatus(number, cell.row, cell.column, *seeds, place.run, place.measurement, state, step)
-            )
+            names = cell.row, cell.column, cell.seed, cell.sample_seed, place.run, place.measurement
+            statuses.append(CellStatus(number, *names, state, step))
         return statuses
 
     def trainings(self) -> dict[str, Config]:
@@ -95,8 +94,8 @@ class StudyStatus:
                     tasks.setdefault(task.key, task)
         # A training comes before its measurements, which come in the order of the cells.
         order = {key: i for i, key in enumerate(tasks)}
-        left = [task for task in tasks.values() if task.kind == "measure" or not task.done]
-        return sorted(left, key=lambda task: order[task.after or task.key])
+        todo = [task for task in tasks.values() if task.kind == "measure" or not task.done]
+        return sorted(todo, key=lambda task: order[task.after or task.key])
 
     def results(self, failed: Mapping[str, str]) -> StudyResults:
         """Return the results of each cell; `failed` holds the reasons of failed tasks by key."""

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator
 
 from sitkit.registry.measures import UNTRAINED
 from sitkit.results.study_results import PublishedNumber
-from sitkit.runs.config.identity import label, training_identity
+from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.sample import plan_solve
@@ -107,11 +107,6 @@ class Cell:
     reference: PublishedNumber | None
     place: str = ""
 
-    @property
-    def paper(self) -> float | None:
-        """The published number."""
-        return self.reference.number if self.reference else None
-
     def refused(self, reason: str) -> Refused:
         """Return the cell as an impossible one."""
         return Refused(self.row, self.column, refused_at(self.place, self.row, self.column, reason))
@@ -169,11 +164,6 @@ def _plan_untrained(sampler: Sampler, spec: SolveSpec) -> Plan | str:
         return plan_solve(sampler, spec, UNTRAINED)
     except UserError as error:
         return str(error)
-
-
-def trainings(cells: Sequence[Cell]) -> dict[str, Config]:
-    """Return the distinct trainings of the cells, by identity."""
-    return {training_identity(cell.config): cell.config for cell in cells}
 
 
 def describe_setting(config: Config, key: str) -> str:

@@ -37,9 +37,8 @@ GROUPS = {"train": TrainSettings, "sample": SampleSettings, "run": RunSettings}
 
 def flags_layer(flags: StudyFlags) -> Layer:
     """Return the settings on top of every cell's that the keyword arguments make."""
-    return flags_to_layer(
-        {"runs": flags.get("runs"), "device": flags.get("device")}, flags.get("settings"), TRAINING_SETTINGS
-    )
+    values = {key: flags.get(key) for key in ("runs", "device")}
+    return flags_to_layer(values, flags.get("settings"), TRAINING_SETTINGS)
 
 
 def read_study(path: Path | str, **flags: Unpack[StudyFlags]) -> StudyPlan:

@@ -1,4 +1,4 @@
-"""Ablations: every cell checked first, nothing done twice, nothing lost, whatever stops the work."""
+"""Studies: every cell is checked first, and nothing is done twice or lost, even if the work is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import BASE, STUDY, call, finish, read_csv, run_study, start, wait, write_study
+from support import BASE, STUDY, call, finish, published, read_csv, run_study, start, trainings, wait, write_study
 
 from sitkit.results.table import format_estimate
 from sitkit.runs.checkpoint import checkpoints
@@ -23,25 +23,24 @@ from sitkit.runs.run_folder import run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.solvers.sampler import SolveSpec
-from sitkit.studies.study import trainings
 from sitkit.studies.study_file import read_study
 from sitkit.studies.tasks import trained
 
 
 def stamps(folder: Path) -> dict[Path, int]:
-    """When each file of the runs was last written."""
+    """Return the time of the last change of each file of the runs."""
     return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the study above, done at one go; not to be written to."""
+    """The folder of a study that was done without interruption; read only."""
     folder = tmp_path_factory.mktemp("whole")
     run_study(write_study(folder))
     return folder
 
 
-def test_one_training_a_model_one_sampling_a_cell(whole: Path) -> None:
+def test_there_is_one_training_for_each_model_and_one_sampling_for_each_cell(whole: Path) -> None:
     rows = read_csv(whole)
     assert [(row["row"], row["column"], row["reference"]) for row in rows] == [
         ("Linear", "3", "1.5"), ("Linear", "6", "2"), ("GVP", "3", ""), ("GVP", "6", ""),
@@ -56,17 +55,17 @@ def test_one_training_a_model_one_sampling_a_cell(whole: Path) -> None:
         assert row["metric"] == "sliced-wasserstein" and row["n"] == "50" and row["failure"] == ""
 
 
-def test_the_table_has_the_paper_s_number_beside_ours(whole: Path) -> None:
+def test_the_table_has_the_published_number_beside_ours(whole: Path) -> None:
     text = (whole / "studies/study/table.md").read_text()
-    told = {
+    means = {
         (row["row"], row["column"]): format_estimate(float(row["value"]), float(row["stderr"]))
         for row in read_csv(whole)
     }
     assert "# Two by two" in text and "| | 3 | 6 |" in text
     (linear,) = [line for line in text.splitlines() if line.startswith("| Linear |")]
     (gvp,) = [line for line in text.splitlines() if line.startswith("| GVP |")]
-    assert told["Linear", "3"] in linear and " [1.5] |" in linear and linear.endswith(" [2] |")
-    assert told["GVP", "3"] in gvp and told["GVP", "6"] in gvp and "[" not in gvp
+    assert means["Linear", "3"] in linear and " [1.5] |" in linear and linear.endswith(" [2] |")
+    assert means["GVP", "3"] in gvp and means["GVP", "6"] in gvp and "[" not in gvp
     assert "50 samples; " in text and "30 steps of 16" in text and "Nobody, 1900" in text
 
 
@@ -77,13 +76,13 @@ def test_a_second_run_does_no_work(whole: Path, tmp_path: Path) -> None:
     second = run_study(study)
     assert stamps(tmp_path) == before
     assert second.results == first.results
-    # And the numbers are those of the other time, to the last digit.
+    # The numbers are those of the other folder, to the last digit.
     assert (
         (tmp_path / "studies/study/table.csv").read_bytes() == table == (whole / "studies/study/table.csv").read_bytes()
     )
 
 
-def test_a_changed_cell_reruns_alone(tmp_path: Path) -> None:
+def test_only_a_changed_cell_runs_again(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     run_study(study)
     before, old = stamps(tmp_path), read_csv(tmp_path)
@@ -112,7 +111,7 @@ def check_kills(whole: Path, folder: Path, kills: int) -> None:
     statuses = []
 
     def written() -> int:
-        # Of files that come and go only those of a checkpoint kept are counted twice at most.
+        # Temporary files count too, but at most one for each checkpoint.
         return len([path for path in (folder / "runs").rglob("*") if path.is_file()])
 
     for number in range(kills):
@@ -124,8 +123,8 @@ def check_kills(whole: Path, folder: Path, kills: int) -> None:
         process.communicate()
         statuses.append(process.returncode)
     assert statuses.count(-9) >= kills - 1, statuses
-    left = finish(start("ablate", "study.yaml", cwd=folder))
-    assert left.status == 0, left.err
+    result = finish(start("ablate", "study.yaml", cwd=folder))
+    assert result.status == 0, result.err
     assert (folder / "studies/study/table.csv").read_bytes() == (whole / "studies/study/table.csv").read_bytes()
     assert {path.name for path in (folder / "runs").iterdir()} == {path.name for path in (whole / "runs").iterdir()}
 
@@ -139,7 +138,7 @@ def test_killed_twenty_times_the_table_is_the_same(whole: Path, tmp_path: Path) 
     check_kills(whole, tmp_path / "killed", kills=20)
 
 
-# What is changed in the study, the line that is at fault, words of the message.
+# A change of the study, the line of the mistake, words of the message.
 IMPOSSIBLE = [
     ("label: GVP", "label: GVP\n    diffusion: kl", 7, "row 'GVP', 3: sampler 'heun' solves the ODE"),
     ("interp: gvp", "interp: gpv", 8, "Did you mean 'gvp'"),
@@ -180,19 +179,19 @@ def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
 
 def test_a_cell_that_fails_is_a_failed_row_and_the_others_complete(tmp_path: Path) -> None:
     study = write_study(tmp_path, STUDY.replace("label: GVP", "label: GVP\n    train: {lr: 1e30}"))
-    left = call("ablate", study, "--runs", tmp_path / "runs")
-    assert left.status == 1 and "Traceback" not in left.err
+    result = call("ablate", study, "--runs", tmp_path / "runs")
+    assert result.status == 1 and "Traceback" not in result.err
     rows = read_csv(tmp_path)
     assert [row["failure"] == "" for row in rows] == [True, True, False, False]
     assert all("The loss became" in row["failure"] and row["value"] == "" for row in rows[2:])
     assert all(float(row["value"]) > 0 for row in rows[:2])
     assert "| GVP | failed | failed |" in (tmp_path / "studies/study/table.md").read_text()
-    assert left.err.count("error: GVP, ") == 2 and "error: Linear" not in left.err
-    # The log that the message names says when it began and why it ended.
-    (log,) = set(re.findall(r"Log: (\S+)", left.err))
+    assert result.err.count("error: GVP, ") == 2 and "error: Linear" not in result.err
+    # The log in the message has the start and the reason of the end.
+    (log,) = set(re.findall(r"Log: (\S+)", result.err))
     began, ended = (tmp_path / log).read_text().splitlines()
     assert began.endswith(" start") and "failed: The loss became" in ended
-    # With a learning rate that works, only that row is done.
+    # With a learning rate that works, only that row runs again.
     before = stamps(tmp_path / "runs" / rows[0]["run"])
     write_study(tmp_path)
     assert call("ablate", study, "--runs", tmp_path / "runs").status == 0
@@ -203,9 +202,9 @@ def test_a_cell_that_fails_is_a_failed_row_and_the_others_complete(tmp_path: Pat
 def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     words = ("ablate", study, "--runs", tmp_path / "runs", "--dry-run")
-    left = call(*words)
-    assert left.status == 0 and "4 cells from 2 trainings" in left.out
-    assert left.out.count("points-linear-velocity-mlp-") == 2 and left.out.count("points-gvp-velocity-mlp-") == 2
+    result = call(*words)
+    assert result.status == 0 and "4 cells from 2 trainings" in result.out
+    assert result.out.count("points-linear-velocity-mlp-") == 2 and result.out.count("points-gvp-velocity-mlp-") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
     cells = json.loads(call(*words, "--json").out)
     assert [(cell["cell"], cell["row"], cell["column"]) for cell in cells] == [
@@ -214,9 +213,9 @@ def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -
     assert len({cell["run"] for cell in cells}) == 2 and {cell["state"] for cell in cells} == {""}
 
 
-def test_a_dry_run_says_what_is_done_already(whole: Path) -> None:
-    left = call("ablate", whole / "study.yaml", "--runs", whole / "runs", "--dry-run", "--json")
-    assert {cell["state"] for cell in json.loads(left.out)} == {"measured"}
+def test_a_dry_run_says_which_cells_are_measured(whole: Path) -> None:
+    result = call("ablate", whole / "study.yaml", "--runs", whole / "runs", "--dry-run", "--json")
+    assert {cell["state"] for cell in json.loads(result.out)} == {"measured"}
 
 
 def test_seeds_give_a_mean_and_its_error(tmp_path: Path) -> None:
@@ -237,7 +236,7 @@ def test_named_columns_cross_with_the_grid(tmp_path: Path) -> None:
     text += "columns:\n  ODE: {sampler: heun}\n  SDE: {sampler: euler-maruyama, diffusion: sigma}\n"
     cells = read_study(write_study(tmp_path, text)).cells
     assert [cell.column for cell in cells[:4]] == ["ODE, 3", "ODE, 6", "SDE, 3", "SDE, 6"] and len(cells) == 8
-    assert [cell.paper for cell in cells[:4]] == [None, None, None, 2]
+    assert [published(cell) for cell in cells[:4]] == [None, None, None, 2]
     assert [c.config.sampler.name for c in cells[:4]] == ["heun"] * 2 + ["euler-maruyama"] * 2
     assert [cell.config.diffusion.name for cell in cells[:4]] == ["zero"] * 2 + ["sigma"] * 2
     assert len(trainings(cells)) == 2
@@ -271,7 +270,7 @@ def test_a_base_may_change_the_study(tmp_path: Path) -> None:
         read_study(study, base="other.yaml")
 
 
-def test_the_command_line_lies_under_the_cells(tmp_path: Path) -> None:
+def test_a_cell_goes_before_the_command_line(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     cells = read_study(study, settings=read_assignments(["train.lr=5e-4", "sampler.steps=99"])).cells
     assert {cell.config.train.lr for cell in cells} == {5e-4}
@@ -304,7 +303,7 @@ def test_a_training_that_is_not_finished_is_not_trained(tmp_path: Path) -> None:
     assert not trained(config)
     newest.unlink()
     assert not trained(config)
-    # Its numbers are there all the same, so nothing calls for it before one of them is gone.
+    # Its numbers still exist, so the study trains only after one of them is removed.
     run_study(study)
     assert not newest.exists()
     shutil.rmtree(newest.parent.parent / "evaluations")
@@ -315,7 +314,7 @@ def test_a_training_that_is_not_finished_is_not_trained(tmp_path: Path) -> None:
     assert trained(config) and newest.read_bytes() == kept
 
 
-def test_each_cell_is_measured_with_the_average_of_the_weights_that_it_names(tmp_path: Path) -> None:
+def test_each_cell_is_measured_with_the_average_that_it_names(tmp_path: Path) -> None:
     study = write_study(
         tmp_path,
         """title: averages

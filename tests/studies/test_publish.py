@@ -1,4 +1,4 @@
-"""A study in MLflow: its trainings below it, their cells below them, told when the tracker is there again."""
+"""A study in MLflow: its trainings are below it, their cells below them; everything is sent once the tracker is up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ columns: {"4": {sampler: {steps: 2}}, "8": {sampler: {steps: 4}}}
 """
 
 
-def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_nested_and_tagged_and_sent_later_if_the_tracker_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "study.yaml").write_text(STUDY)
     words = ("ablate", tmp_path / "study.yaml", "--runs", tmp_path / "runs")
@@ -44,16 +46,16 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    left = call(*words)
-    assert left.status == 0, left.err
-    assert f"MLflow at {address} did not take the run" in left.err
+    result = call(*words)
+    assert result.status == 0, result.err
+    assert f"MLflow at {address} did not take the run" in result.err
     assert (folder / "report.html").is_file() and sync.run_id(folder) is None
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    left = call(*words)
+    result = call(*words)
     # MLflow says by itself that it makes a database, where this is the first one of the process.
-    assert left.status == 0 and "did not take the run" not in left.err, left.err
+    assert result.status == 0 and "did not take the run" not in result.err, result.err
     client = store.make_client(uri)
     runs: dict[str, Any] = {
         r.info.run_id: r for r in client.search_runs([e.experiment_id for e in client.search_experiments()])
@@ -85,38 +87,38 @@ def test_a_study_is_nested_and_tagged_and_caught_up_with(tmp_path: Path, monkeyp
     }
     assert runs[study].data.metrics["cells/done"] == 4
 
-    # Told, it is not told again, and the page is not written again.
+    # Nothing is sent twice, and the report is not written again.
     before = (folder / "report.html").stat().st_mtime_ns, (folder / "metrics.jsonl").read_bytes()
     assert call(*words).status == 0
     assert before == ((folder / "report.html").stat().st_mtime_ns, (folder / "metrics.jsonl").read_bytes())
     assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == 7
 
 
-def test_a_study_is_there_while_it_is_being_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_in_mlflow_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its run is RUNNING, above the training that is done, before the others are; FINISHED at the end."""
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "study.yaml").write_text(STUDY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(Tracker.__init__, "__kwdefaults__", {**INIT, "interval": 0.05})
     client = store.make_client(f"sqlite:///{tmp_path}/mlflow.db")
-    folder, seen = tmp_path / "studies" / "study", []
+    folder, states = tmp_path / "studies" / "study", []
 
     def look(event: Event) -> None:
         # The first samples: one training is done, and the tracker has all the time it wants.
-        if event.stage != "sample" or seen:
+        if event.stage != "sample" or states:
             return
         until = time.monotonic() + 60
-        while not seen and time.monotonic() < until:
+        while not states and time.monotonic() < until:
             study = sync.run_id(folder)
             under = client.search_runs(
                 [e.experiment_id for e in client.search_experiments()], f"tags.`mlflow.parentRunId` = '{study}'"
             )
             if study is not None and under:
-                seen.append((client.get_run(study).info.status, len(under)))
+                states.append((client.get_run(study).info.status, len(under)))
             time.sleep(0.05)
 
     run_study(tmp_path / "study.yaml", settings=read_assignments([f"run.folder={tmp_path / 'runs'}"]), progress=look)
-    assert seen == [("RUNNING", 1)]
+    assert states == [("RUNNING", 1)]
     study = client.get_run(str(sync.run_id(folder)))
     assert study.info.status == "FINISHED" and study.data.metrics["cells/done"] == 4
     assert "report.html" in {a.path for a in client.list_artifacts(study.info.run_id)}

@@ -1,4 +1,4 @@
-"""Studies are read, crossed and checked: every cell once, in order, with the settings that the file says."""
+"""Studies are read, crossed and checked: every cell once, in order, with the settings of the file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
-from support import BASE, STUDY, call, run_study, write_study
+from support import BASE, STUDY, call, run_study, trainings, write_study
 
 from sitkit.registry import spec
 from sitkit.runs.config.identity import final_step, locations_of, sampling_identity, slug, training_identity
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
-from sitkit.studies.study import StudyPlan, trainings
+from sitkit.studies.study import StudyPlan
 from sitkit.studies.study_file import read_study
 
 HERE = tempfile.TemporaryDirectory(prefix="sitkit-studies-")
@@ -41,31 +41,31 @@ STEPS = st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True)
 
 @settings(max_examples=20)
 @given(LRS, STEPS, SEEDS, SEEDS)
-def test_cells_are_rows_by_columns_by_seeds_in_the_file_s_order(
-    lrs: list[float], steps: list[int], seeds: list[int], drawn: list[int]
+def test_cells_are_rows_by_columns_by_seeds_in_the_order_of_the_file(
+    lrs: list[float], steps: list[int], seeds: list[int], sample_seeds: list[int]
 ) -> None:
     rows = [{"label": f"lr {lr}", "train": {"lr": lr}} for lr in lrs]
-    plan = read({"rows": rows, "grid": {"sampler.steps": steps}, "seeds": seeds, "sample_seeds": drawn})
-    told = [(cell.row, cell.column, cell.seed, cell.sample_seed) for cell in plan.cells]
-    assert told == list(itertools.product([f"lr {lr}" for lr in lrs], map(str, steps), seeds, drawn))
+    plan = read({"rows": rows, "grid": {"sampler.steps": steps}, "seeds": seeds, "sample_seeds": sample_seeds})
+    listed = [(cell.row, cell.column, cell.seed, cell.sample_seed) for cell in plan.cells]
+    assert listed == list(itertools.product([f"lr {lr}" for lr in lrs], map(str, steps), seeds, sample_seeds))
     for cell in plan.cells:
         config = cell.config
         assert f"lr {config.train.lr}" == cell.row and config.train.seed == cell.seed
         assert config.sample.seed == cell.sample_seed and str(spec(config.sampler)["steps"]) == cell.column
-    # A training for each row and seed, whatever is drawn of it; a sampling for each cell.
+    # A training for each row and seed; a sampling for each cell.
     assert len(trainings(plan.cells)) == len(lrs) * len(seeds)
     assert len({place.measurement for place in locations_of(c.config for c in plan.cells)}) == len(plan.cells)
 
 
 @settings(max_examples=15)
 @given(LRS, STEPS, SEEDS, SEEDS)
-def test_places_that_share_their_work_are_those_worked_out_alone(
-    lrs: list[float], steps: list[int], seeds: list[int], drawn: list[int]
+def test_the_locations_of_many_cells_are_those_of_each_cell_alone(
+    lrs: list[float], steps: list[int], seeds: list[int], sample_seeds: list[int]
 ) -> None:
     rows = [{"label": f"lr {lr}", "train": {"lr": lr}, "sampler": {"name": "euler-maruyama"}} for lr in lrs]
     rows.append({"label": "raw", "sample": {"weights": "raw"}, "metric": "mmd"})
     columns = {"a": {"sampler": {"t1": None}}, "b": {"guidance": "none", "sample": {"n": 60}}}
-    cells = read({"rows": rows, "columns": columns, "seeds": seeds, "sample_seeds": drawn}).cells
+    cells = read({"rows": rows, "columns": columns, "seeds": seeds, "sample_seeds": sample_seeds}).cells
     for cell, place in zip(cells, locations_of(cell.config for cell in cells), strict=True):
         config = cell.config
         samples = sampling_identity(config, final_step(config))
@@ -75,7 +75,7 @@ def test_places_that_share_their_work_are_those_worked_out_alone(
 
 @settings(max_examples=20)
 @given(st.sets(st.tuples(st.sampled_from("abc"), st.sampled_from(["2", "3", "4"])), min_size=1, max_size=6))
-def test_an_exclusion_takes_out_what_it_names_and_nothing_else(out: set[tuple[str, str]]) -> None:
+def test_an_exclusion_removes_only_the_cells_that_it_names(out: set[tuple[str, str]]) -> None:
     assume(len(out) < 9)
     study = {
         "rows": [{"label": name, "train": {"lr": lr}} for name, lr in zip("abc", (1e-4, 2e-4, 3e-4), strict=True)],
@@ -111,7 +111,7 @@ def test_a_later_layer_wins() -> None:
     assert {cell.config.train.lr for cell in cells} == {0.5}
 
 
-def test_seeds_of_the_command_line_take_the_place_of_the_file_s() -> None:
+def test_seeds_of_the_command_line_replace_those_of_the_file() -> None:
     plan = read({"seeds": [0, 1, 2], "sample_seeds": [5]}, seeds=(7,), sample_seeds=(8, 9))
     assert [(cell.seed, cell.sample_seed) for cell in plan.cells] == [(7, 8), (7, 9)]
 
@@ -129,7 +129,7 @@ def test_a_reference_number_has_its_source_and_setting() -> None:
     assert (b.number, b.source, b.setting) == (2.0, "Them", {"data": "ImageNet", "sample.n": 10})
 
 
-# What a study says wrongly, and words of the refusal.
+# A mistake in a study, and words of the refusal.
 WRONG = [
     ({"show": ["nfee"]}, "show names 'nfee'.*Did you mean 'nfe'"),
     ({"seeds": [0], "set": {}, "rows": [{"train": {"seed": 3}}]}, "train.seed is set here and by the study's seeds"),
@@ -143,7 +143,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("study", "words"), WRONG, ids=[words for _, words in WRONG])
-def test_what_is_wrong_with_a_study_is_said(study: dict[str, Any], words: str) -> None:
+def test_a_mistake_in_a_study_is_named(study: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         read(study)
 
@@ -175,7 +175,7 @@ def test_a_study_may_measure_in_the_features_of_a_classifier(tmp_path: Path) -> 
 
 
 def test_the_command_of_a_study_gives_its_cells_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was given in place of the file's own is in it: seeds, settings of every type, the folder of runs."""
+    """It has everything that replaces a setting of the file: seeds, settings of every type, the folder of runs."""
     monkeypatch.chdir(tmp_path)
     write_study(tmp_path, STUDY)
     over = read_assignments(
@@ -187,10 +187,10 @@ def test_the_command_of_a_study_gives_its_cells_again(tmp_path: Path, monkeypatc
         call(*plan.command[1:], "--dry-run", "--json").out,
         call("ablate", "study.yaml", "--dry-run", "--json").out,
     ]
-    told = [[(c["seed"], c["sample_seed"], c["run"]) for c in json.loads(text)] for text in again]
+    listed = [[(c["seed"], c["sample_seed"], c["run"]) for c in json.loads(text)] for text in again]
     meant = [
         (cell.seed, cell.sample_seed, place.run)
         for cell, place in zip(plan.cells, locations_of(c.config for c in plan.cells), strict=True)
     ]
-    assert told[0] == meant != told[1]
+    assert listed[0] == meant != listed[1]
     assert read_study("study.yaml").command == ("sitkit", "ablate", "study.yaml")

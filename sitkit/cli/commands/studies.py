@@ -92,7 +92,10 @@ def ablate(
 
 def _print_status(status: StudyStatus, json: bool) -> None:
     """Print the cells of a study and what of each is on disk."""
-    rows = [(*cell[:6], cell.state if cell.state in ("measured", "trained") else "") for cell in status.cells()]
+    rows = [
+        (c.number, c.row, c.column, c.seed, c.sample_seed, c.run, c.state if c.state in ("measured", "trained") else "")
+        for c in status.cells()
+    ]
     names = ("cell", "row", "column", "seed", "sample_seed", "run", "state")
     if json:
         return console.as_json([dict(zip(names, row, strict=True)) for row in rows])

@@ -87,7 +87,7 @@ def conclude(study: optuna.Study, evaluator: Evaluator, name: str) -> SearchOutc
     """Confirm the best trials, choose the winner, compare it with the run's own setting, and write the result."""
     trials = study.get_trials(deepcopy=False)
     reference, confirmed = confirm_candidates(candidates(distinct(trials), evaluator), evaluator)
-    winner = choose_winner(confirmed, reference, evaluator.metric.lower_is_better)
+    winner = choose_winner(confirmed, reference.nfe, evaluator.metric.lower_is_better)
     comparison = compare(evaluator, winner, reference)
     counts, refused = tally(trials)
     folder, verdict = evaluator.run.folder, str(comparison["verdict"])
@@ -121,13 +121,10 @@ def _own_setting(evaluator: Evaluator) -> dict[str, Any]:
     return {} if budget is None or spent is None or spent >= budget else evaluator.within_budget({}, budget)
 
 
-def choose_winner(
-    confirmed: Sequence[TrialResult], reference: TrialResult, lower_is_better: bool
-) -> TrialResult | None:
-    """Return the best of the settings that spend at most the evaluations of the reference, or None."""
-    sign = 1 if lower_is_better else -1
-    eligible = [setting for setting in confirmed if setting.nfe <= reference.nfe]
-    return min(eligible, key=lambda setting: sign * setting.estimate.mean, default=None)
+def choose_winner(confirmed: Sequence[TrialResult], nfe: int, lower_is_better: bool) -> TrialResult | None:
+    """Return the best of the settings that spend at most `nfe` evaluations, or None."""
+    eligible = [setting for setting in confirmed if setting.nfe <= nfe]
+    return (min if lower_is_better else max)(eligible, key=lambda setting: setting.estimate.mean, default=None)
 
 
 def compare(evaluator: Evaluator, winner: TrialResult | None, reference: TrialResult) -> dict[str, Any]:
@@ -224,8 +221,7 @@ def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]
         "failed": ends.count("failed"),
         "taken over": len({t.number for t in measured} & {t.number for t in retried}),
     }
-    reasons = (t.user_attrs["reason"] for t in trials if t.user_attrs.get("kind") == "refused")
-    return counts, dict(Counter(reasons))
+    return counts, dict(Counter(t.user_attrs["reason"] for t in trials if t.user_attrs.get("kind") == "refused"))
 
 
 def trials_csv(trials: Sequence[FrozenTrial], evaluator: Evaluator) -> str:

@@ -75,8 +75,7 @@ class Evaluator:
 
     def measure(self, config: Config) -> tuple[float, int, float]:
         """Return the metric, and the evaluations and seconds a sample."""
-        report = self.progress
-        (number,) = measure_run(self.run_with(config), lambda event: report(event) if event.message else None)
+        (number,) = measure_run(self.run_with(config), lambda event: self.progress(event) if event.message else None)
         return number.value, number.nfe, number.record["sampling"]["seconds"] / number.n
 
     def confirm(self, trial: int, chosen: dict[str, Any], seeds: Sequence[int]) -> TrialResult:

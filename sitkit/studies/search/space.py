@@ -262,9 +262,7 @@ def steps_within_budget(config: Config, run: Measures, budget: int) -> int:
     while (spent := cost(steps)) > budget:
         steps = min(steps - 1, steps * budget // spent)
         if steps < 1:
-            raise UserError(
-                f"sampler {config.sampler.name!r} spends more than {budget} evaluations on its fewest steps."
-            )
+            raise UserError(f"sampler {config.sampler.name!r} spends over {budget} evaluations on its fewest steps.")
     while cost(steps + 1) <= budget:
         steps += 1
     return steps

@@ -95,19 +95,18 @@ class ByNumber(optuna.samplers.BaseSampler):
         self._seed = seed
         self._sampler: optuna.samplers.BaseSampler = self._make(0, STARTUP)
 
+    @quiet()
     def _make(self, number: int, startup: int) -> optuna.samplers.BaseSampler:
         seed = int(identity(self._seed, number)[:8], 16)
         # `group` models settings that exist only with some choices apart from the rest.
-        with quiet():
-            return optuna.samplers.TPESampler(
-                n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True
-            )
+        return optuna.samplers.TPESampler(
+            n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True
+        )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         past = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-        repeated = bool(past) and "repeats" in past[-1].user_attrs
-        self._sampler = self._make(trial.number, trial.number + 1 if repeated else STARTUP)
-        self._sampler.before_trial(study, trial)
+        startup = trial.number + 1 if past and "repeats" in past[-1].user_attrs else STARTUP
+        self._sampler = self._make(trial.number, startup)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._sampler.infer_relative_search_space(study, trial)
@@ -119,9 +118,6 @@ class ByNumber(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        self._sampler.after_trial(study, trial, state, values)
 
 
 class EnoughTrials(Exception):

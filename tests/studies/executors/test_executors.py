@@ -1,4 +1,4 @@
-"""Executors: a study divided among processes and machines, none of its parts done twice, none lost, whoever dies."""
+"""Executors divide a study among processes and machines: no task is lost or done twice, even if a process dies."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from sitkit.studies.status import StudyStatus
 from sitkit.studies.study_file import read_study
 from sitkit.studies.tasks import FAILED, Task, failure, note, now
 
-# Long enough to be killed in: about a second of training at a checkpoint every few steps.
+# About a second of training with a checkpoint every few steps: long enough to kill it.
 LONG = BASE.replace("steps: 30", "steps: 300").replace("checkpoint_every: 5", "checkpoint_every: 25")
 
 
-def board(study: Path) -> StudyStatus:
+def status_of(study: Path) -> StudyStatus:
     return StudyStatus(read_study(study, settings=read_assignments([f"run.folder={study.parent / 'runs'}"])))
 
 
 def logged(folder: Path, word: str) -> Counter[str]:
-    """How often each task's log has a word."""
+    """Return how often each task's log has a word."""
     logs = sorted((folder / "runs").glob("*/logs/*.log"))
     lines = {log: [line.split(" ")[3] for line in log.read_text().splitlines() if line.count(" ") >= 3] for log in logs}
     return Counter({str(log.relative_to(folder)): said.count(word) for log, said in lines.items() if word in said})
@@ -53,10 +53,10 @@ def table(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that one process did alone, long enough to be killed in; not to be written to."""
+    """The folder of a study that one process did alone; read only."""
     folder = tmp_path_factory.mktemp("alone")
-    left = call("ablate", write_study(folder, base=LONG), "--runs", folder / "runs")
-    assert left.status == 0, left.err
+    result = call("ablate", write_study(folder, base=LONG), "--runs", folder / "runs")
+    assert result.status == 0, result.err
     return folder
 
 
@@ -74,11 +74,11 @@ def test_two_workers_one_killed_leave_the_table_of_one_process(alone: Path, tmp_
     victim = int(log.read_text().split()[2])
     assert victim != process.pid
     os.kill(victim, signal.SIGKILL)
-    left = finish(process)
-    assert left.status == 0, left.err
-    assert "its process ended with SIGKILL" in left.err and "it is begun again" in left.err
+    result = finish(process)
+    assert result.status == 0, result.err
+    assert "its process ended with SIGKILL" in result.err and "it is begun again" in result.err
     assert table(tmp_path) == table(alone)
-    # The task that was killed began twice, whatever else there is once, and it was two processes that did it.
+    # The task that was killed began twice, every other task once, and two processes did the work.
     twice = {name: times for name, times in logged(tmp_path, "start").items() if times != 1}
     assert list(twice.values()) == [2] and all(name.endswith("train.log") for name in twice)
     assert logged(tmp_path, "died:").keys() == twice.keys()
@@ -105,10 +105,10 @@ def test_ctrl_c_stops_the_workers_after_a_checkpoint_and_the_command_continues(a
     # Both trainings have done a step: before that there is nothing to save.
     wait(process, lambda: sum(file.stat().st_size > 0 for file in tmp_path.glob("runs/*/metrics.jsonl")) == 2)
     process.send_signal(signal.SIGINT)
-    left = finish(process)
-    assert left.status == 130 and "Continue with: sitkit ablate study.yaml --workers 2" in left.err, left.err
-    assert "Traceback" not in left.err + "".join(log.read_text() for log in tmp_path.glob("runs/*/logs/*.log"))
-    # Whoever trained has saved the step that it was at and is gone: nobody holds a lock.
+    result = finish(process)
+    assert result.status == 130 and "Continue with: sitkit ablate study.yaml --workers 2" in result.err, result.err
+    assert "Traceback" not in result.err + "".join(log.read_text() for log in tmp_path.glob("runs/*/logs/*.log"))
+    # Each process that trained has saved its step and ended: no lock is held.
     stopped = logged(tmp_path, "stopped")
     assert stopped and stopped.keys() == {
         name for name in logged(tmp_path, "start") if name not in logged(tmp_path, "done")
@@ -120,7 +120,7 @@ def test_ctrl_c_stops_the_workers_after_a_checkpoint_and_the_command_continues(a
     assert [row["value"] for row in read_csv(tmp_path)] == [row["value"] for row in read_csv(alone)]
 
 
-def test_a_training_that_a_plain_command_is_at_is_left_to_it(tmp_path: Path) -> None:
+def test_a_training_of_another_command_is_left_to_it(tmp_path: Path) -> None:
     config = tiny(tmp_path / "runs", "train.steps=2")
     task = Task("train", config, location_of(config))
     held = FileLock(tmp_path / "runs" / task.place.run / ".lock")
@@ -131,7 +131,7 @@ def test_a_training_that_a_plain_command_is_at_is_left_to_it(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_training_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
+def test_a_training_of_another_process_is_waited_for(tmp_path: Path) -> None:
     """A plain `sitkit train` of a cell's training: the study does the others and comes back to it."""
     study = write_study(tmp_path, base=LONG)
     config = read_study(study).cells[0].config
@@ -142,7 +142,7 @@ def test_a_training_that_another_process_is_at_is_waited_for(tmp_path: Path) -> 
     wait(process, lambda: logged(tmp_path, "done").total() == 3)
     time.sleep(2)
     assert process.poll() is None
-    # The holder dies; what it leaves is continued.
+    # The other process dies; the study continues its training.
     other.kill()
     other.communicate()
     assert finish(process).status == 0
@@ -150,7 +150,7 @@ def test_a_training_that_another_process_is_at_is_waited_for(tmp_path: Path) -> 
 
 
 class Scripted:
-    """An executor whose tasks end as a list says; what it was given is in `given`."""
+    """An executor whose tasks end as a list says; `given` has the names of its tasks."""
 
     def __init__(self, ends: dict[str, list[TaskEnd]]) -> None:
         self.ends, self.given, self.held = ends, [], []
@@ -174,8 +174,8 @@ class Scripted:
         self.closed = True
 
 
-def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path: Path) -> None:
-    tasks = board(write_study(tmp_path)).missing()
+def test_a_task_whose_worker_dies_is_tried_three_times(tmp_path: Path) -> None:
+    tasks = status_of(write_study(tmp_path)).missing()
     first, second = (task for task in tasks if task.kind == "train")
     died = TaskEnd("died", "its process ended with SIGKILL")
     scripted = Scripted({first.name: [died] * 9, second.name: [died]})
@@ -184,7 +184,7 @@ def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path:
     work.do(scripted)
     assert scripted.closed
     assert scripted.given.count(first.name) == 1 + RETRIES and scripted.given.count(second.name) == 2
-    # What waits for it is not begun; the rest is.
+    # Tasks that wait for it do not begin; the others do.
     assert set(scripted.given) == {first.name, second.name, *(t.name for t in tasks if t.after == second.key)}
     assert work.failed == {first.key: "its process ended with SIGKILL, 3 times."}
     assert {s.state for s in work.statuses.values() if first.key in (s.task.key, s.task.after)} == {"failed"}
@@ -192,8 +192,8 @@ def test_a_worker_that_dies_of_its_task_is_given_it_three_times_in_all(tmp_path:
     assert first.path.read_text().count("died: its process ended with SIGKILL") == 3
 
 
-def test_no_measurement_begins_before_its_training_and_what_is_busy_is_come_back_to(tmp_path: Path) -> None:
-    tasks = board(write_study(tmp_path)).missing()
+def test_no_measurement_begins_before_its_training_and_a_busy_task_is_tried_again(tmp_path: Path) -> None:
+    tasks = status_of(write_study(tmp_path)).missing()
     scripted = Scripted({task.name: [TaskEnd("busy")] for task in tasks[:1]})
     Work(tasks).do(scripted)
     for task in tasks:
@@ -204,15 +204,15 @@ def test_no_measurement_begins_before_its_training_and_what_is_busy_is_come_back
     assert Counter(scripted.given) == Counter([task.name for task in tasks] + [tasks[0].name])
 
 
-def test_what_is_done_in_another_folder_of_that_name_is_said_to_be_lost(tmp_path: Path) -> None:
+def test_cells_that_were_done_in_another_folder_of_the_same_name_are_an_error(tmp_path: Path) -> None:
     over = read_assignments([f"run.folder={tmp_path / 'runs'}"])
     with pytest.raises(WorkFailed, match="4 cells were done where .* is another folder"):
         run_study(write_study(tmp_path), settings=over, executor=Scripted({}))
     assert {row["value"] for row in read_csv(tmp_path)} == {""}
 
 
-def test_the_time_left_is_that_of_the_rest_at_the_pace_of_what_is_done(tmp_path: Path) -> None:
-    tasks = board(write_study(tmp_path)).missing()
+def test_the_time_left_follows_from_the_pace_of_finished_tasks(tmp_path: Path) -> None:
+    tasks = status_of(write_study(tmp_path)).missing()
     work = Work(tasks)
     assert work.seconds_left() is None
     train, *measurements = (work.statuses[task.key] for task in tasks[:3])
@@ -227,7 +227,7 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_of_what_is_done(tmp_path:
     assert work.seconds_left() == pytest.approx((1 + 0.125) * 40 + 3 * 4)
 
 
-def test_a_failure_is_not_tried_again_by_another_process_of_the_same_time(tmp_path: Path) -> None:
+def test_a_failure_is_not_tried_again_by_a_process_that_runs_at_the_same_time(tmp_path: Path) -> None:
     config = tiny(tmp_path / "runs", "train.lr=1e30")
     task, since = Task("train", config, location_of(config)), now()
     first = perform(task, since, silent)
@@ -239,7 +239,7 @@ def test_a_failure_is_not_tried_again_by_another_process_of_the_same_time(tmp_pa
     assert perform(task, now(), silent).how == "failed" and task.path.read_text().count(" start\n") == 2
 
 
-def test_what_no_one_foresaw_is_a_failed_task_with_its_traceback_in_the_log(
+def test_an_unexpected_error_is_a_failed_task_with_its_traceback_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(tmp_path / "runs")
@@ -265,22 +265,22 @@ def test_a_folder_that_cannot_be_written_is_a_failed_task(tmp_path: Path) -> Non
 def talk(pipe: connection.Connection) -> None:
     """A worker whose tasks print."""
 
-    def perform_aloud(told: dict[str, str], tell: object) -> TaskEnd:
-        print(told["says"])
+    def perform_aloud(record: dict[str, str], progress: object) -> TaskEnd:
+        print(record["says"])
         return TaskEnd("done")
 
     with mock.patch.object(local, "perform_plain", perform_aloud):
         local._worker_main(pipe, None, 1)
 
 
-def test_what_a_task_prints_is_in_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_task_is_in_its_own_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     worker = context.Process(target=talk, args=(theirs,), daemon=True)
     worker.start()
     theirs.close()
-    for name in ("one", "two"):
+    for name in ("first", "second"):
         ours.send({"log": str(tmp_path / f"{name}.log"), "says": name})
         assert ours.recv() == TaskEnd("done")
         assert (tmp_path / f"{name}.log").read_text() == f"{name}\n"
@@ -298,7 +298,7 @@ def test_the_last_line_of_a_log_is_what_counts(tmp_path: Path) -> None:
     assert failure(log, before) is None
 
 
-def test_gpus_are_dealt_out_where_the_device_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_take_the_gpus_in_turn_if_the_device_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -307,12 +307,12 @@ def test_gpus_are_dealt_out_where_the_device_is_left_open(monkeypatch: pytest.Mo
     assert gpus("cuda") == ["GPU-a", "GPU-b"]
 
 
-def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
+def test_the_live_view_shows_the_state_of_each_cell(tmp_path: Path) -> None:
     study = write_study(tmp_path, STUDY.replace("label: GVP", "label: GVP\n    columns: {'6': {diffusion: kl}}"))
     plan = read_study(study, settings=read_assignments([f"run.folder={tmp_path / 'runs'}"]))
-    seen = StudyStatus(plan)
-    work = Work(seen.missing())
-    view = LiveView(seen, work)
+    status = StudyStatus(plan)
+    work = Work(status.missing())
+    view = LiveView(status, work)
 
     def shown() -> str:
         console = Console(width=120, record=True, file=io.StringIO())
@@ -333,10 +333,10 @@ def test_the_board_shows_where_each_cell_is(tmp_path: Path) -> None:
     assert "cells 0/4 trainings 1/2 1 impossible" in text
 
 
-def test_the_board_shows_names_as_they_are(tmp_path: Path) -> None:
+def test_the_live_view_shows_names_as_they_are(tmp_path: Path) -> None:
     text = "base: base.yaml\nrows: [{label: '[/row]'}]\ncolumns: {'[/column]': {sampler: heun}}\n"
-    seen = board(write_study(tmp_path, text))
-    view = LiveView(seen, Work(seen.missing()))
+    status = status_of(write_study(tmp_path, text))
+    view = LiveView(status, Work(status.missing()))
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(view)
     shown = console.export_text()
@@ -350,16 +350,16 @@ def test_the_board_shows_names_as_they_are(tmp_path: Path) -> None:
         (("--gpus", "1"), "--gpus 1 belongs to --executor ray"),
     ],
 )
-def test_flags_that_cannot_be_are_refused_before_work(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    left = call("ablate", write_study(tmp_path), "--runs", tmp_path / "runs", *words)
-    assert left.status == 2 and message in left.err
+def test_impossible_flags_are_refused_before_work(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    result = call("ablate", write_study(tmp_path), "--runs", tmp_path / "runs", *words)
+    assert result.status == 2 and message in result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
 
 
-def test_torchrun_is_told_what_to_use_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_torchrun_the_error_says_what_to_use_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    left = call("ablate", write_study(tmp_path), "--runs", tmp_path / "runs")
-    assert left.status == 2 and "use --workers" in left.err
+    result = call("ablate", write_study(tmp_path), "--runs", tmp_path / "runs")
+    assert result.status == 2 and "use --workers" in result.err
 
 
 def test_executors_with_nothing_to_do_start_nothing() -> None:
@@ -368,17 +368,17 @@ def test_executors_with_nothing_to_do_start_nothing() -> None:
         assert executor.wait(lambda task, event: None) == []
 
 
-def test_a_ray_cluster_that_is_not_there_is_named_before_any_work(tmp_path: Path) -> None:
+def test_a_ray_cluster_that_cannot_be_reached_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ray://127\.0\.0\.1:9 cannot be reached"):
-        Work(board(write_study(tmp_path)).missing()).do(Ray("ray://127.0.0.1:9"))
+        Work(status_of(write_study(tmp_path)).missing()).do(Ray("ray://127.0.0.1:9"))
     assert not list((tmp_path / "runs").glob("*/logs/*"))
 
 
 @pytest.mark.slow
-def test_a_connected_process_is_told_so_and_news_that_are_gone_stop_nothing(tmp_path: Path) -> None:
+def test_a_connected_process_is_an_error_and_a_lost_queue_stops_nothing(tmp_path: Path) -> None:
     import ray
 
-    tasks = board(write_study(tmp_path)).missing()
+    tasks = status_of(write_study(tmp_path)).missing()
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(UserError, match=r"connected to a Ray cluster already: call ray\.shutdown\(\)"):
@@ -405,9 +405,9 @@ def test_on_ray_with_a_worker_killed_the_table_is_that_of_one_process(alone: Pat
     wait(process, lambda: len(list(logs.glob("*/checkpoints/step-*.safetensors"))) >= 2)
     log = next(log for log in logs.glob("*/logs/train.log") if "done" not in log.read_text())
     os.kill(int(log.read_text().split()[2]), signal.SIGKILL)
-    left = finish(process)
-    assert left.status == 0, left.err
-    assert "it is begun again" in left.err
+    result = finish(process)
+    assert result.status == 0, result.err
+    assert "it is begun again" in result.err
     assert table(tmp_path) == table(alone)
     assert sorted(logged(tmp_path, "start").values()) == [1, 1, 1, 1, 1, 2]
     assert set(logged(tmp_path, "done").values()) == {1}

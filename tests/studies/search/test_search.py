@@ -1,4 +1,4 @@
-"""The search: what it refuses, what it proposes, that nothing is lost or done twice, and that its numbers come again."""
+"""The search: its refusals and proposals; nothing is lost or done twice, and its numbers are reproducible."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ heartbeat: 1
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with the closed-form network of a mixture, sampled by heun with 6 steps."""
     given = {
-        # In space: samples in the plane would each be drawn as a picture.
+        # In three dimensions: of points in the plane each sampling would draw a picture.
         "data": {"name": "gaussian-mixture", "dim": 3, "size": 400},
         "backbone": "exact",
         "sampler": {"name": "heun", "steps": 6},
@@ -74,12 +74,12 @@ def run(made: Path, tmp_path: Path) -> Run:
 
 
 def written(folder: Path, text: str) -> Path:
-    path = folder / "quest.yaml"
+    path = folder / "search.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def trials_of(folder: Path, name: str = "quest") -> list[FrozenTrial]:
+def trials_of(folder: Path, name: str = "search") -> list[FrozenTrial]:
     """The trials in a run's database, or none as long as there is no study."""
     url = f"sqlite:///{folder / 'searches' / f'{name}.db'}"
     try:
@@ -89,36 +89,44 @@ def trials_of(folder: Path, name: str = "quest") -> list[FrozenTrial]:
         return []
 
 
+# The line of the mistake, words of the message, and the file.
+WRONG_KEYS = [
+    (1, "cannot be searched", "space: {train.lr: [1]}"), (1, "Did you mean 'sampler'", "space: {smpler: [heun]}"),
+    (2, "none of the choices", "space:\n  sampler.stps: [3]"),
+    (3, "none of the choices", "space:\n  sampler: [heun]\n  diffusion: [kl]"),
+    (1, "the key `space` is missing or empty: write", "space: {}"),
+    (2, "one of the two", "space:\n  nfe: [4]\n  sampler.steps: [4]"),
+]  # fmt: skip
+WRONG_VALUES = {
+    (2, "Did you mean 'euler'"): "space:\n  sampler: [heun, eulr]",
+    (3, "last_step: .*'tweedie'"): "space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]",
+    **{(2, words): f"space:\n  sampler.steps: {value}" for words, value in [
+        ("below high", "{low: 9, high: 3}"), ("at least 1", "{low: 0, high: 3}"), ("list of choices", "7"), ("no choice", "[]"),
+    ]},
+    (2, "nfe must be whole numbers above 0; got {"): "space:\n  nfe: {low: 3, high: 4.5}",
+    (1, "Did you mean 'frechet'"): "objective: {metric: frechte}\nspace: {nfe: [4]}",
+    (1, "confirm.seeds"): "confirm: {seeds: [1]}\nspace: {nfe: [4]}",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("wrong", "line", "says"),
-    [
-        ("space: {train.lr: [1]}", 1, "cannot be searched"),
-        ("space: {smpler: [heun]}", 1, "Did you mean 'sampler'"),
-        ("space:\n  sampler: [heun, eulr]", 2, "Did you mean 'euler'"),
-        ("space:\n  sampler.stps: [3]", 2, "none of the choices"),
-        ("space:\n  sampler: [heun]\n  diffusion: [kl]", 3, "none of the choices"),
-        ("space:\n  sampler: [euler-maruyama]\n  sampler.last_step: [mean, twedie]", 3, "last_step: .*'tweedie'"),
-        ("space:\n  sampler.steps: {low: 9, high: 3}", 2, "below high"),
-        ("space:\n  sampler.steps: {low: 0, high: 3}", 2, "at least 1"),
-        ("space:\n  sampler.steps: 7", 2, "list of choices"),
-        ("space:\n  sampler.steps: []", 2, "no choice"),
-        ("space:\n  nfe: [4]\n  sampler.steps: [4]", 2, "one of the two"),
-        ("objective: {metric: frechte}\nspace: {nfe: [4]}", 1, "Did you mean 'frechet'"),
-        ("confirm: {seeds: [1]}\nspace: {nfe: [4]}", 1, "confirm.seeds"),
-    ],
+    ("line", "words", "text"), [*WRONG_KEYS, *((*key, text) for key, text in WRONG_VALUES.items())]
 )
-def test_a_wrong_file_is_refused_with_its_line(run: Run, tmp_path: Path, wrong: str, line: int, says: str) -> None:
-    path = written(tmp_path, wrong)
-    with pytest.raises(UserError, match=says) as caught:
+def test_a_wrong_file_is_refused_with_its_line(run: Run, tmp_path: Path, line: int, words: str, text: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UserError, match=words) as caught:
         search(run, path)
-    assert f"quest.yaml:{line}: " in str(caught.value)
+    assert f"search.yaml:{line}: " in str(caught.value)
     assert not (run.folder / "searches").exists()
 
 
-def test_a_file_without_a_space_is_refused(run: Run, tmp_path: Path) -> None:
-    path = written(tmp_path, "spaec: {nfe: [4]}")
-    with pytest.raises(UserError, match=r"quest\.yaml:1: unknown key 'spaec'\. Did you mean 'space'"):
-        search(run, path)
+def test_a_file_without_a_space_says_what_to_write(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"search\.yaml:1: unknown key 'spaec'\. Did you mean 'space'"):
+        search(run, written(tmp_path, "spaec: {nfe: [4]}"))
+    with pytest.raises(
+        UserError, match=r"search\.yaml: the key `space` is missing or empty: write .*`space: \{sampler"
+    ):
+        search(run, written(tmp_path, "trials: 3"))
     assert not (run.folder / "searches").exists()
 
 
@@ -138,7 +146,7 @@ def test_settings_are_in_force_where_they_exist(run: Run) -> None:
 
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4", "euler-maruyama", "stochastic-heun"])
 @pytest.mark.parametrize("guidance", ["none", {"name": "cfg", "interval": [0.2, 0.7]}])
-def test_as_many_steps_as_a_budget_allows(run: Run, sampler: str, guidance: Any) -> None:
+def test_a_budget_gives_the_largest_number_of_steps(run: Run, sampler: str, guidance: Any) -> None:
     config = sampling_config(run.config, layer_of({"sampler": sampler, "guidance": guidance}))
 
     def cost(steps: int) -> int | None:
@@ -157,7 +165,7 @@ def test_a_budget_below_one_step_is_refused(run: Run) -> None:
         steps_within_budget(config, UNTRAINED, 3)
 
 
-def test_the_front_is_what_nothing_beats() -> None:
+def test_no_point_beats_the_front() -> None:
     rng = np.random.default_rng(1)
     points = [(float(v), float(c)) for v, c in rng.integers(0, 12, (60, 2))]
     kept = {points[i] for i in front(points)}
@@ -166,7 +174,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert [points[i][1] for i in front(points)] == sorted(points[i][1] for i in front(points))
 
 
-def test_a_trial_is_proposed_by_its_number_and_the_past() -> None:
+def test_a_proposal_depends_on_the_number_of_the_trial_and_the_past() -> None:
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 
     def proposals(*pieces: int) -> list[float]:
@@ -184,17 +192,17 @@ def test_a_trial_is_proposed_by_its_number_and_the_past() -> None:
     assert len(set(whole)) == 20
 
 
-def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path) -> None:
+def test_a_search_confirms_its_best_trials_and_does_nothing_twice(run: Run, tmp_path: Path) -> None:
     path = written(tmp_path, SPACE)
-    found = search(run, path, trials=12)
+    outcome = search(run, path, trials=12)
     trials = trials_of(run.folder)
-    assert len(distinct(trials)) == 12 == found.counts["measured"]
+    assert len(distinct(trials)) == 12 == outcome.counts["measured"]
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
 
     # Refusals (constant w with a `mean` last step leaves noise) are kept with their reason, and have spent nothing.
     refused = [t for t in trials if t.state == TrialState.PRUNED]
     assert refused and all("noise" in t.user_attrs["reason"] or "unstable" in t.user_attrs["reason"] for t in refused)
-    assert sum(found.refused.values()) == len(refused) == found.counts["refused"]
+    assert sum(outcome.refused.values()) == len(refused) == outcome.counts["refused"]
     sampled = {p.parent.name for p in run.folder.glob("samples/*/record.json")}
     assert all(t.user_attrs.get("sampling") not in sampled for t in refused)
     assert all(t.user_attrs["sampling"] in sampled for t in distinct(trials))
@@ -203,22 +211,22 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     done = distinct(trials)
     assert max(t.values[1] for t in done) <= 24
     best = [done[i].number for i in front([(t.values[0], t.values[1]) for t in done])]
-    assert {m.trial for m in found.confirmed} <= set(best) and found.confirmed[-1].trial == best[-1]
-    assert len(found.confirmed) == min(3, len(best))
+    assert {m.trial for m in outcome.confirmed} <= set(best) and outcome.confirmed[-1].trial == best[-1]
+    assert len(outcome.confirmed) == min(3, len(best))
 
     # The run's own heun with 6 steps may spend the budget too: 12 steps.
-    assert found.reference.nfe == 24 and found.reference.chosen == {"sampler.steps": 12}
-    assert found.winner is not None and found.winner.nfe <= 24
-    assert found.winner.estimate.mean == min(m.estimate.mean for m in found.confirmed)
+    assert outcome.reference.nfe == 24 and outcome.reference.chosen == {"sampler.steps": 12}
+    assert outcome.winner is not None and outcome.winner.nfe <= 24
+    assert outcome.winner.estimate.mean == min(m.estimate.mean for m in outcome.confirmed)
 
-    # The winner's numbers come again from nothing but its preset and the seeds.
+    # The winner's numbers are reproduced from its preset and the seeds alone.
     bare = load(
         shutil.copytree(run.folder, tmp_path / "bare" / run.folder.name, ignore=_bare),
-        settings=read_preset(run.folder, "quest"),
+        settings=read_preset(run.folder, "search"),
     )
     again = [_value(bare, n=200, seed=seed) for seed in (1, 2)]
-    assert again == list(found.winner.values)
-    record = read_json(found.record)
+    assert again == list(outcome.winner.values)
+    record = read_json(outcome.record)
     fresh = [_value(bare, n=200, seed=seed) for seed in (11, 12, 13)]
     assert fresh == record["fresh"]["winner"]["values"]
     gaps = np.subtract(fresh, record["fresh"]["reference"]["values"])
@@ -228,22 +236,22 @@ def test_a_search_finds_confirms_and_is_not_done_twice(run: Run, tmp_path: Path)
     assert record["fresh"]["p"] == pytest.approx(test.pvalue)
     assert (record["fresh"]["low"], record["fresh"]["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
     assert record["beats"] == (test.pvalue <= 0.05 and gaps.mean() < 0)
-    assert ("does not beat" in found.verdict) != record["beats"]
-    assert found.picture.read_bytes()[:4] == b"\x89PNG"
-    assert len(found.table.read_text().splitlines()) == len(trials) + 1
+    assert ("does not beat" in outcome.verdict) != record["beats"]
+    assert outcome.picture.read_bytes()[:4] == b"\x89PNG"
+    assert len(outcome.table.read_text().splitlines()) == len(trials) + 1
 
     # The same command again measures nothing.
     stamps = {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")}
     same = search(run, path, trials=12)
     assert {p: p.stat().st_mtime_ns for p in run.folder.rglob("evaluations/*.json")} == stamps
-    assert len(trials_of(run.folder)) == len(trials) and same.verdict == found.verdict
-    # Asked for more, it goes on where it was.
+    assert len(trials_of(run.folder)) == len(trials) and same.verdict == outcome.verdict
+    # With more trials the search continues.
     assert search(run, path, trials=14).counts["measured"] == 14
     assert [t.params for t in trials_of(run.folder)[: len(trials)]] == [t.params for t in trials]
 
 
 @pytest.mark.parametrize("lower_is_better", [True, False])
-def test_a_tie_is_called_a_win_as_seldom_as_the_test_says(lower_is_better: bool) -> None:
+def test_ties_are_called_wins_at_the_rate_of_the_test(lower_is_better: bool) -> None:
     """Two equal settings on five seeds: 2.5 % of ties are wins. "More than two standard errors" called 5.8 % wins."""
     rng, ties, seeds, config = np.random.default_rng(0), 2000, 5, assemble([Layer({})])
 
@@ -278,14 +286,14 @@ space: {sampler: [euler, heun, dopri5], sampler.grid: [uniform, cosine]}
 screen: {n: 50}
 confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
 """
-    found = search(run, written(tmp_path, text), trials=40)
+    outcome = search(run, written(tmp_path, text), trials=40)
     trials = trials_of(run.folder)
     done = distinct(trials)
-    # Four settings can be had; the rest are repeats, and dopri5, which spends more than 16 evaluations, is refused.
+    # Four settings are possible; the rest repeat them, and dopri5, which spends more than 16 evaluations, is refused.
     assert len(done) == 4 and {t.user_attrs["nfe"] for t in done} == {16}
-    assert len({t.user_attrs["sampling"] for t in done}) == 4 and found.counts["repeated"] > 0
-    assert any("objective.nfe allows 16" in reason for reason in found.refused)
-    assert [m.trial for m in found.confirmed] == [t.number for t in sorted(done, key=lambda t: t.values[0])[:2]]
+    assert len({t.user_attrs["sampling"] for t in done}) == 4 and outcome.counts["repeated"] > 0
+    assert any("objective.nfe allows 16" in reason for reason in outcome.refused)
+    assert [m.trial for m in outcome.confirmed] == [t.number for t in sorted(done, key=lambda t: t.values[0])[:2]]
 
 
 def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +319,7 @@ def wait_for(run: Run, ready: Any) -> list[FrozenTrial]:
         if ready(trials):
             return trials
         time.sleep(0.05)
-    raise AssertionError("the worker did not come so far within a minute")
+    raise AssertionError("the worker was not ready within a minute")
 
 
 def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
@@ -328,12 +336,12 @@ def test_a_killed_worker_loses_nothing(run: Run, tmp_path: Path) -> None:
     kept = len(distinct(before))
     assert len(dead) == 1 and 2 <= kept < 7
 
-    found = search(run, path, trials=7)
+    outcome = search(run, path, trials=7)
     after = trials_of(run.folder)
-    assert found.counts["measured"] == 7 == len(distinct(after))
+    assert outcome.counts["measured"] == 7 == len(distinct(after))
     assert not [t for t in after if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert [t.values for t in distinct(after[: len(before)])] == [t.values for t in distinct(before)]
-    # What the dead was at was taken up again, with the same settings, and ended.
+    # The trial of the dead process was repeated with the same settings, and ended.
     (lost,) = [t for t in after if t.number == dead[0].number]
     assert lost.state == TrialState.FAIL
     (heir,) = [t for t in after if t.system_attrs.get("failed_trial") == lost.number]
@@ -354,20 +362,20 @@ def test_two_processes_share_a_study(run: Run, tmp_path: Path) -> None:
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     done = distinct(trials)
     assert len({t.user_attrs["sampling"] for t in done}) == 7
-    # Both worked: two trials were on the way at once.
+    # Both worked: two trials ran at the same time.
     spans = sorted((t.datetime_start, t.datetime_complete) for t in trials if t.datetime_start and t.datetime_complete)
     assert any(b[0] < a[1] for a, b in itertools.pairwise(spans))
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
-    quest, axes = read_search(written(tmp_path, SPACE), run.config)
-    evaluator = Evaluator(run, quest, axes, silent)
-    study = open_study(evaluator, "quest", None)
+    spec, axes = read_search(written(tmp_path, SPACE), run.config)
+    evaluator = Evaluator(run, spec, axes, silent)
+    study = open_study(evaluator, "search", None)
     objective = TrialObjective(study, evaluator, wanted=2)
     with quiet():
         early = [study.ask() for _ in range(3)]
-    # Two are wanted and two of lower number are on their way; for the second there is only one.
+    # Two are wanted and two of lower number run already; for the second there is only one.
     with pytest.raises(EnoughTrials):
         objective(early[2])
     assert not list(run.folder.glob("samples/*"))
@@ -383,10 +391,12 @@ def test_a_trial_too_many_does_no_work(run: Run, tmp_path: Path) -> None:
         ("{guidance.scal: [1.0, 2.0]}", "none of the choices here. Remove it"),
     ],
 )
-def test_a_misspelt_field_is_told_what_the_choices_have(run: Run, tmp_path: Path, space: str, near: str) -> None:
-    (tmp_path / "quest.yaml").write_text(f"space: {space}\n")
-    with pytest.raises(UserError, match=f"quest.yaml:1: .* is a setting of .*{near}"):
-        read_search(tmp_path / "quest.yaml", run.config)
+def test_a_misspelt_field_gets_the_nearest_field_of_the_choices(
+    run: Run, tmp_path: Path, space: str, near: str
+) -> None:
+    (tmp_path / "search.yaml").write_text(f"space: {space}\n")
+    with pytest.raises(UserError, match=f"search.yaml:1: .* is a setting of .*{near}"):
+        read_search(tmp_path / "search.yaml", run.config)
 
 
 def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> None:
@@ -408,7 +418,7 @@ def test_a_preset_is_read_back_and_refused_by_name(run: Run, tmp_path: Path) -> 
         read_preset(run.folder, "odd")
 
 
-def test_the_search_that_comes_with_sitkit_is_right() -> None:
+def test_the_search_of_the_experiments_is_valid() -> None:
     given = {"backbone": "sit-xs/2", "sampler": {"name": "heun", "steps": 25}}
-    quest, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
-    assert quest.objective.nfe == 50 and {axis.key for axis in axes} == set(quest.space)
+    spec, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
+    assert spec.objective.nfe == 50 and {axis.key for axis in axes} == set(spec.space)
