@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
-from sitkit.registry.plugin import BrokenPlugin, Plugin, broken, installed, left_out, loaded, loading
+from sitkit.registry.plugin import BrokenPlugin, Plugin, broken, installed, left_out, loaded, loaders, loading
 from sitkit.registry.registry import registries
 from sitkit.registry.settings_files import register_files, settings_files
 from sitkit.runtime.errors import UserError, suggest
@@ -114,4 +114,4 @@ def _withdraw(plugin: Plugin) -> None:
         table.withdraw(plugin)
 
 
-loading.load = load_plugins
+loaders.append(load_plugins)

@@ -1,6 +1,6 @@
 """Plugins: installed packages that extend sitkit, and the state of their loading.
 
-`sitkit.registry.loading` sets the function that loads them; registries call `ensure_loaded` before they look up a name.
+`sitkit.registry.loading` adds the function that loads them; registries call `ensure_loaded` before they look up a name.
 """
 
 from __future__ import annotations
@@ -57,16 +57,15 @@ class Loading:
         lock: held during loading.
         started: whether loading has begun.
         current: the plugin that is being imported.
-        load: the function that loads everything once.
     """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     started: bool = False
     current: Plugin | None = None
-    load: Callable[[], None] = lambda: None
 
 
 loading = Loading()
+loaders: list[Callable[[], None]] = []
 installed: list[Plugin] = []
 loaded: dict[str, Plugin] = {}
 broken: list[BrokenPlugin] = []
@@ -83,4 +82,5 @@ def owner(module: str) -> Plugin | None:
 
 def ensure_loaded() -> None:
     """Load the built-in components and the installed plugins, once."""
-    loading.load()
+    for load in loaders:
+        load()

@@ -35,7 +35,7 @@ class Order:
     Args:
         sampler, interpolant, target: names of the components.
         declared: the order that the sampler declares.
-        observed: the order measured with the three.
+        observed: the measured order.
     """
 
     sampler: str
