@@ -147,13 +147,9 @@ class Page:
         """Return the page as one file without references to other files."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        environment = Environment(
-            loader=PackageLoader("sitkit.results.report", "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        loader = PackageLoader("sitkit.results.report", "templates")
+        blocks = {"trim_blocks": True, "lstrip_blocks": True}
+        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
         shown = [section for section in self.sections if section.parts]
         return environment.get_template("page.html").render(page=self, sections=shown)
 

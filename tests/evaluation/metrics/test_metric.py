@@ -512,12 +512,12 @@ def test_statistics_in_a_file_take_the_place_of_the_reference(tmp_path: Path) ->
     np.savez(tmp_path / "wrong.npz", mu=mean, sigma=covariance[:2])
     np.savez(tmp_path / "objects.npz", mu=np.array([{}]), sigma=covariance)
     for name, message in (
-        ("none.npz", "no such file"), ("part.npz", "has no sigma; it has mu"), ("wrong.npz", "are no Gaussian"),
+        ("none.npz", "no such file"), ("part.npz", "has no sigma; it has mu"), ("wrong.npz", "are not mean and covariance"),
         ("objects.npz", "is not an .npz of plain arrays"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             Frechet(reference=str(tmp_path / name)).compare(x, x)
-    with pytest.raises(UserError, match="statistics of 4 features and pixels gives 3"):
+    with pytest.raises(UserError, match="statistics of 4 features, and pixels gives 3"):
         metric.compare(x[:, :3], x[:, :3])
 
 
