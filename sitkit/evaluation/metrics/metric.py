@@ -98,9 +98,7 @@ class FeatureMetric(Metric):
         """Compare the features of samples with the features of a reference set.
 
         Args:
-            samples: (n, *shape); images are NCHW in [-1, 1].
-            reference: (m, *shape), of the same shape.
-            seed: seed of the resamples and subsets of a metric that needs them.
+            samples, reference, seed: as in `Metric.measure`.
 
         Returns:
             The value, its standard error and caveats.
@@ -131,7 +129,7 @@ class FeatureMetric(Metric):
         Args:
             samples: features of the samples, (n, d), float64 on the CPU.
             reference: features of the reference, (m, d), float64 on the CPU.
-            seed: seed of the resamples and subsets of a metric that needs them.
+            seed: as in `measure`.
 
         Returns:
             The value, its standard error and caveats.

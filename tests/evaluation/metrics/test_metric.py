@@ -595,7 +595,7 @@ def test_numbers_equal_torchmetrics() -> None:
 
 def test_inception_score_of_known_laws() -> None:
     sure = 50 * torch.nn.functional.one_hot(torch.arange(60) % 6).double()
-    # Sure of each and all classes alike: the number of classes.  One class, or no idea: 1.
+    # Certain predictions of all classes equally often: the number of classes. One class, or uniform predictions: 1.
     assert inception_score(sure) == (pytest.approx(6, rel=1e-12), pytest.approx(0, abs=1e-9))
     assert inception_score(sure[:1].expand(60, -1))[0] == pytest.approx(1, rel=1e-12)
     assert inception_score(torch.zeros(60, 6))[0] == pytest.approx(1, rel=1e-12)
