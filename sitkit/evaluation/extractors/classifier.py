@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from sitkit.data.stream import batch
 from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, fingerprint
 from sitkit.registry import extractors, spec
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import load_tensors, save_tensors
 
@@ -49,12 +49,10 @@ class RunClassifier(Extractor):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}.")
+        require_at_least(1, steps=self.steps)
+        require_at_least(0, seed=self.seed)
         if self.width < 8 or self.width % 8:
             raise ValueError(f"width must be a multiple of 8; got {self.width}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
 
     def require(self, data: Examples | None) -> None:
         if data is None or not data.num_classes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, generator
 from sitkit.registry import metrics
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +46,7 @@ class MMD(FeatureMetric):
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
         if not self.widths or not all(0 < width < math.inf for width in self.widths):
             raise ValueError(f"widths must be positive and finite, at least one; got {self.widths}.")
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1; got {self.block}.")
+        require_at_least(1, block=self.block)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         scale = rms_distance(reference) if self.scale is None else self.scale
@@ -83,9 +82,9 @@ class KID(FeatureMetric):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        for name, least in (("degree", 1), ("subsets", 0), ("size", 2), ("block", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        require_at_least(1, degree=self.degree, block=self.block)
+        require_at_least(0, subsets=self.subsets)
+        require_at_least(2, size=self.size)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement
 from sitkit.registry import metrics
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,7 @@ class Neighbourhoods(FeatureMetric):
     k: int = 3
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k must be at least 1; got {self.k}.")
+        require_at_least(1, k=self.k)
 
 
 @final

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, bootstrap_error, generator, require_resamples
 from sitkit.registry import metrics
+from sitkit.runtime.errors import require_at_least
 
 # Directions in memory at once, so that memory does not grow with `projections`.
 DIRECTIONS_AT_ONCE = 32
@@ -38,8 +39,7 @@ class SlicedWasserstein(FeatureMetric):
     bootstrap: int = 0
 
     def __post_init__(self) -> None:
-        if self.projections < 1:
-            raise ValueError(f"projections must be at least 1; got {self.projections}.")
+        require_at_least(1, projections=self.projections)
         require_resamples(self.bootstrap)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
