@@ -1,4 +1,4 @@
-"""Pictures of components: what a formula looks like."""
+"""Plots of components."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ PLOTTED = ("constant", "sigma", "decreasing", "increasing-decreasing", "kl")
 
 
 def draw_component(component: Component, path: Path, interps: Sequence[str] = ()) -> bool:
-    """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form truth; False for other kinds.
+    """Plot an interpolant, a diffusion, a grid, or a sampler's paths to closed-form samples; False for other kinds.
 
-    interps: the interpolants on which a diffusion is shown, all where none is named.
+    interps: the interpolants with which a diffusion is shown; by default all.
     """
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
     if isinstance(component, Diffusion | Timestep) and component.bind(UNTRAINED) is not component:
@@ -43,14 +43,8 @@ def draw_component(component: Component, path: Path, interps: Sequence[str] = ()
             Curve(name, t, component.w(t, interpolants.create(name).coefficients(t)))
             for name in interps or interpolants.names()
         ]
-        plots.curves(
-            curves,
-            path,
-            title=f"w(t) of {component.name}",
-            xlabel="t (0 noise, 1 data)",
-            ylabel="w (variance per unit time)",
-            reach=REACH,
-        )
+        title, ylabel = f"w(t) of {component.name}", "w (variance per unit time)"
+        plots.curves(curves, path, title=title, xlabel="t (0 noise, 1 data)", ylabel=ylabel, reach=REACH)
     elif isinstance(component, Timestep):
         curves = [Curve("t(u)", t, component.map(t)), Curve("uniform", t, t)]
         plots.curves(curves, path, title=f"grid {component.name}", xlabel="u = i / steps", ylabel="t (0 noise, 1 data)")
@@ -59,9 +53,9 @@ def draw_component(component: Component, path: Path, interps: Sequence[str] = ()
         ideal = Field(Exact(law, path_of, Velocity()), path_of, Velocity())
         keys = sample_keys(0, torch.arange(400))
         start = normal(keys, (2,), INITIAL)
-        drawn = component.sample(ideal, start, seeds=keys, trajectory=True)
-        title = f"{component.name} on three Gaussians, linear, {drawn.nfe} evaluations"
-        plots.scatter(drawn.x, sample_law(law, 1000, 1)[0], path, drawn.trajectory, title)
+        sample = component.sample(ideal, start, seeds=keys, trajectory=True)
+        title = f"{component.name} on three Gaussians, linear, {sample.nfe} evaluations"
+        plots.scatter(sample.x, sample_law(law, 1000, 1)[0], path, sample.trajectory, title)
     else:
         return False
     return True

@@ -20,7 +20,7 @@ GAP = 2
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """round((x + 1) * 127.5) clamped to 0..255, halves to even (`ROUNDING`): (n, c, h, w) in [-1, 1] -> (n, h, w, c).
+    """Return images (n, c, h, w) in [-1, 1] as uint8 (n, h, w, c): round((x + 1) * 127.5), halves to even (`ROUNDING`).
 
     Raises WorkFailed for values that are not finite.
     """
@@ -34,16 +34,19 @@ def to_uint8(x: Tensor) -> np.ndarray:
 
 
 def image_grid(
-    images: np.ndarray,
-    path: Path | str,
-    columns: int,
-    scale: int | None = None,
-    row_labels: list[str] | None = None,
+    images: np.ndarray, path: Path | str, columns: int, scale: int | None = None, row_labels: list[str] | None = None
 ) -> None:
-    """A PNG of images (n, h, w, 1 or 3) uint8, `columns` a row, each pixel scale x scale, labels left of the rows.
+    """Write images (n, h, w, 1 or 3) uint8 as a PNG with `columns` images per row.
 
-    scale: unset, cells come near 48 pixels and are never made smaller.  Raises ValueError for another shape or type, or
-    for labels that are not one a row.
+    Args:
+        images: the images.
+        path: the file.
+        columns: images per row.
+        scale: each pixel becomes scale x scale pixels; by default cells have about 48 pixels and are never reduced.
+        row_labels: a label at the left of each row.
+
+    Raises:
+        ValueError: another shape or type, or a wrong number of labels.
     """
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
@@ -77,9 +80,9 @@ def image_grid(
 
 
 def image_sheet(images: np.ndarray, columns: int, most: int = 96) -> bytes:
-    """Images (n, h, w, 1 or 3) uint8, `columns` a row, as the bytes of one small picture for a page.
+    """Return images (n, h, w, 1 or 3) uint8, `columns` per row, as the bytes of a small picture for a page.
 
-    PNG at one pixel a pixel, for the page to enlarge; images wider than `most` pixels are made smaller, as WebP.
+    Small images are a PNG without scaling, which the page enlarges; images above `most` pixels are reduced, as WebP.
     """
     import io
 
@@ -95,10 +98,10 @@ def image_sheet(images: np.ndarray, columns: int, most: int = 96) -> bytes:
     canvas = Image.new("RGBA", (columns * tile[0] - gap, rows * tile[1] - gap), (0, 0, 0, 0))
     for i, image in enumerate(np.broadcast_to(images, (n, h, w, max(3, channels)))):
         row, column = divmod(i, columns)
-        one = Image.fromarray(np.ascontiguousarray(image))
-        canvas.paste(
-            one if small else one.resize(size[::-1], Image.Resampling.LANCZOS), (column * tile[0], row * tile[1])
-        )
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        if not small:
+            picture = picture.resize(size[::-1], Image.Resampling.LANCZOS)
+        canvas.paste(picture, (column * tile[0], row * tile[1]))
     file = io.BytesIO()
     if small:
         canvas.save(file, format="PNG", optimize=True)
@@ -108,7 +111,7 @@ def image_sheet(images: np.ndarray, columns: int, most: int = 96) -> bytes:
 
 
 def smaller(path: Path | str, width: int) -> bytes:
-    """A picture on disk, at most `width` pixels wide, as the bytes of a WebP."""
+    """Return a picture on disk, reduced to at most `width` pixels, as the bytes of a WebP."""
     import io
 
     from PIL import Image
@@ -121,7 +124,7 @@ def smaller(path: Path | str, width: int) -> bytes:
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture in pixels."""
+    """Return width and height of a picture in pixels."""
     import io
 
     from PIL import Image

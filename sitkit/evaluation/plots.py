@@ -1,7 +1,7 @@
-"""Pictures: sample grids by PIL, plots by matplotlib's object API (no pyplot state).
+"""Plots, with matplotlib's object API (no pyplot state).
 
-A file is written whole or not at all.  Every plot is 8 inches wide, so that its 10-point type reads well at 800 pixels.
-Colours are Okabe and Ito's (2008), which colour-blind readers can tell apart.
+Files are written atomically. Every plot is 8 inches wide, so that 10-point type is readable at 800 pixels. The colours
+are those of Okabe and Ito (2008), which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_PATHS = 48
 
 
 class Curve(NamedTuple):
-    """A named line of values against x, with a standard error a point where there is one.  NaN and Inf are gaps."""
+    """A named line of values against x, with optional standard errors. NaN and infinity are gaps."""
 
     label: str
     x: Numbers
@@ -39,15 +39,11 @@ class Curve(NamedTuple):
 
 
 def scatter(
-    samples: Tensor,
-    reference: Tensor | None,
-    path: Path | str,
-    trajectories: Tensor | None = None,
-    title: str = "",
+    samples: Tensor, reference: Tensor | None, path: Path | str, trajectories: Tensor | None = None, title: str = ""
 ) -> None:
-    """Samples (n, 2), over reference points (m, 2) if there are any; beside them trajectories (times, n, 2) of some, if given.
+    """Plot samples (n, 2) over reference points (m, 2), and beside them trajectories (times, n, 2) of some samples.
 
-    The view holds the reference and 98% of the samples; the title says how many lie outside it.
+    The view contains the reference and 98% of the samples; the title has the number of samples outside the view.
     """
     import numpy as np
 
@@ -87,9 +83,9 @@ def scatter(
 
 
 def interpolant(component: Interpolant, path: Path | str, w: Sequence[Curve] = ()) -> None:
-    """alpha and sigma, their rates, and, if given, curves of diffusion coefficients w, against t.
+    """Plot alpha and sigma, their rates, and optionally curves of diffusion coefficients w, against t.
 
-    Values that diverge at an end leave the view there instead of flattening the rest.
+    Values that diverge at an end leave the view, so that the other values stay visible.
     """
     import torch
 
@@ -127,10 +123,14 @@ def curves(
     logy: bool = False,
     reach: float | None = None,
 ) -> None:
-    """Lines of values against x with their standard errors: loss, w(t), a metric against NFE.
+    """Plot curves with their standard errors: losses, w(t), a metric against NFE. Short curves show their points.
 
-    Short curves show their points.  reach: the view ends at this multiple of the largest 90% quantile of the curves,
-    so that a curve that diverges at an end does not flatten the others.  Raises ValueError where there is nothing to draw.
+    Args:
+        series: the curves, at least one.
+        path: the file of the plot.
+        title, xlabel, ylabel: its texts.
+        logx, logy: whether an axis is logarithmic.
+        reach: the view ends at this multiple of the largest 90% quantile of the curves; None: no limit.
     """
     import numpy as np
 
@@ -157,7 +157,7 @@ def heatmap(
     title: str = "",
     unit: str = "",
 ) -> None:
-    """A coloured table (rows, columns), each cell with its number; NaN shows a dash on grey, None (no such cell) nothing."""
+    """Plot a coloured table (rows, columns) with numbers; NaN is a dash on grey, None (no such cell) is empty."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -194,7 +194,7 @@ def heatmap(
 
 
 def canvas(panels: int, size: tuple[float, float], *, stacked: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with its panels side by side or stacked, thin spines, no state outside it."""
+    """Return a figure and its panels, side by side or stacked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=PAPER)
@@ -233,23 +233,23 @@ def draw_curves(ax: Axes, series: Sequence[Curve], *, logx: bool = False, logy: 
 
 
 def dots(ax: Axes, points: np.ndarray, colour: str, label: str | None = None) -> None:
-    """Points of a scatter."""
+    """Draw the points of a scatter plot."""
     ax.plot(*points.T, ".", color=colour, markersize=4, alpha=0.6, markeredgewidth=0, label=label)
 
 
 def heading(ax: Axes, text: str) -> None:
-    """The title of one panel."""
+    """Set the title of a panel."""
     ax.set_title(text, fontsize=11, color=INK, loc="left", parse_math=False)
 
 
 def label_axes(ax: Axes, x: str, y: str) -> None:
-    """What the axes show."""
+    """Set the labels of the axes."""
     ax.set_xlabel(x, fontsize=10, color=INK, parse_math=False)
     ax.set_ylabel(y, fontsize=10, color=INK, parse_math=False)
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Numbers as people write them, 20 and 0.4, not 2 x 10^1 and 4e-01, also between powers of ten where the axis is short."""
+    """Label a logarithmic axis with 20 and 0.4, not 2 x 10^1 and 4e-01; a short axis also between powers of ten."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
@@ -262,27 +262,27 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def window(truth: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a view that holds the truth (m, 2) and all but the extreme 2% of the points (n, 2)."""
+    """Return the corners of a view with the truth (m, 2) and all but the extreme 2% of the points (n, 2)."""
     import numpy as np
 
-    seen = points[np.isfinite(points).all(1)]
-    inner = np.quantile(seen, (0.01, 0.99), axis=0) if len(seen) else truth[:1].repeat(2, axis=0)
+    inside = points[np.isfinite(points).all(1)]
+    inner = np.quantile(inside, (0.01, 0.99), axis=0) if len(inside) else truth[:1].repeat(2, axis=0)
     low, high = np.minimum(truth.min(0), inner[0]), np.maximum(truth.max(0), inner[1])
     pad = 0.06 * np.maximum(high - low, 1e-6).max()
     return low - pad, high + pad
 
 
 def square(view: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The view widened about its centre, so that two panels of different extent keep one shape."""
+    """Return the view widened to a square about its centre, so that panels of different extent have one shape."""
     low, high = view
     centre, half = (low + high) / 2, (high - low).max() / 2
     return centre - half, centre + half
 
 
 def limits(series: Sequence[Curve]) -> tuple[float, float]:
-    """Limits for y that hold the inner 96% of each curve, but no more than twice the reach of the median curve.
+    """Return limits for y with the inner 96% of each curve, but at most twice the reach of the median curve.
 
-    One value that diverges at an end, or one curve that does (w^KL), so leaves the view without flattening the rest.
+    Values that diverge at an end, and a curve that does (w^KL), leave the view, so that the others stay visible.
     """
     import numpy as np
 
@@ -294,7 +294,7 @@ def limits(series: Sequence[Curve]) -> tuple[float, float]:
 
 
 def finite(x: Any) -> np.ndarray:
-    """Numbers as float64 with NaN for what is not finite, which matplotlib leaves out."""
+    """Return numbers as float64, with NaN, which matplotlib leaves out, in place of infinity."""
     import numpy as np
 
     values = as_array(x)
@@ -302,20 +302,20 @@ def finite(x: Any) -> np.ndarray:
 
 
 def as_array(x: Any) -> np.ndarray:
-    """Numbers of any kind, tensors on any device included, as float64."""
+    """Return numbers or a tensor on any device as a float64 array."""
     import numpy as np
 
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """The figure as a PNG, whole or not at all."""
+    """Write the figure as a PNG, atomically."""
     with replacing(Path(path)) as fresh:
         figure.savefig(fresh, format="png")
 
 
 def vector(figure: Figure) -> str:
-    """The figure as SVG with its text as text, the same for the same figure."""
+    """Return the figure as SVG, with text as text; equal figures give equal SVG."""
     import io
 
     from matplotlib import rc_context

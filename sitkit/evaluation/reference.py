@@ -1,9 +1,9 @@
-"""What samples are compared with: a run's data as an extractor sees them, computed once for all runs of one root.
+"""The reference set of the metrics: features of a data set, computed once for all runs of a folder.
 
 runs/references/<hash>.safetensors      features, for an extractor that is a network
 runs/references/halves-<hash>.json      a metric between two halves of the data
 
-A hash is of the data's fingerprint, the extractor's and the number of examples, so that a file is never out of date.
+A hash covers the fingerprints of the data and the extractor and the number of examples, so a file is never out of date.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,19 +31,18 @@ from sitkit.runtime.tensors import load_tensors, save_tensors
 
 # Maximum number of reference examples; larger data sets are subsampled with a fixed seed.
 MAX_REFERENCE = 100_000
-PART = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The examples of a data set as a reference.  folder: the cache of features and statistics."""
+    """The examples of a data set as a reference set. `folder` is the cache of its features."""
 
     data: Examples
     folder: Path
 
     @functools.cached_property
     def index(self) -> np.ndarray:
-        """Return the indices of the reference examples: all, or MAX_REFERENCE at random."""
+        """The indices of the reference examples: all, or MAX_REFERENCE at random."""
         n = len(self.data)
         if n <= MAX_REFERENCE:
             return np.arange(n)
@@ -52,35 +50,37 @@ class Reference:
 
     @property
     def n(self) -> int:
-        """How many examples it is."""
+        """The number of reference examples."""
         return len(self.index)
 
     def x(self) -> Tensor:
-        """The examples themselves, (n, *shape) float32."""
+        """Return the examples, (n, *shape) float32."""
         return self.data.read(self.index)
 
     def features(self, extraction: Extraction, learnt: bool, progress: Progress = silent) -> Mapping[str, Tensor]:
-        """Every output of an extractor for the reference; kept in a file if a network computes it.
+        """Return every output of an extractor for the reference; several processes share the work.
 
-        Several processes share the work.
+        learnt: whether a network computes the outputs, so that they are stored in a file.
         """
         return _features(self, extraction, progress) if learnt else extraction(self.x())
 
     def halves(self, metric: Metric, extraction: Extraction | None, learnt: bool) -> float | None:
-        """The metric between two random halves of the reference, None where there is no such thing or they are not here."""
+        """Return the metric between two random halves of the reference; None for a metric without halves, or without data."""
         if not metric.has_halves or not self.n:
             return None
-        seen = extraction.fingerprint if extraction else ""
-        path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, seen, self.n)}.json"
+        features = extraction.fingerprint if extraction else ""
+        path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, features, self.n)}.json"
         if not path.is_file():
             if isinstance(metric, FeatureMetric) and extraction is not None:
                 parts = random_halves(self.features(extraction, learnt)[metric.reads], 0)
                 value = metric.value(*(part.double() for part in parts))
             else:
                 value = metric.halves(self.x()).value
-            told = {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n}
-            write_json(path, told)
+            write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n})
         return float(read_json(path)["value"])
+
+
+PART = 2048
 
 
 def _features(reference: Reference, extraction: Extraction, progress: Progress) -> Mapping[str, Tensor]:
@@ -100,9 +100,9 @@ def _features(reference: Reference, extraction: Extraction, progress: Progress) 
         divide_work(count, lambda i: path.is_file() or part(i).is_file(), make, parts)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
-                every = [load_tensors(part(i))[1] for i in range(count)]
-                joined = {name: torch.cat([one[name] for one in every]) for name in extraction.outputs}
-                told: dict[str, Any] = {"data": data.fingerprint, "features": extraction.fingerprint, "n": len(index)}
-                save_tensors(path, joined, told)
+                outputs = [load_tensors(part(i))[1] for i in range(count)]
+                joined = {name: torch.cat([output[name] for output in outputs]) for name in extraction.outputs}
+                record = {"data": data.fingerprint, "features": extraction.fingerprint, "n": len(index)}
+                save_tensors(path, joined, record)
             shutil.rmtree(parts, ignore_errors=True)
     return load_tensors(path)[1]

@@ -85,23 +85,17 @@ def explain_number(number: NamedEvaluation) -> Explanation:
         commands["number"] = shlex.join(record["command"])
     if number.study is not None:
         commands["study"] = shlex.join(read_results(number.study).command)
+    recorded = ("value", "stderr", "halves", "n", "nfe", "seeds", "checkpoint", "rounding")
     return Explanation(
-        number.name,
-        str(number.path),
-        number.metric,
-        record["value"],
-        record["stderr"],
-        record["halves"],
-        record["n"],
-        record["nfe"],
-        record["seeds"],
-        {"fingerprint": record["data"], "reference": record["reference"], "features": record["features"]},
-        record["checkpoint"],
-        {key: value for key, value in sampling["recipe"].items() if key != "step"} | {"metric": record["metric"]},
-        record["rounding"],
-        stages,
-        _plugins(stages),
-        commands,
+        name=number.name,
+        path=str(number.path),
+        metric=number.metric,
+        data={"fingerprint": record["data"], "reference": record["reference"], "features": record["features"]},
+        settings={k: v for k, v in sampling["recipe"].items() if k != "step"} | {"metric": record["metric"]},
+        stages=stages,
+        plugins=_plugins(stages),
+        commands=commands,
+        **{key: record[key] for key in recorded},
     )
 
 

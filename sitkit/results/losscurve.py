@@ -44,14 +44,8 @@ def draw_loss_curves(runs: Sequence[Run], path: Path) -> list[Curve]:
         Curve(name, *(list(column) for column in zip(*velocity_losses(run), strict=True)))
         for name, run in zip(names, runs, strict=True)
     ]
-    plots.curves(
-        curves,
-        path,
-        title="velocity loss of held-out data",
-        xlabel="t (0 noise, 1 data)",
-        ylabel="L_t = E |v_theta - v|^2 (summed over dimensions)",
-        logy=True,
-    )
+    title, ylabel = "velocity loss of held-out data", "L_t = E |v_theta - v|^2 (summed over dimensions)"
+    plots.curves(curves, path, title=title, xlabel="t (0 noise, 1 data)", ylabel=ylabel, logy=True)
     return curves
 
 

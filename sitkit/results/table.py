@@ -47,6 +47,22 @@ class TableCell(NamedTuple):
         return self.sort if self.sort is not None else self.text
 
 
+def number(value: Any, digits: int = 4) -> str:
+    """Return a number for people; a dash for None."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
+    return f"{value:.{digits}g}"
+
+
+def number_cell(value: Any, digits: int = 4) -> TableCell:
+    """Return a cell with a number; a dash for None."""
+    return TableCell(number(value, digits), value)
+
+
 class Grid(NamedTuple):
     """A table for people: title, names of the columns, for each row its name and its cells, and notes."""
 

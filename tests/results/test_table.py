@@ -1,4 +1,4 @@
-"""A study's table as CSV, Markdown and LaTeX: what is written can be read back, whatever the names."""
+"""The table of a study as CSV, Markdown and LaTeX can be read back for any names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
 def results(rows: list[str], columns: list[str], values: list[float], **more: Any) -> StudyResults:
-    """Numbers of two training seeds for each row and column, as many as there are; the rest is to do."""
+    """The values in order of row, column and two training seeds; the other cells are not done."""
     drawn = iter(values)
     cells = []
     for row in rows:
@@ -34,12 +34,12 @@ def results(rows: list[str], columns: list[str], values: list[float], **more: An
                         nfe=4, state="todo" if value is None else "done", reference=PublishedNumber(number=3.25, source="", setting={}),
                     )
                 )  # fmt: skip
-    told: dict[str, Any] = {
+    study: dict[str, Any] = {
         "title": "T", "source": "", "file": "s.yaml", "base": None, "command": ("sitkit", "ablate", "s.yaml"),
         "runs": "../runs", "rows": tuple(rows), "columns": tuple(columns), "seeds": (0, 1), "sample_seeds": (0,), "lower_is_better": {"frechet": True},
         "cells": tuple(cells),
     }  # fmt: skip
-    return with_estimates(StudyResults(**{**told, **more}))
+    return with_estimates(StudyResults(**{**study, **more}))
 
 
 NAMES = st.lists(TEXT, min_size=1, max_size=3, unique=True)
@@ -48,10 +48,10 @@ NAMES = st.lists(TEXT, min_size=1, max_size=3, unique=True)
 @given(NAMES, NAMES, st.lists(VALUES, min_size=1, max_size=8))
 @example([AWKWARD], [AWKWARD], [0.1 + 0.2])
 def test_csv_reads_back_to_the_last_digit(rows: list[str], columns: list[str], values: list[float]) -> None:
-    told = results(rows, columns, values)
-    read = list(csv.DictReader(io.StringIO(as_csv(told))))
-    assert tuple(read[0]) == CSV_COLUMNS and len(read) == len(told.cells)
-    for line, cell in zip(read, told.cells, strict=True):
+    study = results(rows, columns, values)
+    read = list(csv.DictReader(io.StringIO(as_csv(study))))
+    assert tuple(read[0]) == CSV_COLUMNS and len(read) == len(study.cells)
+    for line, cell in zip(read, study.cells, strict=True):
         assert (line["row"], line["column"]) == (cell.row, cell.column)
         assert (float(line["value"]) if line["value"] else None) == cell.value
         assert (line["seed"], line["n"], line["nfe"], line["reference"]) == (str(cell.seed), "10", "4", "3.25")
@@ -80,8 +80,8 @@ def squeezed(text: str) -> str:
 @example([AWKWARD, "| leads", "trails |", "\\"], [AWKWARD])
 @example(["_a_ b_c", "__init__", "**"], ["<x>", "&lt;"])
 def test_markdown_shows_the_names_as_they_are(rows: list[str], columns: list[str]) -> None:
-    told = results(rows, columns, [1.0, 2.0])
-    lines = rendered(as_markdown(told).partition("\n\n")[2])
+    study = results(rows, columns, [1.0, 2.0])
+    lines = rendered(as_markdown(study).partition("\n\n")[2])
     assert lines[0] == ["", *map(squeezed, columns)]
     assert [line[0] for line in lines[1:]] == [squeezed(row) for row in rows]
     assert all(len(line) == 1 + len(columns) for line in lines)
@@ -104,7 +104,7 @@ def test_latex_prints_the_text_as_it_stands(text: str) -> None:
     left = written
     for escape in sorted(LATEX.values(), key=len, reverse=True):
         left = left.replace(escape, "")
-    assert not set(left) & set("\\&%$#_{}~^"), "nothing is left that LaTeX would act on"
+    assert not set(left) & set("\\&%$#_{}~^"), "LaTeX interprets no remaining character"
 
 
 @given(NAMES, NAMES, st.lists(VALUES.filter(lambda v: abs(v) < 1e6), min_size=1, max_size=18))
@@ -119,8 +119,8 @@ def test_latex_has_every_row_and_column(rows: list[str], columns: list[str], val
         assert len(cells) == 1 + len(columns)
 
 
-def test_bold_and_grey_are_what_the_comparison_says() -> None:
-    """Three rows over two seeds: a best that every other is far behind; then one that another is level with."""
+def test_bold_and_grey_follow_the_comparison() -> None:
+    """Three rows over two seeds: one row is clearly the best, then two rows are equal."""
     clear = grid(results(["a", "b", "c"], ["x"], [1.0, 1.1, 50.0, 50.1, 60.0, 60.2]))
     assert [line[0].mark for _, line in clear.rows] == ["best", "", ""]
     assert any("Bold: better than every other row" in note for note in clear.notes)
@@ -135,14 +135,14 @@ def test_bold_and_grey_are_what_the_comparison_says() -> None:
     assert r"\textbf{1.05 $\pm$ 0.05} [3.25]" in as_latex(results(["a", "b"], ["x"], [1.0, 1.1, 50.0, 50.1]))
 
 
-def test_what_is_not_there_is_said() -> None:
-    told = results(["a"], ["x", "y"], [1.0])
+def test_missing_and_failed_numbers_have_words() -> None:
+    study = results(["a"], ["x", "y"], [1.0])
     failed = [cell.model_copy(update={"state": "failed", "failure": "Bad. Very bad."}) if cell.column == "y" else cell
-              for cell in told.cells]  # fmt: skip
-    shown = grid(with_estimates(told.model_copy(update={"cells": tuple(failed)})))
+              for cell in study.cells]  # fmt: skip
+    shown = grid(with_estimates(study.model_copy(update={"cells": tuple(failed)})))
     assert [cell.text for cell in shown.rows[0][1]] == ["1 ± 0.5", "failed"] and shown.rows[0][1][1].mark == "failed"
     assert [cell.text for cell in grid(results(["a"], ["x", "y"], [1.0])).rows[0][1]] == ["1 ± 0.5", "…"]
-    read = list(csv.DictReader(io.StringIO(as_csv(told.model_copy(update={"cells": tuple(failed)})))))
+    read = list(csv.DictReader(io.StringIO(as_csv(study.model_copy(update={"cells": tuple(failed)})))))
     assert [line["failure"] for line in read] == ["", "", "Bad.", "Bad."]
 
 
@@ -154,10 +154,10 @@ def test_the_first_sentence(text: str, first: str) -> None:
     assert first_sentence(text) == first
 
 
-def test_settings_and_counts_may_be_shown_in_place_of_columns() -> None:
-    told = results(["a", "b"], ["x"], [1.0, 1.1, 2.0, 2.1], show=("nfe", "x", "train.lr"))
-    cells = tuple(cell.model_copy(update={"shown": {"train.lr": "0.001"}}) for cell in told.cells)
-    shown = grid(told.model_copy(update={"cells": cells}))
+def test_settings_and_counts_can_replace_columns() -> None:
+    study = results(["a", "b"], ["x"], [1.0, 1.1, 2.0, 2.1], show=("nfe", "x", "train.lr"))
+    cells = tuple(cell.model_copy(update={"shown": {"train.lr": "0.001"}}) for cell in study.cells)
+    shown = grid(study.model_copy(update={"cells": cells}))
     assert shown.columns == ["nfe", "x", "train.lr"]
     assert [cell.text for cell in shown.rows[0][1]][::2] == ["4", "0.001"]
 
@@ -166,6 +166,6 @@ def test_settings_and_counts_may_be_shown_in_place_of_columns() -> None:
     ("values", "shown"),
     [((33.948, 33.956), "33.952 ± 0.004"), ((29.78, 29.84), "29.81 ± 0.03"), ((66.0, 67.6), "66.8 ± 0.8"), ((0.0, 1e300), "5e+299 ± 5e+299")],
 )  # fmt: skip
-def test_a_mean_is_shown_as_finely_as_its_error(values: tuple[float, float], shown: str) -> None:
-    """34 ± 0.004 would hide, by rounding, twelve times what the error admits."""
+def test_a_mean_has_the_digits_of_its_error(values: tuple[float, float], shown: str) -> None:
+    """34 ± 0.004 would round the mean by twelve times its error."""
     assert grid(results(["a"], ["x"], list(values))).rows[0][1][0].text.startswith(shown)

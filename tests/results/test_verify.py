@@ -1,4 +1,4 @@
-"""Numbers named, explained, computed again and compared: on a real study of ODE and SDE cells."""
+"""Numbers of a study of ODE and SDE cells: found by name, explained, computed again and compared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ seeds: [0, 1]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the study above; not to be written to."""
+    """The folder of the study above; tests must not write to it."""
     folder = tmp_path_factory.mktemp("verified")
     run_study(write_study(folder, STUDY))
     return folder
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of one's own, in which one is."""
+    """A copy of the folder for one test, as the working directory."""
     shutil.copytree(whole, tmp_path / "own")
     monkeypatch.chdir(tmp_path / "own")
     yield tmp_path / "own"
@@ -58,7 +58,7 @@ def test_a_number_is_named_by_file_identity_run_or_study(whole: Path) -> None:
     assert every == numbers(str(whole / "studies/study"), runs) == numbers(str(whole / "study.yaml"), runs)
     assert numbers("study:", runs) == every and [numbers(f"study:{i + 1}", runs)[0] for i in range(8)] == every
     for number in every:
-        # What names it in one place means it in every other.
+        # A name has the same meaning for every command.
         assert numbers(number.name, runs) == [number]
         (plain,) = numbers(str(number.path), runs)
         assert plain.record == number.record and numbers(plain.path.stem, runs) == [plain]
@@ -85,21 +85,21 @@ def test_a_number_is_named_by_file_identity_run_or_study(whole: Path) -> None:
         ("base.yaml", "base.yaml"),
     ],
 )
-def test_a_name_that_means_nothing_is_told_what_there_is(folder: Path, name: str, words: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(folder: Path, name: str, words: str) -> None:
     for command in ("explain", "verify"):
-        left = call(command, name)
-        assert left.status == 2 and words in left.err and "Traceback" not in left.err, left.err
+        result = call(command, name)
+        assert result.status == 2 and words in result.err and "Traceback" not in result.err, result.err
 
 
-def test_what_is_no_record_is_not_taken_for_one(folder: Path) -> None:
+def test_a_file_without_a_record_is_refused(folder: Path) -> None:
     for text, words in (("[1]", "is not the record of a number"), ('{"value": 1}', "is not the record"), ("{", ":1: ")):
         (folder / "some.json").write_text(text)
-        left = call("verify", "some.json")
-        assert left.status == 2 and words in left.err
+        result = call("verify", "some.json")
+        assert result.status == 2 and words in result.err
 
 
 @pytest.mark.parametrize("lost", ["command", "seeds", "sampling.at_once", "sampling.recipe"])
-def test_a_record_that_lacks_something_is_named_with_what_to_do(lost: str, folder: Path) -> None:
+def test_an_incomplete_record_is_named_with_the_command_that_replaces_it(lost: str, folder: Path) -> None:
     path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
     record = read_json(path)
     part, _, key = lost.rpartition(".")
@@ -107,56 +107,55 @@ def test_a_record_that_lacks_something_is_named_with_what_to_do(lost: str, folde
     write_json(path, record)
     run = path.parent.parent
     for words in (("explain", run), ("verify", run), ("report", run), ("report", "study"), ("explain", "study")):
-        left = call(*words)
-        assert left.status == 2 and left.err.count("error:") == 1, (words, left.err)
+        result = call(*words)
+        assert result.status == 2 and result.err.count("error:") == 1, (words, result.err)
         name = path.relative_to(folder).as_posix()
-        assert f"{name} lacks {lost}: it is of an older sitkit, or damaged." in left.err, (words, left.err)
+        assert f"{name} lacks {lost}: it is of an older sitkit, or damaged." in result.err, (words, result.err)
     path.unlink()
     assert call("report", run).status == 0
 
 
-def test_a_record_whose_part_is_something_else_is_named(folder: Path) -> None:
+def test_a_record_with_a_part_of_another_type_is_named(folder: Path) -> None:
     path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
     write_json(path, read_json(path) | {"sampling": "gone"})
-    left = call("explain", path)
-    assert left.status == 2 and left.err.count("error:") == 1
-    assert "lacks sampling.at_once, sampling.kept, sampling.nfe, sampling.recipe" in left.err
+    result = call("explain", path)
+    assert result.status == 2 and result.err.count("error:") == 1
+    assert "lacks sampling.at_once, sampling.kept, sampling.nfe, sampling.recipe" in result.err
 
 
-def test_an_explanation_ends_in_commands_that_make_the_number(folder: Path) -> None:
+def test_an_explanation_has_the_commands_that_compute_the_number(folder: Path) -> None:
     (number,) = numbers("study:SDE: eta:linear:1", Path("runs"))
-    told = explain_number(number)
-    assert told.value == number.record["value"] and told.seeds == {"train": 1, "sample": 0, "metric": 0}
-    assert told.settings["diffusion"]["name"] == "kl-eta" and told.settings["sampler"]["steps"] == 40
-    assert all(stage["packages"]["torch"] == torch.__version__ for stage in told.stages.values())
-    # The commands, as they are printed, from a checkpoint without any numbers.
+    result = explain_number(number)
+    assert result.value == number.record["value"] and result.seeds == {"train": 1, "sample": 0, "metric": 0}
+    assert result.settings["diffusion"]["name"] == "kl-eta" and result.settings["sampler"]["steps"] == 40
+    assert all(stage["packages"]["torch"] == torch.__version__ for stage in result.stages.values())
+    # The printed commands compute the number from a checkpoint without numbers.
     said = call("explain", number.name).out
-    for command in told.commands.values():
+    for command in result.commands.values():
         assert command in said
     for part in ("evaluations", "samples"):
         shutil.rmtree(number.folder / part)
-    words = shlex.split(told.commands["number"])[1:]
-    left = call(*words, "--json")
-    (record,) = json.loads(left.out)
+    words = shlex.split(result.commands["number"])[1:]
+    (record,) = json.loads(call(*words, "--json").out)
     assert (record["value"], record["stderr"], record["nfe"]) == tuple(
         number.record[key] for key in ("value", "stderr", "nfe")
     )
     plain = json.loads(call("explain", number.name, "--json").out)
-    assert plain[0]["commands"] == told.commands and plain[0]["checkpoint"] == number.record["checkpoint"]
+    assert plain[0]["commands"] == result.commands and plain[0]["checkpoint"] == number.record["checkpoint"]
 
 
-def test_every_number_of_a_study_comes_again_to_the_last_digit(folder: Path) -> None:
+def test_every_number_of_a_study_is_the_same_to_the_last_digit(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    left = call("verify", "study", "--json")
-    verdicts = json.loads(left.out)
-    assert left.status == 0 and len(verdicts) == 8
+    result = call("verify", "study", "--json")
+    verdicts = json.loads(result.out)
+    assert result.status == 0 and len(verdicts) == 8
     for verdict in verdicts:
         assert verdict["verdict"] == "same" and verdict["now"] == verdict["was"] and verdict["samples"] is True
         assert verdict["gap"] == 0 and verdict["differences"] == []
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing is written there"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing is written to the folder"
 
 
-def test_a_number_that_was_changed_by_hand_is_found(folder: Path) -> None:
+def test_a_number_changed_by_hand_differs(folder: Path) -> None:
     (number,) = numbers("study:ODE:gvp:0", Path("runs"))
     value = number.record["value"]
     write_json(number.path, number.record | {"value": value * (1 + 1e-15)})
@@ -164,12 +163,12 @@ def test_a_number_that_was_changed_by_hand_is_found(folder: Path) -> None:
     assert changed.record["value"] != value
     (verdict,) = verify_numbers([changed])
     assert verdict.verdict == "differs" and verdict.samples is True and 0 < (difference(verdict) or 0) < 1e-14
-    left = call("verify", "study:ODE")
-    assert left.status == 1 and "3 of 4 numbers are the same" in left.out
-    assert "its samples are the same to the bit" in left.err and "nothing that is recorded" in left.err
+    result = call("verify", "study:ODE")
+    assert result.status == 1 and "3 of 4 numbers are the same" in result.out
+    assert "its samples are the same to the bit" in result.err and "nothing that is recorded" in result.err
 
 
-def test_other_weights_or_code_are_named_as_what_changed(folder: Path) -> None:
+def test_changed_weights_or_code_are_named(folder: Path) -> None:
     (number,) = numbers("study:ODE:gvp:0", Path("runs"))
     newest = checkpoints(number.folder / "checkpoints")[-1]
     header, tensors = load_tensors(newest)
@@ -182,80 +181,81 @@ def test_other_weights_or_code_are_named_as_what_changed(folder: Path) -> None:
     )
     (verdict,) = verify_numbers(numbers(number.name, Path("runs")))
     assert verdict.verdict == "differs" and verdict.samples is False
-    told = {difference.key: difference for difference in verdict.differences}
-    assert told["checkpoint.fingerprint"].affects == "sampling"
-    assert told["evaluation: code"].affects == "evaluation" and "000000000000" in told["evaluation: code"].a
-    assert told["evaluation: python"].rounding
+    result = {difference.key: difference for difference in verdict.differences}
+    assert result["checkpoint.fingerprint"].affects == "sampling"
+    assert result["evaluation: code"].affects == "evaluation" and "000000000000" in result["evaluation: code"].a
+    assert result["evaluation: python"].rounding
 
 
-def test_what_cannot_be_computed_says_why_and_the_rest_goes_on(folder: Path) -> None:
+def test_a_number_that_cannot_be_computed_has_a_reason_and_does_not_stop_the_others(folder: Path) -> None:
     first, second, *_ = numbers("study:ODE", Path("runs"))
     shutil.rmtree(first.folder / "checkpoints")
     data = read_json(second.path) | {"data": "0" * 64}
     write_json(second.path, data)
-    left = call("verify", "study:ODE", "--json")
-    verdicts = json.loads(left.out)
-    assert left.status == 1 and [v["verdict"] for v in verdicts] == ["impossible", "impossible", "same", "same"]
+    result = call("verify", "study:ODE", "--json")
+    verdicts = json.loads(result.out)
+    assert result.status == 1 and [v["verdict"] for v in verdicts] == ["impossible", "impossible", "same", "same"]
     assert "checkpoint" in verdicts[0]["reason"] and "changed since the number was measured" in verdicts[1]["reason"]
-    assert f"{first.name}: " in left.err
+    assert f"{first.name}: " in result.err
 
 
-def test_a_device_is_called_as_torch_calls_it() -> None:
-    here = environment(torch.device("cpu"))
-    assert device_of_record(here) == "cpu"
-    assert device_of_record(here | {"device": "mps"}) == "mps"
+def test_a_device_has_the_name_of_torch() -> None:
+    record = environment(torch.device("cpu"))
+    assert device_of_record(record) == "cpu"
+    assert device_of_record(record | {"device": "mps"}) == "mps"
     assert (
-        device_of_record(here | {"device": "NVIDIA H100 80GB HBM3", "cuda": {"runtime": "12.8", "cudnn": 9}}) == "cuda"
+        device_of_record(record | {"device": "NVIDIA H100 80GB HBM3", "cuda": {"runtime": "12.8", "cudnn": 9}})
+        == "cuda"
     )
 
 
-def test_cells_differ_in_what_the_study_says(folder: Path) -> None:
-    told = diff("study:ODE:gvp", "study:SDE: eta:gvp")
-    assert {(d.key, d.affects) for d in told.differences} == {("sampler", "sampling"), ("diffusion", "sampling")}
-    groups = [{n.seeds: n.estimate for n in numbers(name)} for name in (told.a, told.b)]
-    assert told.comparison == paired(*groups) and "The differences in sampling can explain it." in told.verdict
-    told = diff("study:ODE:gvp", "study:ODE:linear")
-    assert [(d.key, d.a, d.b, d.affects) for d in told.differences] == [("interp", "gvp", "linear", "training")]
-    told = diff("study:ODE:gvp:0", "study:ODE:gvp:1")
-    assert [(d.key, d.a, d.b) for d in told.differences] == [("train.seed", "0", "1")]
+def test_cells_differ_in_the_settings_of_the_study(folder: Path) -> None:
+    result = diff("study:ODE:gvp", "study:SDE: eta:gvp")
+    assert {(d.key, d.affects) for d in result.differences} == {("sampler", "sampling"), ("diffusion", "sampling")}
+    groups = [{n.seeds: n.estimate for n in numbers(name)} for name in (result.a, result.b)]
+    assert result.comparison == paired(*groups) and "The differences in sampling can explain it." in result.verdict
+    result = diff("study:ODE:gvp", "study:ODE:linear")
+    assert [(d.key, d.a, d.b, d.affects) for d in result.differences] == [("interp", "gvp", "linear", "training")]
+    result = diff("study:ODE:gvp:0", "study:ODE:gvp:1")
+    assert [(d.key, d.a, d.b) for d in result.differences] == [("train.seed", "0", "1")]
     same = diff("study:ODE:gvp", "study:ODE:gvp")
     assert not same.differences and same.verdict == "Their values are equal to the last digit."
     plain = json.loads(call("diff", "study:ODE:gvp:0", "study:ODE:linear:0", "--json").out)
     assert plain["differences"][0]["affects"] == "training" and plain["comparison"]["units"] == 1
 
 
-def test_runs_differ_in_training_and_equal_ones_in_nothing(folder: Path, tmp_path: Path) -> None:
+def test_runs_differ_in_training_and_copies_do_not_differ(folder: Path, tmp_path: Path) -> None:
     by_seed = {n.record["seeds"]["train"]: n.folder for n in numbers("study:ODE:gvp")}
-    told = diff(str(by_seed[0]), by_seed[1].name)
-    assert [(d.key, d.affects) for d in told.differences] == [("train.seed", "training")]
-    assert told.verdict == "Their weights differ. The differences in training can explain it."
+    result = diff(str(by_seed[0]), by_seed[1].name)
+    assert [(d.key, d.affects) for d in result.differences] == [("train.seed", "training")]
+    assert result.verdict == "Their weights differ. The differences in training can explain it."
     copy = copied(by_seed[0], tmp_path / "elsewhere")
     assert diff(str(by_seed[0]), str(copy)).verdict == "Their weights are equal to the bit."
     made = read_json(RunFolder(copy).environment)
     write_json(RunFolder(copy).environment, made | {"threads": 64})
     newest = checkpoints(copy / "checkpoints")[-1]
     newest.unlink()
-    told = diff(str(by_seed[0]), str(copy))
-    assert [(d.key, d.affects, d.rounding) for d in told.differences] == [("training: threads", "training", True)]
-    assert "Only properties that change rounding differ" in told.verdict
+    result = diff(str(by_seed[0]), str(copy))
+    assert [(d.key, d.affects, d.rounding) for d in result.differences] == [("training: threads", "training", True)]
+    assert "Only properties that change rounding differ" in result.verdict
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("study", "study"), "means 8 numbers of 4 kinds"),
-        (("latest", "study:1"), "Give two runs or two numbers"),
-        (("study:1", "nothing"), "No run 'nothing'"),
-        (("latest", "nothing"), "No run 'nothing'"),
-        (("nothing", "latest"), "No run 'nothing'"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(folder: Path, words: tuple[str, str], said: str) -> None:
-    left = call("diff", *words)
-    assert left.status == 2 and said in left.err
+REFUSED = {
+    "study study": "means 8 numbers of 4 kinds",
+    "latest study:1": "Give two runs or two numbers",
+    "study:1 nothing": "No run 'nothing'",
+    "latest nothing": "No run 'nothing'",
+    "nothing latest": "No run 'nothing'",
+}
 
 
-def test_an_environment_s_differences_are_put_where_they_enter() -> None:
+@pytest.mark.parametrize("names", REFUSED)
+def test_names_that_cannot_be_compared_are_refused(folder: Path, names: str) -> None:
+    result = call("diff", *names.split())
+    assert result.status == 2 and REFUSED[names] in result.err
+
+
+def test_each_difference_of_environments_has_the_stage_that_it_affects() -> None:
     now = {
         "packages": {"sitkit": "1", "torch": "2.13", "mlflow": "3"}, "python": "3.12", "threads": 2,
         "git": {"commit": "a" * 40, "dirty": True, "diff": "b" * 64},
@@ -269,18 +269,18 @@ def test_an_environment_s_differences_are_put_where_they_enter() -> None:
         "components": {"interpolant poly": "sitkit-poly 2", "coupling emd": "sitkit-ot 2"},
     }  # fmt: skip
     assert not list(environment_differences(now, now, "training"))
-    told = {d.key: (d.affects, d.rounding) for d in environment_differences(now, then, "training", {"poly"})}
-    assert told == {
-        "training: code": ("training", False),  # The same commit with other changes on top.
+    result = {d.key: (d.affects, d.rounding) for d in environment_differences(now, then, "training", {"poly"})}
+    assert result == {
+        "training: code": ("training", False),  # The same commit with other uncommitted changes.
         "training: torch": ("training", False),
         "training: mlflow": ("nothing", False),
         "training: plugin poly": ("training", False),
-        "training: plugin ot": ("nothing", False),  # Installed, and not used.
+        "training: plugin ot": ("nothing", False),  # Installed but not used.
         "training: threads": ("training", True),
     }
 
 
-def test_a_cell_without_number_says_how_to_have_it(folder: Path) -> None:
+def test_a_cell_without_a_number_names_the_command_that_computes_it(folder: Path) -> None:
     results = read_results(folder / "studies/study")
     cells = tuple(c.model_copy(update={"state": "todo", "evaluation": None}) for c in results.cells)
     write_json(folder / "studies/study/results.json", results.model_copy(update={"cells": cells}).model_dump())
@@ -291,20 +291,20 @@ def test_a_cell_without_number_says_how_to_have_it(folder: Path) -> None:
     assert len(cells_named(results, "ODE:gvp", "study")) == 2
 
 
-def test_guided_numbers_and_those_of_a_run_in_one_file_come_again_too(folder: Path) -> None:
+def test_guided_numbers_and_numbers_of_a_run_in_one_file_are_the_same_too(folder: Path) -> None:
     by_seed = {n.record["seeds"]["train"]: n.folder.name for n in numbers("study:ODE:gvp")}
     guide = ("--guidance", "autoguidance", "--set", f"guidance.run={by_seed[1]}", "--set", "guidance.step=30")
     few = ("-n", "20", "--metric", "mmd")
     assert call("evaluate", by_seed[0], *few, *guide).status == 0
     assert call("convert", by_seed[0], "--to", "one.safetensors").status == 0
-    left = call("evaluate", "one.safetensors", *few, "--json")
-    (record,) = json.loads(left.out)
+    result = call("evaluate", "one.safetensors", *few, "--json")
+    (record,) = json.loads(result.out)
     for name in (f"{by_seed[0]}:mmd", record["path"]):
         (verdict,) = verify_numbers(numbers(name))
         assert verdict.verdict == "same" and verdict.samples is True, verdict.reason
-    told = explain_number(numbers(record["path"])[0])
-    assert "training" not in told.commands and "one.safetensors" in told.commands["number"]
-    # The other run gone, the guided number cannot be had, and says of which run it is.
+    result = explain_number(numbers(record["path"])[0])
+    assert "training" not in result.commands and "one.safetensors" in result.commands["number"]
+    # Without the guiding run the guided number cannot be computed, and the reason names that run.
     shutil.rmtree(folder / "runs" / by_seed[1])
     (verdict,) = verify_numbers(numbers(f"{by_seed[0]}:mmd"))
     assert verdict.verdict == "impossible" and by_seed[1] in verdict.reason

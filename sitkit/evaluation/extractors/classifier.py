@@ -1,4 +1,4 @@
-"""A small classifier trained on the data set at hand: a meaningful space for data that no large network has seen."""
+"""A small classifier trained on the data set of the run: features for data that no large network was trained on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.data.stream import batch
-from sitkit.evaluation.extractors.extractor import Extraction, Extractor, fingerprint
+from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, fingerprint
 from sitkit.registry import extractors, spec
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import load_tensors, save_tensors
 
@@ -23,20 +23,24 @@ if TYPE_CHECKING:
     from sitkit.data.dataset import Examples
 
 CLASSIFIER_BATCH, RATE = 128, 2e-3
-# The side of the last map, and how many of its channels are the spatial features.
-SIDE, SPATIAL_CHANNELS = 4, 7
+# The side of the last map.
+SIDE = 4
 
 
 @final
 @extractors.register("run-classifier")
 @dataclass(frozen=True)
 class RunClassifier(Extractor):
-    """A convolutional classifier of the run's own data (a perceptron for points), trained once and kept.
+    """A convolutional classifier of the run's own data (a perceptron for points), trained once and stored.
 
-    features: what its last layer reads, `width` of them.  logits: of its classes.  spatial: 7 channels of the map before
-    pooling.  It is trained for `steps` of 128 on the data's training part, without augmentation beyond the data's own,
-    and the record has its accuracy on the held-out part.  Numbers in this space compare runs on one data set and nothing
-    else.  Needs labels.
+    Its features are the input of the last layer, its spatial features 7 channels of the map before pooling. It is
+    trained on the training part of the data, without augmentation beyond the data's own, and the record has its accuracy
+    on the held-out part. It needs labels. Numbers in this space can only be compared for runs on one data set.
+
+    Args:
+        steps: training steps, each with 128 examples.
+        width: the number of features, a multiple of 8.
+        seed: seed of the weights and of the order of the examples.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("features", "spatial", "logits")
@@ -45,30 +49,42 @@ class RunClassifier(Extractor):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1; got {self.steps}.")
+        require_at_least(1, steps=self.steps)
+        require_at_least(0, seed=self.seed)
         if self.width < 8 or self.width % 8:
             raise ValueError(f"width must be a multiple of 8; got {self.width}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0; got {self.seed}.")
 
     def require(self, data: Examples | None) -> None:
         if data is None or not data.num_classes:
-            what = "a data set to learn from" if data is None else "labels, and the data have none"
-            raise UserError(f"features 'run-classifier' needs {what}. Use other features.")
+            need = "a data set for training" if data is None else "labels, and the data have none"
+            raise UserError(f"features 'run-classifier' needs {need}. Use other features.")
 
     def build(
         self, data: Examples | None, device: device, cache: Path | None, progress: Progress = silent
     ) -> Extraction:
+        """Train the classifier, or load it from the cache.
+
+        Args:
+            data: the examples, with labels.
+            device: where the features are computed.
+            cache: folder for the trained weights; None: nothing is stored.
+            progress: receives an `Event` for each step of the training.
+
+        Returns:
+            An `Extraction` with "features" (n, width), "logits" (n, classes) and, for images, "spatial".
+
+        Raises:
+            UserError: there are no labels.
+        """
         self.require(data)
         assert data is not None
         network, record = self._load(data, device, cache, progress) if cache else self._train(data, device, progress)
         maps, pool, head = (part for _, part in network.to(device).eval().requires_grad_(False).named_children())
 
         def apply(x: Tensor) -> dict[str, Tensor]:
-            seen = maps(x.to(device))
-            features = pool(seen)
-            spatial = {"spatial": seen[:, :SPATIAL_CHANNELS].flatten(1)} if data.is_image else {}
+            activations = maps(x.to(device))
+            features = pool(activations)
+            spatial = {"spatial": activations[:, :SPATIAL_CHANNELS].flatten(1)} if data.is_image else {}
             return {"features": features, "logits": head(features), **spatial}
 
         outputs = self.outputs if data.is_image else ("features", "logits")
@@ -77,7 +93,7 @@ class RunClassifier(Extractor):
     def _load(
         self, data: Examples, device: device, cache: Path, progress: Progress
     ) -> tuple[nn.Module, dict[str, Any]]:
-        """The network kept in the folder, trained first if it is not there; two processes train one."""
+        """The network in the folder; one process trains and stores it if it is missing."""
         from filelock import FileLock
 
         path = cache / f"run-classifier-{self._identity(data)}.safetensors"
@@ -114,9 +130,9 @@ class RunClassifier(Extractor):
 
 
 def network_for(shape: tuple[int, ...], num_classes: int, width: int) -> nn.Module:
-    """A classifier (n, *shape) -> (n, num_classes) of three parts: `maps`, `pool` over places, and `head`.
+    """Return a classifier (n, *shape) -> (n, num_classes) of three parts: `maps`, `pool` over positions, and `head`.
 
-    Strided convolutions halve images until no side is above twice SIDE; points go through two plain layers.
+    Strided convolutions halve images until no side is above twice SIDE; points pass through two linear layers.
     """
     from torch import nn
 
@@ -138,7 +154,7 @@ def network_for(shape: tuple[int, ...], num_classes: int, width: int) -> nn.Modu
 
 
 def accuracy(network: nn.Module, data: Examples) -> float | None:
-    """The share of the held-out examples that are classified right; None where nothing is held out."""
+    """Return the fraction of held-out examples with the right class; None without held-out examples."""
     import numpy as np
     import torch
 

@@ -18,18 +18,23 @@ if TYPE_CHECKING:
 
     from sitkit.data.dataset import Examples
 
-# Rows that an extractor sees at once, the last block filled up: on a CPU the last digits of a row may follow their number.
+# An extractor gets blocks of this size, the last one padded: on a CPU the last digits may depend on the block size.
 FEATURE_ROWS = 64
+# Spatial features are this number of channels, as in ADM's evaluator.
+SPATIAL_CHANNELS = 7
 
 Outputs = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """An extractor ready for work: what it computes, and what identifies the values that it gives.
+    """A map from images or points to features, with an identity.
 
-    outputs: what it gives.  apply: x (n, *shape), images in [-1, 1] -> {"features": (n, d), ...}, row i a function of x[i]
-    alone.  fingerprint: equal fingerprints, equal values (to rounding).  record: what a reader must know of it.
+    Attributes:
+        fingerprint: extractions with the same fingerprint give the same values, up to rounding.
+        outputs: the names of the outputs.
+        apply: maps x (n, *shape), images in [-1, 1], to {"features": (n, d), ...}; row i depends on x[i] only.
+        record: what the record of a number says about the extractor.
     """
 
     fingerprint: str
@@ -38,35 +43,33 @@ class Extraction:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Every output for x (n, *shape), on the CPU, in blocks of ROWS."""
+        """Return every output for x (n, *shape), on the CPU, computed in blocks of FEATURE_ROWS."""
         import torch
 
         parts: list[Outputs] = []
         with torch.no_grad():
             for block in x.detach().split(FEATURE_ROWS):
                 n = len(block)
-                whole = (
-                    block
-                    if n == FEATURE_ROWS
-                    else torch.cat([block, block[-1:].expand(FEATURE_ROWS - n, *block.shape[1:])])
-                )
-                parts.append({name: rows[:n].cpu() for name, rows in self.apply(whole).items()})
+                if n < FEATURE_ROWS:
+                    block = torch.cat([block, block[-1:].expand(FEATURE_ROWS - n, *block.shape[1:])])
+                parts.append({name: rows[:n].cpu() for name, rows in self.apply(block).items()})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)
 class Extractor(Component):
-    """A map from an image or a point to the vectors that stand for it.
+    """Base class: a component that builds a map from images or points to features.
 
-    outputs: which there are, of "features" (n, d), "spatial" (n, s), features that know where things are, and "logits"
-    (n, classes) of a classifier.  learnt: whether the values take a network to compute, so that they are worth keeping.
+    Attributes:
+        outputs: the outputs: "features" (n, d), "spatial" (n, s) with features at positions, "logits" (n, classes).
+        learnt: whether a network computes the values, so that they are stored.
     """
 
     outputs: ClassVar[tuple[str, ...]] = ("features",)
     learnt: ClassVar[bool] = True
 
     def require(self, data: Examples | None) -> None:
-        """Raise UserError, before any work, for data that it cannot see and for a package that is not there."""
+        """Raise UserError, before any work, for unsuitable data and for a missing package."""
 
     @abstractmethod
     def build(
@@ -92,7 +95,7 @@ class Extractor(Component):
 @extractors.register("pixels")
 @dataclass(frozen=True)
 class Pixels(Extractor):
-    """The values themselves, flattened: d = c * h * w."""
+    """The pixels or coordinates, flattened: d = c * h * w."""
 
     learnt: ClassVar[bool] = False
 
@@ -103,14 +106,14 @@ class Pixels(Extractor):
 
 
 def colours(x: Tensor) -> Tensor:
-    """Images (n, 1 or 3, h, w) with three channels.  Raises UserError for other shapes."""
+    """Return images (n, 1 or 3, h, w) with three channels. Raises UserError for other shapes."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise UserError(f"this extractor sees images of 1 or 3 channels; these are of shape {tuple(x.shape[1:])}.")
+        raise UserError(f"this extractor needs images of 1 or 3 channels; got shape {tuple(x.shape[1:])}.")
     return x.expand(-1, 3, -1, -1)
 
 
 def fingerprint(network: nn.Module, *rest: str) -> str:
-    """SHA-256 of a network's weights, names and all, and of how its input is prepared."""
+    """Return the SHA-256 of the names and values of a network's weights, and of the strings in `rest`."""
     digest = hashlib.sha256(repr(rest).encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Extractors that others have trained: Inception with the FID weights, and DINOv2."""
+"""Pretrained extractors: Inception with the FID weights, and DINOv2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from sitkit.evaluation.extractors.extractor import Extraction, Extractor, colours, fingerprint
+from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, colours, fingerprint
 from sitkit.registry import extractors
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.progress import Progress, silent
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from sitkit.data.dataset import Examples
 
-SPATIAL_CHANNELS = 7
-
 
 @final
 @extractors.register("inception")
@@ -26,9 +24,9 @@ SPATIAL_CHANNELS = 7
 class Inception(Extractor):
     """Inception v3 with the FID weights of 2015: 2,048 pooled features, 1,008 logits, 7 x 17 x 17 spatial features.
 
-    torch-fidelity's network, which resizes to 299 as TensorFlow 1 does; images are rounded to uint8 and grey ones get
+    torch-fidelity's network, which resizes to 299 as TensorFlow 1 does. Images are rounded to uint8; grey images get
     three equal channels.  Spatial features: the first 7 channels of the first branch of block 6d, as in ADM's evaluator.
-    weights: a file of torch-fidelity's weights; unset, it downloads them.  Needs the extra `inception`.
+    weights: a file with torch-fidelity's weights; by default they are downloaded.  Needs the extra `inception`.
     Source: Heusel et al. 2017, arXiv 1706.08500; Nash et al. 2021, arXiv 2103.03841 (spatial features).
     """
 
@@ -69,7 +67,7 @@ class Inception(Extractor):
                 FeatureExtractorInceptionV3,
             )
         except (ImportError, RuntimeError) as error:
-            # A torchvision that does not fit torch raises RuntimeError.
+            # An incompatible version of torchvision raises RuntimeError.
             raise UserError(
                 f"features 'inception' needs torch-fidelity: pip install 'sitkit[inception]' ({error})."
             ) from None
@@ -85,7 +83,7 @@ class Inception(Extractor):
 
 
 def _require_plain(path: Path) -> None:
-    """Refuse a file that is not there, and one that holds more than tensors: torch-fidelity would run what is in it."""
+    """Raise UserError for a missing file, and for a file with other objects than tensors: torch-fidelity would run its code."""
     import pickle
 
     import torch
@@ -95,7 +93,7 @@ def _require_plain(path: Path) -> None:
     try:
         torch.load(path, weights_only=True, map_location="meta")
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is no file of plain weights: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is not a file of plain weights: {str(error).splitlines()[0]}") from None
 
 
 @final

@@ -1,1 +1,1 @@
-"""Metrics: how far a set of samples is from a reference set.  One file a family."""
+"""Metrics: distances between a set of samples and a reference set. One file per family."""

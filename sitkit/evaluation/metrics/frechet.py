@@ -17,15 +17,15 @@ from sitkit.runtime.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows held at once, as double, where a product has as many rows as there are points.
-BOOTSTRAP_ROWS = 4096
-# The sizes at which the distance is measured to extrapolate it, from a tenth of the samples to all of them.
+# Rows of a product with one row per point that are in memory at once.
+BLOCK_ROWS = 4096
+# The number of subset sizes for the extrapolation, from a tenth of the samples to all samples.
 SIZES = 15
 
 
 @dataclass(frozen=True)
 class GaussianDistance(FeatureMetric):
-    """The Frechet distance of one kind of an extractor's outputs."""
+    """Base class: the Frechet distance of one output of an extractor."""
 
     unit: ClassVar[str] = "squared feature units"
     bootstrap: int = 0
@@ -37,39 +37,39 @@ class GaussianDistance(FeatureMetric):
 
     @property
     def has_halves(self) -> bool:
-        """A file of statistics cannot be halved."""
+        """Whether the reference has two halves: a file of statistics has none."""
         return self.reference is None
 
     @property
     def reads_data(self) -> bool:
-        """A file of statistics stands in for them."""
+        """Whether the data set is needed: a file of statistics replaces it."""
         return self.reference is None
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         import torch
 
         n, d = samples.shape
-        seen = self._seen(samples, reference)
-        _, roots, axes = torch.linalg.svd(seen.cross(), full_matrices=False)
-        kept = roots > rounding(d, (seen.spread() * seen.trace).sqrt())
-        value = seen.distance(roots)
+        projected = self._project(samples, reference)
+        _, roots, axes = torch.linalg.svd(projected.cross(), full_matrices=False)
+        kept = roots > rounding(d, (projected.total_variance() * projected.trace).sqrt())
+        value = projected.distance(roots)
         if self.bootstrap:
-            error = bootstrap_error(lambda rows: seen.take(rows).distance(), torch.arange(n), self.bootstrap, seed)
+            error = bootstrap_error(lambda rows: projected.take(rows).distance(), torch.arange(n), self.bootstrap, seed)
         else:
-            error = frechet_delta_error(seen, roots[kept], axes[kept])
+            error = frechet_delta_error(projected, roots[kept], axes[kept])
         sizes = {"samples": n} | ({"reference": len(reference)} if self.reference is None else {})
         notes = rank_notes(sizes, d, int(kept.sum()))
         if self.extrapolate:
             notes.append(f"extrapolated to infinitely many samples; at {n} it is {value:.6g}")
-            value = extrapolated(seen, value, seed)
+            value = extrapolated(projected, value, seed)
         return Measurement(value, error, tuple(notes))
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
-        seen = self._seen(samples, reference)
-        value = seen.distance()
-        return extrapolated(seen, value, seed) if self.extrapolate else value
+        projected = self._project(samples, reference)
+        value = projected.distance()
+        return extrapolated(projected, value, seed) if self.extrapolate else value
 
-    def _seen(self, samples: Tensor, reference: Tensor) -> ProjectedSamples:
+    def _project(self, samples: Tensor, reference: Tensor) -> ProjectedSamples:
         return ProjectedSamples.by(
             samples, fit_gaussian(reference) if self.reference is None else self._read(samples.shape[1])
         )
@@ -78,8 +78,8 @@ class GaussianDistance(FeatureMetric):
         mean, covariance = read_statistics(Path(self.reference or ""), self.reads)
         if len(mean) != dimension:
             raise UserError(
-                f"{self.reference} has statistics of {len(mean)} {self.reads} and {self.features.name} gives {dimension}: "
-                "they are of another extractor."
+                f"{self.reference} has statistics of {len(mean)} {self.reads}, and {self.features.name} gives {dimension}: "
+                "the statistics are of another extractor."
             )
         return FittedGaussian(mean, root(covariance))
 
@@ -90,10 +90,14 @@ class GaussianDistance(FeatureMetric):
 class Frechet(GaussianDistance):
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}) of the fitted Gaussians; FID with Inception features.
 
-    In squared feature units.  Biased upwards by about 1/n: compare equal n only, and read it beside `halves`.
-    bootstrap: resamples of the samples (the reference stays fixed) for the standard error; 0: by the delta method, at the
-    cost of one more product.  extrapolate: the intercept of a line through the distances of subsets against 1/n.
-    reference: an .npz with `mu` and `sigma` (as ADM publishes them) in place of the data.
+    The unit is squared feature units. The bias is positive and about 1/n: compare equal n only, and compare with `halves`.
+
+    Args:
+        bootstrap: resamples of the samples for the standard error, with the reference fixed; 0: the delta method, at the
+            cost of one more product.
+        extrapolate: use the intercept of a line through the distances of subsets against 1/n.
+        reference: an .npz with `mu` and `sigma` (as published by ADM) in place of the data.
+
     Source: Dowson and Landau 1982; Heusel et al. 2017, arXiv 1706.08500, section "Frechet Inception Distance"; Chong and
     Forsyth 2020, arXiv 1911.07023 (extrapolation).
     """
@@ -103,9 +107,12 @@ class Frechet(GaussianDistance):
 @metrics.register("sfid")
 @dataclass(frozen=True)
 class SFID(GaussianDistance):
-    """The Frechet distance of spatial features, which sees where things are; fields as `frechet`'s.
+    """The Frechet distance of spatial features, which depend on positions in the image; fields as in `frechet`.
 
-    reference: an .npz with `mu_s` and `sigma_s`.  Source: Nash et al. 2021, arXiv 2103.03841, section 4.
+    Args:
+        reference: an .npz with `mu_s` and `sigma_s`.
+
+    Source: Nash et al. 2021, arXiv 2103.03841, section 4.
     """
 
     reads: ClassVar[str] = "spatial"
@@ -113,28 +120,28 @@ class SFID(GaussianDistance):
 
 
 def frechet(samples: Tensor, reference: Tensor) -> float:
-    """The Frechet distance between sets of features (n, d) and (m, d), in float64."""
+    """Return the Frechet distance between sets of features (n, d) and (m, d), in float64."""
     return ProjectedSamples.by(samples, fit_gaussian(reference)).distance()
 
 
 class FittedGaussian(NamedTuple):
-    """A mean (d,), and rows (k, d) of any number whose rows^T rows is the covariance."""
+    """A mean (d,), and any number of rows (k, d) such that rows^T rows is the covariance."""
 
     mean: Tensor
     rows: Tensor
 
 
 def fit_gaussian(x: Tensor) -> FittedGaussian:
-    """The Gaussian with the mean and the unbiased covariance of x (n, d), in float64."""
+    """Return the Gaussian with the mean and the unbiased covariance of x (n, d), in float64."""
     x = x.double()
     mean = x.mean(0)
     return FittedGaussian(mean, (x - mean).div_(math.sqrt(len(x) - 1)))
 
 
 def root(covariance: Tensor) -> Tensor:
-    """Rows (rank, d) whose rows^T rows is the covariance (d, d), of any rank.
+    """Return rows (rank, d) such that rows^T rows is the covariance (d, d), of any rank.
 
-    The root of rounding noise, 1e-16, is 1e-8: noise must go before the root is taken.
+    Rounding noise of 1e-16 has the root 1e-8, so noise is removed before the root.
     """
     import torch
 
@@ -144,21 +151,24 @@ def root(covariance: Tensor) -> Tensor:
 
 
 def fewer(rows: Tensor) -> Tensor:
-    """As few rows as there are columns, with the same rows^T rows."""
+    """Return at most as many rows as columns, with the same rows^T rows."""
     import torch
 
     return rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R
 
 
 class ProjectedSamples(NamedTuple):
-    """Samples and all that their distance to one Gaussian, or any subset's, takes of it; S1, S2 are the covariances.
+    """Samples with the products that give their distance, and the distance of any subset, to one Gaussian.
 
-    tr (S1 S2)^{1/2} is the sum of the singular values of F1 F2^T, S = F^T F.  F1 may be the samples less their mean and
-    F2 the reference's, so that what is decomposed has as many rows and columns as there are points, where these are
-    fewer than dimensions, and neither covariance is made.  Nothing is squared whose root is taken: no rounding to cut.
+    S1 and S2 are the covariances. tr (S1 S2)^{1/2} is the sum of the singular values of F1 F2^T for any factors with
+    S = F^T F. F1 can be the centred samples and F2 the centred reference. For fewer points than dimensions the decomposed
+    matrix then has the size of the sets, and no covariance is computed. No value is squared before a root, so rounding
+    needs no cut.
 
-    x: (n, d).  products: (n, k), k <= n, d, with products products^T = x S2 x^T, x less a constant.
-    mean, trace: mean (d,) and trace of the covariance of the Gaussian.
+    Attributes:
+        x: (n, d).
+        products: (n, k) with k <= min(n, d) and products products^T = x S2 x^T, for x less a constant.
+        mean, trace: mean (d,) of the Gaussian, and the trace of its covariance.
     """
 
     x: Tensor
@@ -168,64 +178,65 @@ class ProjectedSamples(NamedTuple):
 
     @classmethod
     def by(cls, x: Tensor, target: FittedGaussian) -> ProjectedSamples:
-        """Samples x (n, d) beside the Gaussian, in float64."""
+        """Return the products of samples x (n, d) with a Gaussian, in float64."""
         x = x.double()
-        # m rows cost m d^2 to make fewer and save n d (m - d) of the product: worth it from n = d.
+        # Reducing m rows costs m d^2 and saves n d (m - d) of the product: an advantage from n = d.
         rows = target.rows if len(x) < x.shape[1] else fewer(target.rows)
         return cls(x, fewer(rows @ (x - x.mean(0)).T).T, target.mean, target.rows.norm() ** 2)
 
     def take(self, rows: Tensor) -> ProjectedSamples:
-        """The samples of these indices (any number, repeated or not)."""
+        """Return the samples with these indices, which may repeat."""
         return self._replace(x=self.x[rows], products=self.products[rows])
 
-    def spread(self) -> Tensor:
-        """tr S1, unbiased."""
+    def total_variance(self) -> Tensor:
+        """Return tr S1, unbiased."""
         return self.x.var(0).sum()
 
     def cross(self) -> Tensor:
-        """(min(n, k), k), with the singular values of F1 F2^T."""
+        """Return a matrix (min(n, k), k) with the singular values of F1 F2^T."""
         return fewer((self.products - self.products.mean(0)) / math.sqrt(len(self.x) - 1))
 
     def distance(self, roots: Tensor | None = None) -> float:
-        """|mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^{1/2}.  roots: the singular values of `cross`, where they are known."""
+        """Return |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^{1/2}; `roots` are the singular values of `cross` if known."""
         import torch
 
         roots = torch.linalg.svdvals(self.cross()) if roots is None else roots
         gap = (self.x.mean(0) - self.mean).square().sum()
-        return max(float(gap + self.spread() + self.trace - 2 * roots.sum()), 0.0)
+        return max(float(gap + self.total_variance() + self.trace - 2 * roots.sum()), 0.0)
 
 
-def frechet_delta_error(seen: ProjectedSamples, roots: Tensor, axes: Tensor) -> float:
-    """Standard error of the distance over the samples, from each one's influence on their mean and covariance.
+def frechet_delta_error(samples: ProjectedSamples, roots: Tensor, axes: Tensor) -> float:
+    """Return the standard error of the distance, from the influence of each sample on mean and covariance.
 
     influence = 2 (mu1 - mu2).c + |c|^2 - c^T T c - tr S1 + tr (S1 S2)^{1/2}, c = x - mu1: the derivative by mu1 is
     2 (mu1 - mu2) and by S1 it is I - T, with T the optimal map between the covariances.
-    roots (r,), axes (r, k): the singular values of `cross` that are not rounding, and the right vectors to them, with
-    which c^T T c = sum_k (p.axis_k)^2 / root_k, p the product that belongs to c.
-    The bootstrap's limit for many resamples, to first order in 1/sqrt(n); it knows nothing of the bias.
+    roots (r,) and axes (r, k) are the singular values of `cross` above rounding and their right singular vectors. With
+    them c^T T c = sum_k (p.axis_k)^2 / root_k for the product p of c.
+    This is the limit of the bootstrap for many resamples, to first order in 1/sqrt(n). It does not include the bias.
     """
-    n, mean, middle = len(seen.x), seen.x.mean(0), seen.products.mean(0)
-    slope, level = 2 * (mean - seen.mean), seen.spread() - roots.sum()
+    n, mean, middle = len(samples.x), samples.x.mean(0), samples.products.mean(0)
+    slope, level = 2 * (mean - samples.mean), samples.total_variance() - roots.sum()
     scaled = (axes / roots.sqrt()[:, None]).T
     total = 0.0
-    for x, products in zip(seen.x.split(BOOTSTRAP_ROWS), seen.products.split(BOOTSTRAP_ROWS), strict=True):
+    for x, products in zip(samples.x.split(BLOCK_ROWS), samples.products.split(BLOCK_ROWS), strict=True):
         c = x - mean
         influence = c @ slope + c.square().sum(1) - ((products - middle) @ scaled).square().sum(1) - level
         total += float(influence.square().sum())
     return math.sqrt(total / (n * (n - 1)))
 
 
-def extrapolated(seen: ProjectedSamples, whole: float, seed: int) -> float:
-    """The distance at infinitely many samples: the bias is of order 1/n, so a line against 1/n shows its limit at 0.
+def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> float:
+    """Return the distance for infinitely many samples: the limit at 0 of a line against 1/n, the order of the bias.
 
-    The distance of random subsets of SIZES sizes from n / 10 to n, least squares.  whole: that of all.
+    The line is a least-squares fit to the distances of random subsets of SIZES sizes from n / 10 to n. `whole` is the
+    distance of all samples.
     """
     import torch
 
-    n = len(seen.x)
+    n = len(samples.x)
     rng = generator(seed)
     sizes = torch.linspace(max(2, n // 10), n, SIZES, dtype=torch.float64).round().long().tolist()
-    values = [seen.take(torch.randperm(n, generator=rng)[:size]).distance() for size in sizes[:-1]]
+    values = [samples.take(torch.randperm(n, generator=rng)[:size]).distance() for size in sizes[:-1]]
     inverse = 1 / torch.tensor(sizes, dtype=torch.float64)
     y = torch.tensor([*values, whole], dtype=torch.float64)
     centred = inverse - inverse.mean()
@@ -234,9 +245,9 @@ def extrapolated(seen: ProjectedSamples, whole: float, seed: int) -> float:
 
 
 def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
-    """Mean and covariance in an .npz as ADM's evaluator publishes them: mu, sigma; mu_s, sigma_s of spatial features.
+    """Return mean and covariance from an .npz of ADM's evaluator: mu, sigma; mu_s, sigma_s for spatial features.
 
-    Raises UserError if the file is missing or has other arrays.  Nothing is unpickled.
+    Raises UserError if the file is missing or has other arrays. Pickled arrays are refused.
     """
     import numpy as np
     import torch
@@ -246,9 +257,11 @@ def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
         raise UserError(f"{path}: there is no such file of reference statistics.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            lacks = [key for key in keys if key not in file.files]
-            if lacks:
-                raise UserError(f"{path} has no {' and no '.join(lacks)}; it has {', '.join(file.files) or 'nothing'}.")
+            missing = [key for key in keys if key not in file.files]
+            if missing:
+                raise UserError(
+                    f"{path} has no {' and no '.join(missing)}; it has {', '.join(file.files) or 'nothing'}."
+                )
             mean, covariance = (torch.from_numpy(np.asarray(file[key], np.float64)) for key in keys)
     except UserError:
         raise
@@ -256,21 +269,20 @@ def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
         raise UserError(f"{path} is not an .npz of plain arrays: {str(error).splitlines()[0]}") from None
     d = len(mean) if mean.ndim == 1 else -1
     if covariance.shape != (d, d) or not bool(mean.isfinite().all() and covariance.isfinite().all()):
-        raise UserError(
-            f"{path}: {keys[0]} {tuple(mean.shape)} and {keys[1]} {tuple(covariance.shape)} are no Gaussian."
-        )
+        shapes = f"{keys[0]} {tuple(mean.shape)} and {keys[1]} {tuple(covariance.shape)}"
+        raise UserError(f"{path}: {shapes} are not mean and covariance of a Gaussian.")
     return mean, covariance
 
 
 def rounding(d: int, norm: Tensor) -> Tensor:
-    """The size below which an eigen- or singular value of products over d terms of this norm is rounding: d * eps * norm."""
+    """Return d * eps * norm: smaller eigenvalues and singular values of products over d terms are rounding."""
     import torch
 
     return d * torch.finfo(norm.dtype).eps * norm
 
 
 def rank_notes(sizes: Mapping[str, int], d: int, rank: int) -> list[str]:
-    """Caveats where a covariance is singular: of sets of these sizes in d dimensions, whose product has this rank."""
+    """Return caveats for a singular covariance: sets of these sizes in d dimensions, with a product of this rank."""
     few = [
         f"the covariance of the {what} has rank at most {n - 1} of {d}: {n} points in {d} dimensions, {d + 1} are needed"
         for what, n in sizes.items()

@@ -1,4 +1,4 @@
-"""The inception score: how sure a classifier is of each sample, and how many classes it finds."""
+"""The inception score: the certainty of a classifier for each sample, and the diversity of the classes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sitkit.evaluation.extractors.extractor import Extractor
 from sitkit.evaluation.extractors.pretrained import Inception
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement
 from sitkit.registry import metrics
+from sitkit.runtime.errors import require_at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 class InceptionScore(FeatureMetric):
     """exp E KL(p(class | x) || p(class)), from 1 to the number of classes; the reference is not used.
 
-    split: number of samples in a part; the score is the mean over the parts, in order of index, as in published scores.
-    Fewer samples are one part, and so is the rest.
-    Standard error: by the delta method, within the parts.  Biased upwards in small parts.
+    The standard error comes from the delta method, within the parts. The bias is positive in small parts.
+
+    Args:
+        split: the number of samples of a part. The score is the mean over parts in order of the index, as in published
+            scores; the last part may be smaller.
+
     Source: Salimans et al. 2016, arXiv 1606.03498, section 4; parts of 5,000 as in ADM's evaluator.
     """
 
@@ -34,12 +38,11 @@ class InceptionScore(FeatureMetric):
     split: int = 5000
 
     def __post_init__(self) -> None:
-        if self.split < 2:
-            raise ValueError(f"split must be at least 2; got {self.split}.")
+        require_at_least(2, split=self.split)
 
     @property
     def reads_data(self) -> bool:
-        """The samples alone are looked at."""
+        """Whether the data set is needed: the score depends on the samples only."""
         return False
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
@@ -49,9 +52,9 @@ class InceptionScore(FeatureMetric):
 
 
 def inception_score(logits: Tensor) -> tuple[float, float]:
-    """The score of logits (n, classes), and its standard error.
+    """Return the score of logits (n, classes), and its standard error.
 
-    A sample's influence on the logarithm is KL(p(class | x) || p(class)) less the mean of that: the weight that it has in
+    The influence of a sample on the logarithm is KL(p(class | x) || p(class)) less its mean: the weight of the sample in
     p(class) adds nothing to first order.
     """
     import torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, generator
 from sitkit.registry import metrics
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 class MMD(FeatureMetric):
     """E k(x,x') + E k(y,y') - 2 E k(x,y), unbiased, with a mixture of Gaussian kernels.
 
-    k(x, y) = mean_j exp(-|x - y|^2 / (2 (widths_j scale)^2)).  Zero on average for equal laws, so it may be negative.
-    scale: in feature units; unset, the root mean square distance of the reference's points, which costs O(m d) at any m
-    where the usual median needs all m^2 pairs.  block: rows of the kernel matrix held at once.
-    Standard error: delete-one jackknife over both sets, from the row sums; near sqrt(2) too large for equal laws.
+    k(x, y) = mean_j exp(-|x - y|^2 / (2 (widths_j scale)^2)). The mean is zero for equal laws, so values can be negative.
+    The standard error is a delete-one jackknife over both sets, from the row sums; for equal laws it is too large by a
+    factor near sqrt(2).
+
+    Args:
+        scale: in feature units; by default the root mean square distance of the reference points, which costs O(m d),
+            while the usual median needs all m^2 pairs.
+        widths: the widths of the kernels, in units of the scale.
+        block: rows of the kernel matrix in memory at once.
+
     Source: Gretton et al. 2012, "A kernel two-sample test", Eq. 3; Efron and Stein 1981.
     """
 
@@ -40,13 +46,12 @@ class MMD(FeatureMetric):
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
         if not self.widths or not all(0 < width < math.inf for width in self.widths):
             raise ValueError(f"widths must be positive and finite, at least one; got {self.widths}.")
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1; got {self.block}.")
+        require_at_least(1, block=self.block)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         scale = rms_distance(reference) if self.scale is None else self.scale
         if scale == 0:
-            raise UserError("mmd: all reference points are equal, so they set no scale. Set mmd's 'scale'.")
+            raise UserError("mmd: all reference points are equal, so they give no scale. Set mmd's 'scale'.")
         # |x - y|^2 is expanded into products, which lose digits far from the origin.
         centre = reference.mean(0)
         estimate = discrepancy(gaussians(scale, self.widths), samples - centre, reference - centre, self.block)
@@ -59,10 +64,14 @@ class MMD(FeatureMetric):
 class KID(FeatureMetric):
     """The kernel inception distance: MMD^2 with k(x, y) = (x.y / d + 1)^degree, unbiased, so it may be negative.
 
-    subsets: 0 compares all pairs, with the delete-one jackknife for the standard error, at a cost of n m d.  A positive
-    number gives the mean over that number of random subsets of `size` points of each set.  Their standard deviation, which
-    papers report, is in the notes; the standard error ignores the overlap of the subsets.
-    block: rows of the kernel matrix held at once.
+    Args:
+        degree: the degree of the kernel.
+        subsets: 0 compares all pairs, with the delete-one jackknife for the standard error, at a cost of n m d. A
+            positive number gives the mean over that number of random subsets of each set. Their standard deviation,
+            which papers report, is in the notes; the standard error ignores the overlap of the subsets.
+        size: the number of points of a subset.
+        block: rows of the kernel matrix in memory at once.
+
     Source: Binkowski et al. 2018, arXiv 1801.01401, section 4.
     """
 
@@ -73,9 +82,9 @@ class KID(FeatureMetric):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        for name, least in (("degree", 1), ("subsets", 0), ("size", 2), ("block", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        require_at_least(1, degree=self.degree, block=self.block)
+        require_at_least(0, subsets=self.subsets)
+        require_at_least(2, size=self.size)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         import torch
@@ -100,14 +109,14 @@ class KID(FeatureMetric):
 
 
 class Discrepancy(NamedTuple):
-    """An unbiased MMD^2 and its jackknife standard error (None below 3 points)."""
+    """An unbiased MMD^2 and its jackknife standard error; None for fewer than 3 points."""
 
     value: float
     stderr: float | None
 
 
 def gaussians(scale: float, widths: tuple[float, ...]) -> Kernel:
-    """(x (n, d), y (m, d)) -> mean_j exp(-|x - y|^2 / (2 (widths_j scale)^2)), (n, m)."""
+    """Return the kernel (x (n, d), y (m, d)) -> mean_j exp(-|x - y|^2 / (2 (widths_j scale)^2)), (n, m)."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         squared = (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
@@ -118,17 +127,17 @@ def gaussians(scale: float, widths: tuple[float, ...]) -> Kernel:
 
 
 def polynomial(degree: int) -> Kernel:
-    """(x (n, d), y (m, d)) -> (x.y / d + 1)^degree, (n, m)."""
+    """Return the kernel (x (n, d), y (m, d)) -> (x.y / d + 1)^degree, (n, m)."""
     return lambda x, y: (x @ y.T / x.shape[1] + 1) ** degree
 
 
 def rms_distance(x: Tensor) -> float:
-    """Root mean square distance between distinct rows of x (m, d): sqrt(2 tr(S)) with S the unbiased covariance."""
+    """Return the root mean square distance between distinct rows of x (m, d): sqrt(2 tr(S)), S the unbiased covariance."""
     return math.sqrt(2 * float(x.var(0).sum()))
 
 
 def discrepancy(kernel: Kernel, x: Tensor, y: Tensor, block: int) -> Discrepancy:
-    """Unbiased MMD^2 between x (n, d) and y (m, d) for any symmetric kernel, `block` kernel rows at a time."""
+    """Return the unbiased MMD^2 between x (n, d) and y (m, d) for a symmetric kernel, with `block` kernel rows at a time."""
     import torch
 
     n, m = len(x), len(y)
@@ -152,7 +161,7 @@ def discrepancy(kernel: Kernel, x: Tensor, y: Tensor, block: int) -> Discrepancy
 
 
 def inner_sums(kernel: Kernel, x: Tensor, block: int) -> Tensor:
-    """Row sums (n,) of the kernel matrix of x (n, d) without its diagonal."""
+    """Return the row sums (n,) of the kernel matrix of x (n, d) without its diagonal."""
     import torch
 
     rows = []

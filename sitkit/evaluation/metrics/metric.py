@@ -1,4 +1,4 @@
-"""The contract of a metric: from samples and a reference to a number with its standard error and its caveats."""
+"""The base classes of metrics: from samples and a reference to a number with its standard error and caveats."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Metric(Component):
         Args:
             samples: (n, *shape); images are NCHW in [-1, 1].
             reference: (m, *shape), of the same shape.
-            seed: seed of the resamples and subsets, where the metric draws any.
+            seed: seed of the resamples and subsets of a metric that needs them.
+
+        Returns:
+            The value, its standard error and caveats.
 
         Raises:
             UserError: the two sets cannot be compared.
@@ -92,6 +95,14 @@ class FeatureMetric(Metric):
     features: Extractor = field(default_factory=Pixels)
 
     def measure(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
+        """Compare the features of samples with the features of a reference set.
+
+        Args:
+            samples, reference, seed: as in `Metric.measure`.
+
+        Returns:
+            The value, its standard error and caveats.
+        """
         return self.compare(*self._extracted(samples, reference), seed=seed)
 
     def halves(self, reference: Tensor, *, seed: int = 0) -> Measurement:
@@ -106,29 +117,52 @@ class FeatureMetric(Metric):
         return extraction(samples)[self.reads].double(), extraction(reference)[self.reads].double()
 
     def require(self, extraction: Extraction) -> None:
-        """Refuse an extractor that does not give what the metric reads."""
+        """Raise UserError for an extractor without the output that the metric reads."""
         if self.reads not in extraction.outputs:
             gives = ", ".join(extraction.outputs)
             raise UserError(f"{self.name} reads {self.reads}; features {self.features.name!r} give {gives}.")
 
     @abstractmethod
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        """Return the metric from the features of the samples (n, d) and of the reference (m, d), float64 on the CPU."""
+        """Compare features.
+
+        Args:
+            samples: features of the samples, (n, d), float64 on the CPU.
+            reference: features of the reference, (m, d), float64 on the CPU.
+            seed: as in `measure`.
+
+        Returns:
+            The value, its standard error and caveats.
+        """
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
-        """Return the value of `compare` without its standard error, equal up to rounding."""
+        """Return the value of `compare` without its standard error, equal up to rounding.
+
+        Args:
+            samples, reference, seed: as in `compare`.
+
+        Returns:
+            The value.
+        """
         return self.compare(samples, reference, seed=seed).value
 
 
 def generator(seed: int) -> Generator:
-    """Return a new CPU random generator with the given seed."""
+    """Return a new random generator on the CPU.
+
+    Args:
+        seed: the seed.
+
+    Returns:
+        The generator.
+    """
     import torch
 
     return torch.Generator().manual_seed(seed)
 
 
 def random_halves(reference: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint random sets of m // 2 rows each."""
+    """Return two disjoint random sets of m // 2 rows each."""
     import torch
 
     half = len(reference) // 2
@@ -137,7 +171,7 @@ def random_halves(reference: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resamples: int, seed: int) -> float | None:
-    """Standard deviation of `statistic` over resamples of the rows with replacement; None where resamples is 0."""
+    """Return the standard deviation of `statistic` over resamples of the rows with replacement; None for 0 resamples."""
     import torch
 
     if resamples == 0:
@@ -154,7 +188,7 @@ def require_resamples(bootstrap: int) -> None:
 
 
 def require_comparable(samples: Tensor, reference: Tensor) -> None:
-    """Refuse sets of different shapes, sets too small to have a spread, and values that are not finite."""
+    """Raise an error for sets of different shapes, sets of fewer than 2 points, and values that are not finite."""
     if samples.shape[1:] != reference.shape[1:]:
         raise UserError(
             f"The samples are of shape {tuple(samples.shape[1:])} and the reference of {tuple(reference.shape[1:])}. "

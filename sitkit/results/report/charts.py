@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sitkit.evaluation import plots
 from sitkit.evaluation.plots import COLOURS, GREY, INK, PAPER, Curve, as_array
@@ -59,18 +59,10 @@ def interval_chart(estimates: Sequence[Estimate], *, label: str, xlabel: str) ->
     figure, (ax,) = plots.canvas(1, (SIZE[0], max(height, 2.0)))
     for i, name in enumerate(columns):
         column = [estimate for estimate in estimates if estimate.column == name]
+        values, errors = [e.mean for e in column], [e.stderr or 0.0 for e in column]
         heights = [rows.index(e.row) + (i - (len(columns) - 1) / 2) / (len(columns) + 1) for e in column]
-        ax.errorbar(
-            [estimate.mean for estimate in column],
-            heights,
-            xerr=[estimate.stderr or 0.0 for estimate in column],
-            label=name,
-            fmt="osD^v*P"[i % 7],
-            color=COLOURS[i % len(COLOURS)],
-            markersize=4.5,
-            elinewidth=1.2,
-            capsize=2.5,
-        )
+        style: dict[str, Any] = {"fmt": "osD^v*P"[i % 7], "color": COLOURS[i % len(COLOURS)], "markersize": 4.5}
+        ax.errorbar(values, heights, xerr=errors, label=name, elinewidth=1.2, capsize=2.5, **style)
     ax.set_yticks(range(len(rows)), [_short(row) for row in rows], parse_math=False)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     for edge in range(1, len(rows)):
@@ -87,9 +79,8 @@ def _short(text: str, most: int = 26) -> str:
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     columns = min(len(names), 4, max(1, 66 // (max(map(len, names)) + 8)))
-    figure.legend(
-        loc="outside lower center", ncols=columns, fontsize=9, frameon=False, labelcolor=INK, handlelength=2.4
-    )
+    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": INK, "handlelength": 2.4}
+    figure.legend(loc="outside lower center", ncols=columns, **style)
 
 
 def thinned(curve: Curve) -> Curve:
@@ -125,7 +116,5 @@ def inline(figure: Figure, label: str) -> str:
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
     text = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: PAGE.get(m[0].lower(), m[0]), text)
-    text = re.sub(
-        r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", rf'<svg viewBox="\1" role="img" aria-label="{escape(label)}">', text
-    )
-    return text.strip()
+    head = rf'<svg viewBox="\1" role="img" aria-label="{escape(label)}">'
+    return re.sub(r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", head, text).strip()

@@ -37,16 +37,10 @@ def cost_chart(
     for name, points in curves.items():
         nfe, values, errors = zip(*sorted(points, key=lambda point: point[:2]), strict=True)
         series.append(Curve(name, nfe, values, None if None in errors else errors))
-    svg = line_chart(
-        series,
-        label=f"{metric} against evaluations",
-        xlabel="evaluations a sample (NFE)",
-        ylabel=metric,
-        logx=True,
-        logy=_needs_log_axis(series),
-    )
-    caption = caption or f"{better} is better; bars are standard errors."
-    return Chart(svg, title or f"{metric} against evaluations", caption)
+    label, xlabel = f"{metric} against evaluations", "evaluations a sample (NFE)"
+    logy = _needs_log_axis(series)
+    svg = line_chart(series, label=label, xlabel=xlabel, ylabel=metric, logx=True, logy=logy)
+    return Chart(svg, title or label, caption or f"{better} is better; bars are standard errors.")
 
 
 def training_curve(name: str, rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
@@ -108,14 +102,10 @@ def path_charts(folder: Path, config: Config, records: Sequence[Mapping[str, Any
             "Values that diverge at an end leave the view.",
         ),
     ]
-    return [
-        Chart(
-            line_chart(
-                series, label=text, xlabel="t (0 noise, 1 data)", ylabel=ylabel, clipped=series is not coefficients
-            ),
-            title,
-            caption,
-        )
-        for series, text, ylabel, title, caption in panels
-        if series
-    ]
+    charts = []
+    for series, text, ylabel, title, caption in panels:
+        if series:
+            clipped = series is not coefficients
+            svg = line_chart(series, label=text, xlabel="t (0 noise, 1 data)", ylabel=ylabel, clipped=clipped)
+            charts.append(Chart(svg, title, caption))
+    return charts

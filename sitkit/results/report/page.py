@@ -7,11 +7,9 @@ data of the parts; the template has the text around them, the style and two scri
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sitkit.results.table import TableCell
 
@@ -147,39 +145,9 @@ class Page:
         """Return the page as one file without references to other files."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
+        loader = PackageLoader("sitkit.results.report", "templates")
         environment = Environment(
-            loader=PackageLoader("sitkit.results.report", "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         shown = [section for section in self.sections if section.parts]
         return environment.get_template("page.html").render(page=self, sections=shown)
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """Return a number for people; a dash for None."""
-    if value is None:
-        return "\u2013"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    return f"{value:.{digits}g}"
-
-
-def number_cell(value: Any, digits: int = 4) -> TableCell:
-    """Return a cell with a number; a dash for None."""
-    return TableCell(number(value, digits), value)
-
-
-def one_line(component: Mapping[str, Any]) -> str:
-    """Return a component's plain values in one line: its name, then its fields."""
-    texts = {
-        key: one_line(value) if isinstance(value, Mapping) else value if isinstance(value, str) else json.dumps(value)
-        for key, value in component.items()
-    }
-    name = texts.pop("name", "")
-    rest = ", ".join(f"{key} {text}" for key, text in texts.items())
-    return f"{name} ({rest})" if rest else name

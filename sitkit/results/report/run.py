@@ -9,30 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sitkit.registry import metrics
-from sitkit.results.report.figures import (
-    CostPoint,
-    cost_chart,
-    is_finite_number,
-    path_charts,
-    training_charts,
-    training_curve,
-)
-from sitkit.results.report.page import (
-    Charts,
-    Code,
-    Facts,
-    Notes,
-    Page,
-    PagePart,
-    Section,
-    Table,
-    number,
-    number_cell,
-    one_line,
-)
+from sitkit.results.report import figures
+from sitkit.results.report.page import Charts, Code, Facts, Notes, Page, PagePart, Section, Table
 from sitkit.results.report.sample_sheets import MAX_SHEETS, sample_parts
 from sitkit.results.reproduce import evaluate_command, train_command
-from sitkit.results.table import TableCell
+from sitkit.results.table import TableCell, number, number_cell
 from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
@@ -46,7 +27,7 @@ from sitkit.runtime.tensors import open_tensors
 
 NOT_CURVES = ("step", "time")
 EQUAL_PLACES = "Equal places have equal noise and labels, so differences come from the sampling alone."
-COLUMN_NOTE = "halves: the same metric between two random halves of the data."
+HALVES = "halves: the same metric between two random halves of the data."
 
 
 class TrainingRecord(NamedTuple):
@@ -98,7 +79,11 @@ def run_page(folder: Path) -> Page:
         Section("Quality and cost", "Evaluations of the network for one sample.", _costs(records)),
         Section("Training", "The mean of each logged interval of steps.", _curves(training)),
         Section("Samples", EQUAL_PLACES, _samples(training)),
-        Section("Path", "Time runs from noise, t = 0, to data, t = 1.", [Charts(path_charts(folder, config, records))]),
+        Section(
+            "Path",
+            "Time runs from noise, t = 0, to data, t = 1.",
+            [Charts(figures.path_charts(folder, config, records))],
+        ),
         Section("Configuration", "", _configuration(training)),
         Section("Environment", "", environment),
     ]
@@ -108,10 +93,10 @@ def run_page(folder: Path) -> Page:
 def _facts(training: TrainingRecord, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     config, rows, plain = training.config, training.rows, training.config.plain()
     facts = {
-        "data": one_line(plain["data"]),
-        "interpolant": one_line(plain["interp"]),
-        "target": one_line(plain["target"]),
-        "weight": one_line(plain["weight"]),
+        "data": _one_line(plain["data"]),
+        "interpolant": _one_line(plain["interp"]),
+        "target": _one_line(plain["target"]),
+        "weight": _one_line(plain["weight"]),
         "backbone": label(config.backbone) + _parameters(training.folder),
         "optimiser": f"AdamW, lr {config.train.lr:g}, batch {config.train.batch}",
         "steps": f"{number(training.step)} of {number(config.train.steps)}",
@@ -126,6 +111,17 @@ def _facts(training: TrainingRecord, records: Sequence[Mapping[str, Any]]) -> di
         values = [r["value"] for r in records if r["metric"] == record["metric"]]
         facts[f"best {metric_name(record)}"] = number(min(values) if lower_is_better(record) else max(values))
     return facts
+
+
+def _one_line(component: Mapping[str, Any]) -> str:
+    """A component's plain values in one line: its name, then its fields."""
+    texts = {
+        key: _one_line(value) if isinstance(value, Mapping) else value if isinstance(value, str) else json.dumps(value)
+        for key, value in component.items()
+    }
+    name = texts.pop("name", "")
+    rest = ", ".join(f"{key} {text}" for key, text in texts.items())
+    return f"{name} ({rest})" if rest else name
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -158,7 +154,7 @@ def _alarms(training: TrainingRecord, finished: bool) -> list[Notes]:
         progress = f"The training has reached step {training.step} of {training.config.train.steps}"
         messages.append(f"{progress}: {train_command(training.folder)} continues it.")
     for row in training.rows:
-        if not is_finite_number(row.get("loss", 0.0)):
+        if not figures.is_finite_number(row.get("loss", 0.0)):
             messages.append(f"The loss was {row['loss']} at step {row['step']}.")
             break
     return [Notes(messages, alarm=True)] if messages else []
@@ -184,7 +180,7 @@ def sampling_name(recipe: Mapping[str, Any]) -> str:
     if recipe["diffusion"]["name"] != "zero":
         parts.append(recipe["diffusion"]["name"])
     if recipe["guidance"]["name"] != "none":
-        parts.append(one_line(recipe["guidance"]))
+        parts.append(_one_line(recipe["guidance"]))
     sample = recipe["sample"]
     if sample["weights"] != "ema":
         parts.append(sample["weights"])
@@ -214,7 +210,7 @@ def _results(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[PagePar
         for record in records
     ]
     caveats = dict.fromkeys(note for record in records for note in record["notes"])
-    notes = [f"error: standard error over the samples.  {COLUMN_NOTE}", *caveats]
+    notes = [f"error: standard error over the samples.  {HALVES}", *caveats]
     return [Table.of("Every evaluation of this run", rows, notes)]
 
 
@@ -222,7 +218,7 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> list[Charts]:
     """A chart for each metric that was measured at several costs, with a curve for each way of sampling."""
     charts = []
     for name in dict.fromkeys(map(metric_name, records)):
-        curves: dict[str, dict[int, CostPoint]] = {}
+        curves: dict[str, dict[int, figures.CostPoint]] = {}
         of_metric = [record for record in records if metric_name(record) == name]
         for record in of_metric:
             nfe = record["sampling"]["nfe"]
@@ -230,7 +226,9 @@ def _costs(records: Sequence[Mapping[str, Any]]) -> list[Charts]:
             points[nfe] = (nfe, record["value"], record["stderr"])
         if any(len(points) > 1 for points in curves.values()):
             better = "Lower" if lower_is_better(of_metric[-1]) else "Higher"
-            charts.append(cost_chart({way: points.values() for way, points in curves.items()}, name, better=better))
+            charts.append(
+                figures.cost_chart({way: points.values() for way, points in curves.items()}, name, better=better)
+            )
     return [Charts(charts)] if charts else []
 
 
@@ -238,7 +236,7 @@ def _curves(training: TrainingRecord) -> list[Charts]:
     keys = dict.fromkeys(key for row in training.rows for key in row if key not in NOT_CURVES)
     charts = []
     for key in keys:
-        charts += training_charts([training_curve(key, training.rows, key)], key.replace("_", " "))
+        charts += figures.training_charts([figures.training_curve(key, training.rows, key)], key.replace("_", " "))
     return [Charts(charts)] if charts else []
 
 

@@ -9,22 +9,10 @@ from typing import Any
 
 from sitkit.results.report.charts import interval_chart
 from sitkit.results.report.figures import CostPoint, cost_chart, path_charts, training_charts, training_curve
-from sitkit.results.report.page import (
-    Chart,
-    Charts,
-    Code,
-    Facts,
-    Notes,
-    Page,
-    PagePart,
-    Section,
-    Table,
-    number,
-    number_cell,
-)
+from sitkit.results.report.page import Chart, Charts, Code, Facts, Notes, Page, PagePart, Section, Table
 from sitkit.results.report.run import (
-    COLUMN_NOTE,
     EQUAL_PLACES,
+    HALVES,
     TrainingRecord,
     environment_facts,
     metric_name,
@@ -33,7 +21,7 @@ from sitkit.results.report.run import (
 from sitkit.results.report.sample_sheets import MAX_SHEETS, sample_parts
 from sitkit.results.reproduce import evaluate_command
 from sitkit.results.study_results import CellResult, StudyResults, read_results, runs_of
-from sitkit.results.table import TableCell, format_estimate, grid
+from sitkit.results.table import TableCell, format_estimate, grid, number, number_cell
 from sitkit.runs.config.identity import label
 from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder
@@ -233,7 +221,7 @@ def _numbers(results: StudyResults, runs: Path, records: Records) -> Table:
         for cell in results.cells
     ]
     caveats = dict.fromkeys(note for record in records.values() for note in record["notes"])
-    notes = [f"error: standard error over the samples of the cell.  {COLUMN_NOTE}", *caveats]
+    notes = [f"error: standard error over the samples of the cell.  {HALVES}", *caveats]
     return Table.of(f"All {len(rows)} cells", rows, notes, folded=len(rows) > 24)
 
 

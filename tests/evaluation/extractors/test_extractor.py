@@ -100,7 +100,7 @@ def test_what_cannot_be_classified_is_refused() -> None:
     unlabelled = in_memory(np.zeros((20, 1, 4, 4), np.float32), None, (), holdout=0.1)
     with pytest.raises(UserError, match="needs labels, and the data have none"):
         RunClassifier().build(unlabelled, CPU, None)
-    with pytest.raises(UserError, match="needs a data set to learn from"):
+    with pytest.raises(UserError, match="needs a data set for training"):
         sitkit.metrics.create("frechet", features="run-classifier").measure(torch.zeros(3, 2), torch.zeros(3, 2))
     for fields, message in (
         ({"width": 12}, "multiple of 8"),
@@ -125,7 +125,7 @@ def test_dinov2_reads_the_class_token_of_normalised_images(dino: Path, built: di
     assert "28" in built["dinov2"].record["preprocessing"]
     grey = x[:, :1]
     assert torch.equal(built["dinov2"](grey)["features"], built["dinov2"](grey.expand(-1, 3, -1, -1))["features"])
-    with pytest.raises(UserError, match="sees images of 1 or 3 channels"):
+    with pytest.raises(UserError, match="needs images of 1 or 3 channels"):
         built["dinov2"](x[:, :2])
 
 

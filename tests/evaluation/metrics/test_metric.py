@@ -512,12 +512,12 @@ def test_statistics_in_a_file_take_the_place_of_the_reference(tmp_path: Path) ->
     np.savez(tmp_path / "wrong.npz", mu=mean, sigma=covariance[:2])
     np.savez(tmp_path / "objects.npz", mu=np.array([{}]), sigma=covariance)
     for name, message in (
-        ("none.npz", "no such file"), ("part.npz", "has no sigma; it has mu"), ("wrong.npz", "are no Gaussian"),
+        ("none.npz", "no such file"), ("part.npz", "has no sigma; it has mu"), ("wrong.npz", "are not mean and covariance"),
         ("objects.npz", "is not an .npz of plain arrays"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             Frechet(reference=str(tmp_path / name)).compare(x, x)
-    with pytest.raises(UserError, match="statistics of 4 features and pixels gives 3"):
+    with pytest.raises(UserError, match="statistics of 4 features, and pixels gives 3"):
         metric.compare(x[:, :3], x[:, :3])
 
 
@@ -595,7 +595,7 @@ def test_numbers_equal_torchmetrics() -> None:
 
 def test_inception_score_of_known_laws() -> None:
     sure = 50 * torch.nn.functional.one_hot(torch.arange(60) % 6).double()
-    # Sure of each and all classes alike: the number of classes.  One class, or no idea: 1.
+    # Certain predictions of all classes equally often: the number of classes. One class, or uniform predictions: 1.
     assert inception_score(sure) == (pytest.approx(6, rel=1e-12), pytest.approx(0, abs=1e-9))
     assert inception_score(sure[:1].expand(60, -1))[0] == pytest.approx(1, rel=1e-12)
     assert inception_score(torch.zeros(60, 6))[0] == pytest.approx(1, rel=1e-12)

@@ -1,4 +1,4 @@
-"""A report is one file that says what the folder says, and that a browser shows without a network."""
+"""A report is one file with the content of the folder, which a browser shows without a network."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 @functools.cache
 def measured(base: str) -> Path:
-    """A run that was sampled and measured in three ways, two of them alike but for their cost."""
+    """A run that was sampled and measured in three ways; two of them differ in their cost only."""
     folder = copied(trained(base), Path(MADE.name) / base)
     ways = (["--sampler", "heun", "--steps", "2"], ["--sampler", "heun", "--steps", "4"],
             ["--sampler", "euler-maruyama", "--diffusion", "sigma", "--steps", "6", "--set", "sampler.last_step=tweedie"])  # fmt: skip
     for way in ways:
-        left = call("evaluate", folder, "-n", "70", *way, "--set", "run.track=false")
-        assert left.status == 0, left.err
+        result = call("evaluate", folder, "-n", "70", *way, "--set", "run.track=false")
+        assert result.status == 0, result.err
     return folder
 
 
@@ -85,7 +85,7 @@ class Elements(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("base", ["points", "digits"])
-def test_the_page_is_whole_in_itself(base: str) -> None:
+def test_the_page_needs_no_other_file(base: str) -> None:
     path = written(base)
     text = path.read_text()
     assert path == measured(base) / "report.html" and len(text) < LARGEST
@@ -104,7 +104,7 @@ def test_the_page_is_whole_in_itself(base: str) -> None:
         if "id" in attributes and not (attributes["id"] or "").startswith(("m", "p"))
     ]
     assert len(identities) == len(set(identities))
-    # What lets nobody down who hears the page or steers it by keys.
+    # The page works with a screen reader and with a keyboard.
     assert all(attributes.get("alt") for tag, attributes in page.found if tag == "img")
     assert all(attributes.get("aria-label") for tag, attributes in page.found if tag == "svg")
     assert all(
@@ -116,7 +116,7 @@ def test_the_page_is_whole_in_itself(base: str) -> None:
     assert tags.count("h1") == 1 and tags.count("svg") >= 4
 
 
-def test_the_page_says_what_the_folder_says() -> None:
+def test_the_page_has_the_numbers_of_the_folder() -> None:
     folder, text = measured("digits"), written("digits").read_text()
     records = [read_json(path) for path in (folder / "evaluations").iterdir()]
     assert len(records) == 3
@@ -128,7 +128,7 @@ def test_the_page_says_what_the_folder_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "told"),
+    ("pattern", "message"),
     [
         ("checkpoints/*.safetensors", "is damaged or cut short"),
         ("samples/*/samples.npz", "is damaged"),
@@ -137,19 +137,21 @@ def test_the_page_says_what_the_folder_says() -> None:
         ("environment.json", None),
     ],
 )
-def test_what_is_damaged_is_named(pattern: str, told: str | None, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named(pattern: str, message: str | None, tmp_path: Path) -> None:
     folder = copied(measured("digits"), tmp_path)
     path = sorted(folder.glob(pattern))[0]
     path.write_text("{}")
-    left = call("report", folder)
-    if told is None:
-        assert left.status == 0
+    result = call("report", folder)
+    if message is None:
+        assert result.status == 0
     else:
-        assert left.status == 2 and str(path) in left.err and told in left.err and left.err.count("error:") == 1
+        assert (
+            result.status == 2 and str(path) in result.err and message in result.err and result.err.count("error:") == 1
+        )
     assert call("runs", "--runs", tmp_path).status == 0
 
 
-def test_the_command_beside_a_number_makes_it_again(tmp_path: Path) -> None:
+def test_the_command_of_a_number_computes_it_again(tmp_path: Path) -> None:
     paths = list((measured("digits") / "evaluations").iterdir())
     assert len(paths) == 3
     for path in paths:
@@ -157,13 +159,13 @@ def test_the_command_beside_a_number_makes_it_again(tmp_path: Path) -> None:
         folder = copied(trained("digits"), tmp_path / path.stem)
         words = shlex.split(evaluate_command(folder, record))
         assert words[:2] == ["sitkit", "evaluate"]
-        left = call(*words[1:], "--set", "run.track=false", "--json")
-        assert left.status == 0, left.err
-        (again,) = json.loads(left.out)
+        result = call(*words[1:], "--set", "run.track=false", "--json")
+        assert result.status == 0, result.err
+        (again,) = json.loads(result.out)
         assert again["value"] == record["value"] and Path(again["path"]).name == path.name
 
 
-def test_the_samples_shown_are_those_on_disk_in_their_order() -> None:
+def test_the_samples_of_the_page_are_those_on_disk_in_their_order() -> None:
     import io
 
     import numpy as np
@@ -171,7 +173,7 @@ def test_the_samples_shown_are_those_on_disk_in_their_order() -> None:
 
     text = written("digits").read_text()
     shown = [base64.b64decode(code) for code in re.findall(r"data:image/png;base64,([^\"]+)", text)]
-    assert len(shown) == 4  # The data, and each way of sampling.
+    assert len(shown) == 4  # The data, and each set of samples.
     sheets = [np.asarray(Image.open(io.BytesIO(data)).convert("L")) for data in shown[1:]]
     folders = list((measured("digits") / "samples").iterdir())
     assert len(folders) == 3
@@ -184,18 +186,18 @@ def test_the_samples_shown_are_those_on_disk_in_their_order() -> None:
 
 def test_the_command_line_writes_it(tmp_path: Path) -> None:
     folder = measured("points")
-    left = call("report", folder, "--to", tmp_path / "a" / "page.html", "--json")
-    assert left.status == 0, left.err
-    assert json.loads(left.out) == {
+    result = call("report", folder, "--to", tmp_path / "a" / "page.html", "--json")
+    assert result.status == 0, result.err
+    assert json.loads(result.out) == {
         "report": str(tmp_path / "a" / "page.html"),
         "bytes": (tmp_path / "a" / "page.html").stat().st_size,
     }
-    left = call("report", "latset", "--runs", folder.parent)
-    assert left.status == 2 and "No run" in left.err
+    result = call("report", "latset", "--runs", folder.parent)
+    assert result.status == 2 and "No run" in result.err
 
 
-def test_numbers_that_were_made_in_other_ways_have_other_names() -> None:
-    """Of a file of statistics, random labels and another average the page must not show two rows alike."""
+def test_numbers_with_different_settings_have_different_names() -> None:
+    """Rows with a file of statistics, random labels or another average have distinct names."""
     recipe = {
         "sampler": {"name": "heun"}, "diffusion": {"name": "zero"}, "guidance": {"name": "none"},
         "sample": {"weights": "ema", "ema": None, "labels": "balanced"},
@@ -208,7 +210,7 @@ def test_numbers_that_were_made_in_other_ways_have_other_names() -> None:
     assert metric_name({"metric": metric | {"reference": "a/b.npz"}}) == "frechet on inception against b.npz"
 
 
-def test_a_run_without_numbers_has_a_page_that_says_how_to_get_some(tmp_path: Path) -> None:
+def test_the_page_of_a_run_without_numbers_has_the_command_that_computes_one(tmp_path: Path) -> None:
     folder = copied(trained("points"), tmp_path)
     (folder / "metrics.jsonl").write_text("")
     for path in (folder / "checkpoints").iterdir():
@@ -219,7 +221,7 @@ def test_a_run_without_numbers_has_a_page_that_says_how_to_get_some(tmp_path: Pa
         report("nothing", runs=folder.parent)
 
 
-def test_what_people_write_is_text_and_never_markup() -> None:
+def test_names_are_text_and_never_markup() -> None:
     hostile = "<script>alert(1)</script>\"'&"
     table = Table(hostile, (hostile,), [[TableCell(hostile, code=hostile, reference=hostile)]])
     text = Page(hostile, hostile, hostile, [Section(hostile, hostile, [table])]).html()
@@ -242,7 +244,7 @@ run: {threads: 1, track: false, sample_every: 0, log_every: 2}
 """
 STUDY = """
 title: "Two samplers <b>"
-source: "Nobody, 1900"
+source: "Author, 1900"
 base: base.yaml
 metric: frechet
 set: {target: velocity}
@@ -257,18 +259,18 @@ columns: {"4": {sampler: {steps: 4}}, "8": {sampler: {steps: 8}}}
 
 @functools.cache
 def studied() -> Path:
-    """The folder of a study of curves, one of which failed, with its report."""
+    """The folder of a study with a row that failed, and with its report."""
     folder = Path(MADE.name) / "study"
     folder.mkdir()
     (folder / "base.yaml").write_text(BASE)
     (folder / "study.yaml").write_text(STUDY)
-    left = call("ablate", folder / "study.yaml", "--runs", folder / "runs")
-    assert left.status == 1 and left.err.count("wild") >= 4, left.err
+    result = call("ablate", folder / "study.yaml", "--runs", folder / "runs")
+    assert result.status == 1 and result.err.count("wild") >= 4, result.err
     assert call("report", folder / "study.yaml", "--runs", folder / "runs").status == 0
     return folder / "studies" / "study"
 
 
-def test_a_study_s_page_is_what_the_study_concluded() -> None:
+def test_the_page_of_a_study_has_its_results() -> None:
     results = read_results(studied())
     text = (studied() / "report.html").read_text()
     page = Elements(text)
@@ -279,7 +281,7 @@ def test_a_study_s_page_is_what_the_study_concluded() -> None:
         assert f'data-key="{estimate.mean!r}"' in text and shown(estimate.mean, estimate.stderr) in text
     marked = text.count('class="n best"') + text.count('class="n close"')
     assert marked == sum(estimate.standing in ("best", "close") for estimate in results.estimates)
-    assert "published 2.5" in text and "Nobody, 1900" in text and "&lt;b&gt;" in text
+    assert "published 2.5" in text and "Author, 1900" in text and "&lt;b&gt;" in text
     assert "The loss became" in text and "4 of 12 cells have no number" in text
     done = [cell for cell in results.cells if cell.state == "done"]
     assert len(done) == 8
@@ -289,7 +291,7 @@ def test_a_study_s_page_is_what_the_study_concluded() -> None:
         assert html.escape(command).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in text
 
 
-def test_a_study_of_costs_is_drawn_as_curves_with_errors() -> None:
+def test_a_study_of_costs_is_shown_as_curves_with_errors() -> None:
     text = (studied() / "report.html").read_text()
     assert (
         "frechet against evaluations" in text and ">SDE</text>" in text and ">evaluations a sample (NFE)</text>" in text
@@ -297,7 +299,7 @@ def test_a_study_of_costs_is_drawn_as_curves_with_errors() -> None:
     assert text.count("data:image/png") == 5  # The data, and two rows at two costs.
 
 
-def test_a_study_without_results_is_refused_with_the_command_that_makes_them(tmp_path: Path) -> None:
+def test_a_study_without_results_is_refused_with_the_command_that_computes_them(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     with pytest.raises(UserError, match="sitkit ablate"):
         report(tmp_path / "study.yaml", runs=tmp_path / "runs")
