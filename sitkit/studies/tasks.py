@@ -67,7 +67,7 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether the result is on disk."""
+        """True if the result is on disk."""
         if self.kind == "train":
             return trained(self.config)
         return find_measurement(self.config.run.folder, self.place) is not None

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support import BASE, STUDY, call, finish, published, read_csv, run_study, start, trainings, wait, write_study
 
+import sitkit
 from sitkit.results.table import format_estimate
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import read_assignments
@@ -216,6 +217,16 @@ def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -
 def test_a_dry_run_says_which_cells_are_measured(whole: Path) -> None:
     result = call("ablate", whole / "study.yaml", "--runs", whole / "runs", "--dry-run", "--json")
     assert {cell["state"] for cell in json.loads(result.out)} == {"measured"}
+
+
+def test_a_dry_run_in_python_has_the_results_on_disk_and_does_nothing(whole: Path, tmp_path: Path) -> None:
+    outcome = sitkit.ablate(whole / "study.yaml", dry_run=True, runs=whole / "runs")
+    assert [str(cell.value) for cell in outcome.results.cells] == [row["value"] for row in read_csv(whole)]
+    outcome = sitkit.ablate(write_study(tmp_path), dry_run=True, runs=tmp_path / "runs")
+    assert {cell.state for cell in outcome.results.cells} == {"todo"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.yaml", "study.yaml"]
+    with pytest.raises(UserError, match="ablate has no argument 'sedes'. Did you mean 'seeds'"):
+        sitkit.ablate(whole / "study.yaml", sedes=[0])  # pyright: ignore[reportCallIssue]
 
 
 def test_seeds_give_a_mean_and_its_error(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Range(Settings):
 
     @property
     def whole(self) -> bool:
-        """Whether the range has only whole numbers."""
+        """True if the range has only whole numbers."""
         return all(isinstance(v, int) for v in (self.low, self.high, self.step or 1))
 
 
