@@ -31,6 +31,13 @@ def require_at_least(least: int, **values: float) -> None:
             raise ValueError(f"{name} must be at least {least}; got {value}.")
 
 
+def require_positive(**values: float) -> None:
+    """Raise ValueError for the first of the named values that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive; got {value}.")
+
+
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
     """Return the sentence " Did you mean 'x'?" for the nearest known word, or ""."""
 

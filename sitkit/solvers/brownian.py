@@ -14,11 +14,15 @@ from sitkit.runtime.rng import BROWNIAN, normals
 class BrownianPath:
     """W(t) on [0, 1] for each key, refined by bridges over halves of intervals: a finer grid refines the same path.
 
-    Values at multiples of 2^-depth follow from the nodes of a binary tree; between two such multiples one more bridge
-    draw is spent.  Times must be asked for in increasing order; memory is `depth` states however many are asked for.
-    The law of the increments is exact as long as neighbouring times are at least 2^-depth apart.
+    Values at multiples of 2^-depth follow from the nodes of a binary tree; a time between two multiples takes one more
+    bridge.  Times must be given in increasing order.  Memory is `depth` states for any number of times.  The law of the
+    increments is exact if neighbouring times are at least 2^-depth apart.
 
-    keys: (b,) int64; values: (b, size).
+    Args:
+        keys: (b,) int64, each of a path.
+        size: the number of dimensions of a path.
+        dtype: of the values.
+        depth: of the tree.
     """
 
     def __init__(self, keys: Tensor, size: int, dtype: torch.dtype, *, depth: int = 16) -> None:
@@ -32,7 +36,7 @@ class BrownianPath:
         return normals(self.keys, torch.tensor(nodes), self.size, BROWNIAN, self.dtype)
 
     def __call__(self, t: float) -> Tensor:
-        """W(t), shape (b, size)."""
+        """Return W(t), shape (b, size)."""
         while len(self._stack) > 1 and not self._holds(self._stack[-1], t):
             self._stack.pop()
         nodes, (level, index, *_) = [], self._stack[-1]
@@ -46,11 +50,11 @@ class BrownianPath:
         for draw in draws[: len(nodes) - inside]:
             self._halve(draw, t)
         level, index, left, right = self._stack[-1]
-        share = t * 2**level - index
+        fraction = t * 2**level - index
         # lerp is exact at both ends: a node is the same to the bit from either side.
-        value = torch.lerp(left, right, share)
+        value = torch.lerp(left, right, fraction)
         if inside:
-            value = value + math.sqrt(share * (1 - share) / 2**level) * draws[-1]
+            value = value + math.sqrt(fraction * (1 - fraction) / 2**level) * draws[-1]
         return value
 
     def _halve(self, draw: Tensor, t: float) -> None:
@@ -70,13 +74,13 @@ class BrownianPath:
 
 
 def path_on(keys: Tensor, x: Tensor, times: Tensor) -> BrownianPath:
-    """The paths for states x (b, size) on a grid, deep enough for its shortest step."""
+    """Return the paths for states x (b, size) on a grid, deep enough for its shortest step."""
     shortest = float(times.diff().min())
     return BrownianPath(keys, x.shape[1], x.dtype, depth=max(16, math.ceil(-math.log2(shortest))))
 
 
 def brownian_increments(keys: Tensor, x: Tensor, times: Tensor) -> Iterator[Tensor]:
-    """Yield W(t_{i+1}) - W(t_i) of each sample's own path, step by step over a grid, each of x's shape (b, ...)."""
+    """Yield W(t_{i+1}) - W(t_i) of the path of each sample, step by step over a grid, each of x's shape (b, ...)."""
     path = path_on(keys, x.flatten(1), times)
     before = path(float(times[0]))
     for t in times[1:].tolist():

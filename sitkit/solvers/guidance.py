@@ -1,9 +1,9 @@
 """Guidance: a stronger prediction extrapolated away from a weaker one.
 
-All readings are affine in the prediction at fixed x, so combining predictions with weights that sum to one is combining
-velocities, scores or data alike, whatever the target.  Where weights do not sum to one (`rescale`, `cfg-zero`) the space
-matters: those act on the velocity, velocity = p prediction + q x with (p, q) from `velocity_gains`, so that they
-too mean the same for every target.
+All readings are affine in the prediction at fixed x, so a combination of predictions with weights that sum to one is the
+same combination of velocities, scores or data, for every target.  If weights do not sum to one (`rescale`, `cfg-zero`) the
+space matters: these rules act on the velocity, velocity = p prediction + q x with (p, q) from `velocity_gains`, so they
+mean the same for every target too.
 """
 
 from __future__ import annotations
@@ -30,19 +30,27 @@ if TYPE_CHECKING:
 # (x, t) -> (p, q), each a number or shaped to multiply x.
 Gains: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor | float]]"
 
-# Networks get the time in the state's dtype: a float32 time lies up to 6e-8 beside the planned one.
+# Networks get the time in the state's dtype: a float32 time differs by up to 6e-8 from the planned time.
 SLACK = 1e-6
 
 
 def is_velocity(x: Tensor, t: Tensor) -> tuple[float, float]:
-    """(1, 0): the prediction is the velocity."""
+    """Return the gains of a prediction that is the velocity.
+
+    Args:
+        x: (b, ...), the states.
+        t: (b,), the times.
+
+    Returns:
+        (1, 0).
+    """
     return 1.0, 0.0
 
 
 def velocity_gains(interpolant: Interpolant, target: Target) -> Gains:
-    """(p, q) of velocity = p prediction + q x: p = det_v / det, q = (a d_sigma - b d_alpha) / det.
+    """Return (p, q) of velocity = p prediction + q x as a function: p = det_v / det, q = (a d_sigma - b d_alpha) / det.
 
-    Of two times (b, 2) the first is the one that x is at.
+    For two times (b, 2) the state x belongs to the first.
     """
 
     def gains(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,27 +66,48 @@ def velocity_gains(interpolant: Interpolant, target: Target) -> Gains:
 
 @dataclass(frozen=True)
 class Guidance(Component):
-    """A rule that turns a network into a guided network."""
+    """A rule that turns a network into a guided network.
+
+    A subclass defines `guide` and `evaluations`.
+    """
 
     @abstractmethod
     def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
-        """network(x, t, y) with guidance; raises UserError where the network cannot be guided so.
+        """Return the guided network.
 
-        gains: how a prediction reads as a velocity, for a rule to which that matters.
+        Args:
+            network: maps x (b, ...), t (b,), y (b,) to a prediction of x's shape.
+            null_class: the label of an example without a label.
+            gains: how a prediction is read as a velocity, for a rule that acts on velocities.
+
+        Returns:
+            A network of the same form.
+
+        Raises:
+            UserError: if the network cannot be guided by this rule.
         """
 
     @abstractmethod
     def evaluations(self, t: float) -> int:
-        """Network evaluations per sample that one guided evaluation at time t spends."""
+        """Return the network evaluations per sample of one guided evaluation at time t."""
 
 
 @final
 @guidances.register("none")
-@dataclass(frozen=True)
 class Unguided(Guidance):
-    """The conditional prediction as it is."""
+    """The conditional prediction, without guidance."""
 
     def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
+        """Return the network itself.
+
+        Args:
+            network: the network.
+            null_class: not used.
+            gains: not used.
+
+        Returns:
+            `network`.
+        """
         return network
 
     def evaluations(self, t: float) -> int:
@@ -87,9 +116,13 @@ class Unguided(Guidance):
 
 @dataclass(frozen=True)
 class Extrapolation(Guidance):
-    """weak + scale (strong - weak) inside `interval`; outside it, and where scale is 1, the strong prediction alone.
+    """The prediction weak + scale (strong - weak) inside an interval of times, the strong prediction outside.
 
-    interval: times, noise to data, both included (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+    Args:
+        scale: of the extrapolation; 1 is the strong prediction alone.
+        interval: the first and the last time, from noise to data, both included.
+
+    Source: Kynkaanniemi et al. 2024 (arXiv 2404.07724) for the interval.
     """
 
     scale: float = 1.5
@@ -108,10 +141,10 @@ class Extrapolation(Guidance):
         return 2 if self.applies(t) else 1
 
     def where_it_applies(self, strong: Network, guided: Network) -> Network:
-        """`guided` at the times at which it applies, else `strong`."""
+        """Return the network that is `guided` at the times at which guidance applies, else `strong`."""
 
         def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            # Reading t waits for the device, so it is read only where the answer depends on it.
+            # Reading t waits for the device, so t is read only if the result depends on it.
             time = 0.0 if self.interval == (0.0, 1.0) else float(t.flatten()[0])
             return guided(x, t, y) if self.applies(time) else strong(x, t, y)
 
@@ -119,7 +152,12 @@ class Extrapolation(Guidance):
 
 
 class Branches:
-    """The conditional and the null prediction of a network from one batched call, or two where memory does not allow it."""
+    """The conditional and the null prediction of a network, from one batched call, or from two if memory is too small.
+
+    Args:
+        network: maps x (b, ...), t (b,), y (b,) to a prediction of x's shape.
+        null_class: the label of the null prediction.
+    """
 
     def __init__(self, network: Network, null_class: int) -> None:
         self.network, self.null_class, self.apart = network, null_class, False
@@ -133,13 +171,22 @@ class Branches:
                 conditional, weak = self.network(torch.cat((x, x)), torch.cat((t, t)), torch.cat((y, null))).chunk(2)
                 return conditional, weak
             except torch.OutOfMemoryError:
-                # Once is enough to know it for every step that follows.
+                # Memory is too small for all steps that follow, too.
                 self.apart = True
         return self.network(x, t, y), self.network(x, t, null)
 
 
 def need_null_class(name: str, network: Network, null_class: int) -> None:
-    """UserError unless the network knows labels and was trained without them too."""
+    """Raise UserError unless the network takes labels and was trained with the null class too.
+
+    Args:
+        name: of the guidance, for the message.
+        network: the network; its attribute `class_dropout`, if any, says how often training dropped the label.
+        null_class: the number of classes; 0 for a network without labels.
+
+    Raises:
+        UserError: without labels, or with class_dropout 0.
+    """
     if null_class == 0:
         raise UserError(f"guidance {name!r} needs class labels, and this network has none: use guidance 'none'.")
     if getattr(network, "class_dropout", None) == 0:
@@ -152,13 +199,21 @@ def need_null_class(name: str, network: Network, null_class: int) -> None:
 @guidances.register("cfg")
 @dataclass(frozen=True)
 class ClassifierFree(Extrapolation):
-    """null + scale (conditional - null) (Ho and Salimans 2022; SiT section 3.5): p_t(x) p_t(y | x)^scale.
+    """Classifier-free guidance: null + scale (conditional - null), which tempers p_t(x) p_t(y | x)^scale.
 
-    `channels` guides the first so many channels only: 3 reproduces the official code on 4-channel latents, where the
-    paper's scale 1.5 on 3 channels does about what 1.375 does on all 4 (DiT's authors).  `rescale` multiplies the guided
-    velocity by 1 + rescale (std(conditional) / std(guided) - 1), the standard deviations those of each sample's velocity
-    over all its dimensions: 1 restores the conditional's contrast (Lin et al. 2023, arXiv 2305.08891, Eq. 15 and 16, who
-    measure it on the v prediction, the velocity of `gvp` up to a constant).  Both branches are one batched call.
+    Both branches are one batched call.
+
+    Args:
+        scale: 1 is no guidance; the paper's tables have 1.5.
+        interval: the times at which guidance applies.
+        channels: how many of the first channels are guided; None is all.  3 reproduces the official code on latents of 4
+            channels, where scale 1.5 on 3 channels is about 1.375 on all 4 (according to the authors of DiT).
+        rescale: in [0, 1].  The guided velocity is multiplied by 1 + rescale (std(conditional) / std(guided) - 1), with the
+            standard deviations of each sample's velocity over all its dimensions: 1 restores the contrast of the
+            conditional velocity.
+
+    Source: Ho and Salimans 2022 (arXiv 2207.12598); SiT section 3.5.  `rescale`: Lin et al. 2023 (arXiv 2305.08891), Eq. 15
+    and 16, where it acts on the v prediction, the velocity of `gvp` up to a constant.
     """
 
     channels: int | None = None
@@ -186,16 +241,16 @@ class ClassifierFree(Extrapolation):
                 return mixed
             p, q = gains(x, t)
             velocity = p * mixed + q * x
-            ours, theirs = std_over_features(velocity), std_over_features(p * conditional + q * x)
-            # A velocity without contrast has none to restore.
-            factor = torch.where(ours > 0, theirs / ours, 1.0) - 1
+            std, wanted = std_over_features(velocity), std_over_features(p * conditional + q * x)
+            # A velocity without contrast stays as it is.
+            factor = torch.where(std > 0, wanted / std, 1.0) - 1
             return (mixed + self.rescale * factor * velocity / p).to(mixed.dtype)
 
         return self.where_it_applies(network, guided)
 
 
 def std_over_features(v: Tensor) -> Tensor:
-    """Each sample's standard deviation over its dimensions: (b, ...) -> (b, 1, ..., 1)."""
+    """Return the standard deviation of each sample over its dimensions: (b, ...) -> (b, 1, ..., 1)."""
     return v.flatten(1).std(1, correction=0).reshape(-1, *[1] * (v.ndim - 1))
 
 
@@ -203,11 +258,17 @@ def std_over_features(v: Tensor) -> Tensor:
 @guidances.register("cfg-zero")
 @dataclass(frozen=True)
 class ClassifierFreeZero(Extrapolation):
-    """s null + scale (conditional - s null) on velocities, s = <conditional, null> / |null|^2 for each sample (CFG-Zero*).
+    """CFG-Zero*: s null + scale (conditional - s null) on velocities, s = <conditional, null> / |null|^2 per sample.
 
-    s null is the part of the conditional velocity along the null one, so that a null branch of the wrong size does not
-    push.  For t < `zero_until` the velocity is zero and nothing is evaluated: the paper's first K of N uniform steps
-    ("zero-init", for networks that are poor near pure noise) is zero_until = K / N.  It is meant for ODE samplers.
+    s null is the part of the conditional velocity along the null velocity, so the size of the null branch has no effect.
+    It is meant for ODE samplers.
+
+    Args:
+        scale: of the extrapolation; 1 is the conditional prediction alone.
+        interval: the times at which guidance applies.
+        zero_until: before this time the velocity is zero and the network is not evaluated.  The paper's first K of N
+            uniform steps ("zero-init", for networks that are poor near pure noise) are zero_until = K / N.
+
     Source: Fan et al. 2025 (arXiv 2503.18886), Algorithm 1.
     """
 
@@ -254,12 +315,19 @@ class ClassifierFreeZero(Extrapolation):
 @guidances.register("autoguidance")
 @dataclass(frozen=True)
 class Autoguidance(Extrapolation):
-    """weak + scale (strong - weak), weak being another run's network with the same label (Karras et al. 2024).
+    """Autoguidance: weak + scale (strong - weak), where weak is the network of another run with the same label.
 
-    run: the other run's folder or full name; step, weights: which of its checkpoints, "ema" or "raw".  A smaller model, or
-    an earlier checkpoint of the same run, trained for the same interpolant and target.  Each guided evaluation counts
-    one evaluation of either network, whatever their sizes.  Only a bound copy (`bind`) can guide.
-    Source: arXiv 2406.02507, Eq. 5.
+    The weak network is a smaller model, or an earlier checkpoint of the same run, with the same interpolant and target.
+    A guided evaluation counts one evaluation of each network, whatever their sizes.  Only a bound copy (`bind`) can guide.
+
+    Args:
+        scale: of the extrapolation; 1 is the strong prediction alone.
+        interval: the times at which guidance applies.
+        run: the folder or the full name of the other run.
+        step: the step of its checkpoint.
+        weights: "ema" or "raw".
+
+    Source: Karras et al. 2024 (arXiv 2406.02507), Eq. 5.
     """
 
     run: str = ""
@@ -287,21 +355,21 @@ class Autoguidance(Extrapolation):
 
     def bind(self, run: Measures) -> Self:
         if not self.run or self.step is None:
-            # Without the step the samples' identity would not say which weights made them.
+            # Without the step the identity of the samples would not name the weights.
             raise UserError(
                 "guidance 'autoguidance' needs guidance.run, the name of another run, and guidance.step, one of its "
                 "checkpoints' steps."
             )
         field, weak = run.field, run.load_field(self.run, self.step, self.weights)
-        for what, ours, theirs in (
+        for quantity, own, other in (
             ("interpolant", field.interpolant, weak.interpolant),
             ("target", field.target, weak.target),
             ("number of classes", field.null_class, weak.null_class),
         ):
-            if ours != theirs:
+            if own != other:
                 raise UserError(
-                    f"guidance.run {self.run!r} has another {what} than the run it is to guide ({theirs}, not {ours}): "
-                    "choose a run that shares it."
+                    f"guidance.run {self.run!r} has another {quantity} than the run that it guides ({other}, not {own}): "
+                    f"choose a run with the same {quantity}."
                 )
         bound = dataclasses.replace(self)
         object.__setattr__(bound, "_weak", weak.network)

@@ -4,14 +4,14 @@ With rho = alpha / sigma (log rho is the lambda of the papers) and D the data re
 
     dX = (d_sigma / sigma - tau d_rho / rho) X dt + (1 + tau) sigma d_rho D dt + sqrt(w) dW,    w_kl = 2 sigma^2 d_rho / rho,
 
-and tau = 0 is the probability-flow ODE.  It is linear in X but for D, so a step from (alpha_0, sigma_0) to
-(alpha_1, sigma_1) is exact for a D that is known along it: with k = rho_0 / rho_1 = alpha_0 sigma_1 / (sigma_0 alpha_1)
+and tau = 0 is the probability-flow ODE.  Apart from D it is linear in X, so a step from (alpha_0, sigma_0) to
+(alpha_1, sigma_1) is exact for a known D: with k = rho_0 / rho_1 = alpha_0 sigma_1 / (sigma_0 alpha_1)
 
     x_1 = (sigma_1 / sigma_0) k^tau x_0 + alpha_1 (1 - k^(1 + tau)) mean(D) + sigma_1 sqrt(1 - k^(2 tau)) xi,
 
-mean(D) being the mean over the step with weights d(rho^(1 + tau)).  0 <= k < 1 at both ends of every interpolant, where
-lambda is infinite; at the data end x_1 = alpha_1 mean(D).  A solver is a rule for mean(D) from the D it has: the mean of
-the polynomial through them (`mean_weights`).
+where mean(D) is the mean over the step with weights d(rho^(1 + tau)).  0 <= k < 1 also at both ends of every interpolant,
+where lambda is infinite; at the data end x_1 = alpha_1 mean(D).  A solver is a rule for mean(D) from its newest D: the mean
+of the polynomial through them (`mean_weights`).
 
 Sources: Lu et al. 2022 (arXiv 2211.01095), Zhao et al. 2023 (arXiv 2302.04867); derived here for any interpolant.
 """
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Variable = Literal["t", "lambda"]
 # Nodes of the Gauss-Legendre rule for the moments of a step.
 QUADRATURE = 32
-# A line through two readings magnifies their difference by the ratio of a step to the one before.
+# A line through two readings magnifies their difference by the ratio of a step to the step before.
 LARGEST_RATIO = 20.0
 
 
@@ -62,7 +62,7 @@ class Transition(NamedTuple):
 
 
 def values(interpolant: Interpolant, t: float) -> tuple[float, float]:
-    """alpha and sigma at t, computed in float64."""
+    """Return alpha and sigma at t, computed in float64."""
     import torch
 
     c = interpolant.coefficients(torch.tensor([t], dtype=torch.float64))
@@ -70,7 +70,7 @@ def values(interpolant: Interpolant, t: float) -> tuple[float, float]:
 
 
 def transition(interpolant: Interpolant, t0: float, t1: float, tau: float) -> Transition:
-    """The exact step from t0 to t1 of the SDE with w = tau w_kl; see the module."""
+    """Return the exact step from t0 to t1 of the SDE with w = tau w_kl (see the docstring of the module)."""
     (alpha_0, sigma_0), (alpha_1, sigma_1) = values(interpolant, t0), values(interpolant, t1)
     k = alpha_0 * sigma_1 / (sigma_0 * alpha_1)
     return Transition(
@@ -83,10 +83,10 @@ def transition(interpolant: Interpolant, t0: float, t1: float, tau: float) -> Tr
 def mean_weights(
     interpolant: Interpolant, t1: float, nodes: Sequence[float], *, tau: float = 0.0, variable: Variable = "t"
 ) -> list[float]:
-    """Weights (they sum to 1) of D at the nodes in mean(D) over the step from nodes[0] to t1.
+    """Return the weights of D at the nodes in mean(D) over the step from nodes[0] to t1.  They sum to 1.
 
-    They give the mean, with weights d(rho^(1 + tau)), of the polynomial in `variable` through D at the nodes, exactly; for
-    "lambda" and two nodes the papers' one half in its place.  The moments are by parts:
+    They give the exact mean, with weights d(rho^(1 + tau)), of the polynomial in `variable` through D at the nodes; for
+    "lambda" and two nodes the one half of the papers.  The moments follow by integration by parts:
     mean(u^j) = (1 - j int_0^1 (rho / rho_1)^(1 + tau) u^(j-1) du) / (1 - k^(1 + tau)), u in [0, 1] along the step.
     """
     import numpy as np
@@ -96,34 +96,35 @@ def mean_weights(
         return [1.0]
     (alpha_0, sigma_0), (alpha_1, sigma_1) = values(interpolant, nodes[0]), values(interpolant, t1)
     k, power = alpha_0 * sigma_1 / (sigma_0 * alpha_1), 1 + tau
-    u, shares = quadrature()
+    u, _ = quadrature()
     if variable == "t":
         length = t1 - nodes[0]
         c = interpolant.coefficients(torch.from_numpy(nodes[0] + length * u))
         ratio = (c.alpha * sigma_1 / (c.sigma * alpha_1)).numpy() ** power
         places = [(t - nodes[0]) / length for t in nodes]
-        return _fit(places, ratio, u, shares, k**power)
+        return _fit(places, ratio, k**power)
     if k == 0:
-        # lambda is infinite at an end of the step: the trapezoid with D at the data's side, else D at the start.
-        return [0.5, 0.5, *[0.0] * (len(nodes) - 2)] if nodes[1] == t1 and alpha_0 == 0 else _only_first(nodes)
+        # lambda is infinite at an end of the step: the trapezoid if D is known at the end, else D at the start.
+        first = [0.5, 0.5] if nodes[1] == t1 and alpha_0 == 0 else [1.0]
+        return first + [0.0] * (len(nodes) - len(first))
     length = -math.log(k)
     lambdas = [_lambda(interpolant, t) for t in nodes]
     places = [(each - lambdas[0]) / length for each in lambdas if math.isfinite(each)]
     if len(places) < 3:
         weight = 0.5 / places[1] if len(places) == 2 else 0.0
-        found = iter([1 - weight, weight])
+        finite = iter([1 - weight, weight])
     else:
-        found = iter(_fit(places, np.exp(power * length * (u - 1)), u, shares, k**power))
-    return [next(found) if math.isfinite(each) else 0.0 for each in lambdas]
+        finite = iter(_fit(places, np.exp(power * length * (u - 1)), k**power))
+    return [next(finite) if math.isfinite(each) else 0.0 for each in lambdas]
 
 
 @functools.cache
 def quadrature() -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights of the Gauss-Legendre rule on [0, 1]: no step needs another."""
+    """Return the points and the weights of the Gauss-Legendre rule on [0, 1]."""
     import numpy as np
 
-    points, shares = np.polynomial.legendre.leggauss(QUADRATURE)
-    return (points + 1) / 2, shares / 2
+    points, weights = np.polynomial.legendre.leggauss(QUADRATURE)
+    return (points + 1) / 2, weights / 2
 
 
 def _lambda(interpolant: Interpolant, t: float) -> float:
@@ -131,26 +132,28 @@ def _lambda(interpolant: Interpolant, t: float) -> float:
     return math.log(alpha / sigma) if alpha > 0 else -math.inf
 
 
-def _only_first(nodes: Sequence[float]) -> list[float]:
-    return [1.0] + [0.0] * (len(nodes) - 1)
-
-
-def _fit(places: Sequence[float], ratio: np.ndarray, u: np.ndarray, shares: np.ndarray, k: float) -> list[float]:
-    """Weights at `places` with which every polynomial of their number has its mean over [0, 1] under d(ratio)."""
+def _fit(places: Sequence[float], ratio: np.ndarray, k: float) -> list[float]:
+    """Weights at `places` that give the mean over [0, 1] under d(ratio) of each polynomial with as many coefficients."""
     import numpy as np
 
-    moments = [1.0] + [(1 - j * float(shares @ (ratio * u ** (j - 1)))) / (1 - k) for j in range(1, len(places))]
+    u, weights = quadrature()
+    integrals = [float(weights @ (ratio * u ** (j - 1))) for j in range(1, len(places))]
+    moments = [1.0] + [(1 - j * integral) / (1 - k) for j, integral in enumerate(integrals, 1)]
     return np.linalg.solve(np.vander(places, increasing=True).T, np.array(moments)).tolist()
 
 
 @dataclass(frozen=True)
 class Multistep(Sampler):
-    """One evaluation a step; mean(D) from the newest data readings.
+    """A sampler with one evaluation per step: mean(D) follows from the newest data readings.
 
-    D is interpolated in `variable`: "t", in which it is smooth up to both ends of every built-in interpolant, so that
-    the order holds over the whole of [0, 1]; or "lambda", the papers' choice and formulas, whose steps are infinite at the
-    ends, where the order falls.  The default grid is finer towards the data, where rho changes fastest.  Nothing is
-    evaluated at the last time, so a solve ends at t = 1 for every target.
+    The network is not evaluated at the last time, so a solve ends at t = 1 for every target.
+
+    Args:
+        steps: the number of steps.
+        grid: the places of the steps; by default finer near the data, where rho changes fastest.
+        variable: the variable of the polynomial through D: "t", in which D is smooth up to both ends of every built-in
+            interpolant, so the order holds on the whole of [0, 1]; or "lambda", as in the papers, whose steps are infinite
+            at the ends, where the order falls.
     """
 
     points: ClassVar[int] = 2
@@ -165,7 +168,7 @@ class Multistep(Sampler):
         require_at_least(1, steps=self.steps)
 
     def interval(self, spec: SolveSpec) -> Interval:
-        """Where the solve starts and stops; UserError for a w that it does not integrate."""
+        """Return where the solve starts and stops.  Raises UserError for a w that the sampler does not integrate."""
         return ode_interval(self, spec)
 
     def plan(self, spec: SolveSpec) -> Plan:
@@ -179,7 +182,7 @@ class Multistep(Sampler):
         if len(growth) and float(growth.max()) > LARGEST_RATIO:
             step = int(growth.argmax()) + 1
             raise UserError(
-                f"sampler {self.name!r} extrapolates over a step from the one before, but step {step} of this grid is "
+                f"sampler {self.name!r} extrapolates over a step from the step before, but step {step} of this grid is "
                 f"{float(growth.max()):.3g} times as long (at most {LARGEST_RATIO:g}): use a smoother grid."
             )
         return Plan(times, 0.0, evaluations(spec.guidance, times[:-1].tolist()), ends.notes)
@@ -191,8 +194,8 @@ class Multistep(Sampler):
 
         interpolant, times = problem.field.interpolant, problem.plan.times.tolist()
         tau = self.tau(problem.diffusion)
-        # The noise of an exact step is int f dW with a deterministic f; its law is that of sqrt(int f^2) times the unit normal
-        # (W(t1) - W(t0)) / sqrt(t1 - t0).  As f varies by O(h) over a step, a finer grid refines the same solution.
+        # The noise of an exact step is int f dW with a deterministic f.  Its law is that of sqrt(int f^2) times the unit normal
+        # (W(t1) - W(t0)) / sqrt(t1 - t0).  f varies by O(h) over a step, so a finer grid refines the same solution.
         increments = brownian_increments(problem.keys, problem.x, problem.plan.times)
         x = base = problem.x
         states: list[Tensor] = []
@@ -220,51 +223,49 @@ class Multistep(Sampler):
         return torch.stack([*states, x]) if problem.save_trajectory else x[None]
 
     def tau(self, diffusion: Diffusion) -> float:
-        """w / w_kl of the SDE that is integrated, 0 for the ODE."""
+        """Return w / w_kl of the SDE, 0 for the ODE."""
         return 0.0
 
 
 @final
 @samplers.register("dpm++-2m")
-@dataclass(frozen=True)
 class DPMSolver2M(Multistep):
-    """mean(D) of the straight line through the last two data readings.  Order 2, one evaluation a step.
+    """DPM-Solver++(2M): the straight line through the last two data readings.  Order 2, one evaluation a step.
 
-    With variable "lambda", mean(D) = D_0 + h / (2 h_before) (D_0 - D_before), h the steps of lambda: DPM-Solver++(2M) as
-    published, of first order in its first and last step.
+    With variable "lambda", mean(D) = D_0 + h / (2 h_before) (D_0 - D_before), with h the steps of lambda: the
+    published formula, of order 1 in the first and the last step.
     Source: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2.
     """
 
-    order: ClassVar[int] = 2
+    order = 2
 
 
 @final
 @samplers.register("unipc")
-@dataclass(frozen=True)
 class UniPC(Multistep):
-    """2M's prediction, corrected once its reading is there: order 3, one evaluation a step.
+    """UniPC: the step of 2M, corrected with the next data reading.  Order 3, one evaluation a step.
 
-    The evaluation at the predicted state serves twice: with it the step is made again, through three readings, and
-    the next step starts from the result.  The last step has no reading at its end and stays a prediction, whose
-    error is of order (last step)^2: the default grid makes that step short.
-    With variable "lambda", UniPC-2 with B(h) = e^h - 1 as published, of lower order at the ends of [0, 1].
+    The evaluation at the predicted state is used twice: the step is repeated with the polynomial through three readings,
+    and the next step starts from the result.  The last step has no reading at its end and is not corrected; its error is
+    of order (last step)^2, and the default grid makes this step short.
+    With variable "lambda" it is the published UniPC-2 with B(h) = e^h - 1, of lower order at the ends of [0, 1].
     Source: Zhao et al. 2023 (arXiv 2302.04867), Algorithms 1 and 2.
     """
 
-    order: ClassVar[int] = 3
-    corrects: ClassVar[bool] = True
+    order = 3
+    corrects = True
 
 
 @final
 @samplers.register("dpm++-2m-sde")
 @dataclass(frozen=True)
 class DPMSolver2MSDE(Multistep):
-    """2M for the SDE with w = norm w_kl (diffusion 'kl', its own default); norm 1 is DPM-Solver++'s, k-diffusion's eta.
+    """DPM-Solver++(2M) for the SDE with w = norm w_kl (diffusion 'kl', which is its default).
 
     x_1 = (sigma_1 / sigma_0) k^tau x_0 + alpha_1 (1 - k^(1 + tau)) mean(D) + sigma_1 sqrt(1 - k^(2 tau)) xi, tau = norm.
-    No other w has a closed-form step.  Where alpha = 0 at the start (k = 0) the first step draws all its noise anew: w_kl is
-    infinite there.  The step is as stable at any size as the ODE's, so it starts where the ODE does.  The noise of a step that
-    is long near the data stays in the samples, hence twice 2M's default steps.
+    Norm 1 is that of DPM-Solver++; k-diffusion calls it eta.  No other w has a step in closed form.  If alpha = 0 at the
+    start (k = 0) the first step replaces all noise: w_kl is infinite there.  The step is stable at any size, so it starts
+    where the ODE starts.  The noise of a long step near the data stays in the samples, hence twice the steps of 2M.
     Source: Lu et al. 2022 (arXiv 2211.01095), section 4.3 (SDE-DPM-Solver++(2M)).
     """
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import require_at_least
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval
+from sitkit.runtime.errors import require_at_least, require_positive
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, stage_times
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ class Tableau(NamedTuple):
     A step of size h evaluates k_i = v(x + h sum_j a_ij k_j, t + c_i h) for each stage i and ends at x + h sum_i b_i k_i.
 
     Args:
-        c: where each stage lies in a step, from 0 (its start) to 1 (its end).  The planned cost follows from it.
-        a: for each stage the weights of the stages before it: no weight for the first, one for the second, ...
+        c: the place of each stage in a step, from 0 (its start) to 1 (its end).  The planned cost follows from it.
+        a: for each stage the weights of the stages before it: none for the first stage, one for the second, and so on.
         b: the weights of the stages in the step.  They sum to 1.
+
+    Source: Butcher 1964; Hairer, Norsett and Wanner 1993, section II.1.
     """
 
     c: tuple[float, ...]
@@ -39,7 +41,16 @@ class Tableau(NamedTuple):
     b: tuple[float, ...]
 
     def steps(self, slope: Slope, state: State, times: Tensor) -> Iterator[State]:
-        """Yield the states at the times (n,), of which the first is `state`."""
+        """Step over a grid.
+
+        Args:
+            slope: the rate of change (t, state) -> d state / dt.
+            state: the state at the first time.
+            times: (n,), increasing or decreasing.
+
+        Yields:
+            The state at each of the times, the first included.
+        """
         yield state
         for t, after in pairwise(times):
             h, slopes = after - t, []
@@ -50,7 +61,7 @@ class Tableau(NamedTuple):
 
 
 def _advance(state: State, h: Tensor, weights: tuple[float, ...], slopes: list[State]) -> State:
-    """x + h sum_i weights_i slopes_i for each tensor x of a state."""
+    """Return x + h sum_i weights_i slopes_i for each tensor x of a state."""
     return tuple(
         x + h * sum(w * slope for w, slope in zip(weights, of_x, strict=True))
         for x, *of_x in zip(state, *slopes, strict=True)
@@ -59,13 +70,20 @@ def _advance(state: State, h: Tensor, weights: tuple[float, ...], slopes: list[S
 
 @dataclass(frozen=True)
 class ODESampler(Sampler):
-    """A sampler of dx = v dt, which can integrate other quantities along with x."""
+    """A sampler of dx = v dt, which can integrate other quantities beside x."""
 
     @abstractmethod
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
-        """The states at the times (n,), each tensor (n, ...); with `every` False the last alone, each (1, ...).
+        """Integrate a state over a grid.
 
-        times: the ends of the solve, or the grid of a fixed-step method; increasing or decreasing.
+        Args:
+            slope: the rate of change (t, state) -> d state / dt.
+            start: the state at the first time.
+            times: (n,), the ends of the solve, or the grid of a fixed-step method; increasing or decreasing.
+            every: whether to return the states at all times.
+
+        Returns:
+            The states, each tensor (n, ...) at all times, or (1, ...) at the last time.
         """
 
     def integrate(self, problem: Problem) -> Tensor:
@@ -80,12 +98,14 @@ class ODESampler(Sampler):
 class FixedStepODE(ODESampler):
     """An explicit Runge-Kutta method for the probability-flow ODE dx = v dt on a given grid.
 
-    A subclass sets `order` and `tableau`.  One that torchdiffeq has too sets `method`, torchdiffeq's name of it, and is
-    solved by torchdiffeq; "" is stepped by the tableau.
+    A subclass sets `order` and `tableau`, and with them its steps.  The built-in methods also set `method`, torchdiffeq's
+    name of the method: torchdiffeq then makes the steps.
 
     Args:
-        steps: how many steps the grid has.
-        grid: where the steps lie; uniform by default.
+        steps: the number of steps; by default 250 divided by the evaluations per step.
+        grid: the places of the steps; equal steps by default.
+
+    Source: SiT Algorithm 1, for Heun's method.
     """
 
     method: ClassVar[str] = ""
@@ -104,11 +124,20 @@ class FixedStepODE(ODESampler):
         ends = ode_interval(self, spec)
         times = self.grid.grid(self.steps, ends.t0, ends.t1)
         interval.check_grid(spec.interpolant, spec.target, None, times)
-        starts, sizes = times[:-1].tolist(), times.diff().tolist()
-        evaluated = [t + c * h for t, h in zip(starts, sizes, strict=True) for c in self.tableau.c]
-        return Plan(times, 0.0, evaluations(spec.guidance, evaluated), ends.notes)
+        return Plan(times, 0.0, evaluations(spec.guidance, stage_times(times, self.tableau.c)), ends.notes)
 
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
+        """Integrate a state over a grid, by torchdiffeq's `method` if there is one, else by the tableau.
+
+        Args:
+            slope: the rate of change (t, state) -> d state / dt.
+            start: the state at the first time.
+            times: (n,), the grid; increasing or decreasing.
+            every: whether to return the states at all times.
+
+        Returns:
+            The states, each tensor (n, ...) at all times, or (1, ...) at the last time.
+        """
         if self.method:
             return odeint(
                 slope, start, times, every, method=self.method, options={"grid_constructor": lambda *_: times}
@@ -120,7 +149,7 @@ class FixedStepODE(ODESampler):
 
 
 def odeint(slope: Slope, start: State, times: Tensor, every: bool, **settings: Any) -> State:
-    """torchdiffeq's states at every time, or at the last one alone."""
+    """Return torchdiffeq's states at every time, or at the last time alone."""
     import torchdiffeq
 
     states: Any = torchdiffeq.odeint(slope, start, times if every else times[[0, -1]], **settings)
@@ -129,46 +158,46 @@ def odeint(slope: Slope, start: State, times: Tensor, every: bool, **settings: A
 
 @final
 @samplers.register("euler")
-@dataclass(frozen=True)
 class Euler(FixedStepODE):
-    """x += h v(x, t).  Order 1, one evaluation a step."""
+    """Euler's method: x += h v(x, t).  Order 1, one evaluation a step."""
 
-    order: ClassVar[int] = 1
-    method: ClassVar[str] = "euler"
-    tableau: ClassVar[Tableau] = Tableau(c=(0.0,), a=((),), b=(1.0,))
+    order = 1
+    method = "euler"
+    tableau = Tableau(c=(0.0,), a=((),), b=(1.0,))
+
+
+@dataclass(frozen=True)
+class TwoStages(FixedStepODE):
+    """A method of order 2 with two evaluations a step: by default half as many steps."""
+
+    order: ClassVar[int] = 2
+
+    steps: int = 125
 
 
 @final
 @samplers.register("midpoint")
-@dataclass(frozen=True)
-class Midpoint(FixedStepODE):
-    """x += h v(x + h v / 2, t + h / 2).  Order 2, two evaluations a step."""
+class Midpoint(TwoStages):
+    """The midpoint rule: x += h v(x + h v / 2, t + h / 2).  Order 2, two evaluations a step."""
 
-    order: ClassVar[int] = 2
-    method: ClassVar[str] = "midpoint"
-    tableau: ClassVar[Tableau] = Tableau(c=(0.0, 0.5), a=((), (0.5,)), b=(0.0, 1.0))
-
-    steps: int = 125
+    method = "midpoint"
+    tableau = Tableau(c=(0.0, 1 / 2), a=((), (1 / 2,)), b=(0.0, 1.0))
 
 
 @final
 @samplers.register("heun")
-@dataclass(frozen=True)
-class Heun(FixedStepODE):
+class Heun(TwoStages):
     """The mean of the velocities at both ends of an Euler step.  Order 2, two evaluations a step (SiT's ODE sampler)."""
 
-    order: ClassVar[int] = 2
-    method: ClassVar[str] = "heun2"
-    tableau: ClassVar[Tableau] = Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5))
-
-    steps: int = 125
+    method = "heun2"
+    tableau = Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(1 / 2, 1 / 2))
 
 
 @final
 @samplers.register("rk4")
 @dataclass(frozen=True)
 class RK4(FixedStepODE):
-    """Kutta's 3/8 rule, as torchdiffeq has it.  Order 4, four evaluations a step."""
+    """Kutta's 3/8 rule, which is torchdiffeq's `rk4`.  Order 4, four evaluations a step."""
 
     order: ClassVar[int] = 4
     method: ClassVar[str] = "rk4"
@@ -183,10 +212,14 @@ class RK4(FixedStepODE):
 
 @dataclass(frozen=True)
 class AdaptiveODE(ODESampler):
-    """An embedded Runge-Kutta pair for dx = v dt, through torchdiffeq.
+    """An embedded Runge-Kutta pair for dx = v dt with adaptive steps, through torchdiffeq.
 
     The error is the largest over the batch of each sample's root mean square, so steps are as small as the hardest
     sample needs, and a sample depends slightly (within the tolerance) on its batch.
+
+    Args:
+        rtol: the relative tolerance of a step's error.
+        atol: the absolute tolerance.
     """
 
     method: ClassVar[str]
@@ -197,8 +230,7 @@ class AdaptiveODE(ODESampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"rtol and atol must be positive; got {self.rtol:g} and {self.atol:g}.")
+        require_positive(rtol=self.rtol, atol=self.atol)
 
     def plan(self, spec: SolveSpec) -> Plan:
         import torch
@@ -217,26 +249,24 @@ class AdaptiveODE(ODESampler):
 
 
 def worst_sample(state: State) -> Tensor:
-    """The largest error over the batch: of (b, ...) the root mean square of each sample, of (b,) the size of each number."""
+    """Return the largest error over a batch: root mean squares of (b, ...) per sample, absolute values of (n,)."""
     errors = [x.flatten(1).square().mean(1).sqrt().max() if x.ndim > 1 else x.abs().max() for x in state]
     return errors[0] if len(errors) == 1 else errors[0].maximum(errors[1])
 
 
 @final
 @samplers.register("dopri5")
-@dataclass(frozen=True)
 class Dopri5(AdaptiveODE):
     """Dormand and Prince's pair of orders 5 and 4, adaptive."""
 
-    order: ClassVar[int] = 5
-    method: ClassVar[str] = "dopri5"
+    order = 5
+    method = "dopri5"
 
 
 @final
 @samplers.register("dopri8")
-@dataclass(frozen=True)
 class Dopri8(AdaptiveODE):
     """Dormand and Prince's pair of orders 8 and 7, adaptive."""
 
-    order: ClassVar[int] = 8
-    method: ClassVar[str] = "dopri8"
+    order = 8
+    method = "dopri8"

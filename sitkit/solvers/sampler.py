@@ -1,8 +1,7 @@
 """Samplers: noise to data along the probability-flow ODE (torchdiffeq) or the SDE with the same marginals (torchsde).
 
-`steps` are intervals, never grid points; `nfe` is counted by the network's wrapper, never inferred.  The span of a solve
-is derived (`sitkit.transport.interval`); what the user sets is used or refused.  Only the end state is kept unless a trajectory is
-asked for.
+`steps` are intervals, not grid points.  The wrapper of the network counts `nfe`.  The interval of a solve is derived
+(`sitkit.transport.interval`); ends that the user sets are used or refused.
 """
 
 from __future__ import annotations
@@ -27,7 +26,14 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """The end state x (b, ...), the evaluations spent per sample, the grid, and the states on it if asked for."""
+    """The samples of a solve, and its cost.
+
+    Args:
+        x: (b, ...), the end states.
+        nfe: network evaluations per sample.
+        times: (steps + 1,) float64, the grid.
+        trajectory: (steps + 1, b, ...), the states on the grid, and one more after a last step; None unless asked for.
+    """
 
     x: Tensor
     nfe: int
@@ -36,7 +42,14 @@ class Sample(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a solve will do, known before it: its grid (float64), last step, evaluations (None if adaptive), remarks."""
+    """The course of a solve, known before it begins.
+
+    Args:
+        times: (steps + 1,) float64, the grid.
+        last_step: the size of the last step, which follows the grid; 0 if there is none.
+        nfe: network evaluations per sample; None for an adaptive method.
+        notes: why an end of the interval is not the natural end.
+    """
 
     times: Tensor
     last_step: float
@@ -46,7 +59,14 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class SolveSpec:
-    """What is solved: the path, how the network is read, w (None: the sampler's default) and the guidance (None: none)."""
+    """The problem that a sampler is to solve, without the network.
+
+    Args:
+        interpolant: the path.
+        target: the quantity that the network predicts.
+        diffusion: w(t) of the SDE; None is the sampler's default.
+        guidance: the guidance; None is no guidance.
+    """
 
     interpolant: Interpolant
     target: Target
@@ -58,11 +78,15 @@ class SolveSpec:
 class Sampler(Component):
     """A way from noise to data.
 
-    t0, t1: where to start and stop; unset, they are derived.  clip "paper" takes the margins of SiT Table 10 instead of
-    the derived ones wherever an end is singular: 1e-5 for an ODE, 1e-3 for an SDE's start.
+    A subclass defines `plan` and `integrate`, and sets three class attributes.  `order` is the order of convergence.
+    `stochastic` says whether it draws noise along the way.  `couples_batch` says whether a sample depends on the other
+    samples of its batch, as with steps that an error estimate over the batch chooses.
 
-    order: of convergence.  stochastic: whether it draws noise along the way.  couples_batch: whether a sample depends on
-    the others of its batch, as with steps that an error estimate over the batch chooses.
+    Args:
+        t0: where to start; None derives it.
+        t1: where to stop; None derives it.
+        clip: "paper" takes the margins of SiT Table 10 in place of the derived margins wherever an end is singular: 1e-5
+            for an ODE, 1e-3 for the start of an SDE.
     """
 
     order: ClassVar[int]
@@ -80,15 +104,15 @@ class Sampler(Component):
 
     @abstractmethod
     def plan(self, spec: SolveSpec) -> Plan:
-        """The grid and cost of a solve; UserError, with the reason, where it could not give right samples."""
+        """Return the grid and the cost of a solve.  Raises UserError, with the reason, if its samples would be wrong."""
 
     def default_diffusion(self) -> Diffusion:
-        """The w of a solve for which none is given."""
+        """Return the w of a solve without a given w."""
         return Zero()
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Tensor:
-        """The states on the grid (steps + 1, b, ...) if problem.save_trajectory, else the end state alone as (1, b, ...)."""
+        """Return the states on the grid (steps + 1, b, ...) if problem.save_trajectory, else the end state (1, b, ...)."""
 
     def sample(
         self,
@@ -101,20 +125,32 @@ class Sampler(Component):
         seeds: Tensor | Sequence[int] | None = None,
         trajectory: bool = False,
     ) -> Sample:
-        """Integrate from noise (b, ...) at the span's start to data.
+        """Integrate from noise to data.
 
-        y: (b,) int64 labels, None for the null class.  diffusion: w(t), by default `default_diffusion()`.  seeds: (b,)
-        integers, one Brownian path each whatever the batch or the number of steps; by default fresh ones from torch's
-        global generator.  Raises UserError before any evaluation where `plan` does.
+        Args:
+            field: the network with its interpolant and target.
+            noise: (b, ...), the states at the start of the interval.
+            y: (b,) int64, the labels; None is the null class.
+            diffusion: w(t) of the SDE; by default `default_diffusion()`.
+            guidance: the guidance; None is no guidance.
+            seeds: (b,) integers, each of a Brownian path that depends neither on the batch nor on the number of steps; by
+                default fresh ones from torch's global generator.
+            trajectory: whether to keep the states on the grid.
+
+        Returns:
+            The samples and their cost.
+
+        Raises:
+            UserError: before any evaluation, if `plan` refuses the solve.
+
+        Source: SiT Algorithms 1 and 2.
         """
         import torch
 
         from sitkit.transport.field import Counted
 
         plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance))
-        if seeds is None:
-            seeds = torch.randint(-(2**62), 2**62, (len(noise),))
-        keys = torch.as_tensor(seeds, dtype=torch.int64, device=noise.device)
+        keys = keys_of(seeds, noise)
         counted = Counted(field.network, len(noise))
         gains = velocity_gains(field.interpolant, field.target)
         guided = field.through((guidance or Unguided()).guide(counted, field.null_class, gains))
@@ -126,7 +162,17 @@ class Sampler(Component):
 
 
 class Problem(NamedTuple):
-    """What a sampler integrates: the guided field from x at plan.times[0], one Brownian path for each key."""
+    """The integral that a sampler computes.
+
+    Args:
+        field: the guided field.
+        x: (b, ...), the states at plan.times[0].
+        y: (b,) int64, the labels.
+        keys: (b,) int64, each of a Brownian path.
+        plan: the plan of the solve.
+        diffusion: w(t) of the SDE.
+        save_trajectory: whether to return the states on the whole grid.
+    """
 
     field: Field
     x: Tensor
@@ -137,8 +183,17 @@ class Problem(NamedTuple):
     save_trajectory: bool
 
 
+def keys_of(seeds: Tensor | Sequence[int] | None, x: Tensor) -> Tensor:
+    """Return the seeds as (b,) int64 on the device of x (b, ...); None is fresh ones from torch's global generator."""
+    import torch
+
+    if seeds is None:
+        seeds = torch.randint(-(2**62), 2**62, (len(x),))
+    return torch.as_tensor(seeds, dtype=torch.int64, device=x.device)
+
+
 def ode_interval(sampler: Sampler, spec: SolveSpec) -> Interval:
-    """Where an ODE sampler starts and stops; UserError if it is given a w."""
+    """Return where an ODE sampler starts and stops.  Raises UserError for a w other than 0."""
     from sitkit.transport import interval
 
     if spec.diffusion is not None and spec.diffusion.stochastic:
@@ -150,15 +205,19 @@ def ode_interval(sampler: Sampler, spec: SolveSpec) -> Interval:
 
 
 def with_user_ends(sampler: Sampler, derived: Interval, *, paper: float) -> Interval:
-    """The user's ends where given, the paper's margin where asked for and the end is singular, else the derived ones."""
+    """Return the user's ends if given; else, for clip "paper", the margin `paper` at a singular end; else the derived ends."""
     t0, t1, why0, why1 = derived
     if sampler.clip == "paper":
         t0, t1 = (paper if why0 else t0), (1 - paper if why1 and t1 > 1 - 1e-2 else t1)
-    return derived._replace(
-        t0=t0 if sampler.t0 is None else sampler.t0, t1=t1 if sampler.t1 is None else sampler.t1, why0=why0, why1=why1
-    )
+    return derived._replace(t0=t0 if sampler.t0 is None else sampler.t0, t1=t1 if sampler.t1 is None else sampler.t1)
 
 
 def evaluations(guidance: Guidance | None, times: Sequence[float]) -> int:
-    """Network evaluations per sample of one guided evaluation at each of the times."""
+    """Return the network evaluations per sample of one guided evaluation at each of the times."""
     return sum((guidance or Unguided()).evaluations(t) for t in times)
+
+
+def stage_times(times: Tensor, nodes: Sequence[float]) -> list[float]:
+    """Return the times of all evaluations on a grid, with evaluations at the nodes (0: start, 1: end) of each step."""
+    starts, sizes = times[:-1].tolist(), times.diff().tolist()
+    return [t + node * h for t, h in zip(starts, sizes, strict=True) for node in nodes]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from sitkit.registry import samplers
 from sitkit.runtime.errors import UserError, require_at_least
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, with_user_ends
+from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, stage_times, with_user_ends
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.timestep import Timestep, Uniform
@@ -22,12 +22,18 @@ LastStep = Literal["none", "mean", "euler", "tweedie"]
 
 @dataclass(frozen=True)
 class SDESampler(Sampler):
-    """dX = (v + w s / 2) dt + sqrt(w) dW on a given grid, then one last step without noise (SiT Algorithm 2).
+    """A sampler of dX = (v + w s / 2) dt + sqrt(w) dW on a given grid, with a last step without noise.
 
-    The solve stops at 1 - last_step_size and one more evaluation there ends it: `mean` (the drift), `euler` (the
-    velocity), `tweedie` (the data reading), or `none`, which goes as far as explicit steps are stable.  The last step is
-    one of `steps`.  A last step that would leave noise of standard deviation above 0.07 in data of scale 1 is refused,
-    unless `accept_bias` says that the published setting is wanted as it is.
+    Args:
+        steps: the number of steps, the last step included.
+        grid: the places of the steps; equal steps by default.
+        last_step: the step from 1 - last_step_size to 1: `mean` (by the drift), `euler` (by the velocity), `tweedie` (to
+            the data reading), or `none`: the solve then goes as far as explicit steps are stable.
+        last_step_size: its size.
+        accept_bias: whether to run a last step that leaves noise of standard deviation above 0.07 in data of scale 1, as
+            published settings do.  Otherwise such a last step is refused.
+
+    Source: SiT Algorithm 2; a last step of 0.04 is the one of SiT Table 10.
     """
 
     stochastic: ClassVar[bool] = True
@@ -64,16 +70,14 @@ class SDESampler(Sampler):
         times = self.grid.grid(steps, ends.t0, ends.t1)
         interval.check_grid(interpolant, target, diffusion, times)
         if size and not self.accept_bias:
-            left = noise_left(interpolant, diffusion, self.last_step, size)
-            if left > interval.LEFT_BY_LAST_STEP:
+            noise = noise_left(interpolant, diffusion, self.last_step, size)
+            if noise > interval.LEFT_BY_LAST_STEP:
                 raise UserError(
                     f"last_step {self.last_step!r} of {size:g} with diffusion {diffusion.name!r} on {interpolant.name!r} "
-                    f"leaves noise of {left:.2g} in the samples: use last_step 'tweedie', a smaller last_step_size, or "
+                    f"leaves noise of {noise:.2g} in the samples: use last_step 'tweedie', a smaller last_step_size, or "
                     "accept_bias to run it as published."
                 )
-        starts, sizes = times[:-1].tolist(), times.diff().tolist()
-        evaluated = [t + node * h for t, h in zip(starts, sizes, strict=True) for node in self.nodes]
-        evaluated += [float(times[-1])] if size else []
+        evaluated = stage_times(times, self.nodes) + ([float(times[-1])] if size else [])
         return Plan(times, size, evaluations(spec.guidance, evaluated), ends.notes)
 
     def integrate(self, problem: Problem) -> Tensor:
@@ -96,11 +100,11 @@ class SDESampler(Sampler):
 
     @abstractmethod
     def solve(self, problem: Problem) -> Tensor:
-        """The states at plan.times (steps + 1, b, ...) if problem.save_trajectory, else the last as (1, b, ...)."""
+        """Return the states at plan.times (steps + 1, b, ...) if problem.save_trajectory, else the last (1, b, ...)."""
 
 
 def diffusion_at(problem: Problem, t: float) -> float:
-    """w(t) as a number, computed in float64."""
+    """Return w(t) as a number, computed in float64."""
     import torch
 
     time = torch.tensor([t], dtype=torch.float64)
@@ -108,7 +112,7 @@ def diffusion_at(problem: Problem, t: float) -> float:
 
 
 def noise_left(interpolant: Interpolant, diffusion: Diffusion, last_step: LastStep, h: float) -> float:
-    """Standard deviation of the noise that a last step of size h leaves in a sample of point-like data.
+    """Return the standard deviation of the noise that a last step of size h leaves in a sample of point-like data.
 
     At data d the state is alpha d + e with e of size sigma; the step multiplies e by
     1 + h d_sigma / sigma - h w / (2 sigma^2), the last term with `mean` only; `tweedie` removes it.
@@ -127,16 +131,16 @@ def noise_left(interpolant: Interpolant, diffusion: Diffusion, last_step: LastSt
 
 @final
 @samplers.register("euler-maruyama")
-@dataclass(frozen=True)
 class EulerMaruyama(SDESampler):
-    """x += h (v + w s / 2) + sqrt(w h) xi, through torchsde.  Weak order 1, one evaluation a step (SiT Algorithm 2).
+    """Euler-Maruyama through torchsde: x += h (v + w s / 2) + sqrt(w h) xi.  Weak order 1, one evaluation a step.
 
-    torchsde integrates in step index, s = 0..N with steps of 1 and drift and diffusion scaled by the grid's spacing, so
-    that any grid is exact; the Brownian increments are those of `sitkit.runtime.rng.BrownianPath`.
+    torchsde integrates in step index, s = 0..N with steps of 1, and drift and diffusion are scaled by the spacing of the
+    grid, so any grid is exact.  The Brownian increments are those of `sitkit.solvers.brownian.BrownianPath`.
+    Source: SiT Algorithm 2.
     """
 
-    order: ClassVar[int] = 1
-    nodes: ClassVar[tuple[float, ...]] = (0.0,)
+    order = 1
+    nodes = (0.0,)
 
     def solve(self, problem: Problem) -> Tensor:
         import torch
@@ -157,7 +161,9 @@ class EulerMaruyama(SDESampler):
 @samplers.register("stochastic-heun")
 @dataclass(frozen=True)
 class StochasticHeun(SDESampler):
-    """Euler-Maruyama's step, then the mean of drifts and of sqrt(w) at both ends.  Weak order 2, two evaluations a step.
+    """Heun's method for the SDE: an Euler-Maruyama step, then the mean of drifts and of sqrt(w) at both ends.
+
+    Weak order 2, two evaluations a step.
 
     w depends on t alone, so Ito and Stratonovich agree and Heun's method applies.
     """

@@ -18,7 +18,7 @@ from sitkit.solvers.sde import diffusion_at
 
 
 class StepIndexSDE:
-    """Drift and diffusion from one reading of the field."""
+    """Drift and diffusion in step index, from one reading of the field per step."""
 
     noise_type = "diagonal"
     sde_type = "ito"
@@ -28,7 +28,7 @@ class StepIndexSDE:
         self._checked: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def f_and_g(self, s: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(h (v + w s / 2), sqrt(h w)) at step s, each (b, size)."""
+        """Return (h (v + w s / 2), sqrt(h w)) at step s, each (b, size)."""
         if self._checked is not None and self._checked[0] is x:
             return self._checked[1]
         times, index = self.problem.plan.times, int(s)
@@ -38,13 +38,13 @@ class StepIndexSDE:
         reading = self.problem.field.read(state, torch.tensor(t, dtype=x.dtype), self.problem.y)
         drift = h * (reading.velocity + w / 2 * reading.score).flatten(1)
         both = drift.to(x.dtype), torch.full_like(x, (h * w) ** 0.5)
-        # torchsde evaluates the first state once to check shapes and then steps from the same tensor: spend it once.
+        # torchsde evaluates the first state to check shapes, then steps from the same tensor: this evaluation is kept.
         self._checked = (x, both) if index == 0 else None
         return both
 
 
 class PathIncrements(BaseBrownian):
-    """Increments of unit variance of the samples' own Brownian paths over steps of a grid."""
+    """Increments of unit variance of the samples' Brownian paths over the steps of a grid."""
 
     def __init__(self, keys: Tensor, x: Tensor, times: Tensor) -> None:
         self._x, self._times, self._step = x.flatten(1), times.tolist(), 0
@@ -53,7 +53,7 @@ class PathIncrements(BaseBrownian):
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
         left, right = int(ta), int(tb)
         if left != self._step or right != left + 1:
-            raise ValueError(f"steps must be asked for in order; step {left} to {right} came at {self._step}.")
+            raise ValueError(f"steps must come in order; got {left} to {right} at step {self._step}.")
         self._step = right
         return next(self._increments) / (self._times[right] - self._times[left]) ** 0.5
 

@@ -1,7 +1,7 @@
-"""Laws of data for which every reading of x_t = alpha * data + sigma * noise is closed-form.
+"""Laws of data for which every reading of x_t = alpha * data + sigma * noise has a closed form.
 
-A law answers one question, its `posterior` given x: the mean of the data and the score.  Everything else follows, for
-any interpolant and target, from noise = -sigma * score.  All of it in float64, cast back to x's dtype at the end.
+A law gives its `posterior` at x: the mean of the data and the score.  All other readings follow, for any interpolant and
+target, from noise = -sigma * score.  They are computed in float64 and cast to x's dtype at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from sitkit.transport.field import Readings
 from sitkit.transport.interpolant import TINY, Coefficients
 from sitkit.transport.target import Target
 
@@ -24,55 +25,49 @@ class MixturePosterior(NamedTuple):
     score: Tensor
 
 
-class Truth(NamedTuple):
-    """What an ideal network says about x at time t, each of x's shape and dtype."""
-
-    velocity: Tensor
-    score: Tensor
-    data: Tensor
-    noise: Tensor
-
-
 class DataLaw(Protocol):
-    """A distribution of labelled data in d dimensions; the label `num_classes` stands for all classes together."""
+    """A distribution of labelled data in d dimensions; the label `num_classes` means all classes together."""
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         ...
 
     def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
-        """c: each (b, 1) float64; x: (b, d) float64; y: (b,) int64 in [0, num_classes]."""
+        """Return the posterior at x (b, d) float64, given c, each (b, 1) float64, and y (b,) int64 in [0, num_classes]."""
         ...
 
     def to(self, device: torch.device) -> Self:
-        """The same law, on a device."""
+        """Return the same law on a device."""
         ...
 
 
-def readings(law: DataLaw, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Truth:
-    """E[velocity | x], grad log p_t(x), E[data | x] and E[noise | x].
+def readings(law: DataLaw, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Readings:
+    """Return E[velocity | x], grad log p_t(x), E[data | x] and E[noise | x], each of x's shape and dtype.
 
-    c: as from `interpolant.at(t, x)`; x: (b, ...); y: (b,) int64, or None for all classes together.
-    noise = -sigma * score, so nothing is divided by sigma.
+    Args:
+        law: the law of the data.
+        c: the coefficients, from `interpolant.at(t, x)`.
+        x: (b, ...), the states.
+        y: (b,) int64, the labels; None means all classes together.
     """
     c, flat, labels = _float64(law, c, x, y)
     data, score = law.posterior(c, flat, labels)
     noise = -c.sigma * score
     velocity = _combine(c, c.d_alpha, c.d_sigma, data, score)
-    return Truth(*(value.reshape(x.shape).to(x.dtype) for value in (velocity, score, data, noise)))
+    return Readings(*(value.reshape(x.shape).to(x.dtype) for value in (velocity, score, data, noise)))
 
 
 def prediction(law: DataLaw, target: Target, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """E[a * data + b * noise | x]: what an ideal network predicts, of x's shape and dtype.  Arguments as `readings`."""
+    """Return E[a * data + b * noise | x], the prediction of an ideal network.  Parameters as in `readings`."""
     c, flat, labels = _float64(law, c, x, y)
     a, b = target.weights(c)
     return _combine(c, a, b, *law.posterior(c, flat, labels)).reshape(x.shape).to(x.dtype)
 
 
 def _combine(c: Coefficients, a: Tensor, b: Tensor, data: Tensor, score: Tensor) -> Tensor:
-    # A b that diverges as 1 / sigma was computed with sigma clamped at TINY; the same clamp here leaves b * sigma its
-    # limit, and changes nothing by more than TINY where b is finite.
+    # A b that diverges as 1 / sigma was computed with sigma clamped at TINY.  With the same clamp b * sigma has its limit; a
+    # finite b * sigma changes by TINY at most.
     return a * data - (b * c.sigma.clamp_min(TINY)) * score
 
 
@@ -85,15 +80,21 @@ def _float64(law: DataLaw, c: Coefficients, x: Tensor, y: Tensor | None) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """sum_k weights_k N(means_k, covariances_k), the component k labelled groups_k.
+    """The Gaussian mixture sum_k weights_k N(means_k, covariances_k), with the label groups_k of each component k.
 
-    weights: (K,) positive, scaled here to sum to 1; means: (K, d); covariances: (K, d, d) symmetric positive definite;
-    groups: (K,) int64, each of 0, 1, ..., num_classes - 1 at least once.  A label's law is the mixture of its
-    components.  Raises ValueError for anything else.
+    With C = U diag(l) U^T a component of p_t has the covariance U diag(alpha^2 l + sigma^2) U^T at every t, so one
+    decomposition at construction is enough, and a call costs O(b K d^2).  The batch is the last axis inside: sums over a few
+    components or dimensions are several times faster along another axis.
 
-    With C = U diag(l) U^T, p_t's component has the covariance U diag(alpha^2 l + sigma^2) U^T for every t: one
-    decomposition, made here, serves every call, which then costs O(b K d^2).  Inside, the batch is the last axis: sums over
-    a handful of components or dimensions are several times as fast along any other.
+    Args:
+        weights: (K,), positive; scaled to sum to 1.
+        means: (K, d).
+        covariances: (K, d, d), symmetric and positive definite.
+        groups: (K,) int64, each of 0, 1, ..., num_classes - 1 at least once.  The law of a label is the mixture of its
+            components.
+
+    Raises:
+        ValueError: for other shapes or values.
     """
 
     weights: Tensor
@@ -137,21 +138,21 @@ class Mixture:
         put(self, "log_prior", self.weights.log().unsqueeze(1).where(within, -math.inf).log_softmax(0))
 
     def to(self, device: torch.device) -> Mixture:
-        """The same mixture on a device."""
+        """Return the same mixture on a device."""
         if self.means.device == device:
             return self
         return Mixture(*(v.to(device) for v in (self.weights, self.means, self.covariances, self.groups)))
 
     def posterior(self, c: Coefficients, x: Tensor, y: Tensor) -> MixturePosterior:
-        """E[data | x, y] and grad log p_t(x | y), sums over components of r_k times the component's own.
+        """Return E[data | x, y] and grad log p_t(x | y), the sums over components of r_k data_k and r_k score_k.
 
-        r_k is the probability of the component given x and y, R_k = alpha^2 l_k + sigma^2, e_k = U_k^T (x - alpha m_k):
-        data_k = m_k + alpha U_k (l_k e_k / R_k), score_k = -U_k (e_k / R_k).
+        r_k is the probability of component k given x and y.  With R_k = alpha^2 l_k + sigma^2 and e_k = U_k^T (x - alpha m_k)
+        data_k = m_k + alpha U_k (l_k e_k / R_k) and score_k = -U_k (e_k / R_k).
         """
         e, variance = self._residuals(c, x)
         r = (self.log_prior[:, y] + _log_components(e, variance)).softmax(0)
         pull = r.unsqueeze(1) * e / variance
-        # sum_k U_k v_k as one product of matrices.
+        # sum_k U_k v_k as a single product of matrices.
         basis = self.basis.mT.flatten(0, 1)
         score = -(pull.flatten(0, 1).T @ basis)
         data = r.T @ self.means + c.alpha * ((self.spectrum.unsqueeze(2) * pull).flatten(0, 1).T @ basis)
@@ -184,20 +185,20 @@ def _shape(mixture: Mixture) -> tuple[int, int]:
 
 
 def log_density(mixture: Mixture, c: Coefficients, x: Tensor, y: Tensor | None = None) -> Tensor:
-    """log p_t(x | y) in nats, (b,) of x's dtype.  Arguments as `readings`."""
+    """Return log p_t(x | y) in nats, (b,) of x's dtype.  Parameters as in `readings`."""
     c, flat, labels = _float64(mixture, c, x, y)
     return mixture._joint(c, flat, labels).logsumexp(0).to(x.dtype)
 
 
 def class_posterior(mixture: Mixture, c: Coefficients, x: Tensor) -> Tensor:
-    """P(label | x_t = x), (b, num_classes) of x's dtype: what an ideal classifier of noisy data says."""
+    """Return P(label | x_t = x), (b, num_classes) of x's dtype: the output of an ideal classifier of noisy data."""
     c, flat, labels = _float64(mixture, c, x, None)
     membership = torch.nn.functional.one_hot(mixture.groups, mixture.num_classes).double()
     return (mixture._joint(c, flat, labels).softmax(0).T @ membership).to(x.dtype)
 
 
 def sample_law(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n draws of data and label: (n, d) float64 and (n,) int64, decided by the seed."""
+    """Return n draws of data (n, d) float64 and label (n,) int64, which depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     k = torch.multinomial(mixture.weights.cpu(), n, replacement=True, generator=generator).to(mixture.means.device)
     z = torch.randn(n, mixture.means.shape[1], generator=generator, dtype=torch.float64).to(mixture.means.device)
@@ -209,7 +210,7 @@ def sample_law(mixture: Mixture, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def moments(mixture: Mixture, y: int | None = None) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d) of the data with label y, or of all: float64."""
+    """Return the mean (d,) and the covariance (d, d) of the data with label y, or of all data, in float64."""
     weights = mixture.log_prior[:, mixture.num_classes if y is None else y].exp()
     mean = weights @ mixture.means
     away = mixture.means - mean
@@ -218,7 +219,7 @@ def moments(mixture: Mixture, y: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 def three_gaussians() -> Mixture:
-    """Three Gaussians in the plane, of unequal weights and full covariances, at the scale of data in [-1, 1]."""
+    """Return three Gaussians in the plane with unequal weights and full covariances, at the scale of data in [-1, 1]."""
     means = torch.tensor([[0.7, 0.2], [-0.6, 0.5], [0.0, -0.7]], dtype=torch.float64)
     covariances = torch.tensor(
         [[[0.09, 0.03], [0.03, 0.05]], [[0.06, -0.02], [-0.02, 0.08]], [[0.12, 0.0], [0.0, 0.04]]], dtype=torch.float64

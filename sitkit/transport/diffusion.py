@@ -1,6 +1,6 @@
 """Diffusion coefficients w(t) of dX = (v + w s / 2) dt + sqrt(w) dW.
 
-Any w >= 0 keeps the marginals (SiT Eq. 9), so w is chosen after training.  This is the paper's w; the official code's
+Any w >= 0 keeps the marginals (SiT Eq. 9), so w is chosen after training.  Here w is the paper's.  The official code's
 coefficient D is w / 2, so its `sigma` is w = 2 sigma here (norm = 2).
 """
 
@@ -25,9 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Diffusion(Component):
-    """A form of w(t); `norm` multiplies the whole of it.
+    """A form of the diffusion coefficient w(t).
 
-    stochastic: False for w = 0, the only form that an ODE sampler takes.
+    A subclass defines `w`.  `stochastic` is False for w = 0 alone, the only form that an ODE sampler takes.
+
+    Args:
+        norm: a factor of the whole of w, at least 0.
+
+    Source: SiT Table 6; Eq. 13 and 14 for `kl` and `kl-eta`.
     """
 
     stochastic: ClassVar[bool] = True
@@ -40,16 +45,15 @@ class Diffusion(Component):
 
     @abstractmethod
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
-        """w(t) >= 0, of t's shape, given the interpolant's coefficients at t."""
+        """Return w(t) >= 0, of t's shape, given the interpolant's coefficients at t."""
 
 
 @final
 @diffusions.register("zero")
-@dataclass(frozen=True)
 class Zero(Diffusion):
-    """w = 0: the probability-flow ODE."""
+    """The probability-flow ODE: w = 0."""
 
-    stochastic: ClassVar[bool] = False
+    stochastic = False
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return t.new_zeros(t.shape)
@@ -57,9 +61,8 @@ class Zero(Diffusion):
 
 @final
 @diffusions.register("constant")
-@dataclass(frozen=True)
 class Constant(Diffusion):
-    """w = norm."""
+    """The same w at every time: w = norm."""
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return t.new_full(t.shape, self.norm)
@@ -67,9 +70,8 @@ class Constant(Diffusion):
 
 @final
 @diffusions.register("sigma")
-@dataclass(frozen=True)
 class Sigma(Diffusion):
-    """w = norm sigma(t), which cancels the score's 1 / sigma (SiT Table 6, column sigma_t)."""
+    """The w that cancels the score's 1 / sigma: w = norm sigma(t) (SiT Table 6, column sigma_t)."""
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return self.norm * c.sigma
@@ -77,9 +79,8 @@ class Sigma(Diffusion):
 
 @final
 @diffusions.register("linear")
-@dataclass(frozen=True)
 class Linear(Diffusion):
-    """w = norm (1 - t)."""
+    """A w that falls linearly to 0 at the data: w = norm (1 - t)."""
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return self.norm * (1 - t)
@@ -87,9 +88,8 @@ class Linear(Diffusion):
 
 @final
 @diffusions.register("decreasing")
-@dataclass(frozen=True)
 class Decreasing(Diffusion):
-    """w = norm (cos(pi t) + 1)^2 / 4."""
+    """A w that falls smoothly to 0 at the data: w = norm (cos(pi t) + 1)^2 / 4."""
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return self.norm * ((math.pi * t).cos() + 1).square() / 4
@@ -97,26 +97,29 @@ class Decreasing(Diffusion):
 
 @final
 @diffusions.register("increasing-decreasing")
-@dataclass(frozen=True)
 class IncreasingDecreasing(Diffusion):
-    """w = norm sin^2(pi t): no noise at either end (SiT Table 6, column sin^2(pi t))."""
+    """A w without noise at either end: w = norm sin^2(pi t) (SiT Table 6, column sin^2(pi t))."""
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
         return self.norm * (math.pi * t).sin().square()
 
 
 def w_kl(c: Coefficients) -> Tensor:
-    """2 sigma det_v / alpha, the w that minimises the bound on the KL divergence (SiT Eq. 13); infinite at alpha = 0."""
+    """Return 2 sigma det_v / alpha, the w that minimises the bound on the KL divergence (SiT Eq. 13).
+
+    It is infinite at alpha = 0.
+    """
     return 2 * c.sigma.clamp_min(TINY) * determinant(Velocity(), c) / c.alpha
 
 
 @final
 @diffusions.register("kl")
-@dataclass(frozen=True)
 class KL(Diffusion):
-    """w = norm 2 sigma (d_alpha sigma - d_sigma alpha) / alpha, equal to beta(t) for vp-sbdm (SiT Eq. 13).
+    """The w that minimises the bound on the KL divergence: w = norm 2 sigma (d_alpha sigma - d_sigma alpha) / alpha.
 
-    Infinite at t = 0 where alpha = 0: a solve then starts where its first step is stable.
+    It equals beta(t) for vp-sbdm, and is infinite at t = 0 if alpha = 0 there: a solve then starts where its first step
+    is stable.
+    Source: SiT Eq. 13.
     """
 
     def w(self, t: Tensor, c: Coefficients) -> Tensor:
@@ -127,11 +130,17 @@ class KL(Diffusion):
 @diffusions.register("kl-eta")
 @dataclass(frozen=True)
 class KLEta(Diffusion):
-    """w = norm w_kl sqrt(L_t / (L_t + 2 eta w_kl^2)), finite at t = 0 where it is norm sqrt(L_0 / (2 eta)) (SiT Eq. 14).
+    """The w of the KL bound with a penalty on w: w = norm w_kl sqrt(L_t / (L_t + 2 eta w_kl^2)).
 
-    L_t is the velocity loss of the trained model at time t, summed over dimensions as in the paper (not averaged).
-    `losses` holds it as (t, L_t) pairs, interpolated linearly; a run measures them on held-out data and fills them in.
-    eta's value was never published.  Raises UserError where `losses` is needed and missing.
+    It is finite at t = 0, where it is norm sqrt(L_0 / (2 eta)).  L_t is the velocity loss of the trained model at time t,
+    summed over dimensions as in the paper (not averaged).
+
+    Args:
+        eta: the weight of the penalty.  The paper does not give its value.
+        losses: (t, L_t) pairs, interpolated linearly.  A run measures them on held-out data; without a run they are
+            required.
+
+    Source: SiT Eq. 14.
     """
 
     eta: float = 1.0

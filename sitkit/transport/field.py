@@ -18,7 +18,14 @@ Network: TypeAlias = "Callable[[Tensor, Tensor, Tensor], Tensor]"
 
 
 class Readings(NamedTuple):
-    """What one evaluation says about x at time t, each of x's shape."""
+    """The four readings of a state x at time t, each of x's shape.
+
+    Args:
+        velocity: E[d_alpha * data + d_sigma * noise | x], the v of SiT Eq. 7.
+        score: grad log p_t(x) = -noise / sigma (SiT Eq. 6); infinite or undefined where sigma = 0.
+        data: E[data | x].
+        noise: E[noise | x].
+    """
 
     velocity: Tensor
     score: Tensor
@@ -28,11 +35,16 @@ class Readings(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """A network with the interpolant and target it was trained for.
+    """A network with the interpolant and the target that it was trained for.
 
-    network(x, t, y): x (b, ...), t (b,), y (b,) int64 in [0, num_classes], num_classes being the null class
-    -> the target's prediction, of x's shape.  A network of `times = 2` takes t (b, 2), the ends of an interval, and is
-    read at one time with both ends there.  `num_classes` and `times` default to the network's own attributes.
+    Args:
+        network: maps x (b, ...), t (b,), y (b,) int64 to the target's prediction, of x's shape.  Labels y lie in
+            [0, num_classes]; num_classes is the null class.
+        interpolant: the path from noise to data.
+        target: the quantity that the network predicts.
+        num_classes: the number of classes; by default the network's own attribute, or 0.
+        times: how many times the network takes; by default the network's own attribute, or 1.  A network of two times
+            takes t (b, 2), the ends of an interval, and is read at one time with both ends there.
     """
 
     network: Network
@@ -51,7 +63,7 @@ class Field:
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no label: the number of classes (0 for unlabelled data)."""
+        """The label of an example without a label: the number of classes (0 for unlabelled data)."""
         known = self.num_classes if self.num_classes is not None else getattr(self.network, "num_classes", 0)
         return int(known)
 
@@ -60,7 +72,7 @@ class Field:
         return self.times if self.times is not None else getattr(self.network, "times", 1)
 
     def labels(self, y: Tensor | int | None, x: Tensor) -> Tensor:
-        """y as (b,) int64 on x's device; None is the null class.  Raises UserError for a label that does not exist."""
+        """Return y as (b,) int64 on x's device; None is the null class.  Raises UserError for an unknown label."""
         import torch
 
         if y is None:
@@ -74,11 +86,19 @@ class Field:
         return y
 
     def read(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Readings:
-        """Velocity, score, data and noise at (x, t) from one evaluation of the network.
+        """Return velocity, score, data and noise at (x, t) from one evaluation of the network.
 
-        x: (b, ...); t: a number or (b,); y: (b,) int64, or None for the null class.  Coefficients are computed in t's
-        dtype, float32 at least.  The score is -noise / sigma, so it is infinite or undefined where sigma = 0; the
-        others are finite where the target's determinant is (see `sitkit.transport.target`).
+        Args:
+            x: (b, ...), the states.
+            t: a number or (b,), the times.  Coefficients are computed in t's dtype, float32 at least.
+            y: (b,) int64, the labels; None is the null class.
+
+        Returns:
+            The readings, each of x's shape.  The score is infinite or undefined where sigma = 0; the others are singular
+            only where the target's determinant is 0 (see `sitkit.transport.target`).
+
+        Raises:
+            UserError: for a label that the network does not know.
         """
         import torch
 
@@ -94,14 +114,18 @@ class Field:
         return Readings(c.d_alpha * data + c.d_sigma * noise, -noise / c.sigma, data, noise)
 
     def through(self, network: Network) -> Field:
-        """The same field with another network in place, its classes and times kept."""
+        """Return the same field with another network, with this one's classes and times."""
         return replace(self, network=network, num_classes=self.null_class, times=self._times)
 
 
 class Counted:
-    """A network that counts its evaluations per sample: a call on k times the batch counts k; `rows` counts examples.
+    """A network that counts its evaluations per sample: a call on a batch k times as large counts k.
 
-    `nfe` is a whole number for every built-in guidance.
+    `rows` is the number of examples in all calls.
+
+    Args:
+        network: the network that is called.
+        batch: how many samples there are.
     """
 
     def __init__(self, network: Network, batch: int = 1) -> None:
@@ -111,12 +135,12 @@ class Counted:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         predicted = self.network(x, t, y)
-        # After the call: one that fails for want of memory is made again in parts.
+        # Counted after the call: a call that runs out of memory is repeated in parts.
         self.rows += len(x)
         return predicted
 
     def beside(self, network: Network) -> Network:
-        """Another network whose evaluations count here too."""
+        """Return another network whose evaluations are counted here too."""
 
         def counted(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             self.rows += len(x)
@@ -126,14 +150,14 @@ class Counted:
 
     @property
     def nfe(self) -> int:
-        """Evaluations spent per sample so far."""
+        """Evaluations per sample so far, rounded up to a whole number."""
         return -(-self.rows // self.batch) if self.batch else 0
 
 
 def instant(t: Tensor, times: int) -> Tensor:
-    """One time as a network of so many times takes it: t (b,) itself, or (b, 2) with both the same for `times = 2`.
+    """Return the time t (b,) in the form that a network takes: t itself, or (b, times) for a network of two times.
 
-    A network of two times predicts the mean over an interval (MeanFlow, arXiv 2505.13447); over an interval of no
-    length that is the prediction at its time, so that losses, fields and samplers of one time take such a network too.
+    A network of two times predicts the mean over an interval (MeanFlow, arXiv 2505.13447).  Over an interval of length 0
+    this is the prediction at its time, so losses, fields and samplers of one time take such a network too.
     """
     return t[:, None].expand(-1, times) if times > 1 else t

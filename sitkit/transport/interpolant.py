@@ -17,13 +17,22 @@ from sitkit.registry import Component, interpolants
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Below this a sigma in a denominator is replaced by it, so that ratios of singular coefficients keep their limit
-# (float32 holds 1 / TINY times any state).  1e-30 is far below any sigma that t < 1 can give in float64.
+# Smallest sigma in a denominator, so that ratios of singular coefficients keep their limit (float32 holds 1 / TINY times
+# any state).  1e-30 is far below any sigma that t < 1 can give in float64.
 TINY = 1e-30
 
 
 class Coefficients(NamedTuple):
-    """alpha, sigma and their rates of change in t, each of t's shape and dtype."""
+    """The coefficients of x_t = alpha * data + sigma * noise, each of t's shape and dtype.
+
+    Args:
+        alpha: the factor of the data: 0 or nearly 0 at t = 0, 1 at t = 1.
+        sigma: the factor of the noise: 1 or nearly 1 at t = 0, 0 at t = 1.
+        d_alpha: d alpha / dt.
+        d_sigma: d sigma / dt.
+
+    Source: SiT section 2.2, with time reversed.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -33,16 +42,24 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class Interpolant(Component):
-    """A path from noise (t = 0) to data (t = 1)."""
+    """A path from noise (t = 0) to data (t = 1).
+
+    A subclass defines `coefficients`.  Source: SiT section 2.2, with time reversed.
+    """
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
-        """alpha, sigma, d alpha / dt, d sigma / dt at t, each of t's shape and dtype."""
+        """Return alpha, sigma and their rates of change at t, each of t's shape and dtype."""
 
     def at(self, t: Tensor, x: Tensor) -> Coefficients:
-        """The coefficients at t, shaped to multiply x: t () or (b,), x (b, ...) -> each (b or 1, 1, ..., 1).
+        """Return the coefficients at t, shaped to multiply x.
 
-        In t's dtype, but never below float32.
+        Args:
+            t: () or (b,), the times.
+            x: (b, ...), the states.
+
+        Returns:
+            Coefficients of shape (b or 1, 1, ..., 1), in t's dtype, float32 at least.
         """
         if t.dtype.itemsize < 4:
             t = t.float()
@@ -51,11 +68,10 @@ class Interpolant(Component):
 
 @final
 @interpolants.register("linear")
-@dataclass(frozen=True)
 class Linear(Interpolant):
-    """alpha = t, sigma = 1 - t.
+    """The straight path: alpha = t, sigma = 1 - t.
 
-    Source: SiT section 2.2 (Linear); rectified flow, flow matching with optimal-transport paths.
+    Source: SiT section 2.2 (Linear); the path of rectified flow and of flow matching.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -65,12 +81,11 @@ class Linear(Interpolant):
 
 @final
 @interpolants.register("gvp")
-@dataclass(frozen=True)
 class GVP(Interpolant):
-    """alpha = sin(pi t / 2), sigma = cos(pi t / 2): alpha^2 + sigma^2 = 1 at every t.
+    """The path that preserves variance: alpha = sin(pi t / 2), sigma = cos(pi t / 2), alpha^2 + sigma^2 = 1 at every t.
 
     sigma is computed as sin(pi (1 - t) / 2), which is exactly 0 at t = 1.
-    Source: SiT section 2.2 (GVP); Nichol and Dhariwal's cosine schedule without its offset.
+    Source: SiT section 2.2 (GVP); the cosine schedule of Nichol and Dhariwal without its offset.
     """
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -83,12 +98,17 @@ class GVP(Interpolant):
 @interpolants.register("vp-sbdm")
 @dataclass(frozen=True)
 class VPSBDM(Interpolant):
-    """alpha = exp(-(1-t)^2 (beta_max - beta_min) / 4 - (1-t) beta_min / 2), sigma = sqrt(1 - alpha^2).
+    """The path of VP diffusion: alpha = exp(-(1-t)^2 (beta_max - beta_min) / 4 - (1-t) beta_min / 2).
 
-    beta(t) = beta_min + (1-t)(beta_max - beta_min); d_alpha = alpha beta / 2; d_sigma = -alpha^2 beta / (2 sigma),
-    which diverges at t = 1.  There sigma is replaced by 1e-30: d_sigma stays finite, and so do all readings of a
-    velocity prediction, whose limits are finite.
-    Source: SiT section 2.2 (SBDM-VP) with the official code's beta_min 0.1 and beta_max 20.
+    sigma = sqrt(1 - alpha^2); beta(t) = beta_min + (1-t)(beta_max - beta_min); d_alpha = alpha beta / 2;
+    d_sigma = -alpha^2 beta / (2 sigma), which diverges at t = 1.  There sigma is replaced by 1e-30: d_sigma stays finite,
+    and so do all readings of a velocity prediction, whose limits are finite.
+
+    Args:
+        beta_min: beta at the data end; the official code's 0.1 by default.
+        beta_max: beta at the noise end; the official code's 20 by default.
+
+    Source: SiT section 2.2 (SBDM-VP).
     """
 
     beta_min: float = 0.1
@@ -109,11 +129,17 @@ class VPSBDM(Interpolant):
 @interpolants.register("ddpm")
 @dataclass(frozen=True)
 class DDPM(Interpolant):
-    """alpha = sqrt(abar(m)), sigma = sqrt(1 - abar(m)) after m = levels (1 - t) of DDPM's steps; DiT's path.
+    """The path of DDPM and DiT: alpha = sqrt(abar(m)), sigma = sqrt(1 - abar(m)) after m = levels (1 - t) steps.
 
-    At whole m abar is the product of 1 - beta_i over i < m, beta rising linearly from beta_min to beta_max, and between
-    them the gamma function's: abar(m) = delta^m G(c + 1) / G(c + 1 - m), delta = (beta_max - beta_min) / (levels - 1),
-    c = (1 - beta_min) / delta.  What DiT calls timestep n is t = 1 - (n + 1) / levels.  d_sigma at t = 1 as in vp-sbdm.
+    At whole m abar is the product of 1 - beta_i over i < m, with beta linear from beta_min to beta_max.  Between them the
+    gamma function G interpolates: abar(m) = delta^m G(c + 1) / G(c + 1 - m), delta = (beta_max - beta_min) / (levels - 1),
+    c = (1 - beta_min) / delta.  DiT's timestep n is t = 1 - (n + 1) / levels.  d_sigma at t = 1 is as in vp-sbdm.
+
+    Args:
+        beta_min: beta of the first step from the data.
+        beta_max: beta of the last step.
+        levels: how many steps DDPM has.
+
     Source: Ho et al. 2020 (DDPM, arXiv 2006.11239), section 4; Peebles and Xie 2022 (DiT, arXiv 2212.09748).
     """
 
@@ -122,13 +148,13 @@ class DDPM(Interpolant):
     levels: int = 1000
 
     def __post_init__(self) -> None:
-        # What the series below are good for, to 1e-11 of log abar.
+        # Within these bounds the series below are right to 1e-11 of log abar.
         if not (0 < self.beta_min < self.beta_max <= 0.1 and self.levels >= 100):
             raise ValueError(
                 "needs 0 < beta_min < beta_max <= 0.1 and at least 100 levels; "
                 f"got {self.beta_min}, {self.beta_max} and {self.levels}."
             )
-        # Between levels beta is that of half a step before: below this abar would rise from the data on.
+        # Between levels beta is that of half a step before: below this bound abar would rise at the data end.
         if 2 * self.beta_min * (self.levels - 1) <= self.beta_max - self.beta_min:
             raise ValueError(
                 f"beta_min = {self.beta_min} must be above half a step of beta, "
@@ -139,7 +165,7 @@ class DDPM(Interpolant):
         m = self.levels * (1 - t)
         delta = (self.beta_max - self.beta_min) / (self.levels - 1)
         # Stirling's log G(z) = (z - 1/2) log z - z + log(2 pi) / 2 + 1 / (12 z) at z = c + 1 > 900 and z - m, and its
-        # derivative; every term below has one sign, so that float32 keeps its digits where the logarithms of G would not.
+        # derivative.  All terms have the same sign, so float32 keeps its digits; the logarithms of G would cancel.
         z = (1 - self.beta_min) / delta + 1
         u, log_step = m / z, math.log(delta * z)
         log_abar = m * log_step + z * _entropy(u) + (-u).log1p() / 2 - u / (12 * z * (1 - u))
@@ -156,6 +182,6 @@ def _entropy(u: Tensor) -> Tensor:
 
 
 def _variance_preserving(log_alpha: Tensor, half_beta: Tensor) -> Coefficients:
-    """Coefficients with alpha^2 + sigma^2 = 1 and d log alpha / dt = half_beta, at t = 1 too."""
+    """Return the coefficients with alpha^2 + sigma^2 = 1 and d log alpha / dt = half_beta, also at t = 1."""
     alpha, sigma = log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
     return Coefficients(alpha, sigma, alpha * half_beta, -alpha.square() * half_beta / sigma.clamp_min(TINY))

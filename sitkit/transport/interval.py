@@ -1,8 +1,8 @@
-"""Where a solve may start and stop, derived from where its algebra is singular or its explicit steps unstable.
+"""The interval of a solve, derived from where its algebra is singular and where its explicit steps are unstable.
 
-Nothing here knows a class by name.  At an end where the readings, the score (for an SDE) or w is not finite, the span
-stops where the vanishing coefficient is `MARGIN`: alpha = 1e-3 at the noise end, sigma = 1e-3 at the data end (for
-vp-sbdm t = 1 - 1e-5, the paper's own choice).  An SDE's span shrinks further until its explicit step is stable.
+At an end where the readings, the score (for an SDE) or w is not finite, the interval stops where the coefficient that
+vanishes is `MARGIN`: alpha = 1e-3 at the noise end, sigma = 1e-3 at the data end (for vp-sbdm t = 1 - 1e-5, the margin of
+SiT Table 10).  The interval of an SDE shrinks further until its explicit step is stable.
 """
 
 from __future__ import annotations
@@ -22,16 +22,23 @@ from sitkit.transport.weighting import Weighting
 MARGIN = 1e-3
 INFINITE = 1e9
 # An explicit step multiplies the noise in the state by 1 - rho, rho = h w / (2 sigma^2), and inflates its stationary
-# variance by 1 / (1 - rho / 2): at most twofold at an end (rho <= 1), fourfold anywhere on a grid of the user's (1.5).
+# variance by 1 / (1 - rho / 2): at most twofold at a derived end (rho <= 1), at most fourfold on a given grid (1.5).
 RHO_END, RHO_GRID = 1.0, 1.5
-# Noise left in the samples, as a standard deviation against data of scale 1: a truncated end; a long last step.
+# Largest noise in the samples, as a standard deviation for data of scale 1: after a truncated end; after a last step.
 LEFT_BY_END, LEFT_BY_LAST_STEP = 0.05, 0.07
-# Starting an SDE from pure noise where alpha is above this is no longer a sample of p_t.
+# Largest alpha at the start of an SDE: with a larger one pure noise is not a sample of p_t.
 LATEST_START = 0.25
 
 
 class Interval(NamedTuple):
-    """The times a solve runs over, and why each end is where it is ("" where it is the natural one)."""
+    """The times of a solve, and the reason for each end ("" where it is the natural end).
+
+    Args:
+        t0: where the solve starts.
+        t1: where the solve stops.
+        why0: the reason if t0 is later than 0.
+        why1: the reason if t1 is earlier than the wanted end.
+    """
 
     t0: float
     t1: float
@@ -45,14 +52,14 @@ class Interval(NamedTuple):
 
 
 def coefficients_at(interpolant: Interpolant, t: float | Tensor) -> Coefficients:
-    """The coefficients at t in float64."""
+    """Return the coefficients at t in float64."""
     return interpolant.coefficients(torch.as_tensor(t, dtype=torch.float64))
 
 
 def singularity(interpolant: Interpolant, target: Target, diffusion: Diffusion | None, t: float) -> str:
-    """Why a solve cannot evaluate its right-hand side at t, or "".
+    """Return why a solve cannot evaluate its right-hand side at t, or "".
 
-    diffusion None is an ODE: only the velocity must be finite.  With one, the score and w must be finite too.
+    An ODE (diffusion None) needs a finite velocity; an SDE needs a finite score and w too.
     """
     time = torch.tensor(t, dtype=torch.float64)
     c = interpolant.coefficients(time)
@@ -73,42 +80,64 @@ def singularity(interpolant: Interpolant, target: Target, diffusion: Diffusion |
 
 
 def stiffness(interpolant: Interpolant, diffusion: Diffusion, t: Tensor, h: Tensor | float) -> Tensor:
-    """h w / (2 sigma^2): by how much an explicit step of size h at t multiplies away the noise in the state."""
+    """Return rho = h w / (2 sigma^2): an explicit step of size h at t multiplies the noise in the state by 1 - rho."""
     c = coefficients_at(interpolant, t)
     return h * diffusion.w(t, c) / (2 * c.sigma.square())
 
 
 def derive_interval(
-    interpolant: Interpolant,
-    target: Target,
-    diffusion: Diffusion | None,
-    *,
-    steps: int,
-    end: float = 1.0,
+    interpolant: Interpolant, target: Target, diffusion: Diffusion | None, *, steps: int, end: float = 1.0
 ) -> Interval:
-    """The widest span within [0, end] on which the right-hand side is finite and explicit steps are stable.
+    """Return the widest interval within [0, end] on which the right-hand side is finite and explicit steps are stable.
 
-    Raises UserError where no such span is wide enough for the samples to be right.
+    Args:
+        interpolant: the path.
+        target: the quantity that the network predicts.
+        diffusion: the w of an SDE; None for an ODE.
+        steps: the number of steps of the solve.
+        end: the latest time; below 1 for a solver that ends with a last step.
+
+    Raises:
+        UserError: if no interval is wide enough for the samples to be right.
     """
-    t0, why0 = 0.0, singularity(interpolant, target, diffusion, 0.0)
-    if why0:
-        t0 = _crossing(lambda t: float(coefficients_at(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
-    t1, why1 = end, singularity(interpolant, target, diffusion, end)
-    if why1:
-        t1 = _crossing(lambda t: float(coefficients_at(interpolant, t).sigma) >= MARGIN, end, 0.0)
-    if diffusion is None:
-        return Interval(t0, t1, why0, why1)
+
+    def singular(t: float) -> str:
+        return singularity(interpolant, target, diffusion, t)
+
+    why0, why1 = singular(0.0), singular(end)
+    t0 = _start_past_singularity(interpolant) if why0 else 0.0
+    t1 = _end_before_singularity(interpolant, end) if why1 else end
+    derived = Interval(t0, t1, why0, why1)
+    return derived if diffusion is None else _stable_interval(interpolant, diffusion, derived, steps, end)
+
+
+def _start_past_singularity(interpolant: Interpolant) -> float:
+    """The earliest time of a solve that is singular at the noise: alpha is `MARGIN` there."""
+    return _crossing(lambda t: float(coefficients_at(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
+
+
+def _end_before_singularity(interpolant: Interpolant, end: float = 1.0) -> float:
+    """The latest time of a solve that is singular at the data: sigma is `MARGIN` there."""
+    return _crossing(lambda t: float(coefficients_at(interpolant, t).sigma) >= MARGIN, end, 0.0)
+
+
+def _stable_interval(
+    interpolant: Interpolant, diffusion: Diffusion, derived: Interval, steps: int, end: float
+) -> Interval:
+    """The part of an interval on which explicit steps of size 1 / steps are stable; UserError where it is too short."""
+    t0, t1, why0, why1 = derived
+
+    def rho(t: float, h: float = 1 / steps) -> float:
+        return float(stiffness(interpolant, diffusion, torch.tensor(t, dtype=torch.float64), h))
 
     def stable(t: float) -> bool:
-        time = torch.tensor(t, dtype=torch.float64)
-        return float(stiffness(interpolant, diffusion, time, 1 / steps)) <= RHO_END
+        return rho(t) <= RHO_END
 
     middle = _most_stable(interpolant, diffusion)
     if not stable(middle):
-        least = float(stiffness(interpolant, diffusion, torch.tensor(middle, dtype=torch.float64), 1.0))
         raise UserError(
             f"diffusion {diffusion.name!r} is too strong for {steps} explicit steps at every t: "
-            f"use at least {round(least / RHO_END) + 1} steps or a smaller norm."
+            f"use at least {round(rho(middle, 1.0) / RHO_END) + 1} steps or a smaller norm."
         )
     if not stable(t0):
         t0 = _crossing(stable, t0, middle)
@@ -133,12 +162,13 @@ def derive_interval(
 
 
 def _most_stable(interpolant: Interpolant, diffusion: Diffusion) -> float:
+    """The time, to 0.01, at which the largest explicit step is stable."""
     times = torch.linspace(0.02, 0.9, 89, dtype=torch.float64)
     return float(times[stiffness(interpolant, diffusion, times, 1.0).nan_to_num(nan=float("inf")).argmin()])
 
 
 def _crossing(holds: Callable[[float], bool], outside: float, inside: float) -> float:
-    """The time nearest to `outside` at which a monotone condition holds, given that it holds at `inside`."""
+    """The time nearest to `outside` at which a monotone condition holds; it holds at `inside`."""
     for _ in range(60):
         middle = (outside + inside) / 2
         outside, inside = (outside, middle) if holds(middle) else (middle, inside)
@@ -146,10 +176,9 @@ def _crossing(holds: Callable[[float], bool], outside: float, inside: float) -> 
 
 
 def check_grid(interpolant: Interpolant, target: Target, diffusion: Diffusion | None, times: Tensor) -> None:
-    """Raises UserError where a time of the grid is singular or, for an SDE, a step is unstable."""
+    """Raise UserError if a solve is singular at an end of the grid or, for an SDE, if a step is unstable."""
     for t in (float(times[0]), float(times[-1])):
-        why = singularity(interpolant, target, diffusion, t)
-        if why:
+        if why := singularity(interpolant, target, diffusion, t):
             raise UserError(f"{why}: start or stop elsewhere, or leave t0 and t1 unset so that they are derived.")
     if diffusion is None:
         return
@@ -164,9 +193,10 @@ def check_grid(interpolant: Interpolant, target: Target, diffusion: Diffusion | 
 
 
 def trainable_interval(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[float, float]:
-    """The times at which the target and its weight are finite: [0, 1], less a `MARGIN` at each end where they are not.
+    """Return the times (t0, t1) between which the target and its weight are finite.
 
-    SiT clips training of vp-sbdm in the same way, at t = 1 - 1e-5, where sigma is 1e-3.
+    They are 0 and 1, less a `MARGIN` at each end where they are not finite.  SiT clips the training of vp-sbdm in the same
+    way, at t = 1 - 1e-5, where sigma is 1e-3.
     """
 
     def finite(t: float) -> bool:
@@ -174,9 +204,7 @@ def trainable_interval(interpolant: Interpolant, target: Target, weighting: Weig
         values = (*target.weights(c), weighting.weight(c, target))
         return all(float(value.abs()) < INFINITE for value in values)
 
-    t0, t1 = 0.0, 1.0
-    if not finite(t0):
-        t0 = _crossing(lambda t: float(coefficients_at(interpolant, t).alpha) >= MARGIN, 0.0, 1.0)
-    if not finite(t1):
-        t1 = _crossing(lambda t: float(coefficients_at(interpolant, t).sigma) >= MARGIN, 1.0, 0.0)
-    return t0, t1
+    return (
+        0.0 if finite(0.0) else _start_past_singularity(interpolant),
+        1.0 if finite(1.0) else _end_before_singularity(interpolant),
+    )

@@ -1,7 +1,7 @@
 """What the network predicts: y = a * data + b * noise.
 
 With x = alpha * data + sigma * noise known, two linear equations give data and noise, and from them every other
-reading (`solve`).  N targets cost N pairs, not N^2 conversions.
+reading (`data_and_noise`).  N targets cost N pairs of weights, not N^2 conversions.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target(Component):
-    """A pair of weights (a, b): the network predicts a * data + b * noise.
+    """A pair of weights (a, b): the network predicts y = a * data + b * noise.
 
-    `weighting` names the space in which the error is measured unless the user says otherwise.
+    A subclass defines `weights`, and may name in `weighting` the weighting that is used when the user gives none.
     """
 
     weighting: ClassVar[str] = "velocity"
 
     @abstractmethod
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
-        """(a, b), each of the coefficients' shape."""
+        """Return (a, b), each of the coefficients' shape."""
 
 
 @final
 @targets.register("velocity")
-@dataclass(frozen=True)
 class Velocity(Target):
-    """y = d_alpha * data + d_sigma * noise (SiT Eq. 7).  det > 0: every reading but the score is finite at both ends."""
+    """The velocity y = d_alpha * data + d_sigma * noise (SiT Eq. 7).
+
+    Its determinant is positive, so every reading but the score is finite at both ends.
+    """
 
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
         return c.d_alpha, c.d_sigma
@@ -43,14 +45,13 @@ class Velocity(Target):
 
 @final
 @targets.register("score")
-@dataclass(frozen=True)
 class Score(Target):
-    """y = -noise / sigma, the gradient of log p_t (SiT Eq. 6).  Singular where alpha = 0.
+    """The score y = -noise / sigma, the gradient of log p_t (SiT Eq. 6).  Singular where alpha = 0.
 
     At sigma = 0 the weight is -1e30 instead of infinite: noise then reads 0 and data reads x / alpha, their limits.
     """
 
-    weighting: ClassVar[str] = "noise"
+    weighting = "noise"
 
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
         return c.alpha.new_zeros(c.alpha.shape), -1 / c.sigma.clamp_min(TINY)
@@ -58,11 +59,10 @@ class Score(Target):
 
 @final
 @targets.register("noise")
-@dataclass(frozen=True)
 class Noise(Target):
-    """y = noise (DDPM's epsilon).  Singular where alpha = 0."""
+    """The noise y = noise (DDPM's epsilon).  Singular where alpha = 0."""
 
-    weighting: ClassVar[str] = "noise"
+    weighting = "noise"
 
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
         return c.alpha.new_zeros(c.alpha.shape), c.alpha.new_ones(c.alpha.shape)
@@ -70,22 +70,20 @@ class Noise(Target):
 
 @final
 @targets.register("data")
-@dataclass(frozen=True)
 class Data(Target):
-    """y = data (the denoiser).  Singular where sigma = 0."""
+    """The data y = data (a denoiser).  Singular where sigma = 0."""
 
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
         return c.alpha.new_ones(c.alpha.shape), c.alpha.new_zeros(c.alpha.shape)
 
 
 def determinant(target: Target, c: Coefficients) -> Tensor:
-    """det = a * sigma - b * alpha, the determinant of (x, y) as a function of (data, noise)."""
+    """Return det = a * sigma - b * alpha, the determinant of (x, y) as a function of (data, noise)."""
     a, b = target.weights(c)
     return a * c.sigma - b * c.alpha
 
 
 def data_and_noise(target: Target, c: Coefficients, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(data, noise) from a prediction y of `target` at x; singular where det = 0."""
-    a, b = target.weights(c)
-    det = a * c.sigma - b * c.alpha
+    """Return (data, noise) that follow from a prediction y of `target` at x.  Singular where det = 0."""
+    (a, b), det = target.weights(c), determinant(target, c)
     return (c.sigma * y - b * x) / det, (a * x - c.alpha * y) / det

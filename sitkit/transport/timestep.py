@@ -1,4 +1,4 @@
-"""Monotone maps u -> t of [0, 1] onto [0, 1]: as training density (u uniform) and as sampling grid (u = i / steps)."""
+"""Monotone maps u -> t of [0, 1] onto [0, 1]: training densities (u uniform) and sampling grids (u = i / steps)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from sitkit.registry import Component, timesteps
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_at_least, require_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,58 +19,75 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timestep(Component):
-    """A non-decreasing map from u to t."""
+    """A non-decreasing map from u to t, used as a training density and as a sampling grid.
+
+    A subclass defines `map`.
+    """
 
     @abstractmethod
     def map(self, u: Tensor) -> Tensor:
-        """t(u), of u's shape and dtype, with t(0) = 0 and t(1) = 1."""
+        """Return t(u), of u's shape and dtype, with t(0) = 0 and t(1) = 1."""
 
     def grid(self, steps: int, t0: float, t1: float) -> Tensor:
-        """The steps + 1 times t0 + (t1 - t0) t(i / steps), float64, strictly increasing.
+        """Return the grid t0 + (t1 - t0) t(i / steps), i = 0, ..., steps.
 
-        Raises UserError where two neighbouring times coincide.
+        Args:
+            steps: the number of intervals.
+            t0: the first time.
+            t1: the last time.
+
+        Returns:
+            (steps + 1,) float64, strictly increasing.
+
+        Raises:
+            UserError: if two neighbouring times coincide.
         """
         import torch
 
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         times = t0 + (t1 - t0) * self.map(u)
         times[0], times[-1] = t0, t1
-        return require_increasing(times, self.name)
-
-
-def require_increasing(times: Tensor, name: str) -> Tensor:
-    """The times, if each is above the one before; else UserError."""
-    if not bool((times.diff() > 0).all()):
-        at = int((times.diff() <= 0).nonzero()[0])
-        raise UserError(
-            f"grid {name!r} with {len(times) - 1} steps does not increase at step {at} (t = {float(times[at]):g}): "
-            "use fewer steps or another grid."
-        )
-    return times
+        require_increasing(times, self.name)
+        return times
 
 
 @final
 @timesteps.register("uniform")
-@dataclass(frozen=True)
 class Uniform(Timestep):
-    """t = u."""
+    """Equal steps: t = u (SiT: t ~ U[0, 1])."""
 
     def map(self, u: Tensor) -> Tensor:
         return u
+
+
+def require_increasing(times: Tensor, name: str) -> None:
+    """Raise UserError unless each time is above the time before it."""
+    if not bool((times.diff() > 0).all()):
+        step = int((times.diff() <= 0).nonzero()[0])
+        raise UserError(
+            f"grid {name!r} with {len(times) - 1} steps does not increase at step {step} (t = {float(times[step]):g}): "
+            "use fewer steps or another grid."
+        )
 
 
 @final
 @timesteps.register("logit-normal")
 @dataclass(frozen=True)
 class LogitNormal(Timestep):
-    """logit(t) ~ N(mean, std^2): t = sigmoid(mean + std Phi^{-1}(u)) (Esser et al. 2024, section 3.1)."""
+    """The law logit(t) ~ N(mean, std^2): t = sigmoid(mean + std Phi^{-1}(u)).
+
+    Args:
+        mean: of logit(t); above 0 moves times towards the data.
+        std: of logit(t), positive.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), section 3.1.
+    """
 
     mean: float = 0.0
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std must be positive; got {self.std}.")
+        require_positive(std=self.std)
 
     def map(self, u: Tensor) -> Tensor:
         return (self.mean + self.std * math.sqrt(2) * (2 * u - 1).erfinv()).sigmoid()
@@ -80,13 +97,18 @@ class LogitNormal(Timestep):
 @timesteps.register("shift")
 @dataclass(frozen=True)
 class Shift(Timestep):
-    """t = u / (u + shift (1 - u)): shift > 1 spends more on the noisy side (Esser et al. 2024, section 5.3.2)."""
+    """A grid that is finer on the noisy side: t = u / (u + shift (1 - u)).
+
+    Args:
+        shift: positive; 1 is the uniform grid, below 1 the data side is finer.
+
+    Source: Esser et al. 2024 (arXiv 2403.03206), section 5.3.2.
+    """
 
     shift: float = 3.0
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise ValueError(f"shift must be positive; got {self.shift}.")
+        require_positive(shift=self.shift)
 
     def map(self, u: Tensor) -> Tensor:
         return u / (u + self.shift * (1 - u))
@@ -96,13 +118,18 @@ class Shift(Timestep):
 @timesteps.register("power")
 @dataclass(frozen=True)
 class Power(Timestep):
-    """t = 1 - (1 - u)^rho: rho > 1 spends more near the data (the shape of EDM's grid, Karras et al. 2022, Eq. 5)."""
+    """A grid that is finer near the data: t = 1 - (1 - u)^rho.
+
+    Args:
+        rho: exponent, above 0; with 1 the grid is uniform, with less it is finer near the noise.
+
+    Source: the shape of EDM's grid, Karras et al. 2022 (arXiv 2206.00364), Eq. 5.
+    """
 
     rho: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise ValueError(f"rho must be positive; got {self.rho}.")
+        require_positive(rho=self.rho)
 
     def map(self, u: Tensor) -> Tensor:
         return 1 - (1 - u) ** self.rho
@@ -110,9 +137,8 @@ class Power(Timestep):
 
 @final
 @timesteps.register("cosine")
-@dataclass(frozen=True)
 class Cosine(Timestep):
-    """t = sin^2(pi u / 2): spends more at both ends."""
+    """A grid that is finer at both ends: t = sin^2(pi u / 2)."""
 
     def map(self, u: Tensor) -> Tensor:
         return (math.pi / 2 * u).sin().square()
@@ -122,27 +148,33 @@ class Cosine(Timestep):
 @timesteps.register("discrete")
 @dataclass(frozen=True)
 class Discrete(Timestep):
-    """t = floor(levels u) / levels: DDPM's discretised time (SiT Table 2, row DDPM, with 1000 levels)."""
+    """The discrete times of DDPM: t = floor(levels u) / levels (SiT Table 2, row DDPM, with 1000 levels).
+
+    Args:
+        levels: the number of times, at least 1.
+    """
 
     levels: int = 1000
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels must be at least 1; got {self.levels}.")
+        require_at_least(1, levels=self.levels)
 
     def map(self, u: Tensor) -> Tensor:
         import torch
 
-        # i / steps rounds down as often as up: without the nudge 0.57 x 1000 is 569.99..., one level too low.
-        nudged = u * (1 + 4 * torch.finfo(u.dtype).eps)
-        return (self.levels * nudged).floor() / self.levels
+        # i / steps rounds down as often as up: without this factor 0.57 x 1000 is 569.99..., a level too low.
+        return (self.levels * (u * (1 + 4 * torch.finfo(u.dtype).eps))).floor() / self.levels
 
 
 @final
 @timesteps.register("explicit")
 @dataclass(frozen=True)
 class Explicit(Timestep):
-    """The very times given, first to last, as a sampling grid; as a map, straight lines through them."""
+    """The given times as a sampling grid; as a map, straight lines through them.
+
+    Args:
+        times: at least two times in [0, 1], increasing.
+    """
 
     times: tuple[float, ...] = (0.0, 1.0)
 
@@ -158,11 +190,13 @@ class Explicit(Timestep):
         return times[left] + (place - left) * (times[left + 1] - times[left])
 
     def grid(self, steps: int, t0: float, t1: float) -> Tensor:
-        """The times themselves.  Raises UserError unless they number steps + 1 and lie in the solvable span [t0, t1]."""
+        """Return the times.  Raises UserError unless they number steps + 1 and lie in the solvable interval [t0, t1]."""
         import torch
 
         if steps != len(self.times) - 1:
-            raise UserError(f"grid 'explicit' has {len(self.times) - 1} intervals, but {steps} are to be made.")
+            raise UserError(
+                f"grid 'explicit' has {len(self.times) - 1} intervals, but the sampler takes {steps} steps."
+            )
         if self.times[0] < t0 or self.times[-1] > t1:
             raise UserError(
                 f"grid 'explicit' runs over [{self.times[0]:g}, {self.times[-1]:g}], "
@@ -175,14 +209,16 @@ class Explicit(Timestep):
 @timesteps.register("adapted")
 @dataclass(frozen=True)
 class Adapted(Timestep):
-    """Steps of equal local error on a trained field: density of t proportional to |x''(t)|^(1/2) along the flow.
+    """Steps of equal local error on a trained field: the density of t is proportional to |x''(t)|^(1/2) along the flow.
 
-    An Euler step of length h from x(t) errs by h^2 |x''(t)| / 2, so that equal errors make h proportional to |x''|^(-1/2),
-    which also makes their sum least.  A solver of order p errs by the derivative p + 1 instead, which a network's own
-    roughness in t drowns, so that this grid serves all: often, not always, it is better than an even one for them too.
-    `curvature` holds |x''| as (t, root mean square over dimensions) pairs, each for the stretch of time nearest to its t;
-    a run measures them on the network that is sampled (`sitkit.runs.diagnostics`) and fills them in.  No step is longer than
-    LONGEST mean ones.  Raises UserError where `curvature` is needed and missing: before training there is none.
+    The error of an Euler step of length h from x(t) is h^2 |x''(t)| / 2.  The errors are equal, and their sum is least, if
+    h is proportional to |x''|^(-1/2).  The error of a solver of order p depends on the derivative p + 1 instead, which the
+    roughness of a network in t hides, so all solvers use this grid; often, not always, it is better than equal steps for
+    them too.  No step is longer than LONGEST times the mean step.
+
+    Args:
+        curvature: (t, |x''|) pairs, |x''| as a root mean square over dimensions, each for the times nearest to its t.  A
+            run measures them on the network that is sampled (`sitkit.runs.diagnostics`); without a run they are required.
     """
 
     LONGEST: ClassVar[float] = 10.0
@@ -200,25 +236,26 @@ class Adapted(Timestep):
     def map(self, u: Tensor) -> Tensor:
         import torch
 
-        knots, shares = (values.to(u) for values in self._distribution())
-        # The last share is 1 and belongs to the last stretch.
-        stretch = torch.searchsorted(shares, u.contiguous(), right=True).clamp(1, len(shares) - 1)
-        before, after = shares[stretch - 1], shares[stretch]
-        return torch.lerp(knots[stretch - 1], knots[stretch], (u - before) / (after - before))
+        knots, fractions = (values.to(u) for values in self._distribution())
+        # The last fraction is 1 and belongs to the last segment.
+        segment = torch.searchsorted(fractions, u.contiguous(), right=True).clamp(1, len(fractions) - 1)
+        before, after = fractions[segment - 1], fractions[segment]
+        return torch.lerp(knots[segment - 1], knots[segment], (u - before) / (after - before))
 
     def grid(self, steps: int, t0: float, t1: float) -> Tensor:
-        """The steps + 1 times that share the density between t0 and t1 equally.  Raises UserError as `map`."""
+        """Return the steps + 1 times between which the density has equal integrals.  Raises UserError as `map`."""
         import numpy as np
         import torch
 
-        knots, shares = (values.numpy() for values in self._distribution())
-        first, last = (float(np.interp(t, knots, shares)) for t in (t0, t1))
-        times = torch.from_numpy(np.interp(np.linspace(first, last, steps + 1), shares, knots))
+        knots, fractions = (values.numpy() for values in self._distribution())
+        first, last = (float(np.interp(t, knots, fractions)) for t in (t0, t1))
+        times = torch.from_numpy(np.interp(np.linspace(first, last, steps + 1), fractions, knots))
         times[0], times[-1] = t0, t1
-        return require_increasing(times, self.name)
+        require_increasing(times, self.name)
+        return times
 
     def _distribution(self) -> tuple[Tensor, Tensor]:
-        """Times from 0 to 1, and the share of steps before each; between them both are linear."""
+        """Return times from 0 to 1 and the fraction of the steps before each; between them both are linear."""
         import torch
 
         if not self.curvature:
@@ -231,5 +268,5 @@ class Adapted(Timestep):
         lengths, density = knots.diff(), values.sqrt()
         mean = (lengths * density).sum()
         density = (density / mean).clamp_min(1 / self.LONGEST) if mean > 0 else torch.ones_like(density)
-        shares = torch.cat((times.new_zeros(1), (lengths * density).cumsum(0)))
-        return knots, shares / shares[-1]
+        fractions = torch.cat((times.new_zeros(1), (lengths * density).cumsum(0)))
+        return knots, fractions / fractions[-1]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.registry import Component, weightings
+from sitkit.runtime.errors import require_positive
 from sitkit.transport import target as spaces
 from sitkit.transport.interpolant import Coefficients
 from sitkit.transport.target import Target, determinant
@@ -21,69 +22,72 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weighting(Component):
-    """A positive weight on the squared error of a target."""
+    """A positive weight r(t) on the squared error of a prediction.
+
+    A subclass defines `weight`.
+    """
 
     @abstractmethod
     def weight(self, c: Coefficients, target: Target) -> Tensor:
-        """r(t) >= 0, of the coefficients' shape, multiplying |y_hat - y|^2 of `target`."""
+        """Return r(t) >= 0, of the coefficients' shape, which multiplies |y_hat - y|^2 of `target`."""
 
 
 def measured_in(space: Target, target: Target, c: Coefficients) -> Tensor:
-    """r = (det_S / det_T)^2; exactly 1 where the two are equal, also where both are 0 or infinite."""
+    """Return r with which the squared error of one target becomes that of another.
+
+    Args:
+        space: the target S whose error is to be measured.
+        target: the target T that the network predicts.
+        c: the interpolant's coefficients at the times of the examples.
+
+    Returns:
+        r = (det_S / det_T)^2, of the coefficients' shape; exactly 1 where the determinants are equal, also where both are
+        0 or infinite.
+
+    With S the velocity and T the score r = lambda^2 sigma^2, the weight of SiT Eq. 46-50.
+    """
     of_space, of_target = determinant(space, c), determinant(target, c)
     return (of_space / of_target).where(of_space != of_target, 1.0).square()
 
 
-@final
-@weightings.register("velocity")
 @dataclass(frozen=True)
-class VelocitySpace(Weighting):
+class InSpace(Weighting):
+    """The error of one reading, whatever the network predicts: r = (det_S / det_T)^2 with S the target of that reading."""
+
+    space: ClassVar[Target]
+
+    def weight(self, c: Coefficients, target: Target) -> Tensor:
+        return measured_in(self.space, target, c)
+
+
+def in_space(space: Target, docstring: str) -> type[InSpace]:
+    """Return the weighting in the space of a target, registered under the target's name."""
+    names = {"space": space, "__doc__": docstring, "__module__": __name__}
+    return weightings.register(space.name)(type(f"{type(space).__name__}Space", (InSpace,), names))
+
+
+VelocitySpace = in_space(
+    spaces.Velocity(),
     """The error of the velocity: r = (det_v / det_T)^2.
 
     With the score target this is the paper's L_{s_lambda} (SiT Eq. 46-50), with the velocity target its L_v (Eq. 7).
-    """
-
-    def weight(self, c: Coefficients, target: Target) -> Tensor:
-        return measured_in(spaces.Velocity(), target, c)
-
-
-@final
-@weightings.register("noise")
-@dataclass(frozen=True)
-class NoiseSpace(Weighting):
-    """The error of the noise: r = (alpha / det_T)^2.  With the score target this is the paper's L_s (SiT Eq. 6)."""
-
-    def weight(self, c: Coefficients, target: Target) -> Tensor:
-        return measured_in(spaces.Noise(), target, c)
-
-
-@final
-@weightings.register("score")
-@dataclass(frozen=True)
-class ScoreSpace(Weighting):
-    """The error of the score: r = (alpha / (sigma det_T))^2."""
-
-    def weight(self, c: Coefficients, target: Target) -> Tensor:
-        return measured_in(spaces.Score(), target, c)
-
-
-@final
-@weightings.register("data")
-@dataclass(frozen=True)
-class DataSpace(Weighting):
-    """The error of the data: r = (sigma / det_T)^2."""
-
-    def weight(self, c: Coefficients, target: Target) -> Tensor:
-        return measured_in(spaces.Data(), target, c)
+    """,
+)
+NoiseSpace = in_space(
+    spaces.Noise(),
+    """The error of the noise: r = (alpha / det_T)^2.  With the score target this is the paper's L_s (SiT Eq. 6).""",
+)
+ScoreSpace = in_space(spaces.Score(), """The error of the score: r = (alpha / (sigma det_T))^2.""")
+DataSpace = in_space(spaces.Data(), """The error of the data: r = (sigma / det_T)^2.""")
 
 
 @final
 @weightings.register("likelihood")
-@dataclass(frozen=True)
 class Likelihood(Weighting):
-    """lambda / sigma on the error of the noise, lambda = det_v / alpha: the maximum-likelihood weight up to 1/2.
+    """The maximum-likelihood weight up to 1/2: lambda / sigma on the error of the noise, lambda = det_v / alpha.
 
-    Singular at both ends.  Source: Song et al. 2021 (likelihood weighting); SiT's `loss_weight="likelihood"`.
+    Singular at both ends.
+    Source: Song et al. 2021 (likelihood weighting); the official code's `loss_weight="likelihood"`.
     """
 
     def weight(self, c: Coefficients, target: Target) -> Tensor:
@@ -95,13 +99,18 @@ class Likelihood(Weighting):
 @weightings.register("min-snr")
 @dataclass(frozen=True)
 class MinSNR(Weighting):
-    """min(alpha^2 / sigma^2, gamma) on the error of the data (Hang et al. 2023, gamma = 5)."""
+    """The weight min(alpha^2 / sigma^2, gamma) on the error of the data.
+
+    Args:
+        gamma: largest signal-to-noise ratio that counts; 5 in the paper.
+
+    Source: Hang et al. 2023 (arXiv 2303.09556).
+    """
 
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise ValueError(f"gamma must be positive; got {self.gamma}.")
+        require_positive(gamma=self.gamma)
 
     def weight(self, c: Coefficients, target: Target) -> Tensor:
         snr = (c.alpha / c.sigma).square()
