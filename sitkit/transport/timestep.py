@@ -194,9 +194,7 @@ class Explicit(Timestep):
         import torch
 
         if steps != len(self.times) - 1:
-            raise UserError(
-                f"grid 'explicit' has {len(self.times) - 1} intervals, but the sampler takes {steps} steps."
-            )
+            raise UserError(f"grid 'explicit' has {len(self.times) - 1} intervals, but {steps} steps are wanted.")
         if self.times[0] < t0 or self.times[-1] > t1:
             raise UserError(
                 f"grid 'explicit' runs over [{self.times[0]:g}, {self.times[-1]:g}], "

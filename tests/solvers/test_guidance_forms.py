@@ -1,7 +1,10 @@
-"""cfg's rescale, cfg-zero and autoguidance: formulas by hand, identities, one meaning for every target, honest counts."""
+"""Rescaled cfg, cfg-zero and autoguidance: formulas by hand, identities, the same meaning for every target, counts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,9 @@ def points(n: int = 5) -> tuple[Tensor, Tensor]:
     return x, torch.arange(n) % 2
 
 
+on_every_path_and_target = pytest.mark.parametrize(("path", "target"), product(PATHS, PREDICTIONS))
+
+
 def velocities(guidance: Guidance, plain: Field, x: Tensor, t: float, y: Tensor) -> Tensor:
     """The guided velocity, as a sampler reads it."""
     gains = velocity_gains(plain.interpolant, plain.target)
@@ -72,8 +78,15 @@ def branches(plain: Field, x: Tensor, t: float, y: Tensor) -> tuple[Tensor, Tens
     return plain.read(x, time, y).velocity, plain.read(x, time).velocity
 
 
+def at_three_times(path: str, target: str) -> Iterator[tuple[Callable[[Guidance], Tensor], Tensor, Tensor]]:
+    """At each of three times: the guided velocity as a function of the guidance, the conditional and the null velocity."""
+    plain, (x, y) = field(path, target), points()
+    for t in (0.1, 0.5, 0.9):
+        yield partial(velocities, plain=plain, x=x, t=t, y=y), *branches(plain, x, t, y)
+
+
 class TwoRuns(Untrained):
-    """A run of one field, beside a run of another."""
+    """A run of one field, with a second run of another field."""
 
     def __init__(self, field: Field, other: Field) -> None:
         self.field, self.other = field, other
@@ -100,8 +113,7 @@ def test_laws_of_cfg_zero(scale: float, interval: tuple[float, float]) -> None:
     obey(ClassifierFreeZero(scale, interval), "branches")
 
 
-@pytest.mark.parametrize("target", PREDICTIONS)
-@pytest.mark.parametrize("path", PATHS)
+@on_every_path_and_target
 def test_gains_read_a_prediction_as_the_field_does(path: str, target: str) -> None:
     plain, (x, y) = field(path, target), points()
     for t in (0.05, 0.4, 0.99):
@@ -112,18 +124,15 @@ def test_gains_read_a_prediction_as_the_field_does(path: str, target: str) -> No
         torch.testing.assert_close(ours, plain.read(x, time, y).velocity, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("target", PREDICTIONS)
-@pytest.mark.parametrize("path", PATHS)
+@on_every_path_and_target
 def test_rescale_by_hand(path: str, target: str) -> None:
-    """std(guided velocity) is what rescale says, whatever the network predicts; the direction is cfg's."""
-    plain, (x, y) = field(path, target), points()
-    for t in (0.1, 0.5, 0.9):
-        conditional, null = branches(plain, x, t, y)
+    """rescale sets the standard deviation of the guided velocity, for every target; the direction is that of cfg."""
+    for guided, conditional, null in at_three_times(path, target):
         mixed = null + 3.0 * (conditional - null)
         ratio = conditional.std(1, correction=0) / mixed.std(1, correction=0)
         assert (ratio - 1).abs().max() > 0.1
         for rescale in (0.0, 0.3, 1.0):
-            ours = velocities(ClassifierFree(3.0, rescale=rescale), plain, x, t, y)
+            ours = guided(ClassifierFree(3.0, rescale=rescale))
             truth = mixed * (1 + rescale * (ratio - 1))[:, None]
             torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(ours.std(1, correction=0), conditional.std(1, correction=0), rtol=1e-9, atol=0)
@@ -149,18 +158,15 @@ def test_rescale_without_contrast_does_nothing() -> None:
     assert ours[:, 0].tolist() == [5 + 2 * (1 - 5), 5 + 2 * (2 - 5)]
 
 
-@pytest.mark.parametrize("target", PREDICTIONS)
-@pytest.mark.parametrize("path", PATHS)
+@on_every_path_and_target
 def test_cfg_zero_by_hand(path: str, target: str) -> None:
-    """s null + scale (conditional - s null) on velocities, s the projection, whatever the network predicts."""
-    plain, (x, y) = field(path, target), points()
-    for t in (0.1, 0.5, 0.9):
-        conditional, null = branches(plain, x, t, y)
+    """s null + scale (conditional - s null) on velocities, with s the projection, for every target."""
+    for guided, conditional, null in at_three_times(path, target):
         s = ((conditional * null).sum(1) / null.square().sum(1))[:, None]
         assert (s - 1).abs().max() > 0.1
-        ours = velocities(ClassifierFreeZero(3.0), plain, x, t, y)
+        ours = guided(ClassifierFreeZero(3.0))
         torch.testing.assert_close(ours, s * null + 3.0 * (conditional - s * null), rtol=1e-9, atol=1e-9)
-        # What is added is at right angles to the null velocity.
+        # The added velocity is orthogonal to the null velocity.
         assert ((ours - conditional) * null).sum(1).abs().max() < 1e-8
 
 
@@ -176,8 +182,7 @@ def test_cfg_zero_ignores_a_null_branch_of_the_wrong_size() -> None:
     assert (ClassifierFree(7.0).guide(network, 2)(x, t, y) - x).abs().max() > 1
 
 
-@pytest.mark.parametrize("target", PREDICTIONS)
-@pytest.mark.parametrize("path", PATHS)
+@on_every_path_and_target
 def test_zero_until_stands_still_at_no_cost(path: str, target: str) -> None:
     plain, (x, y) = field(path, target), points()
     guidance = ClassifierFreeZero(2.0, zero_until=0.2)
@@ -200,7 +205,7 @@ def test_zero_until_stands_still_at_no_cost(path: str, target: str) -> None:
 @pytest.mark.parametrize(
     "guidance", [ClassifierFree(2.0, rescale=0.7), ClassifierFreeZero(2.0), ClassifierFreeZero(2.0, zero_until=0.15)]
 )
-def test_samples_are_the_same_whatever_is_predicted(guidance: Guidance, path: str) -> None:
+def test_samples_are_the_same_for_every_target(guidance: Guidance, path: str) -> None:
     x, y = points()
     sampler = samplers.create("heun", steps=20, t0=0.02, t1=0.98)
     ends = [sampler.sample(field(path, target), x, y, guidance=guidance).x for target in PREDICTIONS]
@@ -229,7 +234,7 @@ def test_autoguidance_by_itself_changes_nothing() -> None:
     torch.testing.assert_close(guided(x, t, y), plain.network(x, t, y), rtol=0, atol=1e-14)
 
 
-def test_autoguidance_asks_for_what_it_lacks() -> None:
+def test_autoguidance_names_the_missing_settings() -> None:
     plain = field()
 
     with pytest.raises(UserError, match="needs a second network"):
@@ -287,12 +292,12 @@ def test_branches_are_one_call_where_memory_allows_and_two_where_not(name: str) 
 
     sampler = samplers.create("heun", steps=4)
     guidance = guidances.create(name, scale=2.0)
-    one, two = (
+    joint, split = (
         sampler.sample(net, x, y, guidance=guidance, seeds=range(3)) for net in (whole, whole.through(small))
-    )  # fmt: skip
+    )
     assert sizes == [6] + [3] * 16
-    assert one.nfe == two.nfe == 16
-    torch.testing.assert_close(one.x, two.x, rtol=1e-12, atol=1e-12)
+    assert joint.nfe == split.nfe == 16
+    torch.testing.assert_close(joint.x, split.x, rtol=1e-12, atol=1e-12)
 
 
 def test_a_network_beside_another_counts_on_the_same_meter() -> None:
@@ -309,7 +314,7 @@ def test_a_run_is_guided_by_its_own_earlier_checkpoint(tmp_path: Path) -> None:
     folder = run_training(config)
     assert [path.stem[-2:] for path in checkpoints(RunFolder(folder).checkpoints)] == ["20", "40"]
 
-    def drawn(*settings: str) -> tuple[Tensor, dict[str, Any], str]:
+    def sample(*settings: str) -> tuple[Tensor, dict[str, Any], str]:
         over = read_assignments(["sampler.steps=4", "sample.n=8", *settings])
         run = load(folder, settings=over, root=tmp_path)
         made = draw_samples(run)
@@ -317,17 +322,17 @@ def test_a_run_is_guided_by_its_own_earlier_checkpoint(tmp_path: Path) -> None:
         return made.x, made.record, made.folder.name
 
     auto = ("guidance=autoguidance", f"guidance.run={folder.name}")
-    plain, record, _ = drawn()
-    ours, guided, one = drawn(*auto, "guidance.step=20", "guidance.scale=2.5")
+    plain, record, _ = sample()
+    ours, guided, early = sample(*auto, "guidance.step=20", "guidance.scale=2.5")
     assert guided["nfe"] == 2 * record["nfe"]
     assert guided["recipe"]["guidance"] == {
         "name": "autoguidance", "scale": 2.5, "interval": [0.0, 1.0], "run": folder.name, "step": 20, "weights": "ema",
     }  # fmt: skip
     assert (ours - plain).abs().max() > 1e-3
     # Its own newest checkpoint is the same network: weights sum to one, in float32 over 8 evaluations.
-    itself, _, two = drawn(*auto, "guidance.step=40", "guidance.scale=2.5")
+    itself, _, late = sample(*auto, "guidance.step=40", "guidance.scale=2.5")
     torch.testing.assert_close(itself, plain, rtol=0, atol=1e-5)
-    assert one != two
+    assert early != late
     for settings, reason in (
         (auto, "needs guidance.run"),
         ((*auto, "guidance.step=30"), "no checkpoint at step 30"),
@@ -335,7 +340,7 @@ def test_a_run_is_guided_by_its_own_earlier_checkpoint(tmp_path: Path) -> None:
         (("guidance=autoguidance", "guidance.run=nobody", "guidance.step=20"), "No run 'nobody'"),
     ):
         with pytest.raises(UserError, match=reason):
-            drawn(*settings)
+            sample(*settings)
 
 
 @pytest.mark.parametrize(
