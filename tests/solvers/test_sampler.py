@@ -1,12 +1,11 @@
-"""Samplers: the laws on every registered name, the cost, a hand-written loop, and the grid of every combination."""
+"""Samplers: the laws of every registered name, the cost, a hand-written loop, and every combination of components."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.rng import sample_keys
 from sitkit.solvers.brownian import BrownianPath
 from sitkit.solvers.guidance import ClassifierFree
-from sitkit.solvers.sampler import Sampler, SolveSpec
+from sitkit.solvers.sampler import SolveSpec
 from sitkit.testing import (
     MEAN,
     ORDER_TOLERANCE,
@@ -30,15 +29,14 @@ from sitkit.testing import (
     obey,
     observed_order,
 )
-from sitkit.transport.diffusion import Diffusion
+from sitkit.testing.certify import certify
 from sitkit.transport.field import Counted, Field
 
 SAMPLERS = samplers.names()
 ODES = [name for name in SAMPLERS if not samplers[name].stochastic]
 SDES = [name for name in SAMPLERS if samplers[name].stochastic]
-# An adaptive solver's steps depend on its batch, within the tolerance that the laws check.
+# The steps of an adaptive solver depend on its batch, within the tolerance that the laws check.
 FIXED = [name for name in SAMPLERS if any(f.name == "steps" for f in fields(samplers[name]))]
-LAST = ("none", "mean", "euler", "tweedie")
 
 
 def start(rows: int, *shape: int, seed: int = 0) -> Tensor:
@@ -143,12 +141,12 @@ def test_guidance_within_an_interval_by_hand() -> None:
         assert sampler.sample(labelled(), start(2, 1), torch.tensor([0, 3]), guidance=form).nfe == expected
 
 
-def test_torchsde_walks_as_a_hand_written_loop() -> None:
+def test_torchsde_agrees_with_a_hand_written_loop() -> None:
     """The same Brownian paths, w, grid and last step, twelve lines of arithmetic."""
     n, h = 50, 0.96 / 49
     keys, x = sample_keys(3, torch.arange(5)), start(5, 2, 3)
     form = diffusions.create("increasing-decreasing", norm=2.0)
-    found = samplers.create("euler-maruyama", steps=n).sample(field("gvp"), x, diffusion=form, seeds=keys)
+    result = samplers.create("euler-maruyama", steps=n).sample(field("gvp"), x, diffusion=form, seeds=keys)
     path, interpolant = BrownianPath(keys, 6, torch.float64), interpolants.create("gvp")
     before = path(0.0)
     for k in range(n - 1):
@@ -162,13 +160,13 @@ def test_torchsde_walks_as_a_hand_written_loop() -> None:
     w = float(form.w(t, interpolant.coefficients(t)))
     reading = field("gvp").read(x, t)
     x = x + 0.04 * (reading.velocity + w / 2 * reading.score)
-    # k h and the grid's times differ by an ulp, and 50 steps of a dozen roundings each grow little: 1e-14 measured.
-    torch.testing.assert_close(found.x, x, rtol=0, atol=1e-12)
+    # k h and the times of the grid differ by one rounding; 50 steps of a dozen roundings each: 1e-14 measured.
+    torch.testing.assert_close(result.x, x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
-    """With a mixture of classes and in float32 too: labels, noise and path are the sample's own."""
+    """With several classes, in float64 and float32: labels, noise and path belong to the sample."""
     sampler = samplers.create(name, steps=8)
     keys, y = sample_keys(0, torch.arange(64)), torch.arange(64) % LABELLED
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
@@ -180,7 +178,7 @@ def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
             ])
             for b in (64, 7, 1)
         ]  # fmt: skip
-        # Elementwise arithmetic alone: what vector and scalar instructions round differently is all that may differ.
+        # All arithmetic is elementwise: only the rounding of vector and scalar instructions may differ.
         for other in drawn[1:]:
             torch.testing.assert_close(other, drawn[0], rtol=tolerance, atol=tolerance)
 
@@ -280,115 +278,14 @@ def test_a_last_step_that_leaves_noise_is_refused_unless_accepted() -> None:
     assert accepted.plan(SolveSpec(*PLAIN, form)).last_step == 0.1
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One combination."""
-
-    path: str
-    target: str
-    sampler: str
-    w: str
-    last: str | None
-
-    def create(self, **steps: int) -> tuple[Sampler, Diffusion]:
-        last = {} if self.last is None else {"last_step": self.last}
-        losses = {"losses": ((0.0, 2.0), (1.0, 2.0))} if self.w == "kl-eta" else {}
-        return samplers.create(self.sampler, **last, **steps), diffusions.create(self.w, **losses)
-
-
-def cells() -> Iterator[Cell]:
-    """Every combination, presets aside: they are the same components (`test_presets_are_their_components`)."""
-    forms = [w for w in diffusions.names() if w not in diffusions.presets()]
-    for name in SAMPLERS:
-        stochastic, known = samplers[name].stochastic, {f.name for f in fields(samplers[name])}
-        ws, lasts = forms if stochastic else ["zero"], LAST if "last_step" in known else (None,)
-        # Cells next to one another mostly have the grid, and so the Brownian draws, in common.
-        # ddpm is vp-sbdm to 0.033 of log alpha: `test_certify` has its cells among the longer tests.
-        paths = [path for path in interpolants.names() if path != "ddpm"]
-        for last, path, w, target in product(lasts, paths, ws, targets.names()):
-            yield Cell(path, target, name, w, last)
-
-
 def test_presets_are_their_components() -> None:
     for name, preset in diffusions.presets().items():
         assert diffusions.create(name) == diffusions.create(preset.of, **preset.fields)
 
 
-ROWS, COLUMNS = 125, 8
-
-
-def verdict(cell: Cell, steps: int | None) -> tuple[str, str]:
-    """right, refused or wrong, and why, of 1,000 numbers of N(0.7, 0.3^2) from one cell.
-
-    Standard errors are 0.0095 of the mean, of which the part from the standardised initial noise is none, and 0.007 of
-    the standard deviation; 0.05 leaves room for the error of the steps.
-    """
-    known = {f.name for f in fields(samplers[cell.sampler])}
-    interpolant, target = interpolants.create(cell.path), targets.create(cell.target)
-    try:
-        sampler, form = cell.create(**({"steps": steps} if steps and "steps" in known else {}))
-        plan = sampler.plan(SolveSpec(interpolant, target, form))
-    except UserError as error:
-        return "refused", str(error)
-    noise = start(ROWS, COLUMNS)
-    noise = (noise - noise.mean()) / noise.std(correction=0)
-    result = sampler.sample(field(cell.path, cell.target), noise, diffusion=form, seeds=range(ROWS))
-    mean, std = float(result.x.mean()), float(result.x.std())
-    right = abs(mean - MEAN) <= 0.05 and abs(std - STD) <= 0.05 and plan.nfe in (None, result.nfe)
-    return ("right" if right else "wrong"), f"mean {mean:.3f} std {std:.3f} NFE {result.nfe} of {plan.nfe}"
-
-
-@pytest.fixture
-def shared_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path's value is a pure function of (keys, t): cells on one grid compute it once, which halves the time."""
-    original, values = BrownianPath.__call__, dict[Any, Tensor]()
-
-    def remembered(path: BrownianPath, t: float) -> Tensor:
-        assert len(path.keys) == ROWS and int(path.keys[-1]) == ROWS - 1
-        key = (t, path.depth, path.size, path.dtype)
-        if key not in values:
-            if len(values) > 5000:
-                values.clear()
-            values[key] = original(path, t)
-        return values[key]
-
-    monkeypatch.setattr(BrownianPath, "__call__", remembered)
-
-
-def run_grid(*attempts: int | None) -> tuple[Counter[str], list[str]]:
-    """Verdicts of every cell: with the first number of steps that is not refused, None being the sampler's own."""
-    counted: Counter[str] = Counter()
-    wrong = []
-    for cell in cells():
-        found = why = ""
-        for steps in attempts:
-            found, why = verdict(cell, steps)
-            if found != "refused":
-                break
-        counted[found] += 1
-        if found == "wrong":
-            wrong.append(f"{cell}: {why}")
-        assert found != "refused" or "use " in why or "needs " in why, (
-            f"a refusal says what to do instead: {cell}: {why}"
-        )
-    return counted, wrong
-
-
-def report(counted: Counter[str], wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(f"\n{counted['right']} right, {counted['refused']} refused, {counted['wrong']} wrong")
-    assert not wrong, "\n".join(wrong)
-    # Refusing everything would not be wrong either.
-    assert counted["refused"] <= sum(counted.values()) / 6
-
-
-def test_every_combination_is_right_or_refused(shared_paths: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """With 50 steps where they are stable, else with 100, else with the default number."""
-    report(*run_grid(50, 100, None), capsys)
-
-
 @pytest.mark.slow
-def test_every_combination_is_right_or_refused_with_250_evaluations(
-    shared_paths: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report(*run_grid(None), capsys)
+def test_every_combination_is_right_or_refused_with_its_default_steps(tmp_path: Path) -> None:
+    """`test_certify` has the combinations with 64 steps."""
+    certificate = certify(interp=[path for path in interpolants.names() if path != "ddpm"], out=tmp_path)
+    assert certificate.wrong == []
+    assert certificate.count("refused") < len(certificate.verdicts) / 6
