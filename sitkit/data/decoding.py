@@ -119,8 +119,8 @@ def check_headers(source: Source, where: str, fingerprint: str) -> None:
 
     A million files take minutes, so $XDG_CACHE_HOME/sitkit keeps the fingerprints of the sets that passed.
     """
-    passed = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sitkit" / "images" / fingerprint
-    if passed.exists():
+    marker = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sitkit" / "images" / fingerprint
+    if marker.exists():
         return
 
     def fault(number: int) -> str | None:
@@ -143,8 +143,8 @@ def check_headers(source: Source, where: str, fingerprint: str) -> None:
             + more
         )
     with contextlib.suppress(OSError):
-        passed.parent.mkdir(parents=True, exist_ok=True)
-        passed.touch()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
 def centre_square(image: Image, size: int) -> Image:

@@ -133,7 +133,7 @@ class Hub(Dataset):
         local = Path(self.path).expanduser()
         if not local.exists() and self.path.startswith((".", "/", "~")):
             raise UserError(f"{self.path}: there is no such folder or file.")
-        shown = library.is_progress_bar_enabled()
+        bars = library.is_progress_bar_enabled()
         library.disable_progress_bars()
         try:
             yield library
@@ -143,7 +143,7 @@ class Hub(Dataset):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.path}: datasets cannot read it: {reason}") from None
         finally:
-            if shown:
+            if bars:
                 library.enable_progress_bars()
 
     def _table(self) -> Any:

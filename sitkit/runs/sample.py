@@ -57,8 +57,9 @@ def plan_solve(sampler: Sampler, spec: SolveSpec, run: Measures) -> Plan:
     """Return the interval and the steps of a solve.
 
     Args:
-        config: the configuration.
-        run: the run on which components measure what they need; UNTRAINED before there is a run.
+        sampler: the sampler.
+        spec: the settings on which the plan depends.
+        run: the run that components measure; UNTRAINED before there is a run.
 
     Raises:
         UserError: for settings that cannot give right samples.
@@ -216,7 +217,7 @@ def draw_samples(
         WorkFailed: for samples that are not finite.
     """
     folder = RunFolder(run.folder).samples / sampling_identity(run.config, run.step)
-    shards = Shards(folder, run.data_description, run.config.sample.n, keep, extractions)
+    shards = Shards(folder, run.data_description, extractions, run.config.sample.n, keep)
     with joined(run.config.run.device) as group:
         if not shards.finished:
             plan = SamplePlan(run)

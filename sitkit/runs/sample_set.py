@@ -115,16 +115,16 @@ class Shards:
     Args:
         folder: the folder of the samples.
         data: the description of the data.
+        extractions: the extractors whose features are needed.
         n: the number of samples.
         keep: whether the samples themselves are needed.
-        extractions: the extractors whose features are needed.
     """
 
     folder: Path
     data: Examples
+    extractions: tuple[Extraction, ...]
     n: int
     keep: bool
-    extractions: tuple[Extraction, ...] = ()
 
     @property
     def count(self) -> int:

@@ -35,7 +35,7 @@ def require_positive(**values: float) -> None:
     """Raise ValueError for the first of the named values that is not above 0."""
     for name, value in values.items():
         if not value > 0:
-            raise ValueError(f"{name} must be positive; got {value}.")
+            raise ValueError(f"{name} must be positive; got {value:g}.")
 
 
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:

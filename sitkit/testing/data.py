@@ -10,7 +10,7 @@ from sitkit.evaluation.extractors.extractor import Extraction, Extractor
 from sitkit.evaluation.metrics.metric import Measurement, Metric
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.testing.law import NotShown, close, law, lawful
+from sitkit.testing.law import NotShown, close, law, lawful, not_shown_if_refused
 
 
 @lawful(Dataset)
@@ -65,10 +65,8 @@ def _sets(rows: int = 240) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _measure(metric: Metric, samples: Tensor, reference: Tensor) -> Measurement:
-    try:
+    with not_shown_if_refused():
         return metric.measure(samples, reference)
-    except UserError as error:
-        raise NotShown(str(error)) from None
 
 
 @lawful(Metric)
@@ -115,10 +113,8 @@ def refused_sets(metric: Metric) -> None:
 
 def _extraction(extractor: Extractor) -> tuple[Extraction, Tensor]:
     digits = datasets.create("digits").load()
-    try:
+    with not_shown_if_refused():
         return extractor.build(digits, torch.device("cpu"), None), digits.read(digits.heldout[:6])
-    except UserError as error:
-        raise NotShown(str(error)) from None
 
 
 @lawful(Extractor)

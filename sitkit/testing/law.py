@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,15 @@ _LAWS: dict[type[Component], list[Callable[[Any], None]]] = {}
 
 class NotShown(unittest.SkipTest):
     """Raised by a law that cannot be tested on this machine, with the reason (pretrained weights are missing)."""
+
+
+@contextlib.contextmanager
+def not_shown_if_refused() -> Iterator[None]:
+    """Raise NotShown for a UserError within: a component may refuse the case with which a law tests it."""
+    try:
+        yield
+    except UserError as error:
+        raise NotShown(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sitkit.solvers.brownian import path_on
 from sitkit.solvers.guidance import Guidance
 from sitkit.solvers.ode import AdaptiveODE
 from sitkit.solvers.sampler import Sampler, SolveSpec
-from sitkit.testing.law import NotShown, close, law, lawful
+from sitkit.testing.law import NotShown, close, law, lawful, not_shown_if_refused
 from sitkit.testing.truth import MEAN, STD, GaussianAverage, gaussian_field, gaussian_moments
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.field import Counted, Field
@@ -36,10 +36,8 @@ ROUNDING_TOLERANCE = 1e-12
 def branches(guidance: Guidance) -> None:
     """Equal branches stay as they are, shape and dtype are kept, and `evaluations` is the number of calls."""
     num_classes = 4
-    try:
+    with not_shown_if_refused():
         guidance.guide(lambda x, t, y: x, num_classes)
-    except UserError as error:
-        raise NotShown(str(error)) from None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, 2, 2, generator=generator, dtype=torch.float64)
     same = torch.randn(3, 2, 2, generator=generator, dtype=torch.float64)
@@ -168,7 +166,7 @@ def order(sampler: Sampler) -> None:
 def marginals_along_the_path(interpolant: Interpolant) -> None:
     """With an exact network the samples of an ODE and an SDE on this path have the moments of the data."""
     for name in ("heun", "euler-maruyama"):
-        _check_marginals_unless_refused(samplers.create(name, steps=60), gaussian_field(interpolant, Velocity()))
+        _check_marginals(samplers.create(name, steps=60), gaussian_field(interpolant, Velocity()))
 
 
 @lawful(Target)
@@ -176,32 +174,22 @@ def marginals_of_readings(target: Target) -> None:
     """With an exact network that predicts this target the samples have the moments of the data."""
     field = gaussian_field(interpolants.create("linear"), target)
     for name in ("heun", "euler-maruyama"):
-        _check_marginals_unless_refused(samplers.create(name, steps=60), field)
+        _check_marginals(samplers.create(name, steps=60), field)
 
 
 @lawful(Diffusion)
 def marginals_under_noise(diffusion: Diffusion) -> None:
     """With an exact network the samples of an SDE with this w have the moments of the data."""
     sampler = samplers.create("euler-maruyama", steps=60, last_step="tweedie")
-    _check_marginals_unless_refused(sampler, gaussian_field(interpolants.create("linear"), Velocity()), diffusion)
+    _check_marginals(sampler, gaussian_field(interpolants.create("linear"), Velocity()), diffusion)
 
 
 @lawful(Timestep)
 def marginals_on_the_grid(timestep: Timestep) -> None:
     """With an exact network the samples of an ODE on this grid have the moments of the data."""
-    try:
+    with not_shown_if_refused():
         sampler = samplers.create("heun", grid=timestep)
-    except UserError as error:
-        raise NotShown(str(error)) from None
-    _check_marginals_unless_refused(sampler, gaussian_field(interpolants.create("linear"), Velocity()))
-
-
-def _check_marginals_unless_refused(sampler: Sampler, field: Field, diffusion: Diffusion | None = None) -> None:
-    try:
-        sampler.plan(SolveSpec(field.interpolant, field.target, diffusion))
-    except UserError as error:
-        raise NotShown(str(error)) from None
-    _check_marginals(sampler, field, diffusion)
+    _check_marginals(sampler, gaussian_field(interpolants.create("linear"), Velocity()))
 
 
 def _noise(rows: int, columns: int = 2, seed: int = 0) -> Tensor:
@@ -209,6 +197,8 @@ def _noise(rows: int, columns: int = 2, seed: int = 0) -> Tensor:
 
 
 def _check_marginals(sampler: Sampler, field: Field, diffusion: Diffusion | None = None) -> None:
+    with not_shown_if_refused():
+        sampler.plan(SolveSpec(field.interpolant, field.target, diffusion))
     x = sampler.sample(field, _noise(500, 8), diffusion=diffusion, seeds=range(500)).x
     # 4,000 numbers: standard errors 0.3 / 63 = 0.005 of the mean and 0.3 / 89 = 0.003 of the deviation; the rest of the
     # tolerance is for a coarse default.

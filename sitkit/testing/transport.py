@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitkit.registry import interpolants, targets
 from sitkit.runtime.errors import UserError
-from sitkit.testing.law import NotShown, close, law, lawful
+from sitkit.testing.law import close, law, lawful, not_shown_if_refused
 from sitkit.transport.coupling import Coupling
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Coefficients, Interpolant
@@ -223,10 +223,8 @@ def scaled(diffusion: Diffusion) -> None:
         interpolant = interpolants.create(name)
         who = f"{diffusion.name} on {name}"
         c = interpolant.coefficients(t)
-        try:
+        with not_shown_if_refused():
             w = diffusion.w(t, c)
-        except UserError as error:
-            raise NotShown(str(error)) from None
         law(w.isfinite() & (w >= 0), f"{who}: w is finite and not negative inside (0, 1)")
         tripled = dataclasses.replace(diffusion, norm=3 * diffusion.norm)
         close(tripled.w(t, c), 3 * w, 1e-12, f"{who}: norm multiplies the whole of w")

@@ -65,7 +65,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return place
 
 
-def test_it_is_read_by_index_from_every_kind_of_local_file(path: Path) -> None:
+def test_examples_are_read_by_index_from_every_kind_of_local_file(path: Path) -> None:
     examples = datasets.create("hub", path=str(path), size=9).load()
     assert examples.shape == (3, 9, 9) and examples.class_names == ("x", "y", "z")
     order = np.argsort(LABELS, kind="stable") if path.is_dir() and (path / "x").is_dir() else np.arange(12)
@@ -74,11 +74,11 @@ def test_it_is_read_by_index_from_every_kind_of_local_file(path: Path) -> None:
     assert np.array_equal(back, PIXELS[order])
     again = datasets.create("hub", path=str(path), size=9).load()
     assert again.fingerprint == examples.fingerprint
-    for one, two in zip(batch(examples, 1, 5, 8)[:2], batch(again, 1, 5, 8)[:2], strict=True):
-        assert torch.equal(one, two)
+    for ours, theirs in zip(batch(examples, 1, 5, 8)[:2], batch(again, 1, 5, 8)[:2], strict=True):
+        assert torch.equal(ours, theirs)
 
 
-def test_columns_are_named_or_found(tmp_path: Path) -> None:
+def test_columns_are_given_or_inferred(tmp_path: Path) -> None:
     made = table().add_column("kind", [f"k{k % 2}" for k in range(12)]).add_column("number", [k % 4 for k in range(12)])  # pyright: ignore
     made = made.add_column("negative", [k - 1 for k in range(12)]).add_column("real", [k / 2 for k in range(12)])  # pyright: ignore
     made.save_to_disk(tmp_path / "set")
@@ -105,7 +105,7 @@ def test_columns_are_named_or_found(tmp_path: Path) -> None:
         datasets.create("hub", path=str(tmp_path / "two"), size=4).load()
 
 
-def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_split_is_refused(tmp_path: Path) -> None:
     library.DatasetDict({"train": table()}).save_to_disk(tmp_path / "set")
     with pytest.raises(UserError, match="no split 'test'; it has: train"):
         datasets.create("hub", path=str(tmp_path / "set"), size=4, split="test").load()
@@ -126,7 +126,7 @@ ROWS = 10
 
 @pytest.fixture
 def streamed(tmp_path: Path) -> Path:
-    """Four files of six row groups of ten images, the pixels of each telling its number."""
+    """Four files of six row groups of ten images, whose pixels are the number of the image."""
     (tmp_path / "files").mkdir()
     for part in range(4):
         numbers = range(60 * part, 60 * part + 60)
@@ -144,38 +144,40 @@ def numbers(x: torch.Tensor) -> list[int]:
     return ((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
-def test_a_stream_has_what_the_files_have(streamed: Path) -> None:
-    found = streaming(streamed)
+def test_a_stream_has_the_examples_of_the_files(streamed: Path) -> None:
+    examples = streaming(streamed)
     mapped = datasets.create("hub", path=str(streamed), size=8, channels=1).load()
-    assert found.class_names == mapped.class_names and np.array_equal(found.labels, mapped.labels)
+    assert examples.class_names == mapped.class_names and np.array_equal(examples.labels, mapped.labels)
     index = np.random.default_rng(0).permutation(240)
-    assert torch.equal(found.read(index), mapped.read(index)) and numbers(found.read(index)) == index.tolist()
-    assert streaming(streamed).fingerprint == found.fingerprint != streaming(streamed / "train-0.parquet").fingerprint
+    assert torch.equal(examples.read(index), mapped.read(index)) and numbers(examples.read(index)) == index.tolist()
+    assert (
+        streaming(streamed).fingerprint == examples.fingerprint != streaming(streamed / "train-0.parquet").fingerprint
+    )
     # 24 row groups of ten: 5 % is one of them, whole.
-    assert len(found.heldout) == ROWS and len(set(found.heldout // ROWS)) == 1
-    assert sorted([*found.train, *found.heldout]) == list(range(240))
+    assert len(examples.heldout) == ROWS and len(set(examples.heldout // ROWS)) == 1
+    assert sorted([*examples.train, *examples.heldout]) == list(range(240))
 
 
 @given(seed=st.integers(0, 2**31), window=st.integers(1, 30), size=st.integers(1, 50), ranks=st.integers(1, 3))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
-def test_an_epoch_is_every_example_once_whatever_the_batch(
+def test_an_epoch_has_every_example_once_for_every_batch_size(
     streamed: Path, seed: int, window: int, size: int, ranks: int
 ) -> None:
-    found = streaming(streamed, window=window)
-    n = len(found.train)
-    stream = indices(found, seed, np.arange(2 * n))
-    assert sorted(stream[:n]) == sorted(stream[n:]) == found.train.tolist()
-    # Continued anywhere, by any number of processes: a batch is a function of seed and step.
+    examples = streaming(streamed, window=window)
+    n = len(examples.train)
+    stream = indices(examples, seed, np.arange(2 * n))
+    assert sorted(stream[:n]) == sorted(stream[n:]) == examples.train.tolist()
+    # A batch depends on seed and step alone, for any number of processes.
     again, step = streaming(streamed, window=window), 3
     if size >= ranks:
         parts = [batch(again, seed, step, size, (rank, ranks)) for rank in range(ranks)]
         assert [number for x, _, _ in parts for number in numbers(x)] == stream[
             np.arange(step * size, (step + 1) * size) % (2 * n)
         ].tolist()
-        assert torch.equal(torch.cat([y for _, y, _ in parts]), batch(found, seed, step, size)[1])
+        assert torch.equal(torch.cat([y for _, y, _ in parts]), batch(examples, seed, step, size)[1])
 
 
-def test_a_row_group_is_fetched_once_an_epoch_and_few_are_in_memory(streamed: Path) -> None:
+def test_a_row_group_is_fetched_once_per_epoch_and_few_stay_in_memory(streamed: Path) -> None:
     fetched: list[int] = []
     files = Files([str(path) for path in sorted(streamed.iterdir())])
     honest = files.group
@@ -192,7 +194,7 @@ def test_a_row_group_is_fetched_once_an_epoch_and_few_are_in_memory(streamed: Pa
     assert not np.array_equal(order, nearly_shuffled(train, files.starts, window)(0, 1))
 
 
-def test_threads_that_want_one_row_group_fetch_it_once(streamed: Path) -> None:
+def test_threads_that_need_the_same_row_group_fetch_it_once(streamed: Path) -> None:
     fetched: list[int] = []
     files = Files([str(streamed / "train-0.parquet")])
     honest = files.group
@@ -225,7 +227,7 @@ def test_a_row_group_whose_fetch_is_interrupted_is_fetched_again(streamed: Path)
         assert pool.submit(rows.__getitem__, 3).result(timeout=10)["bytes"]
 
 
-def test_files_elsewhere_are_read_by_fsspec_and_one_that_goes_is_named(streamed: Path) -> None:
+def test_remote_files_are_read_by_fsspec_and_a_missing_file_is_named(streamed: Path) -> None:
     system = fsspec.filesystem("memory")
     for path in sorted(streamed.iterdir()):
         system.pipe(f"/far/{path.name}", path.read_bytes())
@@ -239,7 +241,7 @@ def test_files_elsewhere_are_read_by_fsspec_and_one_that_goes_is_named(streamed:
         Files(["memory://far/train-1.parquet"])
 
 
-def test_what_cannot_be_streamed_is_refused(tmp_path: Path, streamed: Path) -> None:
+def test_sets_that_cannot_be_streamed_are_refused(tmp_path: Path, streamed: Path) -> None:
     for k, picture in enumerate(PIXELS):
         (tmp_path / "images" / "xyz"[LABELS[k]]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(tmp_path / "images" / "xyz"[LABELS[k]] / f"{k:02}.png")

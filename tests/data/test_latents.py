@@ -1,4 +1,4 @@
-"""Latents on disk: what is read is what their autoencoder would give, and what does not fit is refused."""
+"""Latents on disk: they equal those of their autoencoder, and others are refused."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_a_batch_of_latents_is_the_batch_of_images_encoded(folder: Path) -> None
         z, y, _ = batch(latents, 5, step, 13)
         x, same, _ = batch(images, 5, step, 13)
         keys, _, _ = batch(keyed, 5, step, 13)
-        # The flip and the draw both follow the key.
+        # The key determines both the flip and the draw.
         assert torch.equal(z, vae(folder).encode(x, keys)) and torch.equal(y, same)
     everything = np.arange(50)
     assert torch.equal(latents.read(everything), vae(folder).encode(images.read(everything)))
 
 
-def test_an_example_is_drawn_afresh_each_time(folder: Path) -> None:
+def test_every_read_of_an_example_is_a_new_draw(folder: Path) -> None:
     latents = datasets.create("latents", path=str(folder / "latents")).load()
     index = np.full(2000, 7)
     z = latents.read(index, np.arange(2000) * 2)
@@ -67,7 +67,7 @@ def test_an_example_is_drawn_afresh_each_time(folder: Path) -> None:
     assert abs(unit.mean()) < 4 / unit.numel() ** 0.5 and abs(unit.var() - 1) < 4 * (2 / unit.numel()) ** 0.5
 
 
-def test_mirror_images_are_drawn_where_the_source_does_or_where_asked(folder: Path) -> None:
+def test_mirror_images_are_drawn_as_the_source_does_or_as_set(folder: Path) -> None:
     index, keys = np.arange(6), np.ones(6, np.int64)
     straight = datasets.create("latents", path=str(folder / "latents"), flip=False).load().read(index, keys)
     mirrored = datasets.create("latents", path=str(folder / "latents")).load().read(index, keys)
@@ -87,10 +87,10 @@ def test_latents_train_sample_and_are_measured_as_images(folder: Path, tmp_path:
     ]
     run = load(run_training(tiny(tmp_path, *settings, base="digits")))
     assert run.shape == (2, 4, 4) and len(list((run.folder / "previews").glob("*.png"))) == 1
-    done = call("evaluate", run.folder, "-n", "20", "--steps", "2", "--metric", "mmd", "--runs", tmp_path, "--json")
-    assert done.status == 0, done.err
-    # The number is of these latents, and of the images that they were made of.
-    (record,) = json.loads(done.out)
+    result = call("evaluate", run.folder, "-n", "20", "--steps", "2", "--metric", "mmd", "--runs", tmp_path, "--json")
+    assert result.status == 0, result.err
+    # The record names the latents and the images that they were made of.
+    (record,) = json.loads(result.out)
     source = run.config.data.source()
     assert record["data"] == run.examples.fingerprint != record["reference"]["fingerprint"] == source.load().fingerprint
     assert record["reference"]["data"] == spec(source)
@@ -140,7 +140,7 @@ def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path, damage: Callabl
         datasets.create("latents", path=str(mine)).load()
 
 
-def test_images_that_are_gone_or_changed_are_named(tmp_path: Path, folder: Path) -> None:
+def test_missing_or_changed_images_are_named(tmp_path: Path, folder: Path) -> None:
     data = Path(shutil.copy(folder / "set.npz", tmp_path / "set.npz"))
     encode(datasets.create("npz", path=str(data)), autoencoder=vae(folder), out=tmp_path / "latents")
     latents = datasets.create("latents", path=str(tmp_path / "latents"))

@@ -1,4 +1,4 @@
-"""Batches read ahead are the batches of `batch`, in order, and errors and threads end where they should."""
+"""Batches read ahead are the batches of `batch`, in order; errors are raised and threads end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sitkit.runtime.errors import WorkFailed
 
 
 def examples(n: int = 50, pause: float = 0.0) -> Examples:
-    """Numbered images; a read takes a while that differs from batch to batch, so that threads overtake each other."""
+    """Return numbered images; the time of a read differs from batch to batch, so that threads overtake each other."""
     images = np.random.default_rng(0).integers(0, 256, (n, 1, 2, 3), dtype=np.uint8)
     plain = in_memory(images, np.arange(n) % 7, tuple("abcdefg"), holdout=0.1, flip=True)
 
@@ -43,9 +43,9 @@ def ours() -> list[threading.Thread]:
 def test_read_ahead_changes_no_batch(workers: int, part: tuple[int, int]) -> None:
     data = examples(pause=0.001)
     with feed(data, 3, range(7, 30), 8, part=part, workers=workers) as batches:
-        got = list(batches)
-    assert len(got) == 23
-    for step, (x, y, positions) in zip(range(7, 30), got, strict=True):
+        batches_read = list(batches)
+    assert len(batches_read) == 23
+    for step, (x, y, positions) in zip(range(7, 30), batches_read, strict=True):
         truth = batch(data, 3, step, 8, part)
         assert torch.equal(x, truth[0]) and torch.equal(y, truth[1]) and np.array_equal(positions, truth[2])
     assert not ours()
@@ -69,27 +69,27 @@ def test_an_impossible_part_is_refused(part: tuple[int, int]) -> None:
         batch(examples(), 0, 0, 4, part)
 
 
-def test_reading_runs_ahead_but_not_without_end() -> None:
-    plain, asked = examples(), []
-    seen = threading.Semaphore(0)
+def test_reading_ahead_is_limited() -> None:
+    plain, started = examples(), []
+    reads = threading.Semaphore(0)
 
     def read(index: np.ndarray, keys: np.ndarray | None) -> torch.Tensor:
-        asked.append(len(asked))
-        seen.release()
+        started.append(len(started))
+        reads.release()
         return plain.read(index, keys)
 
     with feed(dataclasses.replace(plain, reader=read), 0, itertools.count(), 4, workers=2) as batches:
-        for _ in range(4):  # Before anyone asks, twice two batches are read, and the threads rest.
-            assert seen.acquire(timeout=30)
-        assert not seen.acquire(timeout=0.05)
+        for _ in range(4):  # Before the first batch is needed, two threads read two batches each, and wait.
+            assert reads.acquire(timeout=30)
+        assert not reads.acquire(timeout=0.05)
         next(batches)
-        assert seen.acquire(timeout=30)
-        assert not seen.acquire(timeout=0.05)
-    assert len(asked) == 5
+        assert reads.acquire(timeout=30)
+        assert not reads.acquire(timeout=0.05)
+    assert len(started) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_what_goes_wrong_is_raised_where_its_batch_is_asked_for(workers: int) -> None:
+def test_an_error_is_raised_where_its_batch_is_needed(workers: int) -> None:
     plain = examples()
     fault = batch(plain, 0, 6, 4)[1]
 
@@ -98,14 +98,14 @@ def test_what_goes_wrong_is_raised_where_its_batch_is_asked_for(workers: int) ->
             raise WorkFailed("folder/17.png: truncated")
         return plain.read(index, keys)
 
-    got = 0
+    batches_read = 0
     with (
         pytest.raises(WorkFailed, match=r"folder/17\.png"),
         feed(dataclasses.replace(plain, reader=read), 0, itertools.count(), 4, workers=workers) as batches,
     ):
         for _ in batches:
-            got += 1
-    assert got == 6 and not ours()
+            batches_read += 1
+    assert batches_read == 6 and not ours()
 
 
 def test_negative_workers_are_refused() -> None:
@@ -118,7 +118,7 @@ def test_ctrl_c_ends_the_process_at_once() -> None:
         import itertools, signal, threading
         from sitkit.data.stream import feed
         from sitkit.registry import datasets
-        # Python leaves ctrl-C ignored where its parent does, as a shell's background job.
+        # Python ignores ctrl-C if its parent does, as in a background job of a shell.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         data = datasets.create("points", size=100).load()
         try:

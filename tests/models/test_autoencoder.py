@@ -1,4 +1,4 @@
-"""The maps between images and latents: a real AutoencoderKL, small and random, through the folder that it is saved in."""
+"""The maps between images and latents by a small random AutoencoderKL that is saved in a folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images(n: int, side: int = 8) -> torch.Tensor:
 KEYS = rng.sample_keys(0, torch.arange(7))
 
 
-def test_it_is_diffusers_own_network(folder: Path, vae: Autoencoder) -> None:
+def test_it_equals_the_network_of_diffusers(folder: Path, vae: Autoencoder) -> None:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     network = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
@@ -61,13 +61,13 @@ def test_it_is_diffusers_own_network(folder: Path, vae: Autoencoder) -> None:
     assert not vae.decode(mean).requires_grad and mean.dtype == torch.float32
 
 
-def test_a_draw_is_of_the_posterior_and_belongs_to_its_key(vae: Autoencoder) -> None:
+def test_the_key_determines_the_draw_from_the_posterior(vae: Autoencoder) -> None:
     x = images(1).expand(7, -1, -1, -1)
     mean, std = vae.posterior(x)
     assert std is not None
     assert torch.equal(vae.encode(x), mean)
-    drawn = vae.encode(x, KEYS)
-    assert torch.equal(drawn[[5]], vae.encode(x[:1], KEYS[[5]]))
+    latents = vae.encode(x, KEYS)
+    assert torch.equal(latents[[5]], vae.encode(x[:1], KEYS[[5]]))
     many = vae.posterior(x[:1])
     keys = rng.sample_keys(1, torch.arange(4000))
     z = (torch.cat([many.draw(key[None]) for key in keys]) - mean[0]) / std[0]
@@ -75,7 +75,7 @@ def test_a_draw_is_of_the_posterior_and_belongs_to_its_key(vae: Autoencoder) -> 
     assert abs(z.mean()) < 4 / z.numel() ** 0.5 and abs(z.var() - 1) < 4 * (2 / z.numel()) ** 0.5
 
 
-def test_an_example_s_latent_and_image_do_not_depend_on_their_company(vae: Autoencoder) -> None:
+def test_latent_and_image_of_an_example_do_not_depend_on_its_batch(vae: Autoencoder) -> None:
     x = images(7)
     whole = vae.encode(x, KEYS)
     for first, last in ((0, 1), (2, 7), (4, 6), (6, 7)):
@@ -83,7 +83,7 @@ def test_an_example_s_latent_and_image_do_not_depend_on_their_company(vae: Autoe
         assert torch.equal(vae.decode(whole[first:last]), vae.decode(whole)[first:last])
 
 
-def test_bfloat16_is_near_and_comes_out_as_float32(folder: Path, vae: Autoencoder) -> None:
+def test_bfloat16_is_close_and_returns_float32(folder: Path, vae: Autoencoder) -> None:
     low = dataclasses.replace(vae, dtype="bfloat16")
     z, exact = low.encode(images(2)), vae.encode(images(2))
     assert z.dtype == torch.float32 and not torch.equal(z, exact)
@@ -97,7 +97,7 @@ def test_autocast_around_it_changes_nothing(vae: Autoencoder) -> None:
         assert torch.equal(vae.encode(images(2)), truth)
 
 
-def test_the_fingerprint_is_of_weights_and_scale(folder: Path, tmp_path: Path, vae: Autoencoder) -> None:
+def test_the_fingerprint_covers_weights_and_scale(folder: Path, tmp_path: Path, vae: Autoencoder) -> None:
     same = autoencoder(tmp_path / "same")
     other = autoencoder(tmp_path / "other", seed=1)
     mark = vae.fingerprint()
@@ -140,7 +140,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path, damage: Callable[[Path], obje
 
 
 @pytest.mark.parametrize("path", ["missing", "./a/b", "/no/where", "a/b/c"])
-def test_a_folder_that_is_not_there(path: str) -> None:
+def test_a_missing_folder_is_refused(path: str) -> None:
     with pytest.raises(UserError, match="no such folder, and a name on the Hugging Face hub is owner/name"):
         autoencoders.create("sd-vae", path=path).fingerprint()
 
@@ -166,11 +166,11 @@ def test_an_absent_extra_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "diffusers.py").write_text("raise ImportError('absent')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     words = ["train", "--autoencoder", "sd-vae", "--runs", str(tmp_path / "runs")]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "sitkit", *words], env={**os.environ, "PYTHONPATH": path}, text=True, capture_output=True
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "pip install 'sitkit[latents]'" in done.stderr
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "pip install 'sitkit[latents]'" in result.stderr
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,4 +1,4 @@
-"""Laws on every backbone, the paper's sizes to the unit, and the transformer against a second computation of it."""
+"""Laws of every backbone, the exact sizes of the paper, and the transformer against a second implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sitkit.runtime.errors import UserError
 TABLE_9 = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}
 PAPER = [(f"sit-{size}/{patch}", *TABLE_9[size], patch) for size in TABLE_9 for patch in (2, 4, 8)]
 
-# Every name at a size that a test can afford: two blocks of width 32 say what 28 of width 1152 say.
+# Every backbone at a size that is fast to test: two blocks of width 32 in place of 28 of width 1152.
 SMALL = {"sit": {"hidden_size": 32, "depth": 2, "num_heads": 4}, "mlp": {"hidden_size": 32, "depth": 2}}
 TRAINABLE = [name for name in backbones.names() if backbones.create(name).trainable]
 
@@ -32,7 +32,7 @@ def small(name: str, **fields: object) -> Backbone:
 
 
 def shake(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network in float64 with every weight non-zero, biases and modulations too."""
+    """Return the network in float64 with every weight non-zero, also biases and modulations."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.double().parameters():
         scale = 0.5 / math.sqrt(parameter.shape[-1]) if parameter.ndim > 1 else 0.3
@@ -69,7 +69,7 @@ def test_a_network_sees_x_t_and_the_label_and_nothing_random(name: str) -> None:
     out = network(x, t, y)
     assert torch.equal(out, network(x, t, y))
     for other in (network(x + 0.1, t, y), network(x, t + 0.1, y), network(x, t, (y + 1) % 6)):
-        # Rounding in float64 moves a prediction of order 1 by at most 1e-12; an input that is seen moves it more.
+        # Rounding in float64 moves a prediction of order 1 by at most 1e-12; an input that the network reads moves it more.
         assert ((out - other).abs().flatten(1).amax(1) > 1e-5).all()
 
 
@@ -77,9 +77,9 @@ def test_a_network_sees_x_t_and_the_label_and_nothing_random(name: str) -> None:
 def test_samples_of_a_batch_do_not_touch(name: str) -> None:
     network = shake(small(name).build(shape_for(name), 5))
     x, t, y = inputs(shape_for(name), 5)
-    one = torch.cat([network(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
+    single = torch.cat([network(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
     # Rounding of sums of a few hundred terms in float64.
-    torch.testing.assert_close(one, network(x, t, y), rtol=0, atol=1e-12)
+    torch.testing.assert_close(single, network(x, t, y), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
@@ -113,7 +113,7 @@ def test_a_network_compiles_as_one_graph(name: str, fields: dict[str, object]) -
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_a_trained_network_is_prepared_already(name: str) -> None:
+def test_a_trained_network_needs_no_preparation(name: str) -> None:
     from sitkit.registry import datasets
 
     network = small(name).build(shape_for(name), 5)
@@ -324,7 +324,7 @@ def test_normalised_queries_and_keys_bound_the_logits() -> None:
         if ".attn.qkv." in name:
             # Queries and keys grow a thousand times, and nothing changes: their size is normalised away.
             parameter.data[: 2 * 32] *= 1e3
-    # What is left is the 1e-6 beside a mean square of order 0.1 under the root.
+    # The remaining difference is the 1e-6 added to a mean square of order 0.1 under the root.
     torch.testing.assert_close(network(x, t, y), out, rtol=0, atol=1e-4)
 
 
@@ -391,7 +391,7 @@ def test_the_perceptron_takes_any_shape() -> None:
         assert network(x, t, y).shape == x.shape
 
 
-def test_the_perceptron_learns_a_map() -> None:
+def test_the_perceptron_learns_a_function() -> None:
     torch.manual_seed(0)
     network = backbones.create("mlp", hidden_size=64).build((2,), 2)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -404,7 +404,7 @@ def test_the_perceptron_learns_a_map() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    # Predicting 0 costs about 0.5; that no label or no time is seen costs more than 0.1.
+    # The loss of predicting 0 is about 0.5; without the label or the time it is more than 0.1.
     assert losses[-1] < 0.02
 
 

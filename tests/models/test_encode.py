@@ -1,4 +1,4 @@
-"""Encoding: killed, shared and in any order it gives the same bytes."""
+"""Encoding gives the same bytes after kills and with several processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_what_is_written(made: Path) -> None:
+def test_the_files_hold_index_posteriors_and_labels(made: Path) -> None:
     data, vae = parts(made)
     index = json.loads((made / "whole" / "index.json").read_text())
     assert index["rows"] == [8] * 12 + [4] and index["shape"] == [2, 4, 4] and index["class_names"] == ["0", "1", "2"]
@@ -79,7 +79,7 @@ def test_ten_kills(made: Path, tmp_path: Path) -> None:
 
 
 def killed_encoding(made: Path, out: Path, kills: int) -> None:
-    """Each process is killed when it has written a shard or so; the last one ends by itself."""
+    """Kill each process after about one shard; the last process finishes."""
     rng = random.Random(kills)
     for _ in range(kills):
         process = start(*words(made, out), cwd=made)
@@ -90,34 +90,36 @@ def killed_encoding(made: Path, out: Path, kills: int) -> None:
         time.sleep(rng.uniform(0, 0.02))
         process.kill()
         process.communicate()
-    done = finish(start(*words(made, out), cwd=made))
-    assert done.status == 0, done.err
+    result = finish(start(*words(made, out), cwd=made))
+    assert result.status == 0, result.err
     assert contents(out) == contents(made / "whole")
 
 
 def test_processes_share_the_shards(made: Path, tmp_path: Path) -> None:
     both = [start(*words(made, tmp_path / "out"), cwd=made) for _ in range(2)]
     for process in both:
-        done = finish(process)
-        assert done.status == 0, done.err
+        result = finish(process)
+        assert result.status == 0, result.err
     assert contents(tmp_path / "out") == contents(made / "whole")
 
 
 def test_encoding_again_does_nothing(made: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (made / "whole").iterdir()}
-    said = call(*words(made, made / "whole"), "--json")
-    assert said.status == 0 and json.loads(said.out)["rows"] == [8] * 12 + [4]
+    result = call(*words(made, made / "whole"), "--json")
+    assert result.status == 0 and json.loads(result.out)["rows"] == [8] * 12 + [4]
     assert {path: path.stat().st_mtime_ns for path in (made / "whole").iterdir()} == before
 
 
-@pytest.mark.parametrize(("scale", "said"), [(0.18215, False), (0.5, True)])
-def test_a_scale_that_is_not_the_autoencoders_own_is_told(made: Path, tmp_path: Path, scale: float, said: bool) -> None:
+@pytest.mark.parametrize(("scale", "warned"), [(0.18215, False), (0.5, True)])
+def test_a_warning_for_another_scale_than_the_published_one(
+    made: Path, tmp_path: Path, scale: float, warned: bool
+) -> None:
     """save_pretrained wrote scaling_factor 0.18215, by which diffusers multiplies."""
     messages = []
     data, vae = parts(made)
     coder = replace(vae, scale=scale)
     encode(data, autoencoder=coder, out=tmp_path / "out", progress=lambda event: messages.append(event.message))
-    assert any("--set autoencoder.scale=0.18215" in text and "it is 2.7" in text for text in messages) is said
+    assert any("--set autoencoder.scale=0.18215" in text and "it is 2.7" in text for text in messages) is warned
 
 
 def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_half_precision_on_disk(made: Path, tmp_path: Path) -> None:
     assert latents.dtype == torch.float32 and 0 < (latents - exact).abs().max() <= math.ldexp(1, -11)
 
 
-def test_a_folder_of_other_things_is_left_alone(made: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused_and_unchanged(made: Path, tmp_path: Path) -> None:
     data, vae = parts(made)
     with pytest.raises(UserError, match="other data, another autoencoder, or other shards"):
         encode(data, autoencoder=vae, out=made / "whole", per_shard=9)
@@ -139,7 +141,7 @@ def test_a_folder_of_other_things_is_left_alone(made: Path, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_has_no_latents_is_refused(made: Path, tmp_path: Path) -> None:
+def test_examples_without_latents_are_refused(made: Path, tmp_path: Path) -> None:
     data, vae = parts(made)
     for dataset, coder, reason in (
         (data, autoencoders.create("identity"), "'identity' has no latents"),
@@ -160,5 +162,5 @@ def test_what_has_no_latents_is_refused(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_command_refuses(arguments: list[str], reason: str) -> None:
-    said = call("encode", *arguments)
-    assert said.status == 2 and reason in said.err
+    result = call("encode", *arguments)
+    assert result.status == 2 and reason in result.err

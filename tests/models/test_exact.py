@@ -119,9 +119,9 @@ def test_predictions_at_both_ends_are_the_limits(name: str, target_name: str, mi
 def test_velocity_at_the_data_end_by_hand(name: str, mixture: Mixture) -> None:
     """At sigma = 0, E[data] = x and d_sigma E[noise] = -(d_sigma sigma) score, with the limit of d_sigma sigma."""
     interpolant = interpolants.create(name)
-    one = torch.ones(5, dtype=torch.float64)
-    x, _ = noisy(mixture, interpolant, one)
-    c, just_before = interpolant.at(one, x), interpolant.at(one - 1e-12, x)
+    end = torch.ones(5, dtype=torch.float64)
+    x, _ = noisy(mixture, interpolant, end)
+    c, just_before = interpolant.at(end, x), interpolant.at(end - 1e-12, x)
     truth = readings(mixture, c, x)
     limit = c.d_alpha * x - just_before.d_sigma * just_before.sigma * truth.score
     close(truth.data, x)
@@ -375,8 +375,8 @@ def test_the_backbone_takes_the_law_of_the_data() -> None:
     known = prepared("auto", "gaussian-mixture", size=500)
     assert known.law is not None and isinstance(known.law, Mixture)
     assert isinstance(prepared("empirical", "gaussian-mixture", size=500).law, Empirical)
-    seen = prepared("auto", "digits")
-    assert isinstance(seen.law, Empirical) and seen.num_classes == 10
+    digits = prepared("auto", "digits")
+    assert isinstance(digits.law, Empirical) and digits.num_classes == 10
     field = Field(known, interpolants.create("gvp"), targets.create("score"))
     x = examples.read(examples.train[:7]).double()
     t = torch.full((7,), 0.6, dtype=torch.float64)
@@ -386,7 +386,7 @@ def test_the_backbone_takes_the_law_of_the_data() -> None:
         close(ours, right)
 
 
-def test_the_backbone_says_what_it_lacks() -> None:
+def test_the_backbone_refuses_without_a_law() -> None:
     with pytest.raises(UserError, match="gaussian-mixture"):
         prepared("mixture", "digits")
     with pytest.raises(UserError, match="prepare"):

@@ -1,4 +1,4 @@
-"""The training objective: numbers by hand, the paper's losses, and the least loss that a perfect network has."""
+"""The interpolant loss: values by hand, the losses of the paper, and the minimum that the exact network reaches."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_it_is_the_mean_over_dimensions_of_one_evaluation_at_x() -> None:
     generator = torch.Generator().manual_seed(0)
     data, noise = torch.randn(2, 5, 3, 4, 4, generator=generator)
     t, y = torch.rand(5, generator=generator), torch.arange(5)
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    arguments: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        seen.append((x, t, y))
+        arguments.append((x, t, y))
         return 0.5 * x
 
     calls = Counted(network)
@@ -62,7 +62,7 @@ def test_it_is_the_mean_over_dimensions_of_one_evaluation_at_x() -> None:
     values = interpolant_loss(calls, *pieces, data, noise, t, y)
     wide = t[:, None, None, None]
     x = wide * data + (1 - wide) * noise
-    assert calls.rows == 5 and torch.equal(seen[0][0], x) and seen[0][1] is t and seen[0][2] is y
+    assert calls.rows == 5 and torch.equal(arguments[0][0], x) and arguments[0][1] is t and arguments[0][2] is y
     torch.testing.assert_close(values, (0.5 * x - (data - noise)).square().mean((1, 2, 3)))
 
 
@@ -84,7 +84,7 @@ def test_it_is_computed_in_float32_under_half_precision() -> None:
 @pytest.mark.parametrize("name", targets.names())
 @pytest.mark.parametrize("path", interpolants.names())
 def test_a_perfect_network_has_the_least_loss(path: str, name: str) -> None:
-    """var(y | x) = (det / sigma)^2 var(data | x) = det^2 s^2 / (alpha^2 s^2 + sigma^2), in whatever space it is measured."""
+    """var(y | x) = (det / sigma)^2 var(data | x) = det^2 s^2 / (alpha^2 s^2 + sigma^2), in every space of measurement."""
     interpolant, target = interpolants.create(path), targets.create(name)
     network = gaussian_network(interpolant, target, MEAN, STD)
     n = 20_000
@@ -96,9 +96,9 @@ def test_a_perfect_network_has_the_least_loss(path: str, name: str) -> None:
         c = interpolant.coefficients(t)
         variance = (c.alpha * STD).square() + c.sigma.square()
         for weighting in ("velocity", "noise", "score", "data"):
-            found = interpolant_loss(
+            value = interpolant_loss(
                 network, interpolant, target, weightings.create(weighting), data, noise, t, torch.tensor([0])
             )
             expected = determinant(targets.create(weighting), c).square() * STD**2 / variance
             # The mean square of n normal numbers has a relative standard error of sqrt(2 / n) = 1%.
-            assert float(found) == pytest.approx(float(expected), rel=0.05), (weighting, time)
+            assert float(value) == pytest.approx(float(expected), rel=0.05), (weighting, time)

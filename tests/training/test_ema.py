@@ -1,4 +1,4 @@
-"""Averages of the weights: against sums written out, against closed forms, over kills, and rebuilt after training."""
+"""Averages of the weights against explicit sums and closed forms, across kills, and rebuilt after training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def move(network: nn.Module, step: int) -> None:
 
 
 def profile(width: float, steps: int) -> np.ndarray:
-    """The share of each step in the power-function average, by its definition."""
+    """Return the weight of each step in the power-function average, by its definition."""
     j, exponent = np.arange(steps + 1.0) / steps, gamma(width) + 1
     return np.diff(j**exponent)
 
@@ -60,7 +60,7 @@ def test_the_paper_s_exponents() -> None:
             gamma(width)
 
 
-def test_updates_make_the_averages_that_they_claim() -> None:
+def test_updates_give_the_averages_by_definition() -> None:
     network = nn.Linear(3, 2).double()
     network.bias.requires_grad_(False)
     averages = EMA(network, (0.9, 0.5), (0.05, 0.2))
@@ -69,21 +69,21 @@ def test_updates_make_the_averages_that_they_claim() -> None:
         move(network, step)
         averages.update(step)
         path.append(network.weight.detach().clone())
-    thetas, found = torch.stack(path), averages.tensors()
+    thetas, tensors = torch.stack(path), averages.tensors()
     for decay, key in ((0.9, "ema."), (0.5, "ema-0.5.")):
         share = (1 - decay) * decay ** np.arange(29.0, -1, -1)
         share[0] /= 1 - decay
         wanted = torch.tensordot(torch.from_numpy(share), thetas, 1)
         # 30 roundings of numbers of size 1.
-        torch.testing.assert_close(found[f"{key}weight"], wanted, atol=1e-14, rtol=0)
-        assert torch.equal(found[f"{key}bias"], network.bias)
+        torch.testing.assert_close(tensors[f"{key}weight"], wanted, atol=1e-14, rtol=0)
+        assert torch.equal(tensors[f"{key}bias"], network.bias)
     for width in (0.05, 0.2):
         wanted = torch.tensordot(torch.from_numpy(profile(width, 30)), thetas, 1)
-        torch.testing.assert_close(found[f"power-{width}.weight"], wanted, atol=1e-14, rtol=0)
-        assert f"power-{width}.bias" not in found
+        torch.testing.assert_close(tensors[f"power-{width}.weight"], wanted, atol=1e-14, rtol=0)
+        assert f"power-{width}.bias" not in tensors
 
 
-def test_applied_lends_the_first_average_and_gives_the_weights_back_to_the_bit() -> None:
+def test_applied_sets_the_first_average_and_restores_the_weights_to_the_bit() -> None:
     network = nn.Linear(3, 2)
     averages = EMA(network, (0.9,))
     for step in (1, 2, 3):
@@ -96,13 +96,13 @@ def test_applied_lends_the_first_average_and_gives_the_weights_back_to_the_bit()
     assert torch.equal(network.weight, own)
 
 
-def test_averages_are_read_back_and_one_that_is_missing_is_named() -> None:
+def test_averages_are_loaded_and_a_missing_average_is_named() -> None:
     network = nn.Linear(3, 2)
-    one, two = EMA(network, (0.9,), (0.1,)), EMA(nn.Linear(3, 2), (0.9,), (0.1,))
-    two.load(one.tensors())
-    assert torch.equal(two.tensors()["power-0.1.weight"], one.tensors()["power-0.1.weight"])
+    first, second = EMA(network, (0.9,), (0.1,)), EMA(nn.Linear(3, 2), (0.9,), (0.1,))
+    second.load(first.tensors())
+    assert torch.equal(second.tensors()["power-0.1.weight"], first.tensors()["power-0.1.weight"])
     with pytest.raises(UserError, match=r"holds no power-0.2.weight"):
-        EMA(network, (0.9,), (0.2,)).load(one.tensors())
+        EMA(network, (0.9,), (0.2,)).load(first.tensors())
 
 
 def write_snapshots(folder: Path, dtype: torch.dtype) -> Path:
@@ -123,18 +123,18 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exact(width: float, steps: int) -> torch.Tensor:
-    """The average of the known path, summed in float64."""
+    """Return the average of the known path, summed in float64."""
     j = torch.arange(1, steps + 1, dtype=torch.float64)
     path = torch.sin(j[:, None] / 7 + torch.arange(6, dtype=torch.float64))
     return torch.tensordot(torch.from_numpy(profile(width, steps)), path, 1).view(2, 3)
 
 
 @pytest.mark.parametrize("width", [0.03, 0.04, 0.05, 0.06, 0.075, 0.1, 0.12, 0.15, 0.2])
-def test_a_rebuilt_average_is_the_one_that_would_have_been_tracked(snapshots: Path, width: float) -> None:
+def test_a_rebuilt_average_equals_the_tracked_average(snapshots: Path, width: float) -> None:
     step, state = rebuild(snapshots, width)
     kept = [(w, at) for w in (0.05, 0.1) for at in range(20, 641, 20)]
     fit = fit_profile(kept, width, 640)
-    # The path has size 1, so the averages differ by at most the L1 error of the profiles, measured here on every step,
+    # The path has size 1, so the averages differ by at most the L1 error of the profiles, computed from every step,
     # and by 64 float32 roundings of the sum's result, 6e-8 each.
     made = sum(c * np.pad(profile(w, at), (0, 640 - at)) for (w, at), c in zip(kept, fit.coefficients, strict=True))
     off = float(np.abs(made - profile(width, 640)).sum())
@@ -146,13 +146,13 @@ def test_a_rebuilt_average_is_the_one_that_would_have_been_tracked(snapshots: Pa
 def test_a_rebuilt_average_may_end_earlier(snapshots: Path) -> None:
     step, state = rebuild(snapshots, 0.07, 400)
     assert step == 400
-    # 20 snapshots up to there: off by 2.4e-3 of its profile.
+    # 20 snapshots up to this step: the error is 2.4e-3 of the profile.
     torch.testing.assert_close(state["weight"].double(), exact(0.07, 400), atol=3e-3, rtol=0)
     with pytest.raises(UserError, match=r"end at step 640, before step 641"):
         rebuild(snapshots, 0.07, 641)
 
 
-def test_what_the_snapshots_cannot_represent_is_said(snapshots: Path, tmp_path: Path) -> None:
+def test_a_width_that_the_snapshots_cannot_represent_is_refused(snapshots: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"width 0.01 at step 640 is off by 17.4% of its profile"):
         rebuild(snapshots, 0.01)
     with pytest.raises(UserError, match=r"width 0.003 .* cannot represent it\. Ask for a width nearer"):
@@ -161,7 +161,7 @@ def test_what_the_snapshots_cannot_represent_is_said(snapshots: Path, tmp_path: 
         rebuild(tmp_path, 0.05)
 
 
-def test_the_error_told_is_that_of_the_profile() -> None:
+def test_the_reported_error_is_the_error_of_the_profile() -> None:
     kept = [(0.1, at) for at in (25.0, 50.0, 75.0, 100.0)]
     fit = fit_profile(kept, 0.06, 100.0)
     s = (np.arange(200_000) + 0.5) / 2000
@@ -175,7 +175,7 @@ def test_the_error_told_is_that_of_the_profile() -> None:
             assert np.linalg.norm(other - wanted) > np.linalg.norm(made - wanted)
 
 
-def test_half_precision_costs_what_half_precision_has(tmp_path: Path) -> None:
+def test_snapshots_in_half_precision_have_its_rounding_error(tmp_path: Path) -> None:
     _, state = rebuild(write_snapshots(tmp_path, torch.float16), 0.075)
     # Each number is rounded to 2^-12 of itself at most, and the coefficients' sizes sum to 1.5; the profile adds 9e-4.
     torch.testing.assert_close(state["weight"].double(), exact(0.075, 640), atol=1.5 * 2**-12 + 9e-4, rtol=0)
@@ -189,20 +189,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_training(tiny(tmp_path_factory.mktemp("runs"), *POSTHOC))
 
 
-def test_a_run_samples_with_every_average_that_it_kept_or_can_rebuild(run: Path) -> None:
-    drawn = {}
+def test_a_run_samples_with_every_average_that_it_has_or_can_rebuild(run: Path) -> None:
+    folders = {}
     for words in ((), ("--ema", "0.9"), ("--ema", "0.5"), ("--ema", "0.075"), ("--ema", "0.1")):
-        done = call("sample", run, "-n", "8", "--set", "sampler.steps=4", *words)
-        assert done.status == 0, done.err
-        drawn[words[1:]] = Path(done.out.split()[1]).parent
-    assert len(set(drawn.values())) == 5
-    arrays = {key: np.load(folder / "samples.npz")["points"] for key, folder in drawn.items()}
+        result = call("sample", run, "-n", "8", "--set", "sampler.steps=4", *words)
+        assert result.status == 0, result.err
+        folders[words[1:]] = Path(result.out.split()[1]).parent
+    assert len(set(folders.values())) == 5
+    arrays = {key: np.load(folder / "samples.npz")["points"] for key, folder in folders.items()}
     assert np.array_equal(arrays[()], arrays[("0.9",)])
     assert all(np.abs(arrays[()] - arrays[key]).max() > 1e-5 for key in (("0.5",), ("0.075",), ("0.1",)))
     kept = load(run, settings=Layer({"sample": {"ema": 0.1}})).network.state_dict()
     tracked = load_tensors(checkpoints(run / "checkpoints")[-1])[1]
     for name, value in kept.items():
-        # A width that was kept is a snapshot itself; float64 sums of 64 snapshots, most with coefficients near 0.
+        # The snapshots have this width: float64 sums of 64 snapshots, most with coefficients near 0.
         torch.testing.assert_close(value, tracked[f"power-0.1.{name}"], atol=1e-6, rtol=0)
 
 
@@ -215,18 +215,18 @@ def test_a_run_samples_with_every_average_that_it_kept_or_can_rebuild(run: Path)
         (("--ema", "0.9", "--set", "sample.weights=raw"), "weights = 'raw' wants none"),
     ],
 )
-def test_an_average_that_cannot_be_had_is_refused(run: Path, words: tuple[str, ...], message: str) -> None:
-    done = call("sample", run, *words)
-    assert done.status == 2 and message in done.err and "Traceback" not in done.err
+def test_an_average_that_cannot_be_computed_is_refused(run: Path, words: tuple[str, ...], message: str) -> None:
+    result = call("sample", run, *words)
+    assert result.status == 2 and message in result.err and "Traceback" not in result.err
 
 
-def test_the_disk_that_snapshots_take_is_known_before_and_kept_to(run: Path) -> None:
-    told = read_json(RunFolder(run).snapshots / "snapshots.json")
-    found = checkpoints(RunFolder(run).snapshots)
-    assert told["count"] == len(found) == 32 and told["every"] == 2
-    for path in found:
+def test_the_size_of_the_snapshots_is_known_before_the_training(run: Path) -> None:
+    record = read_json(RunFolder(run).snapshots / "snapshots.json")
+    files = checkpoints(RunFolder(run).snapshots)
+    assert record["count"] == len(files) == 32 and record["every"] == 2
+    for path in files:
         tensors = load_tensors(path)[1]
-        assert sum(t.numel() * t.element_size() for t in tensors.values()) == told["bytes"] / told["count"]
+        assert sum(t.numel() * t.element_size() for t in tensors.values()) == record["bytes"] / record["count"]
 
 
 def test_a_disk_too_small_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

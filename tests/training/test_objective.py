@@ -84,22 +84,22 @@ def test_a_loss_reads_hidden_states_and_trains_parts_of_its_own(tmp_path: Path, 
     objective = objective_of(config, network, data)
     again = objective_of(config, initial_network(config), data)
     assert objective.parts is not None and again.parts is not None
-    # Drawn from the seed, whatever was drawn before.
+    # The seed draws them; earlier random numbers have no effect.
     assert all(map(torch.equal, objective.parts.parameters(), again.parts.parameters()))
-    drawn = inputs(config, network)
-    mean, each = objective(*drawn)
+    rows = inputs(config, network)
+    mean, each = objective(*rows)
     tokens: list[Tensor] = []
-    handle = network.get_submodule("blocks.0").register_forward_hook(lambda *seen: tokens.append(seen[2]))
+    handle = network.get_submodule("blocks.0").register_forward_hook(lambda *call: tokens.append(call[2]))
     path = config.interp, config.target, config.weight
-    plain = interpolant_loss(network, *path, drawn.data, drawn.noise, drawn.t, drawn.y)
+    plain = interpolant_loss(network, *path, rows.data, rows.noise, rows.t, rows.y)
     handle.remove()
-    beside = (objective.parts(tokens[0].mean(1)) - drawn.data.flatten(1)).square().mean(1)
+    beside = (objective.parts(tokens[0].mean(1)) - rows.data.flatten(1)).square().mean(1)
     torch.testing.assert_close(each, plain + 0.25 * beside)
     assert float(mean.detach()) == pytest.approx(float(each.mean())) and not each.requires_grad
 
     whole = run_training(config)
     tensors = load_tensors(checkpoints(RunFolder(whole).checkpoints)[-1])[1]
-    assert not torch.equal(tensors["parts.weight"], objective.parts.state_dict()["weight"])  # It has learnt.
+    assert not torch.equal(tensors["parts.weight"], objective.parts.state_dict()["weight"])  # They have changed.
     assert not any(name.startswith("ema.parts") or "weight_0" in name for name in tensors)
     assert load(whole).step == 20  # Samples need no parts.
     # Killed half-way, parts and their moments continue as they were.
@@ -134,7 +134,7 @@ def test_a_loss_is_bound_to_the_runs_data(tmp_path: Path) -> None:
 
 
 class TwoTimes(nn.Module):
-    """u(x, t, r) = t - 2 r everywhere; it remembers the times that it was given."""
+    """u(x, t, r) = t - 2 r; it records the times of its calls."""
 
     times = 2
     num_classes = 3
@@ -142,10 +142,10 @@ class TwoTimes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self.times_given: list[Tensor] = []
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        self.seen.append(t)
+        self.times_given.append(t)
         return (t[:, 0] - 2 * t[:, 1]).reshape(-1, 1, 1, 1) + 0 * x
 
 
@@ -170,27 +170,27 @@ def test_a_network_of_two_times_is_read_at_one_and_called_with_two() -> None:
         counted = Counted(network, 4)
         guided = guidance.guide(counted, 3)
         pair = torch.tensor([[0.25, 0.75]]).expand(4, 2)
-        # Both branches say the same, so guidance changes nothing but the count.
+        # Both branches give the same, so guidance changes only the count.
         torch.testing.assert_close(guided(x, pair, y), torch.full_like(x, 0.25 - 1.5))
-        assert network.seen[-1].shape == (len(network.seen[-1]), 2)
+        assert network.times_given[-1].shape == (len(network.times_given[-1]), 2)
         assert counted.nfe == guidance.evaluations(0.25)
         assert torch.equal(field.through(guided).read(x, 0.5, y).velocity, torch.full_like(x, -0.5))
 
 
 def test_a_loss_has_keys_for_more_randomness(tmp_path: Path) -> None:
     config = tiny(tmp_path, base="digits")
-    one = inputs(config, initial_network(config))
-    assert torch.equal(normal(one.keys, tuple(one.data.shape[1:]), TRAINING), one.noise)
+    rows = inputs(config, initial_network(config))
+    assert torch.equal(normal(rows.keys, tuple(rows.data.shape[1:]), TRAINING), rows.noise)
 
 
 def test_bfloat16_is_the_network_s_and_the_loss_is_float32(tmp_path: Path) -> None:
     full, half = (tiny(tmp_path, f"train.precision={name}", base="digits") for name in ("fp32", "bf16"))
     network, data = initial_network(full), prepare_data(full.data, full.autoencoder)
     nn.init.normal_(network.get_submodule("final_layer.linear").weight)  # pyright: ignore[reportArgumentType]
-    seen: list[torch.dtype] = []
-    network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    dtypes: list[torch.dtype] = []
+    network.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
     values = [objective_of(c, network, data)(*inputs(c, network))[1] for c in (full, half)]
-    assert seen == [torch.float32, torch.bfloat16]
+    assert dtypes == [torch.float32, torch.bfloat16]
     assert values[0].dtype == values[1].dtype == torch.float32
     # bfloat16 has 8 bits: a relative error of 2^-9 in each product, some twenty in a row, squared in the loss.
     torch.testing.assert_close(values[0], values[1], rtol=40 * 2**-9, atol=0)

@@ -1,10 +1,11 @@
-"""How weights move: schedules against their formulas, accumulation, clipping, and gradients that are not finite."""
+"""The optimizer: schedules against their formulas, accumulation, clipping, and gradients that are not finite."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +31,17 @@ def rates(given: TrainSettings, upto: int | None = None, optimization: Optimizat
     """The learning rate of each step."""
     parameter = nn.Parameter(torch.ones(1))
     optimization = optimization or Optimization([parameter], given)
-    seen = []
+    rates_of_steps = []
     for _ in range(given.steps if upto is None else upto):
-        seen.append(optimization.lr)
+        rates_of_steps.append(optimization.lr)
         optimization.parameters[0].grad = torch.ones(1)
         optimization.step()
-    return seen
+    return rates_of_steps
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the log of a run."""
+    return [json.loads(row) for row in RunFolder(folder).metrics.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
@@ -68,7 +74,7 @@ def test_a_warm_up_longer_than_the_training_is_cut_and_fall_needs_a_schedule() -
         settings(batch=10, accumulate=3)
 
 
-def test_a_gradient_that_is_not_finite_can_change_nothing() -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing_under_skip() -> None:
     optimization = Optimization([nn.Parameter(torch.ones(3))], settings(lr=0.1, nonfinite="skip", clip=1.0))
     (parameter,) = optimization.parameters
     parameter.grad = torch.ones(3)
@@ -91,25 +97,25 @@ def test_accumulation_is_the_same_step(tmp_path: Path) -> None:
     curves = []
     for parts in (1, 4):
         folder = run_training(tiny(tmp_path, *words, f"train.accumulate={parts}", base="digits"))
-        curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
+        curves.append([row["loss"] for row in log_of(folder)])
     # Means of means in another order: a few roundings of 6e-8 a step.
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     assert curves[0] != curves[1]
 
 
-def test_a_bad_step_before_any_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
+def test_a_failed_step_before_the_first_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(WorkFailed, match=r"at step 2\. There is no checkpoint before it\. The examples"):
         run_training(tiny(tmp_path, "train.lr=1e30", base="digits"))
 
 
-def test_a_bad_step_leaves_a_dump_of_its_examples(tmp_path: Path) -> None:
+def test_a_failed_step_writes_a_file_of_its_examples(tmp_path: Path) -> None:
     config = tiny(tmp_path, "train.lr=1e30", "run.checkpoint_every=1", base="digits")
     with pytest.raises(
         WorkFailed, match=r"at step 2\. The last good checkpoint is .*step-00000001.* \(step 1\)"
-    ) as told:
+    ) as caught:
         run_training(config)
     (path,) = tmp_path.glob("*/nonfinite-00000002.json")
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
     dump = json.loads(path.read_text())
     assert dump["step"] == 2 and [row["position"] for row in dump["examples"]] == list(range(16, 32))
     data = load_examples(config.data)
@@ -118,13 +124,13 @@ def test_a_bad_step_leaves_a_dump_of_its_examples(tmp_path: Path) -> None:
     assert any(not math.isfinite(float(row["loss"])) for row in dump["examples"])
 
 
-def test_skipping_goes_on_and_stops_after_twenty_in_a_row(tmp_path: Path) -> None:
+def test_skipping_stops_after_twenty_consecutive_steps(tmp_path: Path) -> None:
     # The weights are finite but so large that from the second step on no loss is.
     words = ("train.lr=1e30", "train.nonfinite=skip", "run.log_every=5", "train.steps=60", "run.checkpoint_every=1000")
     with pytest.raises(WorkFailed, match="at step 21"):
         run_training(tiny(tmp_path, *words, base="digits"))
-    rows = [json.loads(row) for row in next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()]
-    assert [row["skipped"] for row in rows] == [4, 5, 5, 5]
+    (folder,) = tmp_path.iterdir()
+    assert [row["skipped"] for row in log_of(folder)] == [4, 5, 5, 5]
     assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
@@ -132,10 +138,10 @@ def test_model_flops_utilisation_is_useful_flops_over_the_peak() -> None:
     group = ProcessGroup(0, 2, torch.device("cpu"))
     speed = Throughput(10**9, group, torch.float32)
     speed.since -= 2.0
-    seen = speed.read(100)
+    rates = speed.read(100)
     ceiling = 2 * peak_flops(torch.device("cpu"), torch.float32)
-    assert seen["mfu"] == pytest.approx(PASSES * 1e9 * seen["images_per_second"] / ceiling)
-    assert 0 < seen["images_per_second"] <= 50
+    assert rates["mfu"] == pytest.approx(PASSES * 1e9 * rates["images_per_second"] / ceiling)
+    assert 0 < rates["images_per_second"] <= 50
     assert "mfu" not in Throughput(None, group, torch.float32).read(1)
 
 
@@ -155,7 +161,7 @@ def test_a_compiled_training_compiles_once_and_learns_the_same(tmp_path: Path) -
         torch._dynamo.reset()
         counters.clear()
         folder = run_training(tiny(tmp_path / compiled, *words, f"run.compile={compiled}", base="digits"))
-        curves.append([json.loads(row)["loss"] for row in RunFolder(folder).metrics.read_text().splitlines()])
+        curves.append([row["loss"] for row in log_of(folder)])
         graphs.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
     assert graphs == [(0, 0), (1, 0)]
     # Fused sums round otherwise: 6e-8 each, over 30 steps.

@@ -1,4 +1,4 @@
-"""Training: any combination learns, and nothing that stops it changes what it ends as."""
+"""Training: every combination trains, and a training that was stopped ends at the same weights."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_every_interpolant_target_and_weighting_trains(tmp_path: Path, capsys: p
     for interp, target, weight in made:
         words = (f"interp={interp}", f"target={target}", f"weight={weight}", "train.steps=20", "run.log_every=1")
         try:
-            seen = [row["loss"] for row in rows(run_training(tiny(tmp_path, *words, base="digits")))]
-            right = len(seen) == 20 and all(math.isfinite(loss) and loss > 0 for loss in seen)
+            values = [row["loss"] for row in rows(run_training(tiny(tmp_path, *words, base="digits")))]
+            right = len(values) == 20 and all(math.isfinite(loss) and loss > 0 for loss in values)
         except WorkFailed:
             right = False
         if not right:
@@ -99,10 +99,10 @@ def test_a_run_stopped_and_continued_ends_at_the_same_bytes(
         run_training(config, at(15, lambda: signal.raise_signal(signal.SIGINT)))
     parts = folder_of(config).resolve()
     assert [path.stem for path in checkpoints(RunFolder(parts).checkpoints)] == ["step-00000015"]
-    said: list[Event] = []
-    assert run_training(config, said.append).resolve() == parts
-    assert [event.message for event in said if event.message] == [f"continuing {folder_of(config)} at step 15."]
-    assert min(event.done for event in said if not event.message) == 20  # nothing was done twice
+    events: list[Event] = []
+    assert run_training(config, events.append).resolve() == parts
+    assert [event.message for event in events if event.message] == [f"continuing {folder_of(config)} at step 15."]
+    assert min(event.done for event in events if not event.message) == 20  # no step was taken twice
     assert weights(parts) == weights(whole)
     assert losses(parts) == losses(whole)
 
@@ -111,13 +111,13 @@ def test_running_again_does_nothing(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     folder = run_training(config)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    seen = losses(folder)
+    losses_before = losses(folder)
     run_training(config)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
-    assert losses(folder) == seen
+    assert losses(folder) == losses_before
 
 
-# Small enough to be over in seconds, long enough that a kill falls among its 40 checkpoints.
+# The training takes seconds, but a kill happens among its 40 checkpoints.
 STEPS = 400
 LONG = (f"train.steps={STEPS}", "run.log_every=5", "run.checkpoint_every=10", "run.sample_every=150", "data.law=moons")
 TRAIN = ("train", "points", *flags(*LONG))
@@ -125,15 +125,15 @@ TRAIN = ("train", "points", *flags(*LONG))
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of the command above, trained at one go; not to be written to."""
+    """The run of the command above, trained without a stop; tests must not write to it."""
     with pytest.MonkeyPatch.context() as patch:
-        # The folder is part of what a checkpoint says of itself, so it is "runs" wherever the command is called.
+        # A checkpoint records the folder, so the folder is "runs" in every test.
         patch.chdir(tmp_path_factory.mktemp("whole"))
         return run_training(tiny(Path("runs"), *LONG)).resolve()
 
 
 def killed(cwd: Path, moment: Callable[[], bool], pause: float) -> int:
-    """Begin the training in a process of its own, kill it once `moment()` holds and `pause` seconds more; its status."""
+    """Start the training in a process, kill it `pause` seconds after `moment()` holds, and return its exit status."""
     process = start(*TRAIN, cwd=cwd)
     wait(process, moment)
     time.sleep(pause)
@@ -151,30 +151,28 @@ def later(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= until
 
 
-def check_kills(whole: Path, here: Path, kills: int, blind: int) -> None:
-    """Kill at `kills` moments of the training itself and `blind` of starting and continuing it."""
-    # Steps enough remain for the last kill to come before the end by far.
-    run, end = here / "runs" / whole.name, STEPS - 100
-    # Seeded, so that a failure comes again as nearly as the machine's timing lets it.
+def check_kills(whole: Path, folder: Path, kills: int, blind: int) -> None:
+    """Kill the training at `kills` of its steps, and `blind` times while it starts or continues."""
+    # 100 steps remain after the last kill.
+    run, end = folder / "runs" / whole.name, STEPS - 100
+    # A fixed seed: a failure can be repeated as far as the timing of the machine allows.
     draw = random.Random(17)
     began = time.monotonic()
-    statuses = [killed(here, past(run, 10), 0)]
+    statuses = [killed(folder, past(run, 10), 0)]
     starting = time.monotonic() - began
-    statuses += [killed(here, later(draw.uniform(0, starting)), 0) for _ in range(blind)]
+    statuses += [killed(folder, later(draw.uniform(0, starting)), 0) for _ in range(blind)]
     for number in range(1, kills):
-        # Forward by a share of what is left, so that the last kill still falls before the end.
+        # A random part of the remaining steps, so that the last kill is before the end.
         step = step_of(run)
         goal = min(step + draw.randint(1, 2 * (end - step) // (kills - number + 1) + 1), end)
-        statuses.append(killed(here, past(run, goal), draw.uniform(0, 0.02)))
+        statuses.append(killed(folder, past(run, goal), draw.uniform(0, 0.02)))
     assert statuses == [-signal.SIGKILL] * (kills + blind)
-    left = finish(start(*TRAIN, cwd=here))
-    assert left.status == 0, left.err
+    result = finish(start(*TRAIN, cwd=folder))
+    assert result.status == 0, result.err
     assert weights(run) == weights(whole)
-    # The logged losses too: no step twice, none left out, each the mean that it was.
+    # The logged losses are the same too: no step is missing or repeated.
     assert losses(run) == losses(whole)
-    assert {path.suffix for path in RunFolder(run).checkpoints.iterdir()} == {
-        ".safetensors"
-    }  # nothing half-written stays
+    assert {path.suffix for path in RunFolder(run).checkpoints.iterdir()} == {".safetensors"}  # no partial file remains
 
 
 def test_killed_at_random_and_run_again_ends_at_the_same_bytes(whole: Path, tmp_path: Path) -> None:
@@ -186,27 +184,27 @@ def test_killed_twenty_times_ends_at_the_same_bytes(whole: Path, tmp_path: Path)
     check_kills(whole, tmp_path, kills=14, blind=6)
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
+def test_ctrl_c_saves_a_checkpoint_and_prints_the_command_to_continue(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / whole.name
-    # No checkpoint before the last step, so that the one found is that of ctrl-C.
+    # No other checkpoint before the last step, so the only checkpoint is that of ctrl-C.
     words = [*TRAIN, "--set", "run.checkpoint_every=1000"]
     process = start(*words, cwd=tmp_path)
     wait(process, past(run, 5))
     with pytest.raises(UserError, match=r"is being trained by another process"):
         run_training(tiny(Path("runs"), *LONG))
     process.send_signal(signal.SIGINT)
-    left = finish(process)
-    assert left.status == 130 and "Traceback" not in left.err
+    result = finish(process)
+    assert result.status == 130 and "Traceback" not in result.err
     (kept,) = checkpoints(RunFolder(run).checkpoints)
     step = read_header(kept)["step"]
     assert 5 <= step < STEPS
-    told = re.search(r"^stopped; .* Continue with: sitkit (.*)$", left.err, re.MULTILINE)
-    assert told, left.err
-    assert shlex.split(told[1]) == words
-    again = call(*shlex.split(told[1]))
+    command = re.search(r"^stopped; .* Continue with: sitkit (.*)$", result.err, re.MULTILINE)
+    assert command, result.err
+    assert shlex.split(command[1]) == words
+    again = call(*shlex.split(command[1]))
     assert again.status == 0 and f"at step {step}." in again.err
     for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, tensors(run)[name]), name
@@ -216,28 +214,28 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_continue(
 @pytest.mark.parametrize("every", [1, 1000])
 def test_a_loss_that_is_not_finite_stops_with_step_loss_and_checkpoint(tmp_path: Path, every: int) -> None:
     words = flags("train.lr=1e30", f"run.checkpoint_every={every}")
-    left = call("train", "points", *words, "--runs", tmp_path / "runs")
-    assert left.status == 1 and "Traceback" not in left.err and left.err.count("error:") == 1
+    result = call("train", "points", *words, "--runs", tmp_path / "runs")
+    assert result.status == 1 and "Traceback" not in result.err and result.err.count("error:") == 1
     (run,) = (tmp_path / "runs").iterdir()
-    told = re.search(
+    message = re.search(
         r"loss became (inf|nan) at step (\d+)\. "
         r"(There is no checkpoint before it|The last good checkpoint is (\S+) \(step (\d+)\))\.",
-        left.err,
+        result.err,
     )
-    assert told, left.err
-    _, first, said, kept, step = told.groups()
-    # The step is where the loss first was not finite, however late that is noticed.
+    assert message, result.err
+    _, first, remark, kept, step = message.groups()
+    # The first step with such a loss, although the check comes later.
     assert int(first) == 2
-    found = checkpoints(RunFolder(run).checkpoints)
+    files = checkpoints(RunFolder(run).checkpoints)
     if every == 1:
-        assert [str(path) for path in found] == [kept] and step == "1"
+        assert [str(path) for path in files] == [kept] and step == "1"
         assert read_header(kept)["step"] == 1
         assert losses(run)[-1][0] == 1
     else:
-        assert not found and said == "There is no checkpoint before it"
+        assert not files and remark == "There is no checkpoint before it"
 
 
-def test_another_process_s_run_is_refused_before_work(tmp_path: Path) -> None:
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
     from filelock import FileLock
 
     config = tiny(tmp_path)
@@ -247,7 +245,7 @@ def test_another_process_s_run_is_refused_before_work(tmp_path: Path) -> None:
     assert {path.name for path in folder_of(config).iterdir()} <= {".lock"}
 
 
-def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
+def test_changed_data_are_refused(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
     np.savez(tmp_path / "data.npz", images=images)
     config = tiny(tmp_path, f"data={{name: npz, path: {tmp_path / 'data.npz'}}}", "sample.labels=none", base="digits")
@@ -259,7 +257,7 @@ def test_data_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     assert weights(folder)
 
 
-def test_what_cannot_be_read_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+def test_unreadable_data_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     for words in ("data={name: image-folder, path: nowhere, size: 8}", "data={name: npz, path: nowhere.npz}"):
         with pytest.raises(UserError, match="nowhere"):
             run_training(tiny(tmp_path, words, base="digits"))
@@ -284,14 +282,14 @@ def test_the_loss_of_a_step_depends_on_weights_and_step_alone(tmp_path: Path) ->
     config = tiny(tmp_path, base="digits")
     network = initial_network(config)
     with torch.no_grad():
-        one, two = (losses_of(config, network) for _ in "ab")
-        seen = [float(one(step)) for step in range(5)]
+        first, second = (losses_of(config, network) for _ in "ab")
+        values = [float(first(step)) for step in range(5)]
         torch.rand(100)
-        assert [float(two(step)) for step in (4, 2, 0, 1, 3)] == [seen[step] for step in (4, 2, 0, 1, 3)]
-    assert len(set(seen)) == 5
+        assert [float(second(step)) for step in (4, 2, 0, 1, 3)] == [values[step] for step in (4, 2, 0, 1, 3)]
+    assert len(set(values)) == 5
 
 
-def test_the_loss_of_a_network_that_says_nothing(tmp_path: Path) -> None:
+def test_the_loss_of_a_network_that_predicts_zero(tmp_path: Path) -> None:
     """At the start the head is zero: with velocity on `linear` the loss is the mean of |data - noise|^2."""
     config = tiny(tmp_path, "train.batch=4000", "data.size=2000", "data.holdout=0")
     data = load_examples(config.data)
@@ -313,7 +311,7 @@ def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
-def test_the_average_is_that_of_the_weights_after_every_step(tmp_path: Path, decay: float) -> None:
+def test_the_average_is_over_the_weights_after_every_step(tmp_path: Path, decay: float) -> None:
     config = tiny(tmp_path, f"train.ema={decay}", "run.checkpoint_every=1", "run.keep=100", "train.steps=8")
     folder = run_training(config)
     average: dict[str, torch.Tensor] = {}
@@ -332,15 +330,15 @@ def test_checkpoints_beyond_those_kept_are_removed(tmp_path: Path) -> None:
     assert [path.stem[-2:] for path in checkpoints(RunFolder(folder).checkpoints)] == ["30", "40"]
 
 
-def test_a_damaged_newest_checkpoint_costs_only_what_came_after_the_one_before(tmp_path: Path) -> None:
+def test_training_continues_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
     config = tiny(tmp_path, "run.checkpoint_every=10", "run.log_every=5")
     folder = run_training(config)
-    whole, seen = weights(folder), losses(folder)
+    whole, before = weights(folder), losses(folder)
     newest = checkpoints(RunFolder(folder).checkpoints)[-1]
     newest.write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="damaged or cut short"):
         run_training(config)
-    assert weights(folder) == whole and losses(folder) == seen
+    assert weights(folder) == whole and losses(folder) == before
 
 
 def test_rows_after_the_checkpoint_and_damaged_rows_are_removed(tmp_path: Path) -> None:
@@ -350,7 +348,7 @@ def test_rows_after_the_checkpoint_and_damaged_rows_are_removed(tmp_path: Path) 
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10]
 
 
-def test_what_follows_a_step_is_a_function_of_the_settings(tmp_path: Path) -> None:
+def test_the_work_after_a_step_depends_on_the_settings_alone(tmp_path: Path) -> None:
     words = ("train.steps=12", "run.log_every=3", "run.checkpoint_every=5", "run.sample_every=4")
     config = tiny(tmp_path, *words, "train.posthoc=[0.05, 0.1]", "train.posthoc_every=6")
     steps = {name: [k for k in range(1, 13) if getattr(due(config, k), name)] for name in Due._fields}
@@ -364,7 +362,7 @@ def test_what_follows_a_step_is_a_function_of_the_settings(tmp_path: Path) -> No
     assert not due(tiny(tmp_path, "run.sample_every=0"), 20).preview and not due(tiny(tmp_path), 20).snapshot
 
 
-def test_previews_come_when_asked_and_at_the_end(tmp_path: Path) -> None:
+def test_previews_are_written_every_sample_every_steps_and_at_the_end(tmp_path: Path) -> None:
     for every, wanted in ((15, ["15", "30", "40"]), (0, ["40"])):
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         folder = run_training(tiny(tmp_path / "runs", f"run.sample_every={every}"))
@@ -387,7 +385,7 @@ def test_a_checkpoint_carries_its_configuration(tmp_path: Path) -> None:
 
 
 def test_training_starts_from_another_run(tmp_path: Path) -> None:
-    """With no step taken the weights are the other run's averages; a short name, and another network, are refused."""
+    """The initial weights are the averages of the other run; a short name and another network are refused."""
     whole = trained()
     root = copied(whole, tmp_path / "runs").parent
     folder = run_training(tiny(root, f"train.init={whole.name}", "train.steps=1", "train.lr=1e-30"))
