@@ -37,40 +37,36 @@ class BrownianPath:
 
     def __call__(self, t: float) -> Tensor:
         """Return W(t), shape (b, size)."""
-        while len(self._stack) > 1 and not self._holds(self._stack[-1], t):
+        while len(self._stack) > 1 and not 0 <= _place(t, *self._stack[-1][:2]) <= 1:
             self._stack.pop()
         nodes, (level, index, *_) = [], self._stack[-1]
-        while level < self.depth and not self._ends(level, index, t):
+        while level < self.depth and _place(t, level, index) not in (0, 1):
             nodes.append((1 << level) + index)
-            level, index = level + 1, 2 * index + (t * 2 ** (level + 1) >= 2 * index + 1)
-        inside = not self._ends(level, index, t)
+            level, index = level + 1, 2 * index + (_place(t, level, index) >= 0.5)
+        inside = _place(t, level, index) not in (0, 1)
         if inside:
             nodes.append((1 << level) + index)
         draws = list(self._draw(nodes).unbind(1)) if nodes else []
         for draw in draws[: len(nodes) - inside]:
             self._halve(draw, t)
         level, index, left, right = self._stack[-1]
-        fraction = t * 2**level - index
+        place = _place(t, level, index)
         # lerp is exact at both ends: a node is the same to the bit from either side.
-        value = torch.lerp(left, right, fraction)
+        value = torch.lerp(left, right, place)
         if inside:
-            value = value + math.sqrt(fraction * (1 - fraction) / 2**level) * draws[-1]
+            value = value + math.sqrt(place * (1 - place) / 2**level) * draws[-1]
         return value
 
     def _halve(self, draw: Tensor, t: float) -> None:
         level, index, left, right = self._stack[-1]
         middle = (left + right) / 2 + math.sqrt(0.25 / 2**level) * draw
-        second = t * 2 ** (level + 1) >= 2 * index + 1
-        half = (level + 1, 2 * index + second, *((middle, right) if second else (left, middle)))
-        self._stack.append(half)
+        second = _place(t, level, index) >= 0.5
+        self._stack.append((level + 1, 2 * index + second, *((middle, right) if second else (left, middle))))
 
-    @staticmethod
-    def _holds(entry: tuple[int, int, Tensor, Tensor], t: float) -> bool:
-        return entry[1] <= t * 2 ** entry[0] <= entry[1] + 1
 
-    @staticmethod
-    def _ends(level: int, index: int, t: float) -> bool:
-        return t * 2**level in (index, index + 1)
+def _place(t: float, level: int, index: int) -> float:
+    """The place of t in the interval of a node of the tree: 0 at its left end, 1 at its right end, both exactly."""
+    return t * 2**level - index
 
 
 def path_on(keys: Tensor, x: Tensor, times: Tensor) -> BrownianPath:

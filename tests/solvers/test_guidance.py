@@ -1,4 +1,4 @@
-"""Guidance: weights that sum to one, evaluations that are what is spent, and formulas by hand."""
+"""Guidance: weights sum to one, evaluations are counted and planned, formulas by hand."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sitkit.transport.field import Counted, Field
 
 
 def usable() -> list[Guidance]:
-    """Those that need nothing but a network: others ask, by UserError, for a second one."""
-    found = []
+    """Return the guidances that need only one network; the others raise UserError."""
+    usable_guidances = []
     for name in guidances.names():
         try:
             guidance = guidances.create(name)
             guidance.guide(by_label, 4)
         except UserError:
             continue
-        found.append(guidance)
-    return found
+        usable_guidances.append(guidance)
+    return usable_guidances
 
 
 def by_label(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """(1 + y) x, so that branches can be told apart."""
+    """Return (1 + y) x, so that the branches differ."""
     return (1 + y.to(x.dtype)).reshape(-1, *[1] * (x.ndim - 1)) * x
 
 
@@ -85,7 +85,7 @@ def test_scale_one_and_outside_the_interval_spend_one() -> None:
 @pytest.mark.parametrize("path", interpolants.names())
 @pytest.mark.parametrize("name", targets.names())
 def test_guiding_the_prediction_guides_every_reading_alike(name: str, path: str) -> None:
-    """All readings are affine in the prediction with x-dependent offsets, and the weights sum to one."""
+    """All readings are affine in the prediction with offsets that depend on x, and the weights sum to one."""
     interpolant, target = interpolants.create(path), targets.create(name)
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.tensor([0, 2])

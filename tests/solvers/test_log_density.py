@@ -50,19 +50,19 @@ def test_log_prior() -> None:
 def test_closed_form(path: str, name: str) -> None:
     field = gaussian_field(interpolants.create(path), targets.create(name))
     data = draw(6, 2)
-    found = integrate_log_density(field, data, sampler=sharp())
+    result = integrate_log_density(field, data, sampler=sharp())
     times = sharp().plan(SolveSpec(field.interpolant, field.target)).times
     (m0, s0), (m1, s1) = (gaussian_moments(field.interpolant, float(t)) for t in times)
-    # The solve runs over the derived span, which starts from N(m0, s0^2) rather than N(0, 1) and ends at N(m1, s1^2).
+    # The solve runs over the derived interval, which starts from N(m0, s0^2) rather than N(0, 1) and ends at N(m1, s1^2).
     scaled = (data - m1) / s1
     start = m0 + s0 * scaled
     expected = log_prior(start) - 2 * math.log(s1 / s0)
     # Local errors of 1e-9 over at most a few hundred steps.
-    torch.testing.assert_close(found.noise, start, rtol=0, atol=1e-6)
-    torch.testing.assert_close(found.log_prob, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.noise, start, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result.log_prob, expected, rtol=0, atol=1e-6)
     exact = density(data)
     # What a margin of 1e-3 at an end, or vp-sbdm's alpha(0) = 0.0066 with mean 0.7, costs: |x| 0.005 and its square.
-    torch.testing.assert_close(found.log_prob, exact, rtol=0, atol=0.05)
+    torch.testing.assert_close(result.log_prob, exact, rtol=0, atol=0.05)
 
 
 def test_public_name_gives_the_numbers_alone() -> None:
@@ -80,11 +80,11 @@ def test_fixed_steps_converge_and_count(name: str) -> None:
     errors = []
     for steps in (32, 64):
         sampler: Any = samplers.create(name, steps=steps)
-        found = integrate_log_density(field, data, sampler=sampler)
+        result = integrate_log_density(field, data, sampler=sampler)
         assert (
-            found.nfe == sampler.plan(SolveSpec(field.interpolant, field.target)).nfe == steps * len(sampler.tableau.c)
+            result.nfe == sampler.plan(SolveSpec(field.interpolant, field.target)).nfe == steps * len(sampler.tableau.c)
         )
-        errors.append(float((found.log_prob - truth).abs().max()))
+        errors.append(float((result.log_prob - truth).abs().max()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(sampler.order, abs=0.25)
 
 
@@ -111,17 +111,17 @@ def test_probes_belong_to_the_examples_and_stay_fixed() -> None:
     calls = Counted(gaussian_network(linear, velocity, MEAN, STD))
     field = Field(calls, linear, velocity)
     data = draw(4, 40)
-    found = integrate_log_density(field, data, divergence="rademacher", seeds=range(4))
-    assert found.probes == 1 and calls.rows == 4 * found.nfe
+    result = integrate_log_density(field, data, divergence="rademacher", seeds=range(4))
+    assert result.probes == 1 and calls.rows == 4 * result.nfe
     heun: Any = samplers.create("heun", steps=8)
     whole = integrate_log_density(field, data, sampler=heun, seeds=range(4)).log_prob
     part = integrate_log_density(field, data[[3, 1]], sampler=heun, seeds=[3, 1]).log_prob
     torch.testing.assert_close(part, whole[[3, 1]], rtol=1e-12, atol=0)
-    # The Jacobian is a multiple of the identity here, so that one Rademacher probe is exact.
+    # The Jacobian is a multiple of the identity, so one Rademacher probe is exact.
     exact = integrate_log_density(field, data, divergence="exact", seeds=range(4)).log_prob
-    torch.testing.assert_close(found.log_prob, exact, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(result.log_prob, exact, rtol=1e-4, atol=1e-3)
     plain = samplers.create("dopri5").sample(field, torch.randn(4, 40, dtype=torch.float64), seeds=range(4)).nfe
-    assert found.nfe <= 3 * plain
+    assert result.nfe <= 3 * plain
 
 
 def test_exact_up_to_32_dimensions() -> None:

@@ -62,7 +62,7 @@ def test_the_names_are_registered() -> None:
 @pytest.mark.parametrize("target", PREDICTIONS)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("sampler", ODES, ids=lambda s: s.name)
-def test_order_over_the_whole_span(sampler: Multistep, path: str, target: str) -> None:
+def test_order_over_the_whole_interval(sampler: Multistep, path: str, target: str) -> None:
     """From noise to sigma = 0 on the default grid.
 
     Measured from 32 to 64 steps, the same for every target: 2m 2.07, 2.06, 2.09 on linear, gvp, vp-sbdm; unipc 3.03,
@@ -108,7 +108,7 @@ def test_samples_have_the_law_of_the_data(name: str, path: str) -> None:
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_step_is_exact_for_known_data(path: str, tau: float) -> None:
-    """alpha_0 d + sigma_0 z becomes alpha_1 d + sigma_1 z' in law, and two steps are one, both ends included."""
+    """alpha_0 d + sigma_0 z becomes alpha_1 d + sigma_1 z' in law, and two steps equal a single step, both ends included."""
     interpolant = interpolants.create(path)
     times = (0.0, 0.3, 0.9, 1.0)
     for t0, t1 in pairwise(times):
@@ -117,10 +117,10 @@ def test_a_step_is_exact_for_known_data(path: str, tau: float) -> None:
         # A handful of roundings of numbers at most 1.
         assert step.keep * a0 + step.gain == pytest.approx(a1, abs=1e-14)
         assert (step.keep * s0) ** 2 + step.noise**2 == pytest.approx(s1**2, abs=1e-14)
-    one, two, both = (transition(interpolant, *ends, tau) for ends in ((0.0, 0.3), (0.3, 0.9), (0.0, 0.9)))
-    assert two.keep * one.keep == pytest.approx(both.keep, abs=1e-14)
-    assert two.keep * one.gain + two.gain == pytest.approx(both.gain, abs=1e-14)
-    assert (two.keep * one.noise) ** 2 + two.noise**2 == pytest.approx(both.noise**2, abs=1e-14)
+    first, second, both = (transition(interpolant, *ends, tau) for ends in ((0.0, 0.3), (0.3, 0.9), (0.0, 0.9)))
+    assert second.keep * first.keep == pytest.approx(both.keep, abs=1e-14)
+    assert second.keep * first.gain + second.gain == pytest.approx(both.gain, abs=1e-14)
+    assert (second.keep * first.noise) ** 2 + second.noise**2 == pytest.approx(both.noise**2, abs=1e-14)
 
 
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 0.2), (0.3, 0.35), (0.9, 0.96), (0.98, 0.99)])
@@ -147,8 +147,8 @@ def test_weights_are_exact_for_every_polynomial(path: str, tau: float) -> None:
     weights = mean_weights(interpolant, t1, nodes, tau=tau)
     for degree in range(3):
         truth = float(torch.trapezoid(t**degree, measure) / (measure[-1] - measure[0]))
-        found = sum(w * node**degree for w, node in zip(weights, nodes, strict=True))
-        assert found == pytest.approx(truth, abs=1e-9)
+        mean = sum(w * node**degree for w, node in zip(weights, nodes, strict=True))
+        assert mean == pytest.approx(truth, abs=1e-9)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -297,7 +297,7 @@ def test_one_evaluation_a_step_and_none_at_the_end(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_guided_evaluations_are_those_planned(name: str, dtype: torch.dtype, interval: tuple[float, float]) -> None:
-    """Also where an end of the interval is a time of the grid, whatever the state's precision."""
+    """Also where an end of the interval is a time of the grid, for every precision of the state."""
     field = ideal("gvp")
     guidance = ClassifierFree(2.0, interval)
     sampler = samplers.create(name, steps=20, grid=Uniform())
@@ -341,7 +341,7 @@ def test_what_cannot_be_integrated_is_refused() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_coarse_and_uneven_grids_stay_finite(name: str) -> None:
-    """One step, steps of which one is 19 times the one before, and every interpolant and target, in both variables."""
+    """One step, a step 19 times as long as the step before, and every interpolant and target, in both variables."""
     noise, keys = start(3)
     times = (0.02, 0.06, 0.82, 0.999999, 1.0)
     for path in PATHS:

@@ -56,9 +56,9 @@ def test_a_tableau_alone_makes_a_sampler(steps: int) -> None:
     for t in [i / steps for i in range(steps)]:
         first = slope(x, t)
         x = x + h / 4 * (first + 3 * slope(x + 2 / 3 * h * first, t + 2 / 3 * h))
-    drawn = Ralston(steps=steps).sample(FIELD, NOISE, trajectory=True)
-    torch.testing.assert_close(drawn.x, x, rtol=1e-13, atol=1e-13)
-    assert drawn.nfe == 2 * steps and drawn.trajectory is not None and len(drawn.trajectory) == steps + 1
+    result = Ralston(steps=steps).sample(FIELD, NOISE, trajectory=True)
+    torch.testing.assert_close(result.x, x, rtol=1e-13, atol=1e-13)
+    assert result.nfe == 2 * steps and result.trajectory is not None and len(result.trajectory) == steps + 1
 
 
 def test_a_tableau_alone_gives_a_log_density() -> None:

@@ -171,7 +171,7 @@ def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
     keys, y = sample_keys(0, torch.arange(64)), torch.arange(64) % LABELLED
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         x = draws.normal(keys, (2, 3), draws.INITIAL, dtype)
-        drawn = [
+        samples = [
             torch.cat([
                 sampler.sample(labelled(), x[i : i + b], y[i : i + b], guidance=ClassifierFree(1.3), seeds=keys[i : i + b]).x
                 for i in range(0, 64, b)
@@ -179,8 +179,8 @@ def test_a_sample_is_the_same_in_batches_of_1_7_and_64(name: str) -> None:
             for b in (64, 7, 1)
         ]  # fmt: skip
         # All arithmetic is elementwise: only the rounding of vector and scalar instructions may differ.
-        for other in drawn[1:]:
-            torch.testing.assert_close(other, drawn[0], rtol=tolerance, atol=tolerance)
+        for other in samples[1:]:
+            torch.testing.assert_close(other, samples[0], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", SDES)
@@ -213,8 +213,8 @@ def test_explicit_grids_are_used_as_they_are() -> None:
 def test_uneven_grids_keep_the_law() -> None:
     for grid, name in product(("shift", "cosine", "logit-normal"), ("euler-maruyama", "stochastic-heun", "rk4")):
         sampler = samplers.create(name, steps=150, grid=grid)
-        drawn = sampler.sample(field(), start(300, 8), seeds=range(300)).x
-        assert (float(drawn.mean()), float(drawn.std())) == pytest.approx((MEAN, STD), abs=0.05), (grid, name)
+        samples = sampler.sample(field(), start(300, 8), seeds=range(300)).x
+        assert (float(samples.mean()), float(samples.std())) == pytest.approx((MEAN, STD), abs=0.05), (grid, name)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -270,7 +270,7 @@ def test_the_papers_margins_by_name() -> None:
 
 
 def test_a_last_step_that_leaves_noise_is_refused_unless_accepted() -> None:
-    """On linear the drift multiplies noise of size h by 1 - h / h - w / (2 h): w / 2 is left, whatever h."""
+    """On linear the drift multiplies noise of size h by 1 - h / h - w / (2 h): w / 2 remains, for every h."""
     form = diffusions.create("constant", norm=0.8)
     with pytest.raises(UserError, match=r"last_step 'mean' of 0.1.*leaves noise of 0.4 .*accept_bias"):
         samplers.create("euler-maruyama", last_step_size=0.1).plan(SolveSpec(*PLAIN, form))

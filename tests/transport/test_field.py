@@ -1,4 +1,4 @@
-"""A network read as a field: four readings from one evaluation, each the truth."""
+"""A network read as a field: four readings from one evaluation, each equal to the truth."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_readings_are_the_truth_wherever_the_algebra_is_finite(path: str, name: 
     # All but at most one end; the velocity target is readable at both.
     assert int(finite.sum()) >= 200 and (name != "velocity" or bool(finite.all()))
     t, x = t[finite], x[finite]
-    found, expected = gaussian_field(interpolant, target).read(x, t), truth(interpolant, t, x)
+    readings, expected = gaussian_field(interpolant, target).read(x, t), truth(interpolant, t, x)
     scored = interpolant.coefficients(t).sigma > 0
     for reading in ("velocity", "data", "noise", "score"):
         rows = scored if reading == "score" else torch.ones_like(scored)
-        ours, theirs = getattr(found, reading)[rows], getattr(expected, reading)[rows]
+        value, wanted = getattr(readings, reading)[rows], getattr(expected, reading)[rows]
         # Cancellation costs eps |x| / det, and the score another 1 / sigma: 2e-16 x 3 / 0.005^2 = 3e-11 at t = 0.995.
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=f"{path} {name} {reading}")
+        torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-10, msg=f"{path} {name} {reading}")
 
 
 def test_one_reading_is_one_evaluation_whatever_the_shape_of_t() -> None:
@@ -73,15 +73,15 @@ def test_one_reading_is_one_evaluation_whatever_the_shape_of_t() -> None:
 def test_coefficients_are_never_computed_in_half_precision() -> None:
     """At t = 0.99 bfloat16 would round t to 0.9922 and sigma to 0.0078."""
     interpolant, target = interpolants.create("linear"), targets.create("data")
-    seen: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        seen.extend((x.dtype, t.dtype))
+        dtypes.extend((x.dtype, t.dtype))
         return torch.zeros_like(x)
 
     x = torch.ones(2, 3, dtype=torch.bfloat16)
     reading = Field(network, interpolant, target).read(x, 0.99)
-    assert seen == [torch.bfloat16, torch.bfloat16]
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
     assert reading.noise.dtype == torch.float32
     # noise = x / sigma = 100 to float32's rounding of 1 - 0.99: 6e-8 / 0.01.
     torch.testing.assert_close(reading.noise, torch.full((2, 3), 100.0), rtol=1e-5, atol=0)

@@ -29,7 +29,7 @@ def diffusion(name: str, norm: float = 1.0):
     return diffusions.create(name, norm=norm, **({"losses": ((0.0, 2.0), (1.0, 2.0))} if name == "kl-eta" else {}))
 
 
-def test_ode_spans_by_hand() -> None:
+def test_ode_intervals_by_hand() -> None:
     """alpha = 1e-3 at t = 1e-3 for linear and 2e-3 / pi for gvp; vp-sbdm's alpha never vanishes and its sigma is 1e-3 at
     1 - 1e-5: SiT's own margin."""
     gvp = 2 * math.asin(1e-3) / math.pi
@@ -46,33 +46,33 @@ def test_ode_spans_by_hand() -> None:
         ("vp-sbdm", "data"): (0, 1 - 1e-5),
     }
     for (path, name), expected in table.items():
-        found = interval.derive_interval(interpolants.create(path), targets.create(name), None, steps=1)
+        derived = interval.derive_interval(interpolants.create(path), targets.create(name), None, steps=1)
         # vp-sbdm: 0.1 s + 9.95 s^2 = 1e-6 at s = 9.99e-6.
-        assert (found.t0, found.t1) == pytest.approx(expected, abs=2e-8), (path, name)
-        assert len(found.notes) == (found.t0 > 0) + (found.t1 < 1)
+        assert (derived.t0, derived.t1) == pytest.approx(expected, abs=2e-8), (path, name)
+        assert len(derived.notes) == (derived.t0 > 0) + (derived.t1 < 1)
 
 
 @settings(max_examples=600)
 @given(st.sampled_from(EVERY), st.integers(2, 400), st.floats(-2, 1.5), st.sampled_from([1.0, 0.96, 0.8]))
-def test_derived_sde_spans_are_finite_and_stable(
+def test_derived_sde_intervals_are_finite_and_stable(
     cell: tuple[str, str, str], steps: int, power: float, end: float
 ) -> None:
     path, name, w = cell
     interpolant, target, form = interpolants.create(path), targets.create(name), diffusion(w, 10**power)
     try:
-        found = interval.derive_interval(interpolant, target, form, steps=steps, end=end)
+        derived = interval.derive_interval(interpolant, target, form, steps=steps, end=end)
     except UserError as error:
         assert "use " in str(error)
         return
-    assert 0 <= found.t0 < found.t1 <= end
-    for t in (found.t0, found.t1):
+    assert 0 <= derived.t0 < derived.t1 <= end
+    for t in (derived.t0, derived.t1):
         assert not interval.singularity(interpolant, target, form, t)
-    ends = torch.tensor([found.t0, found.t1], dtype=torch.float64)
+    ends = torch.tensor([derived.t0, derived.t1], dtype=torch.float64)
     stable = interval.stiffness(interpolant, form, ends, 1 / steps)
     # Found by 60 bisections to the last bit; a fixed end of the user's is not the derivation's to move.
     assert float(stable[0]) <= interval.RHO_END * (1 + 1e-9)
     assert float(stable[1]) <= interval.RHO_END * (1 + 1e-9) or end < 1
-    assert float(interval.coefficients_at(interpolant, found.t0).alpha) <= interval.LATEST_START or found.t0 == 0
+    assert float(interval.coefficients_at(interpolant, derived.t0).alpha) <= interval.LATEST_START or derived.t0 == 0
 
 
 def test_what_is_singular_is_said() -> None:

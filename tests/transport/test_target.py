@@ -29,7 +29,7 @@ def test_determinants_by_hand(path: str) -> None:
 
 @pytest.mark.parametrize("path", interpolants.names())
 def test_determinants_at_the_ends(path: str) -> None:
-    """Only the velocity is readable at both ends; the others are singular at one where alpha or sigma vanishes there."""
+    """Only the velocity is readable at both ends; each other target is singular at an end where alpha or sigma vanishes."""
     ends = interpolants.create(path).coefficients(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert bool((determinant(targets.create("velocity"), ends) > 0).all())
     assert determinant(targets.create("noise"), ends)[0] == -ends.alpha[0]
@@ -45,14 +45,14 @@ NUMBER = st.floats(-10, 10, allow_nan=False)
 def test_solve_finds_data_and_noise(data: float, noise: float, t: float, path: str, name: str) -> None:
     c = interpolants.create(path).coefficients(torch.tensor(t, dtype=torch.float64))
     a, b = targets.create(name).weights(c)
-    found = data_and_noise(targets.create(name), c, a * data + b * noise, c.alpha * data + c.sigma * noise)
+    solved = data_and_noise(targets.create(name), c, a * data + b * noise, c.alpha * data + c.sigma * noise)
     # Rounding 2e-16 of numbers up to 10 x 100, over determinants of at least 0.007: below 4e-11.
-    assert [float(v) for v in found] == pytest.approx([data, noise], abs=1e-10)
+    assert [float(v) for v in solved] == pytest.approx([data, noise], abs=1e-10)
 
 
 @pytest.mark.parametrize("path", interpolants.names())
 def test_predictions_convert_into_one_another(path: str) -> None:
-    """Reading data and noise from one target and writing them as another is the identity when done there and back."""
+    """Reading data and noise from one target and writing them as another and back is the identity."""
     c = interpolants.create(path).coefficients(inner_times())
     x, y = torch.randn(2, *c.alpha.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for first in map(targets.create, targets.names()):
