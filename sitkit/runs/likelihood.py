@@ -52,6 +52,10 @@ class HeldoutLikelihood(NamedTuple):
         """Bits per dimension, or nats per dimension if the data are not rounded."""
         return float(self.record["value"])
 
+    def __repr__(self) -> str:
+        stderr = "" if self.record["stderr"] is None else f" ± {self.record['stderr']:.2g}"
+        return f"HeldoutLikelihood({self.value:.4g}{stderr} {self.record['unit']}, n = {self.record['n']})"
+
 
 Divergence = Literal["auto", "exact", "rademacher", "gaussian"]
 

@@ -56,6 +56,9 @@ class Run:
     field: Field
     file: Path | None = None
 
+    def __repr__(self) -> str:
+        return f"Run({self.source}, step {self.step}, weights {self.weights_name})"
+
     @property
     def identity(self) -> str:
         """The identity of the training, which determines the weights."""

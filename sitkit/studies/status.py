@@ -33,6 +33,10 @@ class StudyOutcome:
     results: StudyResults
     folder: Path
 
+    def __repr__(self) -> str:
+        done = sum(cell.state == "done" for cell in self.results.cells)
+        return f"StudyOutcome({self.results.title or self.folder.name}, {done} of {len(self.results.cells)} cells, {self.folder})"
+
     def _repr_markdown_(self) -> str:
         return as_markdown(self.results)
 

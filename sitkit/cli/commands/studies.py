@@ -273,17 +273,14 @@ def search(
     The same command again continues; several processes that run it at the same time divide the work.
     """
     from sitkit.runtime.files import read_json
-    from sitkit.studies.search import describe_choice
 
     outcome = console.call(sitkit.search, run, file, trials=trials, storage=storage, **running.arguments())
     if json:
         return console.as_json(read_json(outcome.record) | {"path": outcome.record})
-    rows = []
-    for result in (*outcome.confirmed, outcome.reference):
-        setting = describe_choice(result.chosen) or "the run's own setting"
-        trial, winner = "own" if result is outcome.reference else result.trial, result is outcome.winner
-        mean, stderr = short(result.estimate.mean), short(result.estimate.stderr, 2)
-        rows.append((trial, mean, stderr, result.nfe, short(result.seconds, 3), "winner: " * winner + setting))
+    rows = [
+        (trial, short(estimate.mean), short(estimate.stderr, 2), nfe, short(seconds, 3), setting)
+        for trial, estimate, nfe, seconds, setting in outcome.rows()
+    ]
     confirm = outcome.search.confirm
     counts = ", ".join(f"{count} trials {kind}" for kind, count in outcome.counts.items() if count)
     notes = [

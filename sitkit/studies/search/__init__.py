@@ -21,12 +21,12 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.runtime.progress import Progress
 from sitkit.runtime.progress_bar import reporting
-from sitkit.studies.search.confirm import SearchOutcome, conclude, describe_choice
+from sitkit.studies.search.confirm import SearchOutcome, conclude
 from sitkit.studies.search.evaluator import Evaluator
 from sitkit.studies.search.space import read_search
 from sitkit.studies.search.trials import SEARCHES, open_study, run_trials
 
-__all__ = ["SearchOutcome", "describe_choice", "search"]
+__all__ = ["SearchOutcome", "search"]
 
 
 def search(

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sitkit.evaluation import plots
 from sitkit.registry import spec
-from sitkit.results.statistics import LEVEL, Comparison, paired
+from sitkit.results.statistics import LEVEL, Comparison, Estimate, paired
 from sitkit.runs.config.sampling_presets import write_preset
 from sitkit.runtime.files import write_file, write_json
 from sitkit.runtime.progress import Event
@@ -55,6 +55,30 @@ class SearchOutcome:
     table: Path
     picture: Path
     preset: Path | None
+
+    def rows(self) -> list[tuple[str, Estimate, int, float, str]]:
+        """Return trial, estimate, NFE, seconds per sample and setting of the confirmed trials and of the run's own setting."""
+        return [
+            (
+                "own" if result is self.reference else str(result.trial),
+                result.estimate,
+                result.nfe,
+                result.seconds,
+                "winner: " * (result is self.winner) + (describe_choice(result.chosen) or "the run's own setting"),
+            )
+            for result in (*self.confirmed, self.reference)
+        ]
+
+    def __repr__(self) -> str:
+        return f"SearchOutcome({self.verdict} {self.record})"
+
+    def _repr_markdown_(self) -> str:
+        rows = [
+            f"| {trial} | {estimate.mean:.4g} ± {estimate.stderr or 0:.2g} | {nfe} | {setting} |"
+            for trial, estimate, nfe, _, setting in self.rows()
+        ]
+        metric = self.search.objective.metric
+        return "\n".join([f"| trial | {metric} | NFE | setting |", "|---|---|---|---|", *rows, "", self.verdict])
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -238,6 +238,12 @@ def test_a_search_confirms_its_best_trials_and_does_nothing_twice(run: Run, tmp_
     assert record["beats"] == (test.pvalue <= 0.05 and gaps.mean() < 0)
     assert ("does not beat" in outcome.verdict) != record["beats"]
     assert outcome.picture.read_bytes()[:4] == b"\x89PNG"
+    # In a notebook the outcome shows its table; its repr is one line.
+    table = outcome._repr_markdown_().splitlines()
+    assert len(table) == 2 + len(outcome.confirmed) + 1 + 2 and table[-1] == outcome.verdict
+    assert sum("winner: " in row for row in table) == 1 and table[-3].startswith("| own |") and "±" in table[-3]
+    assert repr(outcome) == f"SearchOutcome({outcome.verdict} {outcome.record})"
+    assert repr(run).startswith("Run(") and "\n" not in repr(run)
     assert len(outcome.table.read_text().splitlines()) == len(trials) + 1
 
     # The same command again measures nothing.
