@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sitkit.runs.checkpoint import checkpoint_file, checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.schema import Config, TrainSettings
 from sitkit.runs.one_file import weights_of_file
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, check_settings_of_checkpoint
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
 from sitkit.runtime.tensors import load_tensors, read_header
@@ -217,7 +217,8 @@ def load_weights(source: Path, config: Config, step: int | None = None) -> tuple
         step: the step of the checkpoint, by default the newest.
 
     Raises:
-        UserError: for an average that the run neither keeps nor can rebuild.
+        UserError: for an average that the run neither keeps nor can rebuild, and for a checkpoint that is damaged or was
+            trained with other settings.
     """
     if source.is_file():
         return *weights_of_file(source, config, step), source
@@ -231,6 +232,7 @@ def load_weights(source: Path, config: Config, step: int | None = None) -> tuple
         return *rebuild(source, decay, step), RunFolder(source).snapshots
     path = _checkpoint_of(source, step)
     header, tensors = load_tensors(path)
+    check_settings_of_checkpoint(config, path, header)
     start = "model." if config.sample.weights == "raw" else prefix(decays, decays[0] if decay is None else decay)
     state = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     return int(header["step"]), state, path
