@@ -8,13 +8,14 @@ import functools
 import importlib.util
 import io
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -97,6 +98,17 @@ def copied(run: Path, root: Path) -> Path:
 def weights(folder: Path) -> bytes:
     """Return the bytes of the newest checkpoint of a run."""
     return checkpoint.checkpoints(RunFolder(folder).checkpoints)[-1].read_bytes()
+
+
+@contextlib.contextmanager
+def flipped_bit(path: Path, draw: random.Random) -> Iterator[None]:
+    """Flip one bit of the tensors of a safetensors file, drawn at random, within the context."""
+    whole = path.read_bytes()
+    changed, start = bytearray(whole), 8 + int.from_bytes(whole[:8], "little")
+    changed[draw.randrange(start, len(whole))] ^= 1 << draw.randrange(8)
+    path.write_bytes(changed)
+    yield
+    path.write_bytes(whole)
 
 
 def call(*words: str | Path) -> Called:

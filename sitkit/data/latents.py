@@ -6,7 +6,10 @@ shard-00000.safetensors ...   mean and std (k, 2, *shape) of examples and their 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from sitkit.data.dataset import Dataset, Examples, split_holdout
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import load_tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,23 +48,12 @@ class Latents(Dataset):
 
     def load(self) -> Examples:
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         folder = Path(self.path).expanduser()
         index = self._index()
-        shards: list[dict[str, Tensor]] = []
-        for number, rows in enumerate(index["rows"]):
-            path = shard_path(folder, number)
-            try:
-                # The file is memory-mapped: means and standard deviations are read when a batch needs them.
-                shards.append(load_file(path))
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"{path}: missing, damaged or cut short ({error}). Remove it and encode again."
-                ) from None
-            if shards[-1]["labels"].shape != (rows,):
-                raise UserError(f"{path}: holds {len(shards[-1]['labels'])} examples, not {rows}. Encode again.")
+        # hashlib and the disk work without Python's lock, so the digests of several shards are checked at the same time.
+        with ThreadPoolExecutor(8) as pool:
+            shards = list(pool.map(functools.partial(_shard, folder), itertools.count(), index["rows"]))
         labels = torch.cat([shard["labels"] for shard in shards]).numpy()
         train, heldout = split_holdout(len(labels), self.holdout)
         flip = bool(index["source"]["data"].get("flip", False)) if self.flip is None else self.flip
@@ -98,6 +91,18 @@ class Latents(Dataset):
             raise UserError(f"{folder}: there are no latents; `sitkit encode` writes them.") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / INDEX}: cannot be read ({error}). Remove it and encode again.") from None
+
+
+def _shard(folder: Path, number: int, rows: int) -> dict[str, Tensor]:
+    """Return the tensors of a shard.  Raises UserError if it is missing, damaged, or not the one that belongs there."""
+    path = shard_path(folder, number)
+    # The file is memory-mapped: means and standard deviations are read when a batch needs them.
+    header, tensors = load_tensors(path, "shard of latents", "Remove it and encode again.")
+    if tensors["labels"].shape != (rows,):
+        raise UserError(f"{path}: holds {len(tensors['labels'])} examples, not {rows}. Encode again.")
+    if header["number"] != number:
+        raise UserError(f"{path}: holds the latents of shard {header['number']}. Remove it and encode again.")
+    return tensors
 
 
 @dataclass(frozen=True, eq=False)

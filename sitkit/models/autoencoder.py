@@ -16,7 +16,7 @@ from sitkit.data.dataset import Dataset, Examples, load_examples
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
 from sitkit.runtime.errors import UserError, require_at_least
-from sitkit.runtime.tensors import header_of, open_tensors
+from sitkit.runtime.tensors import digest_of, load_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -204,11 +204,11 @@ def _network(path: str, dtype: str, device: str) -> Any:
 
 def _unpacked(path: Path, kind: Any) -> Any:
     """Return the network that is stored in the file of a run.  Raises UserError if there is none or it is damaged."""
-    with open_tensors(path) as file:
-        settings = header_of(file, path).get("autoencoder")
-        if settings is None:
-            raise UserError(f"{path}: this file holds no autoencoder.")
-        state = {n.removeprefix(PACKED): file.get_tensor(n) for n in file.keys() if n.startswith(PACKED)}  # noqa: SIM118
+    header, tensors = load_tensors(path)
+    settings = header.get("autoencoder")
+    if settings is None:
+        raise UserError(f"{path}: this file holds no autoencoder.")
+    state = {name.removeprefix(PACKED): tensor for name, tensor in tensors.items() if name.startswith(PACKED)}
     network = kind.from_config(settings)
     try:
         network.load_state_dict(state)
@@ -221,11 +221,7 @@ def _unpacked(path: Path, kind: Any) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _digest(path: str, scale: float) -> str:
-    digest = hashlib.sha256(f"scale {scale!r}".encode())
-    for name, tensor in sorted(_network(path, "float32", "cpu").state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+    return digest_of(_network(path, "float32", "cpu").state_dict(), f"scale {scale!r}")
 
 
 class Prepared(NamedTuple):

@@ -13,7 +13,6 @@ Source: Karras et al. 2024 (EDM2, arXiv 2312.02696), sections 3.1-3.2 and append
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shlex
 import shutil
@@ -29,10 +28,10 @@ from torch import Tensor, nn
 from sitkit.runs.checkpoint import checkpoint_file, checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.schema import Config, TrainSettings
 from sitkit.runs.one_file import weights_of_file
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, check_settings_of_checkpoint
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
-from sitkit.runtime.tensors import load_tensors, open_tensors, read_header
+from sitkit.runtime.tensors import load_tensors, read_header
 
 WIDEST = 12**-0.5  # gamma = 0: all weights equal
 # Relative L2 errors of a rebuilt profile: `rebuild` warns above the first and refuses above the second.
@@ -161,30 +160,29 @@ def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, d
     end = steps[-1] if step is None else step
     if end > steps[-1]:
         raise UserError(f"The snapshots of {folder} end at step {steps[-1]}, before step {end}.")
-    with contextlib.ExitStack() as stack:
-        files = {at: stack.enter_context(open_tensors(path)) for at, path in zip(steps, paths, strict=True)}
-        names = list(files[steps[-1]].keys())
-        widths: list[float] = read_header(paths[-1])["widths"]
-        snapshots = [(w, at) for w in widths for at in steps]
-        try:
-            fit = fit_profile(snapshots, width, end)
-        except ValueError as error:
-            raise UserError(f"sample.ema: {error}") from None
-        message = (
-            f"The average of width {width} at step {end} is off by {fit.error:.1%} of its profile (relative L2): "
-            f"{len(steps)} snapshots of the widths {', '.join(map(str, widths))} cannot represent it"
-        )
-        if fit.error > WRONG:
-            raise UserError(f"{message}. Ask for a width nearer to those, or train with a smaller train.posthoc_every.")
-        if fit.error > DOUBTFUL:
-            warnings.warn(f"{message} better.", stacklevel=2)
-        state = {n.removeprefix(FIXED): files[steps[-1]].get_tensor(n) for n in names if n.startswith(FIXED)}
-        first = power_prefix(widths[0])
-        for name in (n.removeprefix(first) for n in names if n.startswith(first)):
-            total = torch.zeros((), dtype=torch.float64)
-            for (w, at), coefficient in zip(snapshots, fit.coefficients, strict=True):
-                total = total + coefficient * files[at].get_tensor(power_prefix(w) + name).double()
-            state[name] = total.float()
+    files = {at: load_tensors(path)[1] for at, path in zip(steps, paths, strict=True)}
+    newest = files[steps[-1]]
+    widths: list[float] = read_header(paths[-1])["widths"]
+    snapshots = [(w, at) for w in widths for at in steps]
+    try:
+        fit = fit_profile(snapshots, width, end)
+    except ValueError as error:
+        raise UserError(f"sample.ema: {error}") from None
+    message = (
+        f"The average of width {width} at step {end} is off by {fit.error:.1%} of its profile (relative L2): "
+        f"{len(steps)} snapshots of the widths {', '.join(map(str, widths))} cannot represent it"
+    )
+    if fit.error > WRONG:
+        raise UserError(f"{message}. Ask for a width nearer to those, or train with a smaller train.posthoc_every.")
+    if fit.error > DOUBTFUL:
+        warnings.warn(f"{message} better.", stacklevel=2)
+    state = {name.removeprefix(FIXED): tensor for name, tensor in newest.items() if name.startswith(FIXED)}
+    first = power_prefix(widths[0])
+    for name in (n.removeprefix(first) for n in newest if n.startswith(first)):
+        total = torch.zeros((), dtype=torch.float64)
+        for (w, at), coefficient in zip(snapshots, fit.coefficients, strict=True):
+            total = total + coefficient * files[at][power_prefix(w) + name].double()
+        state[name] = total.float()
     return end, state
 
 
@@ -219,7 +217,8 @@ def load_weights(source: Path, config: Config, step: int | None = None) -> tuple
         step: the step of the checkpoint, by default the newest.
 
     Raises:
-        UserError: for an average that the run neither keeps nor can rebuild.
+        UserError: for an average that the run neither keeps nor can rebuild, and for a checkpoint that is damaged or was
+            trained with other settings.
     """
     if source.is_file():
         return *weights_of_file(source, config, step), source
@@ -233,6 +232,7 @@ def load_weights(source: Path, config: Config, step: int | None = None) -> tuple
         return *rebuild(source, decay, step), RunFolder(source).snapshots
     path = _checkpoint_of(source, step)
     header, tensors = load_tensors(path)
+    check_settings_of_checkpoint(config, path, header)
     start = "model." if config.sample.weights == "raw" else prefix(decays, decays[0] if decay is None else decay)
     state = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
     return int(header["step"]), state, path

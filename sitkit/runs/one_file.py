@@ -9,7 +9,6 @@ It is safetensors: nothing in it is executed, and other tools read the weights.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sitkit.models.autoencoder import PACKED
 from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.tensors import load_tensors, read_header
+from sitkit.runtime.tensors import digest_of, load_tensors, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +28,7 @@ KIND = "run"
 
 def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a network's state: names, types, shapes and values."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest_of(state)
 
 
 def weights_name(config: Config) -> str:

@@ -7,19 +7,26 @@ runs/<slug>-<training identity>/
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sitkit.runs.checkpoint import checkpoints, step_of
+from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.identity import slug, training_identity
-from sitkit.runs.config.schema import Config
+from sitkit.runs.config.mappings import flat
+from sitkit.runs.config.schema import SAMPLING_KEYS, TRAINING_KEYS, Config
 from sitkit.runs.config.sources import Layer, read_yaml, to_yaml, validate
 from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import read_json, write_file
+from sitkit.runtime.hashing import identity
+from sitkit.runtime.tensors import read_header
+
+# The end of a folder's name as `folder_of` makes it.
+_IDENTITY = re.compile(r"-([0-9a-f]{12})$")
 
 
 class RunFolder:
@@ -57,13 +64,69 @@ def read_config_of(source: Path) -> Config:
     """Return the configuration in a run's folder or in its one file.
 
     Raises:
-        UserError: with the missing or wrong setting, and the package that a missing component came from.
+        UserError: with the missing or wrong setting, and the package that a missing component came from; for a config.yaml
+            that is empty or cut short, or has other settings of the training than the run's identity.
     """
-    layer = Layer(settings_of_file(source)) if source.is_file() else read_yaml(RunFolder(source).config)
+    if source.is_file():
+        layer = Layer(settings_of_file(source))
+    elif not (layer := read_yaml(RunFolder(source).config)).values:
+        raise UserError(f"{RunFolder(source).config} is empty. {_RESTORE}")
     try:
-        return validate(Config, layer.values, layer.where)
+        config = validate(Config, layer.values, layer.where)
     except UserError as error:
         raise UserError(f"{error}{_missing_package(source, str(error))}", error.path) from None
+    if not source.is_file():
+        _check_settings(RunFolder(source), layer.values, config)
+    return config
+
+
+_RESTORE = "Restore it: `sitkit train` with the settings of the training writes it again."
+
+
+def _check_settings(files: RunFolder, values: Mapping[str, Any], config: Config) -> None:
+    """Raise UserError if config.yaml is cut short, or its settings of the training are not those of the run's identity."""
+    named = _IDENTITY.search(files.path.name)
+    recorded = {*([named[1]] if named else []), *filter(None, [files.read_environment().get("training")])}
+    lacks = [key for key in SAMPLING_KEYS if values.get(key) is None]
+    # The settings as they are written: a later release may add settings, which have no line in the file.
+    if not lacks and recorded <= {identity({key: values.get(key) for key in TRAINING_KEYS})}:
+        return
+    plain = {key: value for key, value in config.plain().items() if key in TRAINING_KEYS}
+    lacks = [key for key in flat(plain) if key not in flat(values)] + lacks
+    wrong = sorted(recorded - {training_identity(config)})
+    newest = latest_checkpoint(files.checkpoints, lambda text: None) if wrong else None
+    if newest is not None:
+        check_settings_of_checkpoint(config, newest, read_header(newest))
+    reason = f"it has no {', '.join(lacks)}" if lacks else f"its settings have the identity {identity(plain)}"
+    if lacks or wrong:
+        raise UserError(
+            f"{files.config} was cut short or changed by hand: {reason}, and the settings of its training "
+            f"have the identity {', '.join(sorted(recorded))}. {_RESTORE}"
+        )
+
+
+def check_settings_of_checkpoint(config: Config, path: Path, header: Mapping[str, Any]) -> None:
+    """Raise UserError if a checkpoint was trained with other settings than those of a configuration.
+
+    Args:
+        config: the configuration of the run.
+        path: the checkpoint.
+        header: its header, which holds the settings of its training.
+    """
+    own, stored = config.plain(), header.get("config", {})
+    if all(stored.get(key) == own[key] for key in TRAINING_KEYS):
+        return
+    # The checkpoint of an earlier release has no value for a setting that is new.
+    stored = validate(Config, stored, {}).plain()
+    ours, theirs = (flat({key: plain[key] for key in TRAINING_KEYS}) for plain in (own, stored))
+    for key in ours | theirs:
+        if ours.get(key) != theirs.get(key):
+            folder = path.parent.parent
+            raise UserError(
+                f"{RunFolder(folder).config}: {key} is {ours.get(key)}, and {path} was trained with {theirs.get(key)}: "
+                f"a setting of its training was changed or removed by hand. Write {theirs.get(key)!r} back, or remove "
+                "a checkpoint that is not of this run."
+            )
 
 
 def _missing_package(source: Path, message: str) -> str:

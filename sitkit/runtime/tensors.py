@@ -1,8 +1,13 @@
-"""Tensors in one safetensors file with a JSON header.  Pickles are refused."""
+"""Tensors in one safetensors file with a JSON header.  Pickles are refused.
+
+The header holds a digest of itself and of the tensors.  It is checked when the tensors are read, once in a process for each
+file, size and time of modification.  Files of sitkit 0.1 have no digest and are read without the check.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +20,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-HEADER_KEY = "sitkit"
+HEADER_KEY, DIGEST = "sitkit", "digest"
+REMEDY = "Remove it to use an older one beside it, or copy it again."
+# The files whose digest this process has checked: device, inode, size and time of modification.
+_checked: set[tuple[int, ...]] = set()
+
+
+def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Return the SHA-256 of a text and of the names, types, shapes and values of tensors."""
+    import torch
+
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a safetensors file atomically, with the header as JSON under its metadata key "sitkit".
+    """Write a safetensors file atomically, with the header and a digest as JSON under its metadata key "sitkit".
 
     Tensors may be on any device, strided, or share memory (tied weights); each is written in full.  Equal tensors and
     headers give equal bytes.  Raises WorkFailed if the write fails.
@@ -27,10 +46,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {HEADER_KEY: to_json(header)}
+    separate = _separate(tensors)
+    metadata = {HEADER_KEY: to_json({**header, DIGEST: digest_of(separate, to_json(header))})}
     with replacing(Path(path)) as fresh:
         try:
-            save_file(_separate(tensors), fresh, metadata)
+            save_file(separate, fresh, metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -48,13 +68,31 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the header and the tensors (on the CPU) of a checkpoint.
+def load_tensors(
+    path: str | Path, what: str = "checkpoint", remedy: str = REMEDY
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header and the tensors (on the CPU, memory-mapped) of a checkpoint.
 
-    Raises UserError for a file that is missing, cut short, a pickle, or without sitkit's header.
+    Args:
+        path: the file.
+        what: the noun for the file in errors.
+        remedy: what to do about a damaged file, for errors.
+
+    Returns:
+        The header and the tensors by name.
+
+    Raises:
+        UserError: for a file that is missing, cut short, changed since it was written, a pickle, or without sitkit's header.
     """
-    with open_tensors(Path(path)) as file:
-        return header_of(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with open_tensors(Path(path), what, remedy) as file:
+        header, tensors = _content(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        recorded, stat = header.pop(DIGEST, None), Path(path).stat()
+        state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if recorded is not None and state not in _checked:
+            if digest_of(tensors, to_json(header)) != recorded:
+                raise UserError(f"The {what} {path} is damaged: its content changed since it was written. {remedy}")
+            _checked.add(state)
+        return header, tensors
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -64,7 +102,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path, what: str = "checkpoint", remedy: str = REMEDY) -> Iterator[Any]:
     """Yield a safetensors file to read tensors from one at a time.  Raises UserError as `load_tensors`."""
     from safetensors import SafetensorError, safe_open
 
@@ -72,9 +110,9 @@ def open_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
-        raise UserError(f"There is no checkpoint {path}.") from None
+        raise UserError(f"There is no {what} {path}.") from None
     except OSError as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+        raise UserError(f"The {what} {path} cannot be read: {error.strerror or error}.") from None
     except SafetensorError as error:
         size = path.stat().st_size
         # Checked only now: the length at the start of a valid safetensors file may look like the magic of a pickle.
@@ -83,10 +121,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
                 f"{path} is a pickle ({size:,} bytes, as torch.save writes). Reading a pickle runs code from it, so "
                 "sitkit refuses it. Give a .safetensors file from the checkpoints folder of a run."
             ) from None
-        raise UserError(
-            f"The checkpoint {path} is damaged or cut short ({size:,} bytes): {error}. "
-            "Use an older one beside it, or copy it again."
-        ) from None
+        raise UserError(f"The {what} {path} is damaged or cut short ({size:,} bytes): {error}. {remedy}") from None
 
 
 def _pickled(path: Path) -> bool:
@@ -98,6 +133,12 @@ def _pickled(path: Path) -> bool:
 
 def header_of(file: Any, path: str | Path) -> dict[str, Any]:
     """Return the header of an open checkpoint.  Raises UserError for a file without it."""
+    header = _content(file, path)
+    header.pop(DIGEST, None)
+    return header
+
+
+def _content(file: Any, path: str | Path) -> dict[str, Any]:
     text = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
         raise UserError(

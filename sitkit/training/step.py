@@ -90,7 +90,7 @@ class Training:
         train, lead = self.config.train, self.group.lead
         if train.posthoc and lead:
             self.progress(Event("train", message=check_space(self.folder, train, self.network)))
-        self.done = self.saved = self.state.resume(self.folder)
+        self.done = self.saved = self.state.resume(self.folder, self.config)
         if self.done:
             text = f"continuing {self.folder} at step {self.done}."
             self.progress(Event("train", self.done, train.steps, message=text))

@@ -19,6 +19,7 @@ from sitkit.data.described import description
 from sitkit.data.stream import feed
 from sitkit.models.autoencoder import Prepared, prepare_data
 from sitkit.runs.checkpoint import latest_checkpoint, step_of
+from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
@@ -130,7 +131,8 @@ def _recorded(
     with lock:
         check_unchanged(folder, marks)
         write_config(folder, config)
-        _describe(config, RunFolder(folder), environment(group.device) | {"processes": group.size, **marks})
+        record = {"processes": group.size, "training": training_identity(config), **marks}
+        _describe(config, RunFolder(folder), environment(group.device) | record)
         write_json(RunFolder(folder).data, description(data))
         tracked = TrackedRun(
             folder,

@@ -14,7 +14,7 @@ from sitkit.runs.checkpoint import (
     prune_checkpoints,
 )
 from sitkit.runs.config.schema import Config
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, check_settings_of_checkpoint
 from sitkit.runtime.distributed import ProcessGroup
 from sitkit.runtime.tensors import load_tensors, save_tensors
 from sitkit.training.ema import EMA
@@ -46,15 +46,17 @@ class TrainingState:
             save_tensors(checkpoint_file(RunFolder(folder).checkpoints, step), whole, header)
             prune_checkpoints(RunFolder(folder).checkpoints, config.run.keep)
 
-    def resume(self, folder: Path) -> int:
+    def resume(self, folder: Path, config: Config) -> int:
         """Restore the newest undamaged checkpoint of a run and return its step, or 0 if there is none.
 
-        The checkpoint may be from any number of processes, replicated or sharded.
+        The checkpoint may be from any number of processes, replicated or sharded.  Raises UserError if it is damaged, or was
+        trained with other settings.
         """
         newest = self.group.broadcast(latest_checkpoint(RunFolder(folder).checkpoints) if self.group.lead else None)
         if newest is None:
             return 0
         header, tensors = load_tensors(newest)
+        check_settings_of_checkpoint(config, newest, header)
         for prefix, module in self._modules().items():
             own = module.state_dict()
             saved = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import autoencoder, call, tiny
+from support import autoencoder, call, flipped_bit, tiny
 
 from sitkit.data.dataset import load_examples
 from sitkit.data.stream import batch
@@ -122,14 +123,18 @@ def test_another_autoencoder_is_refused_before_any_work(folder: Path, tmp_path: 
         (lambda f: shutil.rmtree(f), "there are no latents"),
         (lambda f: (f / "index.json").unlink(), "not all is encoded yet"),
         (lambda f: (f / "index.json").write_text("{"), "index.json: cannot be read"),
-        (lambda f: (f / "shard-00002.safetensors").unlink(), "shard-00002.safetensors: missing"),
+        (lambda f: (f / "shard-00002.safetensors").unlink(), "There is no shard of latents .*shard-00002.safetensors"),
         (
             lambda f: (f / "shard-00001.safetensors").write_bytes(b"\0" * 99),
-            "shard-00001.safetensors: missing, damaged",
+            "shard-00001.safetensors is damaged or cut short .* Remove it and encode again",
         ),
         (
             lambda f: shutil.copy(f / "shard-00003.safetensors", f / "shard-00001.safetensors"),
             "holds 2 examples, not 16",
+        ),
+        (
+            lambda f: shutil.copy(f / "shard-00000.safetensors", f / "shard-00001.safetensors"),
+            "shard-00001.safetensors: holds the latents of shard 0",
         ),
     ],
 )
@@ -138,6 +143,16 @@ def test_a_damaged_folder_is_named(folder: Path, tmp_path: Path, damage: Callabl
     damage(mine)
     with pytest.raises(UserError, match=reason):
         datasets.create("latents", path=str(mine)).load()
+
+
+def test_every_flipped_bit_in_latents_is_noticed(folder: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(folder / "latents", tmp_path / "latents")
+    draw = random.Random(0)
+    for _ in range(20):
+        path = draw.choice(sorted(mine.glob("shard-*.safetensors")))
+        with flipped_bit(path, draw), pytest.raises(UserError, match=rf"{path} is damaged: .*encode again"):
+            datasets.create("latents", path=str(mine)).load()
+    assert len(datasets.create("latents", path=str(mine)).load()) == 50
 
 
 def test_missing_or_changed_images_are_named(tmp_path: Path, folder: Path) -> None:

@@ -19,7 +19,6 @@ from sitkit.runs import diagnostics
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.diagnostics import DRAWS, LOSS_BATCH, MAX_LOSS_EXAMPLES, TIMES, loss_curve, smooth, velocity_losses
 from sitkit.runs.run import initial_network, load
-from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
 from sitkit.training.train import run_training
@@ -107,9 +106,7 @@ def test_the_losses_of_a_run_are_kept_beside_it(tmp_path: Path) -> None:
 
 
 def test_without_held_out_data_the_loss_is_refused(tmp_path: Path) -> None:
-    folder = copied(trained(), tmp_path)
-    config = read_config_of(folder)
-    write_config(folder, config.model_copy(update={"data": dataclasses.replace(config.data, holdout=0.0)}))
+    folder = run_training(tiny(tmp_path, "data.holdout=0"))
     with pytest.raises(UserError, match=r"held-out data.*data\.holdout above 0"):
         velocity_losses(load(folder))
     assert not list(folder.glob("velocity-loss*"))

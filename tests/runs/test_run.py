@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
 import pickle
+import random
 import shutil
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, tiny, trained
+from safetensors.torch import save_file
+from support import ROOT, flipped_bit, tiny, trained
 
 import sitkit
 from sitkit.models.backbone import Backbone
@@ -84,6 +87,21 @@ def test_damaged_checkpoints_are_refused_and_named(run: Path) -> None:
             load(run)
     path.write_bytes(whole)
     load(run)
+
+
+def test_every_flipped_bit_in_weights_is_noticed(run: Path) -> None:
+    path, draw = only_checkpoint(run), random.Random(0)
+    for _ in range(40):
+        with flipped_bit(path, draw), pytest.raises(UserError, match=rf"{path} is damaged: its content changed"):
+            load(run)
+    load(run)
+
+
+def test_a_checkpoint_of_the_release_before_has_no_digest_and_loads(run: Path) -> None:
+    path = only_checkpoint(run)
+    header, tensors = load_tensors(path)
+    save_file(tensors, path, {"sitkit": json.dumps(header)})
+    assert load(run).step == 40
 
 
 def test_an_older_checkpoint_replaces_a_damaged_one(run: Path) -> None:

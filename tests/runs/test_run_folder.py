@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ import torch
 from support import copied, tiny, trained
 
 import sitkit
+from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import training_identity
 from sitkit.runs.run_folder import RunFolder, find_run, folder_of, run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
+from sitkit.training.train import run_training
 
 
 def test_the_name_of_a_folder_ends_with_the_identity_of_the_training() -> None:
@@ -57,3 +61,61 @@ def test_an_error_in_a_configuration_names_file_and_line_and_the_list_goes_on(ru
         (summary,) = sitkit.list_runs(run.parent)
     assert (summary.folder, summary.step, summary.steps) == (other, 20, 20)
     assert (summary.samplings, summary.evaluations, summary.values) == (0, 0, ())
+
+
+CHANGES: dict[str, Callable[[str], str]] = {
+    "a removed line": lambda text: "".join(line for line in text.splitlines(True) if "clip:" not in line),
+    "three removed lines": lambda text: re.sub(r"  (steps|lr|batch): .*\n", "", text),
+    "another number": lambda text: text.replace("lr: ", "lr: 1"),
+    "another component": lambda text: text.replace("interp:\n  name: linear", "interp:\n  name: gvp"),
+    "a group without its settings": lambda text: re.sub(r"backbone:\n  name: mlp\n(  .*\n)+", "backbone: mlp\n", text),
+    "an empty file": lambda text: "",
+    "a file cut in the middle": lambda text: text[: text.index("sampler:")],
+    "a file cut near its end": lambda text: text[: text.index("metric:")],
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("renamed", [False, True])
+def test_changed_settings_of_a_training_are_refused(run: Path, name: str, renamed: bool) -> None:
+    folder = run.rename(run.parent / "mine") if renamed else run
+    path = RunFolder(folder).config
+    text = path.read_text()
+    changed = CHANGES[name](text)
+    assert changed != text
+    path.write_text(changed)
+    reason = "is empty" if not changed else "(cut short or changed|was changed or removed) by hand"
+    with pytest.raises(UserError, match=rf"^{path}.* {reason}"):
+        sitkit.load(folder)
+    path.write_text(text)
+    assert sitkit.load(folder).step == 40
+
+
+def test_settings_of_samples_may_be_changed_by_hand(run: Path) -> None:
+    path = RunFolder(run).config
+    path.write_text(path.read_text().replace("\n  n: ", "\n  n: 1"))
+    assert sitkit.load(run).config.sample.n >= 10
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_renamed_run_of_other_settings_is_refused(run: Path, forgetful: bool) -> None:
+    folder = run.rename(run.parent / "mine")
+    if forgetful:
+        # Release 0.1 recorded the identity in the folder's name alone; the checkpoint holds the settings too.
+        RunFolder(folder).environment.unlink()
+    path = RunFolder(folder).config
+    path.write_text(re.sub(r"lr: .*", "lr: 0.5", path.read_text()))
+    with pytest.raises(UserError, match=r"train\.lr is 0\.5, and .*step-00000040\.safetensors was trained with 0\.001"):
+        sitkit.load(folder)
+
+
+def test_a_checkpoint_of_another_training_is_refused(run: Path, tmp_path: Path) -> None:
+    other = run_training(tiny(tmp_path / "other", "train.seed=5"))
+    for path in checkpoints(RunFolder(other).checkpoints):
+        shutil.copy(path, RunFolder(run).checkpoints)
+    with pytest.raises(UserError, match=r"train\.seed is 0, and .*step-00000040\.safetensors was trained with 5"):
+        sitkit.load(run)
+    config = tiny(run.parent, "run.checkpoint_every=10")
+    assert folder_of(config) == run
+    with pytest.raises(UserError, match=r"train\.seed is 0, and .* was trained with 5"):
+        run_training(config)
