@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-HEADER_KEY, DIGEST = "sitkit", "digest"
-REMEDY = "Remove it to use an older one beside it, or copy it again."
+HEADER_KEY, DIGEST_KEY = "sitkit", "digest"
+OLDER_FILE = "Remove it to use an older one beside it, or copy it again."
 # The files whose digest this process has checked: device, inode, size and time of modification.
 _checked: set[tuple[int, ...]] = set()
 
@@ -47,7 +47,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappin
     from safetensors.torch import save_file
 
     separate = _separate(tensors)
-    metadata = {HEADER_KEY: to_json({**header, DIGEST: digest_of(separate, to_json(header))})}
+    metadata = {HEADER_KEY: to_json({**header, DIGEST_KEY: digest_of(separate, to_json(header))})}
     with replacing(Path(path)) as fresh:
         try:
             save_file(separate, fresh, metadata)
@@ -69,7 +69,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_tensors(
-    path: str | Path, what: str = "checkpoint", remedy: str = REMEDY
+    path: str | Path, what: str = "checkpoint", remedy: str = OLDER_FILE
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the header and the tensors (on the CPU, memory-mapped) of a checkpoint.
 
@@ -86,7 +86,7 @@ def load_tensors(
     """
     with open_tensors(Path(path), what, remedy) as file:
         header, tensors = _content(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        recorded, stat = header.pop(DIGEST, None), Path(path).stat()
+        recorded, stat = header.pop(DIGEST_KEY, None), Path(path).stat()
         state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if recorded is not None and state not in _checked:
             if digest_of(tensors, to_json(header)) != recorded:
@@ -102,7 +102,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_tensors(path: Path, what: str = "checkpoint", remedy: str = REMEDY) -> Iterator[Any]:
+def open_tensors(path: Path, what: str = "checkpoint", remedy: str = OLDER_FILE) -> Iterator[Any]:
     """Yield a safetensors file to read tensors from one at a time.  Raises UserError as `load_tensors`."""
     from safetensors import SafetensorError, safe_open
 
@@ -134,7 +134,7 @@ def _pickled(path: Path) -> bool:
 def header_of(file: Any, path: str | Path) -> dict[str, Any]:
     """Return the header of an open checkpoint.  Raises UserError for a file without it."""
     header = _content(file, path)
-    header.pop(DIGEST, None)
+    header.pop(DIGEST_KEY, None)
     return header
 
 
