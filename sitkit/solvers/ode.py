@@ -17,6 +17,8 @@ from sitkit.transport.timestep import Timestep, Uniform
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sitkit.solvers.moments import Moments
+
 
 # A state of several tensors that move together, and its rate of change (t, state) -> d state / dt.
 State: TypeAlias = "tuple[Tensor, ...]"
@@ -119,12 +121,21 @@ class FixedStepODE(ODESampler):
         require_at_least(1, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
+        from sitkit.solvers.moments import require_moments
         from sitkit.transport import interval
 
         ends = ode_interval(self, spec)
         times = self.grid.grid(self.steps, ends.t0, ends.t1)
         interval.check_grid(spec.interpolant, spec.target, None, times)
-        return Plan(times, 0.0, evaluations(spec.guidance, stage_times(times, self.tableau.c)), ends.notes)
+        nfe = evaluations(spec.guidance, stage_times(times, self.tableau.c))
+        return require_moments(self, spec, Plan(times, 0.0, nfe, ends.notes))
+
+    def moments(self, spec: SolveSpec, plan: Plan) -> Moments | None:
+        from sitkit.solvers.moments import moments_of_tableau
+
+        # A subclass may make other steps than its tableau's.
+        own = type(self).integrate is not ODESampler.integrate or type(self).solve is not FixedStepODE.solve
+        return None if own else moments_of_tableau(self.tableau, spec.interpolant, plan.times)
 
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
         """Integrate a state over a grid, by torchdiffeq's `method` if there is one, else by the tableau.
@@ -235,12 +246,13 @@ class AdaptiveODE(ODESampler):
     def plan(self, spec: SolveSpec) -> Plan:
         import torch
 
+        from sitkit.solvers.moments import require_moments
         from sitkit.transport import interval
 
         ends = ode_interval(self, spec)
         times = torch.tensor([ends.t0, ends.t1], dtype=torch.float64)
         interval.check_grid(spec.interpolant, spec.target, None, times)
-        return Plan(times, 0.0, None, ends.notes)
+        return require_moments(self, spec, Plan(times, 0.0, None, ends.notes))
 
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
         # Without step_t the last step would overshoot t1, where the field may not exist, and interpolate back.
