@@ -212,7 +212,7 @@ def test_explicit_grids_are_used_as_they_are() -> None:
 
 def test_uneven_grids_keep_the_law() -> None:
     for grid, name in product(("shift", "cosine", "logit-normal"), ("euler-maruyama", "stochastic-heun", "rk4")):
-        sampler = samplers.create(name, steps=150, grid=grid)
+        sampler = samplers.create(name, steps=200, grid=grid)
         samples = sampler.sample(field(), start(300, 8), seeds=range(300)).x
         assert (float(samples.mean()), float(samples.std())) == pytest.approx((MEAN, STD), abs=0.05), (grid, name)
 
