@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MEAN, STD = 0.7, 0.3
 # The largest error of the mean and of the standard deviation, relative to them.
 LARGEST_ERROR = 0.05
+# A last step that takes more than this part of the standard deviation is noted in the plan.
+NOTED_LOSS = 0.02
 # The error of a deterministic method with fewer evaluations than this is taken for the error of few steps, on any grid.
 FEW = 32
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import require_at_least, require_positive
+from sitkit.runtime.errors import WorkFailed, require_at_least, require_positive
 from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, stage_times
 from sitkit.transport.timestep import Timestep, Uniform
 
@@ -221,6 +221,10 @@ class RK4(FixedStepODE):
     steps: int = 62
 
 
+# The largest number of evaluations of an adaptive solve.  A trained network takes some hundreds at the default tolerances.
+MAX_EVALUATIONS = 20_000
+
+
 @dataclass(frozen=True)
 class AdaptiveODE(ODESampler):
     """An embedded Runge-Kutta pair for dx = v dt with adaptive steps, through torchdiffeq.
@@ -257,7 +261,31 @@ class AdaptiveODE(ODESampler):
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
         # Without step_t the last step would overshoot t1, where the field may not exist, and interpolate back.
         options = {"step_t": times, "norm": worst_sample}
-        return odeint(slope, start, times, every, method=self.method, rtol=self.rtol, atol=self.atol, options=options)
+        # Tensors, so that a device is not waited for.
+        spent: list[Tensor] = []
+
+        def counted(t: Tensor, state: State) -> State:
+            if len(spent) == MAX_EVALUATIONS:
+                raise self._failed(spent, "the field is too stiff or the tolerances are too small")
+            spent.append(t)
+            return slope(t, state)
+
+        try:
+            return odeint(
+                counted, start, times, every, method=self.method, rtol=self.rtol, atol=self.atol, options=options
+            )
+        except AssertionError as error:
+            # torchdiffeq's own words on a step of size 0 and on a state that is not finite.
+            reason = "its states are not finite" if "finite" in str(error) else "its step size fell to 0"
+            raise self._failed(spent, reason) from None
+
+    def _failed(self, spent: list[Tensor], reason: str) -> WorkFailed:
+        # The newest evaluations are the stages of one step.
+        newest = [float(t) for t in spent[-self.order :]]
+        return WorkFailed(
+            f"sampler {self.name!r} cannot go on at t = {newest[-1]:.6g} (step size {max(newest) - min(newest):.3g}, "
+            f"{len(spent)} evaluations): {reason}. Use a sampler of fixed steps, as 'heun', or other weights."
+        )
 
 
 def worst_sample(state: State) -> Tensor:

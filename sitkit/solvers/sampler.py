@@ -137,7 +137,8 @@ class Sampler(Component):
 
         Args:
             field: the network with its interpolant and target.
-            noise: (b, ...), the states at the start of the interval.
+            noise: (b, ...), the states at the start of the interval.  The samples have its dtype; half precision is solved
+                in float32.
             y: (b,) int64, the labels; None is the null class.
             diffusion: w(t) of the SDE; by default `default_diffusion()`.
             guidance: the guidance; None is no guidance.
@@ -152,6 +153,7 @@ class Sampler(Component):
 
         Raises:
             UserError: before any evaluation, if `plan` refuses the solve.
+            WorkFailed: an adaptive solve cannot go on.
 
         Source: SiT Algorithms 1 and 2.
         """
@@ -161,13 +163,16 @@ class Sampler(Component):
 
         plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance, partial))
         keys = keys_of(seeds, noise)
-        counted = Counted(field.network, len(noise))
+        # A state of half precision is solved in float32; the network takes it as before.
+        dtype, half = noise.dtype, noise.dtype.itemsize < 4
+        noise = noise.float() if half else noise
+        counted = Counted(field.network, len(noise), dtype if half else None)
         gains = velocity_gains(field.interpolant, field.target)
         guided = field.through((guidance or Unguided()).guide(counted, field.null_class, gains))
         w = diffusion if diffusion is not None else self.default_diffusion()
         problem = Problem(guided, noise, guided.labels(y, noise), keys, plan, w, trajectory)
         with torch.no_grad():
-            states = self.integrate(problem)
+            states = self.integrate(problem).to(dtype)
         return Sample(states[-1], counted.nfe, plan.times, states if trajectory else None)
 
 
