@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from sitkit.solvers.moments import Moments
     from sitkit.transport.interval import Interval
 
 Variable = Literal["t", "lambda"]
@@ -172,6 +173,7 @@ class Multistep(Sampler):
         return ode_interval(self, spec)
 
     def plan(self, spec: SolveSpec) -> Plan:
+        from sitkit.solvers.moments import require_moments
         from sitkit.transport import interval
 
         ends = self.interval(spec)
@@ -185,7 +187,37 @@ class Multistep(Sampler):
                 f"sampler {self.name!r} extrapolates over a step from the step before, but step {step} of this grid is "
                 f"{float(growth.max()):.3g} times as long (at most {LARGEST_RATIO:g}): use a smoother grid."
             )
-        return Plan(times, 0.0, evaluations(spec.guidance, times[:-1].tolist()), ends.notes)
+        plan = Plan(times, 0.0, evaluations(spec.guidance, times[:-1].tolist()), ends.notes)
+        return require_moments(self, spec, plan)
+
+    def moments(self, spec: SolveSpec, plan: Plan) -> Moments | None:
+        import numpy as np
+
+        from sitkit.solvers.moments import Moments, diffusion_of, gaussian_readings
+
+        if type(self).integrate is not Multistep.integrate:
+            return None
+        times, tau = plan.times.tolist(), self.tau(diffusion_of(self, spec))
+        # A state is a row of its constant, of the factor of x_0, and of the factor of the noise of each step.
+        base = np.zeros(len(times) + 1)
+        base[1] = 1.0
+        x, known = base, []
+        maps = [reading.data for reading in gaussian_readings(spec.interpolant, times[:-1])]
+
+        def move(base: np.ndarray, t1: float, rows: list[tuple[float, np.ndarray]]) -> np.ndarray:
+            step = transition(spec.interpolant, rows[0][0], t1, tau)
+            weights = mean_weights(spec.interpolant, t1, [t for t, _ in rows], tau=tau, variable=self.variable)
+            return step.keep * base + step.gain * sum(w * row for w, (_, row) in zip(weights, rows, strict=True))
+
+        for i, ((t0, t1), data) in enumerate(zip(pairwise(times), maps, strict=True)):
+            row = data.factor * x
+            row[0] += data.shift
+            if self.corrects and known:
+                x = move(base, t0, [known[0], (t0, row), *known[1:]])
+            known = [(t0, row), *known][: self.points]
+            base, x = x, move(x, t1, known)
+            x[2 + i] += transition(spec.interpolant, t0, t1, tau).noise if tau else 0.0
+        return Moments(float(x[0]), float(np.linalg.norm(x[1:])))
 
     def integrate(self, problem: Problem) -> Tensor:
         import torch

@@ -10,12 +10,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import require_at_least, require_positive
+from sitkit.runtime.errors import WorkFailed, require_at_least, require_positive
 from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, stage_times
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sitkit.solvers.moments import Moments
 
 
 # A state of several tensors that move together, and its rate of change (t, state) -> d state / dt.
@@ -119,12 +121,21 @@ class FixedStepODE(ODESampler):
         require_at_least(1, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
+        from sitkit.solvers.moments import require_moments
         from sitkit.transport import interval
 
         ends = ode_interval(self, spec)
         times = self.grid.grid(self.steps, ends.t0, ends.t1)
         interval.check_grid(spec.interpolant, spec.target, None, times)
-        return Plan(times, 0.0, evaluations(spec.guidance, stage_times(times, self.tableau.c)), ends.notes)
+        nfe = evaluations(spec.guidance, stage_times(times, self.tableau.c))
+        return require_moments(self, spec, Plan(times, 0.0, nfe, ends.notes))
+
+    def moments(self, spec: SolveSpec, plan: Plan) -> Moments | None:
+        from sitkit.solvers.moments import moments_of_tableau
+
+        # A subclass may make other steps than its tableau's.
+        own = type(self).integrate is not ODESampler.integrate or type(self).solve is not FixedStepODE.solve
+        return None if own else moments_of_tableau(self.tableau, spec.interpolant, plan.times)
 
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
         """Integrate a state over a grid, by torchdiffeq's `method` if there is one, else by the tableau.
@@ -210,6 +221,10 @@ class RK4(FixedStepODE):
     steps: int = 62
 
 
+# The largest number of evaluations of an adaptive solve.  A trained network takes some hundreds at the default tolerances.
+MAX_EVALUATIONS = 20_000
+
+
 @dataclass(frozen=True)
 class AdaptiveODE(ODESampler):
     """An embedded Runge-Kutta pair for dx = v dt with adaptive steps, through torchdiffeq.
@@ -235,17 +250,42 @@ class AdaptiveODE(ODESampler):
     def plan(self, spec: SolveSpec) -> Plan:
         import torch
 
+        from sitkit.solvers.moments import require_moments
         from sitkit.transport import interval
 
         ends = ode_interval(self, spec)
         times = torch.tensor([ends.t0, ends.t1], dtype=torch.float64)
         interval.check_grid(spec.interpolant, spec.target, None, times)
-        return Plan(times, 0.0, None, ends.notes)
+        return require_moments(self, spec, Plan(times, 0.0, None, ends.notes))
 
     def solve(self, slope: Slope, start: State, times: Tensor, *, every: bool = False) -> State:
         # Without step_t the last step would overshoot t1, where the field may not exist, and interpolate back.
         options = {"step_t": times, "norm": worst_sample}
-        return odeint(slope, start, times, every, method=self.method, rtol=self.rtol, atol=self.atol, options=options)
+        # Tensors, so that a device is not waited for.
+        spent: list[Tensor] = []
+
+        def counted(t: Tensor, state: State) -> State:
+            if len(spent) == MAX_EVALUATIONS:
+                raise self._failed(spent, "the field is too stiff or the tolerances are too small")
+            spent.append(t)
+            return slope(t, state)
+
+        try:
+            return odeint(
+                counted, start, times, every, method=self.method, rtol=self.rtol, atol=self.atol, options=options
+            )
+        except AssertionError as error:
+            # torchdiffeq's own words on a step of size 0 and on a state that is not finite.
+            reason = "its states are not finite" if "finite" in str(error) else "its step size fell to 0"
+            raise self._failed(spent, reason) from None
+
+    def _failed(self, spent: list[Tensor], reason: str) -> WorkFailed:
+        # The newest evaluations are the stages of one step.
+        newest = [float(t) for t in spent[-self.order :]]
+        return WorkFailed(
+            f"sampler {self.name!r} cannot go on at t = {newest[-1]:.6g} (step size {max(newest) - min(newest):.3g}, "
+            f"{len(spent)} evaluations): {reason}. Use a sampler of fixed steps, as 'heun', or other weights."
+        )
 
 
 def worst_sample(state: State) -> Tensor:

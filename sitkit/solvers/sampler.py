@@ -21,6 +21,7 @@ from sitkit.transport.target import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sitkit.solvers.moments import Moments
     from sitkit.transport.field import Field
     from sitkit.transport.interval import Interval
 
@@ -66,12 +67,14 @@ class SolveSpec:
         target: the quantity that the network predicts.
         diffusion: w(t) of the SDE; None is the sampler's default.
         guidance: the guidance; None is no guidance.
+        partial: whether a part of the path is wanted.  Otherwise a plan that does not lead from noise to data is refused.
     """
 
     interpolant: Interpolant
     target: Target
     diffusion: Diffusion | None = None
     guidance: Guidance | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class Sampler(Component):
     def plan(self, spec: SolveSpec) -> Plan:
         """Return the grid and the cost of a solve.  Raises UserError, with the reason, if its samples would be wrong."""
 
+    def moments(self, spec: SolveSpec, plan: Plan) -> Moments | None:
+        """Return the mean and the standard deviation that a plan gives N(0.7, 0.3^2); None without a closed form."""
+        return None
+
     def default_diffusion(self) -> Diffusion:
         """Return the w of a solve without a given w."""
         return Zero()
@@ -124,24 +131,29 @@ class Sampler(Component):
         guidance: Guidance | None = None,
         seeds: Tensor | Sequence[int] | None = None,
         trajectory: bool = False,
+        partial: bool = False,
     ) -> Sample:
         """Integrate from noise to data.
 
         Args:
             field: the network with its interpolant and target.
-            noise: (b, ...), the states at the start of the interval.
+            noise: (b, ...), the states at the start of the interval.  The samples have its dtype; half precision is solved
+                in float32.
             y: (b,) int64, the labels; None is the null class.
             diffusion: w(t) of the SDE; by default `default_diffusion()`.
             guidance: the guidance; None is no guidance.
             seeds: (b,) integers, each of a Brownian path that depends neither on the batch nor on the number of steps; by
                 default fresh ones from torch's global generator.
             trajectory: whether to keep the states on the grid.
+            partial: whether a part of the path is wanted, as in editing: the noise is then the state at the start t0, and
+                the result is the state at the end t1.  Otherwise a solve that does not lead from noise to data is refused.
 
         Returns:
             The samples and their cost.
 
         Raises:
             UserError: before any evaluation, if `plan` refuses the solve.
+            WorkFailed: an adaptive solve cannot go on.
 
         Source: SiT Algorithms 1 and 2.
         """
@@ -149,15 +161,18 @@ class Sampler(Component):
 
         from sitkit.transport.field import Counted
 
-        plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance))
+        plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance, partial))
         keys = keys_of(seeds, noise)
-        counted = Counted(field.network, len(noise))
+        # A state of half precision is solved in float32; the network takes it as before.
+        dtype, half = noise.dtype, noise.dtype.itemsize < 4
+        noise = noise.float() if half else noise
+        counted = Counted(field.network, len(noise), dtype if half else None)
         gains = velocity_gains(field.interpolant, field.target)
         guided = field.through((guidance or Unguided()).guide(counted, field.null_class, gains))
         w = diffusion if diffusion is not None else self.default_diffusion()
         problem = Problem(guided, noise, guided.labels(y, noise), keys, plan, w, trajectory)
         with torch.no_grad():
-            states = self.integrate(problem)
+            states = self.integrate(problem).to(dtype)
         return Sample(states[-1], counted.nfe, plan.times, states if trajectory else None)
 
 

@@ -102,9 +102,10 @@ class Field:
         """
         import torch
 
-        time = torch.as_tensor(t, device=x.device)
+        wide = x.dtype if x.dtype == torch.float64 else torch.float32
+        time = t.to(x.device) if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=wide, device=x.device)
         if time.dtype not in (torch.float32, torch.float64):
-            time = time.double() if x.dtype == torch.float64 else time.float()
+            time = time.to(wide)
         c = self.interpolant.at(time, x)
         instants = instant(time.to(x.dtype).expand(len(x)), self._times)
         prediction = self.network(x, instants, self.labels(y, x))
@@ -126,15 +127,16 @@ class Counted:
     Args:
         network: the network that is called.
         batch: how many samples there are.
+        dtype: the dtype in which the network takes states and times; None is the dtype in which they are given.
     """
 
-    def __init__(self, network: Network, batch: int = 1) -> None:
-        self.network, self.batch, self.rows = network, batch, 0
+    def __init__(self, network: Network, batch: int = 1, dtype: torch.dtype | None = None) -> None:
+        self.network, self.batch, self.rows, self.dtype = network, batch, 0, dtype
         self.class_dropout = getattr(network, "class_dropout", None)
         self.times = getattr(network, "times", 1)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        predicted = self.network(x, t, y)
+        predicted = self.network(x.to(self.dtype or x.dtype), t.to(self.dtype or t.dtype), y)
         # Counted after the call: a call that runs out of memory is repeated in parts.
         self.rows += len(x)
         return predicted
@@ -144,7 +146,7 @@ class Counted:
 
         def counted(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
             self.rows += len(x)
-            return network(x, t, y)
+            return network(x.to(self.dtype or x.dtype), t.to(self.dtype or t.dtype), y)
 
         return counted
 

@@ -86,7 +86,13 @@ def stiffness(interpolant: Interpolant, diffusion: Diffusion, t: Tensor, h: Tens
 
 
 def derive_interval(
-    interpolant: Interpolant, target: Target, diffusion: Diffusion | None, *, steps: int, end: float = 1.0
+    interpolant: Interpolant,
+    target: Target,
+    diffusion: Diffusion | None,
+    *,
+    steps: int,
+    end: float = 1.0,
+    largest_rho: float = RHO_END,
 ) -> Interval:
     """Return the widest interval within [0, end] on which the right-hand side is finite and explicit steps are stable.
 
@@ -96,6 +102,7 @@ def derive_interval(
         diffusion: the w of an SDE; None for an ODE.
         steps: the number of steps of the solve.
         end: the latest time; below 1 for a solver that ends with a last step.
+        largest_rho: the largest h w / (2 sigma^2) of a step at a derived end.
 
     Raises:
         UserError: if no interval is wide enough for the samples to be right.
@@ -108,7 +115,7 @@ def derive_interval(
     t0 = _start_past_singularity(interpolant) if why0 else 0.0
     t1 = _end_before_singularity(interpolant, end) if why1 else end
     derived = Interval(t0, t1, why0, why1)
-    return derived if diffusion is None else _stable_interval(interpolant, diffusion, derived, steps, end)
+    return derived if diffusion is None else _stable_interval(interpolant, diffusion, derived, steps, end, largest_rho)
 
 
 def _start_past_singularity(interpolant: Interpolant) -> float:
@@ -122,7 +129,7 @@ def _end_before_singularity(interpolant: Interpolant, end: float = 1.0) -> float
 
 
 def _stable_interval(
-    interpolant: Interpolant, diffusion: Diffusion, derived: Interval, steps: int, end: float
+    interpolant: Interpolant, diffusion: Diffusion, derived: Interval, steps: int, end: float, largest_rho: float
 ) -> Interval:
     """The part of an interval on which explicit steps of size 1 / steps are stable; UserError where it is too short."""
     t0, t1, why0, why1 = derived
@@ -131,13 +138,13 @@ def _stable_interval(
         return float(stiffness(interpolant, diffusion, torch.tensor(t, dtype=torch.float64), h))
 
     def stable(t: float) -> bool:
-        return rho(t) <= RHO_END
+        return rho(t) <= largest_rho
 
     middle = _most_stable(interpolant, diffusion)
     if not stable(middle):
         raise UserError(
             f"diffusion {diffusion.name!r} is too strong for {steps} explicit steps at every t: "
-            f"use at least {round(rho(middle, 1.0) / RHO_END) + 1} steps or a smaller norm."
+            f"use at least {round(rho(middle, 1.0) / largest_rho) + 1} steps or a smaller norm."
         )
     if not stable(t0):
         t0 = _crossing(stable, t0, middle)
