@@ -86,6 +86,12 @@ PRESET = sampling_option("--preset", help="Sampling settings that a search saved
 SETS = running_option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE")
 RUNS = typer.Option(Path("runs"), "--runs", help="The folder of runs.", rich_help_panel=RUNNING)
 DEVICE = running_option("--device", help="cpu, cuda, cuda:1, auto.")
+CHANGED_PLUGIN = running_option(
+    "--changed-plugin",
+    metavar="redo|keep",
+    help="If the source of a plugin changed since a run was trained: redo removes the run with its numbers and makes them "
+    "again, keep uses them as they are.",
+)
 JSON = typer.Option(False, "--json", help="Machine-readable output.")
 RUN = typer.Argument(
     "latest", metavar="RUN", help="Folder, name or identity of a run, or 'latest'.", autocompletion=complete_runs

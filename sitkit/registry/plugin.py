@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,24 @@ class Plugin:
     def owns(self, module: str) -> bool:
         """Whether a module is the plugin's module or lies in it."""
         return module == self.module or module.startswith(f"{self.module}.")
+
+    def source_digest(self) -> str:
+        """Return the SHA-256 of the plugin's Python files, the same for an editable install and a wheel."""
+        return _source_digest(self.module)
+
+
+@functools.cache
+def _source_digest(module: str) -> str:
+    # Read once in a process: the code in memory is that of its start.
+    package = find_spec(module)
+    file = Path(package.origin) if package and package.origin else None
+    files = [] if file is None else [file] if file.name != "__init__.py" else file.parent.rglob("*.py")
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        name = path.relative_to(file.parent) if file else path
+        digest.update(b"%s\0%d\0%s" % (name.as_posix().encode(), len(content), content))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 python  platform  packages  plugins  components      versions; the components that come from plugins
 git  plugin_code           commit, dirty, diff of sitkit's source and of each plugin's; null without a checkout
+plugin_sources             SHA-256 of the Python files of each plugin; only with plugins
 device  cpu  threads  cuda      the device of the computation; cuda only on a GPU
 command                    the words of the command line
 before                     of a training that continued in another environment: the earlier ones, each {until: step, ...}
@@ -51,6 +52,8 @@ def environment(device: Any) -> dict[str, Any]:
         "cpu": {"name": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()},
         "threads": torch.get_num_threads(),
     }
+    if loaded:
+        record["plugin_sources"] = {name: plugin.source_digest() for name, plugin in loaded.items()}
     if device.type == "cuda":
         record["cuda"] = {"runtime": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return record | {"git": _code(own), "command": sys.argv}

@@ -23,6 +23,7 @@ from sitkit.models.autoencoder import modelled_shape, prepare_data
 from sitkit.registry.measures import Pairs
 from sitkit.runs import diagnostics
 from sitkit.runs.averages import load_weights
+from sitkit.runs.changed_plugins import warn_of_changed_plugins
 from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
 from sitkit.runs.config.sampling_presets import read_preset
@@ -241,6 +242,8 @@ def load(
     if weights is not None:
         sample = config.sample.model_copy(update={"weights": weights, "ema": None})
         config = config.model_copy(update={"sample": sample})
+    if source.is_dir():
+        warn_of_changed_plugins(source, config)
     data = data_description(source, config)
     step, network = _read_network(source, config, data, step, device)
     field, file = Field(network, config.interp, config.target, data.num_classes), None

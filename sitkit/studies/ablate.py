@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
+from sitkit.runs.changed_plugins import ChangedPlugin, settle_changed_plugins
 from sitkit.runs.config.sources import require_flags
 from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError, WorkFailed
@@ -37,6 +38,7 @@ def ablate(
     keep_going: bool = False,
     workers: int | None = None,
     executor: Executor | None = None,
+    changed_plugin: ChangedPlugin | None = None,
     progress: Progress | None = None,
     **flags: Unpack[StudyFlags],
 ) -> StudyOutcome:
@@ -48,6 +50,8 @@ def ablate(
         keep_going: measure the other cells if some are impossible.
         workers: processes at a time on this machine; 1 by default.
         executor: where the work is done, in place of `workers`.
+        changed_plugin: what to do if the source of a plugin changed since a run of the study was trained: "redo" removes
+            such runs with their numbers and makes them again, "keep" uses them as they are.
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
         flags: the flags of `sitkit ablate` by name: `base` (a preset or file in place of the study's own base), `seeds` and
             `sample_seeds` (training and sampling seeds in place of the study's own), `runs` (the folder of runs),
@@ -57,7 +61,8 @@ def ablate(
         The results and the folder of the table.  In a notebook they show the table.
 
     Raises:
-        UserError: before any work, for a cell that is impossible.
+        UserError: before any work, for a cell that is impossible, and if the source of a plugin changed and
+            `changed_plugin` does not say what to do.
     """
     require_flags(flags, StudyFlags, "ablate")
     if dry_run:
@@ -66,7 +71,8 @@ def ablate(
     if executor is None and workers is not None and workers > 1:
         executor = Local(workers)
     with reporting(progress) as report:
-        return run_study(study, keep_going=keep_going, executor=executor, progress=report, **flags)
+        options = {"keep_going": keep_going, "executor": executor, "changed_plugin": changed_plugin}
+        return run_study(study, **options, progress=report, **flags)
 
 
 def study_status(study: str | Path, keep_going: bool = False, **flags: Unpack[StudyFlags]) -> StudyStatus:
@@ -82,6 +88,7 @@ def run_study(
     *,
     keep_going: bool = False,
     executor: Executor | None = None,
+    changed_plugin: ChangedPlugin | None = None,
     progress: Progress = silent,
     attach: Callable[[StudyStatus, Work], None] = lambda status, work: None,
     **flags: Unpack[StudyFlags],
@@ -90,6 +97,7 @@ def run_study(
 
     executor: where the work is done, by default in this process.  Other processes and machines may do the same study at
     the same time: each task is done by one of them.  attach: called with the work before it begins, to show it.
+    changed_plugin: as in `ablate`.
     Raises UserError before any work if a cell is impossible; with keep_going that cell is a row with its reason, and the
     others are done.  A cell that fails does not stop the others.  Raises WorkFailed if an executor reports cells as done
     that are not in the folder.
@@ -100,6 +108,7 @@ def run_study(
             "use --workers, or --executor ray.  A training that `torchrun -m sitkit train` has done is not done again."
         )
     status = study_status(study, keep_going, **flags)
+    settle_changed_plugins((cell.config for cell, _ in status.located), changed_plugin)
     tasks = status.missing()
     if not keep_going and not isinstance(executor, Ray):
         # The data may lie on the cluster alone.

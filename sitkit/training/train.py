@@ -18,6 +18,7 @@ from sitkit.data.dataset import Examples
 from sitkit.data.described import description
 from sitkit.data.stream import feed
 from sitkit.models.autoencoder import Prepared, prepare_data
+from sitkit.runs.changed_plugins import ChangedPlugin, settle_changed_plugins
 from sitkit.runs.checkpoint import latest_checkpoint, step_of
 from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.mappings import flat
@@ -42,12 +43,18 @@ class Busy(UserError):
 
 
 def train(
-    config: Config | str | Path = "digits", *, progress: Progress | None = None, **flags: Unpack[TrainingFlags]
+    config: Config | str | Path = "digits",
+    *,
+    changed_plugin: ChangedPlugin | None = None,
+    progress: Progress | None = None,
+    **flags: Unpack[TrainingFlags],
 ) -> Run:
     """Train a combination of components; the same call continues a training that was stopped.
 
     Args:
         config: a configuration, the name of a preset, or a YAML file.
+        changed_plugin: what to do if the source of a plugin changed since the run was trained: "redo" removes the run with
+            its samples and numbers and trains again, "keep" continues it or returns it as it is.
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
         flags: the flags of `sitkit train` by name, as in `configure`.
 
@@ -55,7 +62,8 @@ def train(
         The trained run: its configuration, its network with averaged weights, and the field that reads the network.
 
     Raises:
-        UserError: before any work, if the configuration is impossible or another process trains the run.
+        UserError: before any work, if the configuration is impossible, another process trains the run, or the source of a
+            plugin changed and `changed_plugin` does not say what to do.
         WorkFailed: if the loss or the gradient is not finite.
 
     Example:
@@ -63,6 +71,7 @@ def train(
     """
     require_flags(flags, TrainingFlags, "train")
     settings = configure(config, **flags)
+    settle_changed_plugins([settings], changed_plugin)
     with reporting(progress) as report:
         folder = run_training(settings, report)
     return load(folder, device=settings.run.device)

@@ -61,6 +61,7 @@ def ablate(
     gpus: float | None = options.running_option(
         "--gpus", min=0, help="GPUs of a task on Ray.", show_default="1 if the cluster has any"
     ),
+    changed_plugin: str | None = options.CHANGED_PLUGIN,
     running: options.RunningOptions,
     json: bool = options.JSON,
 ) -> None:
@@ -80,7 +81,8 @@ def ablate(
 
     with resumable(), live_view() as (progress, attach):
         jobs = _executor(executor, workers, cpus, gpus)
-        outcome = run_study(file, keep_going=keep_going, executor=jobs, progress=progress, attach=attach, **arguments)
+        arguments |= {"keep_going": keep_going, "executor": jobs, "changed_plugin": changed_plugin}
+        outcome = run_study(file, progress=progress, attach=attach, **arguments)
     results = outcome.results
     if json:
         console.as_json(results.model_dump() | {"path": outcome.folder / FILE})

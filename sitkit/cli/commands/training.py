@@ -31,13 +31,15 @@ def train(
         autocompletion=complete(presets),
     ),
     training: options.TrainingOptions,
+    changed_plugin: str | None = options.CHANGED_PLUGIN,
     running: options.RunningOptions,
 ) -> None:
     """Train a combination of components; the same command again continues."""
 
     settings = running.training_settings(**vars(training))
     name, below = config or preset or "digits", preset if config else None
-    folder = console.call(sitkit.train, name, preset=below, settings=settings).folder
+    flags = {"preset": below, "settings": settings, "changed_plugin": changed_plugin}
+    folder = console.call(sitkit.train, name, **flags).folder
     previews = sorted((folder / "previews").glob("*.png"))
     words = shlex.quote(str(folder))
     console.facts(

@@ -14,6 +14,7 @@ from sitkit.results.report.page import Charts, Code, Facts, Notes, Page, PagePar
 from sitkit.results.report.sample_sheets import MAX_SHEETS, sample_parts
 from sitkit.results.reproduce import evaluate_command, train_command
 from sitkit.results.table import TableCell, number, number_cell
+from sitkit.runs.changed_plugins import changed_since_training, warn_of_changed_plugins
 from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
@@ -42,10 +43,11 @@ class TrainingRecord(NamedTuple):
 
 def read_training(folder: Path) -> TrainingRecord:
     """Return the record of the training in a folder, finished or not."""
-    run = RunFolder(folder)
+    run, config = RunFolder(folder), read_config_of(folder)
+    warn_of_changed_plugins(folder, config)
     files = checkpoints(run.checkpoints)
     step = step_of(files[-1]) if files else 0
-    return TrainingRecord(folder, read_config_of(folder), step, list(_read_rows(run.metrics)), run.read_environment())
+    return TrainingRecord(folder, config, step, list(_read_rows(run.metrics)), run.read_environment())
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -149,7 +151,8 @@ def _parameters(folder: Path) -> str:
 
 
 def _alarms(training: TrainingRecord, finished: bool) -> list[Notes]:
-    messages = []
+    changed = changed_since_training(training.folder, training.config)
+    messages = [changed] if changed else []
     if not finished:
         progress = f"The training has reached step {training.step} of {training.config.train.steps}"
         messages.append(f"{progress}: {train_command(training.folder)} continues it.")
