@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitkit.registry import interpolants, samplers, targets
 from sitkit.solvers.log_density import log_prob
-from sitkit.solvers.ode import FixedStepODE, Tableau
+from sitkit.solvers.ode import FixedStepODE, Tableau, worst_sample
 from sitkit.testing import gaussian_field
 
 FIELD = gaussian_field(interpolants.create("gvp"), targets.create("velocity"))
@@ -66,3 +66,16 @@ def test_a_tableau_alone_gives_a_log_density() -> None:
     few, more = (float((log_prob(FIELD, NOISE, sampler=Ralston(steps=n)) - truth).abs().max()) for n in (50, 100))
     # Order 2: half the step, a quarter of the error.
     assert more < 0.01 and few / more == pytest.approx(4, rel=0.1)
+
+
+def test_the_error_of_an_adaptive_step_is_that_of_the_worst_sample() -> None:
+    """Samples that are easy do not hide one that is hard: it takes the steps that it takes alone."""
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    assert float(worst_sample((x,))) == pytest.approx(12.5**0.5)
+    hard, easy = torch.full((1, 2), 50.0, dtype=torch.float64), torch.full((999, 2), 0.0, dtype=torch.float64)
+    for name in ("dopri5", "dopri8"):
+        alone = samplers.create(name).sample(FIELD, hard)
+        among = samplers.create(name).sample(FIELD, torch.cat((hard, easy)))
+        assert among.nfe == alone.nfe and samplers.create(name).sample(FIELD, easy).nfe < alone.nfe
+        # The first step depends on the batch, and every step errs by at most the tolerance.
+        torch.testing.assert_close(among.x[:1], alone.x, rtol=1e-5, atol=0)
