@@ -61,6 +61,7 @@ class Examples:
         bin_width: the distance of the levels that values are rounded to, in units of the values; None: not rounded.
         encoder: the fingerprint of the autoencoder if the examples are latents; None: they are not latents.
         order: (seed, epoch) -> `train` in the order of that epoch; None: an order drawn uniformly at random.
+        counts: the number of examples of each class, of data that are only described; None: not known.
     """
 
     shape: tuple[int, ...]
@@ -74,11 +75,27 @@ class Examples:
     bin_width: float | None = None
     encoder: str | None = None
     order: Callable[[int, int], np.ndarray] | None = None
+    counts: tuple[int, ...] | None = None
 
     @property
     def num_classes(self) -> int:
         """The number of classes; 0 for unlabelled examples."""
         return len(self.class_names)
+
+    @functools.cached_property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """The number of examples of each class; None: not known."""
+        import numpy as np
+
+        if not len(self.labels):
+            return self.counts
+        return tuple(np.bincount(self.labels, minlength=self.num_classes)[: self.num_classes].tolist())
+
+    @property
+    def present_classes(self) -> list[int]:
+        """The classes that have examples; all classes if the counts are not known."""
+        counts = self.class_counts
+        return [label for label in range(self.num_classes) if counts is None or counts[label]]
 
     @property
     def is_image(self) -> bool:

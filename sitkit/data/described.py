@@ -44,7 +44,7 @@ KNOWN = ("shape", "class_names", "fingerprint", "bin_width", "encoder")
 
 def description(data: Examples) -> dict[str, Any]:
     """Return the properties of data that sampling needs, as plain values."""
-    fields = {key: getattr(data, key) for key in KNOWN}
+    fields = {key: getattr(data, key) for key in KNOWN} | {"counts": data.class_counts}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sitkit.data.dataset import Examples
+from sitkit.data.dataset import SPLIT_SEED, Examples
+from sitkit.models.autoencoder import Autoencoder, Identity, modelled
 from sitkit.registry.measures import Pairs
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
@@ -37,13 +38,18 @@ def _stored(run: Run, name: str, key: str, measure: Callable[[], dict[str, Seque
 
 
 def heldout_examples(run: Run, quantity: str, most: int) -> tuple[Examples, np.ndarray]:
-    """Return a run's data set and the indices of its first held-out examples.  Raises UserError if it held none out."""
+    """Return a run's data set and the indices of its held-out examples, of more than `most` a fixed random subset.
+
+    The subset is random over all classes; a smaller one is a part of a larger one.  Raises UserError if none is held out.
+    """
     data = run.examples
     if not len(data.heldout):
         raise UserError(
             f"the {quantity} is measured on held-out data, and the run held none out: set data.holdout above 0."
         )
-    return data, data.heldout[:most]
+    if len(data.heldout) <= most:
+        return data, data.heldout
+    return data, np.random.default_rng(SPLIT_SEED).permutation(data.heldout)[:most]
 
 
 def velocity_losses(run: Run) -> Pairs:
@@ -54,19 +60,29 @@ def velocity_losses(run: Run) -> Pairs:
     """
 
     def measure() -> dict[str, Sequence[float]]:
-        times, losses = loss_curve(run.field, *heldout_examples(run, "velocity loss", MAX_LOSS_EXAMPLES))
+        examples = heldout_examples(run, "velocity loss", MAX_LOSS_EXAMPLES)
+        times, losses = loss_curve(run.field, *examples, run.config.autoencoder)
         return {"times": times, "raw": losses, "smoothed": smooth(losses)}
 
     return _stored(run, "velocity-loss", "smoothed", measure)
 
 
-def loss_curve(field: Field, data: Examples, index: np.ndarray) -> tuple[list[float], list[float]]:
-    """Return times and the velocity loss at each, summed over dimensions; equal for equal weights (fixed noise seed)."""
+def loss_curve(
+    field: Field, data: Examples, index: np.ndarray, autoencoder: Autoencoder = Identity()
+) -> tuple[list[float], list[float]]:
+    """Return times and the velocity loss at each, summed over dimensions; equal for equal weights (fixed noise seed).
+
+    autoencoder: encodes the examples, unless they are latents already.
+    """
     ends = interval.derive_interval(field.interpolant, field.target, None, steps=1)
     low, high = interval.trainable_interval(field.interpolant, Velocity(), VelocitySpace())
     times = torch.linspace(max(ends.t0, low), min(ends.t1, high), TIMES, dtype=torch.float64)
     keys = rng.sample_keys(0, torch.arange(len(index) * DRAWS))
-    x = data.read(index).repeat(DRAWS, *[1] * len(data.shape))
+    parts = [
+        data.read(index[first : first + LOSS_BATCH]).to(field.device) for first in range(0, len(index), LOSS_BATCH)
+    ]
+    x = torch.cat([modelled(autoencoder, data, part).cpu() for part in parts])
+    x = x.repeat(DRAWS, *[1] * (x.ndim - 1))
     y = torch.from_numpy(data.labels[index]).repeat(DRAWS)
     losses = []
     for t in times:
@@ -102,7 +118,8 @@ def curvatures(run: Run) -> Pairs:
     def measure() -> dict[str, Sequence[float]]:
         index = torch.arange(CURVATURE_PATHS)
         x = rng.normal(rng.sample_keys(PATH_SEED, index).to(run.device), run.shape, rng.INITIAL)
-        y = index % run.field.null_class if run.field.null_class else None
+        classes = run.labelled.present_classes
+        y = torch.tensor(classes)[index % len(classes)] if classes else None
         times, values = zip(*path_curvature(run.field, x, y), strict=True)
         return {"times": times, "curvature": values}
 

@@ -25,7 +25,7 @@ from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder, read_config_of
-from sitkit.runs.sample import draw_samples
+from sitkit.runs.sample import draw_samples, label_notes
 from sitkit.runs.sample_set import SampleSet, keeps_samples
 from sitkit.runs.tracking.sync import METRICS, TrackedRun, run_id
 from sitkit.runs.tracking.tracker import Tracker
@@ -273,7 +273,7 @@ def _measure(
         "value": measured.value,
         "stderr": measured.stderr,
         "halves": reference.halves(metric, extraction, learned),
-        "notes": list(measured.notes),
+        "notes": [*measured.notes, *label_notes(config, run.labelled)],
         "n": samples.n,
         "reference": {
             "data": spec(config.data.source()), "n": reference.n, "fingerprint": reference.data.fingerprint,

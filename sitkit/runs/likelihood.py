@@ -117,6 +117,9 @@ def likelihood(
         "seed": seed,
         "batch": LIKELIHOOD_BATCH,
     }
+    if len(index) < len(data.heldout):
+        # Release 0.1 took the first ones.
+        recipe["subset"] = "random"
     path = RunFolder(run.folder).likelihoods / f"{identity(run.identity, recipe, data.fingerprint)}.json"
     if not path.is_file():
         with reporting(progress) as report:

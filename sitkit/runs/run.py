@@ -93,6 +93,16 @@ class Run:
         """The description of the data that sampling needs; the data themselves may be missing."""
         return data_description(self.source, self.config)
 
+    @functools.cached_property
+    def labelled(self) -> Examples:
+        """The description of the data with the counts of their classes, if they are known or the data are here."""
+        described = self.data_description
+        if described.num_classes and described.class_counts is None:
+            # The description of a run of release 0.1 lacks them.
+            with contextlib.suppress(UserError):
+                return self.examples
+        return described
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the states that the network models."""

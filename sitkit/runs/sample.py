@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from sitkit.data.dataset import Examples
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.images import ROUNDING
 from sitkit.registry.measures import Measures
@@ -27,7 +28,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD, SampleSet, Shards, block_size, to_float, to_storage
 from sitkit.runtime import archives, rng
 from sitkit.runtime.distributed import joined
-from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.errors import UserError, WorkFailed, suggest
 from sitkit.runtime.files import to_json
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
@@ -36,21 +37,95 @@ from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance
 from sitkit.solvers.sampler import Plan, Sample, Sampler, SolveSpec
 from sitkit.transport.diffusion import Diffusion
+from sitkit.transport.field import require_unconditional
 
 
-def labels_of(config: Config, index: Tensor, keys: Tensor, num_classes: int) -> Tensor:
-    """Return the label (n,) of each sample, a function of its index and key; num_classes stands for no label."""
+def labels_of(config: Config, data: Examples, index: Tensor, keys: Tensor) -> Tensor:
+    """Return the label (n,) of each sample, a function of its index and key; num_classes stands for no label.
+
+    Args:
+        config: the configuration.
+        data: the data of the training, or their description.
+        index: the numbers of the samples, (n,).
+        keys: the keys of the samples, (n,).
+
+    Raises:
+        UserError: for classes that the data do not have.
+    """
     rule = config.sample.labels
-    if rule == "none" or num_classes == 0:
-        return torch.full_like(index, num_classes)
-    if rule == "balanced":
-        return index % num_classes
-    if rule == "random":
-        return rng.labels(keys, num_classes)
-    labels = torch.tensor(rule)
-    if len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise UserError(f"sample.labels must be classes from 0 to {num_classes - 1}; got {list(rule)}.")
-    return labels[index % len(labels)]
+    if isinstance(rule, tuple):
+        labels = torch.tensor(chosen_classes(rule, data))
+        return labels[index % len(labels)]
+    if rule == "none" or data.num_classes == 0:
+        return torch.full_like(index, data.num_classes)
+    if rule == "data":
+        return torch.tensor(in_proportion(_counts(data), config.sample.n))[index % config.sample.n]
+    labels = torch.tensor(data.present_classes)
+    return labels[index % len(labels) if rule == "balanced" else rng.labels(keys, len(labels))]
+
+
+def chosen_classes(rule: tuple[int | str, ...], data: Examples) -> list[int]:
+    """Return the numbers of classes that are given by number or name.  Raises UserError for one without examples."""
+    names, top = data.class_names, data.num_classes - 1
+    if top < 0:
+        raise UserError(f"sample.labels = {list(rule)} asks for classes, and the data of this run have no labels.")
+    for label in rule:
+        if isinstance(label, str) and label not in names:
+            raise UserError(
+                f"sample.labels: there is no class {label!r}.{suggest(label, names)} Give a number or a name."
+            )
+    classes = [names.index(label) if isinstance(label, str) else label for label in rule]
+    if not classes or not 0 <= min(classes) <= max(classes) <= top:
+        raise UserError(f"sample.labels must be classes from 0 to {top}; got {list(rule)}.")
+    empty = [names[label] for label in classes if label not in data.present_classes]
+    if empty:
+        raise UserError(f"sample.labels: class {empty[0]!r} has no example in the data, so the network never saw it.")
+    return classes
+
+
+def _counts(data: Examples) -> tuple[int, ...]:
+    if data.class_counts is None:
+        raise UserError(
+            "sample.labels = 'data' needs the number of examples of each class, which this run does not know: "
+            "use 'balanced', or give the classes."
+        )
+    return data.class_counts
+
+
+@functools.lru_cache(maxsize=4)
+def in_proportion(counts: tuple[int, ...], n: int) -> list[int]:
+    """Return n classes in the proportions of counts, evenly mixed; the largest remainders decide about the last ones."""
+    total = sum(counts)
+    shares = [n * count // total for count in counts]
+    order = sorted(range(len(counts)), key=lambda label: (-(n * counts[label] % total), label))
+    for label in order[: n - sum(shares)]:
+        shares[label] += 1
+    places = [((2 * i + 1) / (2 * share), label) for label, share in enumerate(shares) for i in range(share)]
+    return [label for _, label in sorted(places)]
+
+
+# A smaller share of samples of other classes is not said: the digits differ from balanced by 0.6 %.
+SAID_SHARE = 0.02
+
+
+def label_notes(config: Config, data: Examples) -> tuple[str, ...]:
+    """Return a note if the classes of the samples are not those of the data that they are measured against."""
+    rule, counts = config.sample.labels, data.class_counts
+    if rule in ("none", "data") or not counts or not sum(counts):
+        return ()
+    drawn = chosen_classes(rule, data) if isinstance(rule, tuple) else data.present_classes
+    shares = [drawn.count(label) / len(drawn) - count / sum(counts) for label, count in enumerate(counts)]
+    others = sum(map(abs, shares)) / 2
+    if others <= SAID_SHARE:
+        return ()
+    if isinstance(rule, tuple) and set(drawn) != set(data.present_classes):
+        names = ", ".join(data.class_names[label] for label in sorted(set(drawn)))
+        return (f"the samples are of classes {names} alone, and are compared with all classes of the data.",)
+    rule = rule if isinstance(rule, str) else "as listed"
+    return (
+        f"labels are {rule} and the data's classes have other frequencies: {others:.0%} of the samples would be of another "
+        "class with sample.labels=data.",
+    )
 
 
 def plan_solve(sampler: Sampler, spec: SolveSpec, run: Measures) -> Plan:
@@ -78,8 +153,9 @@ class SamplePlan:
     run: Run
 
     def __post_init__(self) -> None:
-        config = self.run.config
-        labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.data_description.num_classes)
+        y = labels_of(self.run.config, self.run.labelled, torch.arange(1), torch.zeros(1, dtype=torch.int64))
+        if self.run.field.null_class and int(y) == self.run.field.null_class:
+            require_unconditional(self.run.network)
         _ = self.guidance, self.plan
 
     @functools.cached_property
@@ -123,7 +199,7 @@ class SamplePlan:
     def draw(self, first: int, last: int, progress: Callable[[int], None]) -> SampleBatch:
         """Return samples first to last - 1.  Raises WorkFailed for samples that are not finite."""
         run, size, on_cpu = self.run, self.batch_size, self.run.device.type == "cpu"
-        config, data = run.config, run.data_description
+        config = run.config
         began, nfe, paths = time.monotonic(), 0, None
         parts: list[Tensor] = []
         labels: list[Tensor] = []
@@ -132,8 +208,8 @@ class SamplePlan:
             # On a CPU the block is always whole: a row's last digits may depend on the number of rows.
             index = torch.arange(start, start + (size if on_cpu else count))
             keys = rng.sample_keys(config.sample.seed, index)
-            y = labels_of(config, index, keys, data.num_classes)
-            solution = self.solve(keys, y, trajectory=data.is_plane and start == 0)
+            y = labels_of(config, run.labelled, index, keys)
+            solution = self.solve(keys, y, trajectory=run.data_description.is_plane and start == 0)
             if solution.trajectory is not None:
                 paths = solution.trajectory[:, : min(100, count)].cpu()
             nfe = max(nfe, solution.nfe)

@@ -147,8 +147,12 @@ class Training:
         config, (examples, shape, num_classes), device = self.config, self.data, self.group.device
         if not (examples.is_image or examples.is_plane):
             return
-        n = min(max(num_classes, 1), 10) * PREVIEW_COLUMNS if examples.is_image else 1000
-        y = torch.arange(n, device=device) // PREVIEW_COLUMNS if examples.is_image and num_classes else None
+        classes = torch.tensor(examples.present_classes or [0], device=device)
+        n = min(len(classes), 10) * PREVIEW_COLUMNS if examples.is_image else 1000
+        index = torch.arange(n, device=device)
+        labels = classes[index // PREVIEW_COLUMNS if examples.is_image else index % len(classes)]
+        # Points are drawn without labels, except by a network that needs them.
+        y = labels if num_classes and (examples.is_image or self.inputs.dropout == 0) else None
         keys = rng.sample_keys(config.train.seed, torch.arange(n)).to(device)
         field = Field(self.network.eval(), config.interp, config.target, num_classes)
         with self.averages.applied():

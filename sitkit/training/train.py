@@ -27,6 +27,7 @@ from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
 from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config
+from sitkit.runs.sample import chosen_classes
 from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
@@ -95,6 +96,8 @@ def run_training(config: Config, progress: Progress = silent) -> Path:
     with joined(config.run.device) as group, tf32(config.train.tf32):
         _require_possible(config, group)
         data = prepare_data(config.data, config.autoencoder)
+        if isinstance(config.sample.labels, tuple):
+            chosen_classes(config.sample.labels, data.examples)
         marks, folder = fingerprints(config), folder_of(config)
         report = progress if group.lead else silent
         network = initial_network(config, data=data.examples)

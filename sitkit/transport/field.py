@@ -72,7 +72,10 @@ class Field:
         return self.times if self.times is not None else getattr(self.network, "times", 1)
 
     def labels(self, y: Tensor | int | None, x: Tensor) -> Tensor:
-        """Return y as (b,) int64 on x's device; None is the null class.  Raises UserError for an unknown label."""
+        """Return y as (b,) int64 on x's device; None is the null class.
+
+        Raises UserError for an unknown label, and for the null class of a network that was trained without it.
+        """
         import torch
 
         if y is None:
@@ -83,6 +86,8 @@ class Field:
                 f"labels run from {int(y.min())} to {int(y.max())}, but the network knows 0 to {self.null_class - 1} "
                 f"and the null class {self.null_class}."
             )
+        if self.null_class and len(y) and int(y.max()) == self.null_class:
+            require_unconditional(self.network)
         return y
 
     def read(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Readings:
@@ -117,6 +122,15 @@ class Field:
     def through(self, network: Network) -> Field:
         """Return the same field with another network, with this one's classes and times."""
         return replace(self, network=network, num_classes=self.null_class, times=self._times)
+
+
+def require_unconditional(network: object) -> None:
+    """Raise UserError for a network with classes whose training never dropped a label: its null class has no meaning."""
+    if getattr(network, "class_dropout", None) == 0:
+        raise UserError(
+            "this network was trained with class_dropout = 0: it never saw an example without a label, so it needs a class "
+            "(sample.labels other than 'none')."
+        )
 
 
 class Counted:

@@ -10,14 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import call, copied, tiny, trained
+from support import autoencoder, call, copied, tiny, trained
 
-from sitkit.data.dataset import load_examples
+from sitkit.data.dataset import in_memory, load_examples
+from sitkit.models.autoencoder import modelled
 from sitkit.registry import interpolants, targets
 from sitkit.results.losscurve import curve_labels
 from sitkit.runs import diagnostics
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.diagnostics import DRAWS, LOSS_BATCH, MAX_LOSS_EXAMPLES, TIMES, loss_curve, smooth, velocity_losses
+from sitkit.runs.diagnostics import (
+    DRAWS,
+    LOSS_BATCH,
+    MAX_LOSS_EXAMPLES,
+    TIMES,
+    heldout_examples,
+    loss_curve,
+    smooth,
+    velocity_losses,
+)
 from sitkit.runs.run import initial_network, load
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -134,3 +144,36 @@ def test_measurements_of_a_run_are_shown(tmp_path: Path) -> None:
         assert bare.status == 0 and "picture" not in bare.out and not path.exists()
         called = call(*words, "--run", folder.name)
         assert called.status == 0 and "values" in called.out and path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_subset_of_the_held_out_examples_is_random_over_classes(tmp_path: Path) -> None:
+    """Data in the order of their classes: the first 100 held-out examples would be of the first class alone."""
+    labels = np.repeat(np.arange(4), 500)
+    np.savez(tmp_path / "d.npz", images=np.zeros((2000, 8, 8, 1), np.uint8), labels=labels)
+    data = f"data={{name: npz, path: {tmp_path / 'd.npz'}, holdout: 0.5}}"
+    run = load(run_training(tiny(tmp_path / "runs", data, "train.steps=0", base="digits")), device="cpu")
+    examples, index = heldout_examples(run, "loss", 100)
+    counts = np.bincount(labels[index], minlength=4)
+    # 25 of each are expected, with a standard deviation of sqrt(100 * 0.25 * 0.75) = 4.3; 4 of them.
+    assert len(set(index)) == 100 and set(index) <= set(examples.heldout) and np.abs(counts - 25).max() < 4 * 4.4
+    assert np.array_equal(heldout_examples(run, "loss", 40)[1], index[:40])
+    assert np.array_equal(heldout_examples(run, "loss", 1000)[1], examples.heldout)
+
+
+def test_the_loss_of_a_run_with_an_autoencoder_is_that_of_its_latents(tmp_path: Path) -> None:
+    """The same run on latents in place of images has the same loss: the latents are what the network models."""
+    path = autoencoder(tmp_path / "vae", channels=1)
+    words = (
+        f"autoencoder={{name: sd-vae, path: {path}}}",
+        "train.steps=0",
+        "backbone.patch_size=2",
+        "data.holdout=0.01",
+    )
+    run = load(run_training(tiny(tmp_path / "runs", *words, base="digits")), device="cpu")
+    examples, index = heldout_examples(run, "loss", 8)
+    curve = loss_curve(run.field, examples, index, run.config.autoencoder)
+    latents = modelled(run.config.autoencoder, examples, examples.read(index))
+    assert latents.shape[1:] == run.shape != examples.shape
+    given = in_memory(latents.numpy(), examples.labels[index], examples.class_names, holdout=0)
+    assert loss_curve(run.field, given, np.arange(8)) == curve
+    assert len(velocity_losses(run)) == TIMES

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import copied, trained
+from support import copied, tiny, trained
 
 import sitkit
 from sitkit.registry import registries
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.run import Run, load
-from sitkit.runs.sample import draw_samples, write_adm
+from sitkit.runs.sample import SamplePlan, draw_samples, in_proportion, labels_of, write_adm
 from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, SampleSet
+from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json
 from sitkit.runtime.progress import Event
+from sitkit.training.train import run_training
 
 # 70 samples of a small state are two blocks of 64.
 DRAWN = 128
@@ -286,3 +290,112 @@ def test_the_archive_for_adm_has_three_channels_labels_and_the_rounding(tmp_path
         assert json.loads(str(arrays["record"][0]))["rounding"] == "round-half-even"
     with pytest.raises(UserError, match="--adm writes images"):
         write_adm(draw_samples(opened("points", tmp_path)), tmp_path / "points.npz")
+
+
+def test_sample_i_of_a_set_has_the_key_of_its_seed_and_number() -> None:
+    """Samples are numbered from 0, and their noise belongs to (sample.seed, number): 0 is the default seed."""
+    plan = SamplePlan(load(trained(), device="cpu"))
+    index = torch.arange(plan.batch_size)
+    keys = rng.sample_keys(0, index)
+    solved = plan.solve(keys, labels_of(plan.run.config, plan.run.labelled, index, keys)).x
+    assert torch.equal(plan.draw(0, 5, lambda count: None).x, solved[:5])
+    assert torch.equal(plan.draw(3, 5, lambda count: None).x, solved[3:5])
+
+
+def unbalanced(folder: Path, *settings: str, counts: Sequence[int] = (0, 30, 6, 0, 4), dropout: float = 0.1) -> Run:
+    """A run on images of classes with gaps, untrained: 30, 6 and 4 examples of classes 1, 2 and 4."""
+    folder.mkdir(exist_ok=True)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    pixels = np.random.default_rng(0).integers(0, 255, (len(labels), 8, 8, 1), dtype=np.uint8)
+    np.savez(folder / "d.npz", images=pixels, labels=labels)
+    data = f"data={{name: npz, path: {folder / 'd.npz'}}}"
+    words = ("train.steps=0", f"backbone.class_dropout={dropout}")
+    run = load(run_training(tiny(folder / "runs", data, *words, base="digits")), device="cpu")
+    return run.with_settings(read_assignments(["sampler={name: euler, steps: 1}", "sample.n=100", *settings]))
+
+
+def drawn_labels(run: Run) -> dict[int, int]:
+    return dict(sorted(Counter(draw_samples(run).y.tolist()).items()))
+
+
+def test_classes_without_an_example_are_never_drawn(tmp_path: Path) -> None:
+    assert drawn_labels(unbalanced(tmp_path)) == {1: 34, 2: 33, 4: 33}
+    assert set(drawn_labels(unbalanced(tmp_path, "sample.labels=random"))) == {1, 2, 4}
+    refused(unbalanced(tmp_path / "0", "sample.labels=[1, 3]"), "class '3' has no example in the data")
+
+
+def test_labels_as_in_the_data_have_its_frequencies(tmp_path: Path) -> None:
+    """100 samples of 30, 6 and 4 of 40: 75, 15 and 10.  Of 7 samples 5.25, 1.05 and 0.7: the largest remainder is 0.7."""
+    assert drawn_labels(unbalanced(tmp_path, "sample.labels=data")) == {1: 75, 2: 15, 4: 10}
+    assert drawn_labels(unbalanced(tmp_path, "sample.labels=data", "sample.n=7")) == {1: 5, 2: 1, 4: 1}
+    for n in (1, 3, 50, 999):
+        made = np.bincount(in_proportion((0, 30, 6, 0, 4), n), minlength=5)
+        assert made.sum() == n and np.abs(made - n * np.array([0, 30, 6, 0, 4]) / 40).max() < 1
+    # Mixed evenly: every 20 in a row have 15, 3 and 2 of the classes, or one more or less.
+    mixed = np.array(in_proportion((0, 30, 6, 0, 4), 100))
+    rows = [np.bincount(mixed[i : i + 20], minlength=5) for i in range(0, 100, 20)]
+    assert np.abs(np.array(rows) - [0, 15, 3, 0, 2]).max() <= 1
+
+
+def test_a_class_is_a_number_a_name_or_a_list(tmp_path: Path) -> None:
+    run = opened("digits", tmp_path, "sampler={name: euler, steps: 1}", "sample.n=4")
+    for words, expected in (("3", [3] * 4), ("'7'", [7] * 4), ("['1', 2]", [1, 2, 1, 2])):
+        assert draw_samples(run.with_settings(read_assignments([f"sample.labels={words}"]))).y.tolist() == expected
+    # One class as a number is the list of it: the same samples, drawn once.
+    one, listed = (run.with_settings(read_assignments([f"sample.labels={rule}"])) for rule in ("3", "[3]"))
+    assert one.config == listed.config
+    refused(opened("digits", tmp_path / "cat", "sample.labels=cat"), "there is no class 'cat'")
+    with pytest.raises(UserError, match="'blanced' is no rule. Did you mean 'balanced'?"):
+        opened("digits", tmp_path, "sample.labels=blanced")
+
+
+def test_a_class_of_data_without_labels_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", images=np.zeros((8, 8, 8, 1), np.uint8))
+    data = f"data={{name: npz, path: {tmp_path / 'd.npz'}}}"
+    with pytest.raises(UserError, match="have no labels"):
+        run_training(tiny(tmp_path / "runs", data, "sample.labels=[0]", base="digits"))
+    assert not (tmp_path / "runs").exists()
+    run = load(run_training(tiny(tmp_path / "runs", data, "train.steps=0", base="digits")), device="cpu")
+    refused(run.with_settings(read_assignments(["sample.labels=0"])), "the data of this run have no labels")
+    for rule in ("balanced", "data", "random", "none"):
+        settings = read_assignments([f"sample.labels={rule}", "sample.n=4", "sampler={name: euler, steps: 1}"])
+        assert draw_samples(run.with_settings(settings)).y.tolist() == [0] * 4
+
+
+def test_without_label_dropout_nothing_is_drawn_without_a_label(tmp_path: Path) -> None:
+    """The embedding of no label was never trained; guidance by it is refused too."""
+    reason = "class_dropout = 0: it never saw an example without a label"
+    refused(unbalanced(tmp_path, "sample.labels=none", dropout=0), reason)
+    run = unbalanced(tmp_path, dropout=0)
+    noise = torch.zeros(2, *run.shape)
+    with pytest.raises(UserError, match=reason):
+        run.field.read(noise, 0.5)
+    with pytest.raises(UserError, match=reason):
+        sitkit.samplers.create("heun").sample(run.field, noise)
+    with pytest.raises(UserError, match=reason):
+        sitkit.likelihood(run, settings={"sample.labels": "none"})
+    assert drawn_labels(run) == {1: 34, 2: 33, 4: 33} and set(
+        drawn_labels(unbalanced(tmp_path, "sample.labels=none"))
+    ) == {5}
+
+
+@pytest.mark.parametrize(
+    ("counts", "rule", "said"),
+    [
+        ((90, 10), "balanced", "labels are balanced and the data's classes have other frequencies: 40%"),
+        ((90, 10), "data", None),
+        ((50, 50), "balanced", None),
+        ((0, 40, 40), "balanced", None),
+        ((90, 10), "none", None),
+        ((90, 10), "[1]", "the samples are of classes 1 alone, and are compared with all classes of the data"),
+        ((90, 10), "[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]", None),
+    ],
+)
+def test_an_evaluation_says_that_its_classes_are_not_those_of_the_data(
+    tmp_path: Path, counts: tuple[int, ...], rule: str, said: str | None
+) -> None:
+    """With 90 and 10 of 100 examples a balanced set has 40 % in the wrong class."""
+    run = unbalanced(tmp_path, f"sample.labels={rule}", "sample.n=20", "run.track=false", counts=counts)
+    (number,) = sitkit.evaluate(run, metric="sliced-wasserstein", n=20)
+    notes = [note for note in number.record["notes"] if "class" in note]
+    assert len(notes) == (said is not None) and (said is None or notes[0].startswith(said))

@@ -433,3 +433,15 @@ def test_an_update_with_the_same_bytes_leaves_the_file_as_it_is(tmp_path: Path) 
     assert path.stat() == before
     update_file(path, b"two")
     assert path.read_text() == "two" and path.stat().st_ino != before.st_ino
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+def test_each_moment_of_another_shape_is_refused(moment: str) -> None:
+    model = model_of()
+    optimizer = optimizer_of(model, "fused")
+    train(model, optimizer, range(1))
+    tensors = dict(optimizer_tensors(optimizer))
+    name = next(name for name in tensors if name.endswith(f".0.{moment}"))
+    tensors[name] = tensors[name][:-1].clone()
+    with pytest.raises(UserError, match=rf"another model: {moment} of parameter 0 has shape \(6, 5\)"):
+        load_optimizer(optimizer_of(model_of(), "fused"), tensors)

@@ -13,7 +13,7 @@ from sitkit.registry import interpolants, samplers, targets
 from sitkit.runtime.errors import WorkFailed
 from sitkit.solvers import ode
 from sitkit.solvers.log_density import log_prob
-from sitkit.solvers.ode import FixedStepODE, Tableau
+from sitkit.solvers.ode import FixedStepODE, Tableau, worst_sample
 from sitkit.testing import gaussian_field
 from sitkit.transport.field import Field, Network
 
@@ -110,3 +110,16 @@ def test_a_number_for_a_time_is_read_in_the_precision_of_the_state() -> None:
     x = torch.ones(2, 1, dtype=torch.float64)
     field = gaussian_field(interpolants.create("gvp"), targets.create("noise"))
     assert torch.equal(field.read(x, 0.3).score, field.read(x, torch.tensor(0.3, dtype=torch.float64)).score)
+
+
+def test_the_error_of_an_adaptive_step_is_that_of_the_worst_sample() -> None:
+    """Samples that are easy do not hide one that is hard: it takes the steps that it takes alone."""
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    assert float(worst_sample((x,))) == pytest.approx(12.5**0.5)
+    hard, easy = torch.full((1, 2), 50.0, dtype=torch.float64), torch.full((999, 2), 0.0, dtype=torch.float64)
+    for name in ("dopri5", "dopri8"):
+        alone = samplers.create(name).sample(FIELD, hard)
+        among = samplers.create(name).sample(FIELD, torch.cat((hard, easy)))
+        assert among.nfe == alone.nfe and samplers.create(name).sample(FIELD, easy).nfe < alone.nfe
+        # The first step depends on the batch, and every step errs by at most the tolerance.
+        torch.testing.assert_close(among.x[:1], alone.x, rtol=1e-5, atol=0)

@@ -18,7 +18,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.rng import sample_keys
 from sitkit.solvers.brownian import BrownianPath
 from sitkit.solvers.guidance import ClassifierFree
-from sitkit.solvers.sampler import SolveSpec
+from sitkit.solvers.sampler import SolveSpec, with_user_ends
 from sitkit.testing import (
     MEAN,
     ORDER_TOLERANCE,
@@ -31,6 +31,7 @@ from sitkit.testing import (
 )
 from sitkit.testing.certify import certify
 from sitkit.transport.field import Counted, Field
+from sitkit.transport.interval import Interval
 
 SAMPLERS = samplers.names()
 ODES = [name for name in SAMPLERS if not samplers[name].stochastic]
@@ -289,3 +290,12 @@ def test_every_combination_is_right_or_refused_with_its_default_steps(tmp_path: 
     certificate = certify(interp=[path for path in interpolants.names() if path != "ddpm"], out=tmp_path)
     assert certificate.wrong == []
     assert certificate.count("refused") < len(certificate.verdicts) / 6
+
+
+def test_the_papers_margin_does_not_pass_a_stable_end() -> None:
+    """An explicit step is stable only up to the derived end, so the margin of the paper moves a singular end alone."""
+    sampler = samplers.create("euler-maruyama", clip="paper")
+    unstable = Interval(0.0, 0.96, "", "a step is unstable after t = 0.96")
+    assert with_user_ends(sampler, unstable, paper=1e-3)[:2] == (0.0, 0.96)
+    singular = Interval(1e-5, 0.9999, "singular", "singular")
+    assert with_user_ends(sampler, singular, paper=1e-3)[:2] == (1e-3, 1 - 1e-3)

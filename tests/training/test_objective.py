@@ -21,6 +21,7 @@ from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run import initial_network, load
 from sitkit.runs.run_folder import RunFolder
+from sitkit.runtime import rng
 from sitkit.runtime.rng import TRAINING, normal
 from sitkit.runtime.tensors import load_tensors
 from sitkit.training.objective import Inputs, TrainingInputs, objective_of
@@ -195,3 +196,30 @@ def test_bfloat16_is_the_network_s_and_the_loss_is_float32(tmp_path: Path) -> No
     # bfloat16 has 8 bits: a relative error of 2^-9 in each product, some twenty in a row, squared in the loss.
     torch.testing.assert_close(values[0], values[1], rtol=40 * 2**-9, atol=0)
     assert not torch.equal(*values)
+
+
+def make_inputs(config: Config) -> TrainingInputs:
+    return TrainingInputs(config, initial_network(config), load_examples(config.data), CPU)
+
+
+def test_noise_and_times_follow_the_training_seed(tmp_path: Path) -> None:
+    """The same examples at the same positions: another seed gives other noise, times and dropped labels."""
+    x, y, positions = torch.zeros(64, 2), torch.zeros(64, dtype=torch.int64), np.arange(64)
+    first, again, other = (
+        make_inputs(tiny(tmp_path, f"train.seed={seed}", "backbone.class_dropout=0.5"))(x, y, positions)
+        for seed in (3, 3, 4)
+    )
+    assert all(map(torch.equal, first, again))
+    assert not bool((first.noise == other.noise).any()) and not bool((first.t == other.t).any())
+    # Halves of 64 labels are dropped: both choices agree with probability 2^-64.
+    assert not torch.equal(first.y, other.y)
+
+
+def test_times_stay_where_the_loss_is_finite(tmp_path: Path) -> None:
+    """The velocity of a noise prediction is singular at t = 0: none of 20,000 times is below 1e-3, where 20 of them fall."""
+    config = tiny(tmp_path, "target=noise", "weight=velocity")
+    made = make_inputs(config)
+    low, high = made.interval
+    times = made.times(rng.sample_keys(0, torch.arange(20_000))).double()
+    # Times are float32, a rounding of 6e-8 of them.
+    assert low == pytest.approx(1e-3) and float(times.min()) >= low * (1 - 1e-7) and float(times.max()) <= high

@@ -171,3 +171,15 @@ def test_a_compiled_training_compiles_once_and_learns_the_same(tmp_path: Path) -
 def test_a_batch_in_uneven_parts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="accumulate must divide batch"):
         tiny(tmp_path, "train.accumulate=3")
+
+
+def test_the_norm_is_that_before_clipping(tmp_path: Path) -> None:
+    """The logged norm shows how large gradients are, not the bound that they are cut to."""
+    optimization = Optimization([nn.Parameter(torch.ones(2))], settings(lr=0.1, clip=1.0))
+    optimization.parameters[0].grad = torch.tensor([3.0, 4.0])
+    assert float(optimization.step()) == 5.0
+    logged = [
+        [row["grad_norm"] for row in log_of(run_training(tiny(tmp_path, "train.steps=1", "run.log_every=1", *words)))]
+        for words in ((), ("train.clip=1e-3",))
+    ]
+    assert logged[0] == logged[1] and logged[0][0] > 1e-3

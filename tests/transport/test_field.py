@@ -114,3 +114,18 @@ def test_counting_is_per_sample() -> None:
     for rows in (4, 8, 4):
         counted(torch.zeros(rows, 1), torch.zeros(rows), torch.zeros(rows))
     assert counted.nfe == 4
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_readings_of_a_half_precision_network_are_computed_in_float32(name: str) -> None:
+    """The state and the prediction are rounded to bfloat16; what is made of them is not."""
+
+    def half(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return (x / 3).bfloat16()
+
+    target, path = targets.create(name), interpolants.create("gvp")
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    low = Field(half, path, target).read(x, 0.3)
+    full = Field(lambda x, t, y: half(x, t, y).float(), path, target).read(x.float(), 0.3)
+    for ours, theirs in zip(low, full, strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, theirs)

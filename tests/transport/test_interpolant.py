@@ -169,3 +169,12 @@ def test_an_unregistered_component_is_refused_by_the_laws() -> None:
 
     with pytest.raises(AssertionError, match="registered"):
         obey(Stranger())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", interpolants.names())
+def test_coefficients_of_a_half_precision_time_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    t, x = torch.tensor([0.1, 0.5, 0.99], dtype=dtype), torch.zeros(3, 2, 2, dtype=dtype)
+    interpolant = interpolants.create(name)
+    for ours, full in zip(interpolant.at(t, x), interpolant.coefficients(t.float().reshape(3, 1, 1)), strict=True):
+        assert ours.dtype == torch.float32 and torch.equal(ours, full)

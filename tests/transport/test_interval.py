@@ -135,3 +135,11 @@ def test_training_runs_over_all_of_time_where_it_can() -> None:
     t0, t1 = interval.trainable_interval(interpolants.create("vp-sbdm"), Velocity(), weightings.create("velocity"))
     # SiT clips the training of vp-sbdm at 1 - 1e-5.
     assert t0 == 0 and t1 == pytest.approx(1 - 1e-5, abs=2e-8)
+
+
+def test_an_sde_that_would_start_late_is_refused() -> None:
+    """w = 8 (1 - t)^2 on gvp with 3 steps: h w / (2 sigma^2) = 1 at t = 1/3, where alpha = sin(pi / 6) = 0.5."""
+    with pytest.raises(UserError, match="stable only from t = 0.333 on, where alpha is already 0.5: use more steps"):
+        interval.derive_interval(
+            interpolants.create("gvp"), Velocity(), diffusion("decreasing", 8.0), steps=3, end=0.96
+        )

@@ -7,6 +7,7 @@ same name.
 from __future__ import annotations
 
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,9 +106,15 @@ class TrainSettings(Settings):
         return self.ema if isinstance(self.ema, tuple) else (self.ema,)
 
 
+LABEL_RULES = ("balanced", "data", "random", "none")
+
+
 class SampleSettings(Settings):
     """The number of samples, their seed, weights and labels.
 
+    labels: "balanced", the classes in turn; "data", as often as in the data; "random", every class with equal
+    probability; each draws the classes that have examples.  "none" draws without labels.  A class or a list of classes, as
+    numbers or names, draws these in turn.
     batch: samples in one solve on an accelerator; a CPU takes blocks of a fixed size, so that `batch` changes no digit.
     ema: the average of the weights, by default the first of train.ema: one of its decays, or the relative width of a
     power-function average, rebuilt from the snapshots of train.posthoc.
@@ -117,8 +124,20 @@ class SampleSettings(Settings):
     seed: int = Field(0, ge=0)
     weights: Literal["ema", "raw"] = "ema"
     ema: float | None = Field(None, ge=0, lt=1)
-    labels: Literal["balanced", "random", "none"] | tuple[int, ...] = "balanced"
+    labels: Literal["balanced", "data", "random", "none"] | tuple[int | str, ...] = "balanced"
     batch: int = Field(256, ge=1)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _classes(cls, labels: Any) -> Any:
+        if isinstance(labels, str) and labels not in LABEL_RULES:
+            if near := get_close_matches(labels, LABEL_RULES, 1, 0.8):
+                raise ValueError(
+                    f"{labels!r} is no rule. Did you mean {near[0]!r}? Rules are {', '.join(LABEL_RULES)}; a class of that "
+                    f"name is written as [{labels}]."
+                )
+            return (labels,)
+        return (labels,) if isinstance(labels, int) and not isinstance(labels, bool) else labels
 
     @model_validator(mode="after")
     def _averaged(self) -> SampleSettings:
