@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sitkit.solvers.sampler import Plan, Sampler, SolveSpec
     from sitkit.transport.diffusion import Diffusion
 
-MEAN, STD = 0.7, 0.3
+LAW_MEAN, LAW_STD = 0.7, 0.3
 # The largest error of the mean and of the standard deviation, relative to them.
 LARGEST_ERROR = 0.05
 # A last step that takes more than this part of the standard deviation is noted in the plan.
@@ -58,14 +58,14 @@ class Moments(NamedTuple):
     @property
     def error(self) -> float:
         """The larger of the errors of both, relative to the data's."""
-        return max(abs(self.mean / MEAN - 1), abs(self.std / STD - 1))
+        return max(abs(self.mean / LAW_MEAN - 1), abs(self.std / LAW_STD - 1))
 
     def __str__(self) -> str:
         return f"a mean of {self.mean:.3g} and a standard deviation of {self.std:.3g}"
 
 
 class GaussianReadings(NamedTuple):
-    """The readings of N(MEAN, STD^2) at a time, each an affine map of the state, and the law of the state there."""
+    """The readings of N(LAW_MEAN, LAW_STD^2) at a time, each an affine map of the state, and the law of the state there."""
 
     velocity: Affine
     score: Affine
@@ -80,20 +80,20 @@ class GaussianReadings(NamedTuple):
 def gaussian_readings(interpolant: Interpolant, times: Sequence[float]) -> list[GaussianReadings]:
     """Return the readings at each time, computed in float64.
 
-    With R^2 = alpha^2 STD^2 + sigma^2 and y = x - alpha MEAN they are d_alpha MEAN + (R' / R) y, -y / R^2 and
-    MEAN + (alpha STD^2 / R^2) y.
+    With R^2 = alpha^2 LAW_STD^2 + sigma^2 and y = x - alpha LAW_MEAN they are d_alpha LAW_MEAN + (R' / R) y, -y / R^2 and
+    LAW_MEAN + (alpha LAW_STD^2 / R^2) y.
     """
     c = interpolant.coefficients(torch.tensor(times, dtype=torch.float64))
     sigma = c.sigma.clamp_min(TINY)
-    variance = (c.alpha * STD).square() + sigma.square()
-    rate = (c.alpha * c.d_alpha * STD**2 + sigma * c.d_sigma) / variance
-    gain = c.alpha * STD**2 / variance
-    mean = c.alpha * MEAN
+    variance = (c.alpha * LAW_STD).square() + sigma.square()
+    rate = (c.alpha * c.d_alpha * LAW_STD**2 + sigma * c.d_sigma) / variance
+    gain = c.alpha * LAW_STD**2 / variance
+    mean = c.alpha * LAW_MEAN
     rows = torch.stack(
         (
-            *(rate, c.d_alpha * MEAN - rate * mean),
+            *(rate, c.d_alpha * LAW_MEAN - rate * mean),
             *(-1 / variance, mean / variance),
-            *(gain, MEAN - gain * mean),
+            *(gain, LAW_MEAN - gain * mean),
             *(mean, variance.sqrt()),
         ),
         1,
@@ -112,7 +112,7 @@ def moments_of_span(sampler: Sampler, spec: SolveSpec, times: Tensor) -> Moments
     first, last = (reading.state for reading in gaussian_readings(spec.interpolant, times[[0, -1]].tolist()))
     kept = last.std / first.std * math.exp(-_contraction(sampler, spec, times))
     wide = math.sqrt(last.std**2 + kept**2 * (1 - first.std**2)) / last.std
-    return Moments(MEAN - kept * first.mean, STD * wide)
+    return Moments(LAW_MEAN - kept * first.mean, LAW_STD * wide)
 
 
 def _contraction(sampler: Sampler, spec: SolveSpec, times: Tensor) -> float:
@@ -126,7 +126,7 @@ def _contraction(sampler: Sampler, spec: SolveSpec, times: Tensor) -> float:
     points, weights = np.polynomial.legendre.leggauss(8)
     nodes = times[:-1, None] + times.diff()[:, None] * torch.from_numpy((points + 1) / 2)
     c = spec.interpolant.coefficients(nodes)
-    rate = form.w(nodes, c) / ((c.alpha * STD).square() + c.sigma.square())
+    rate = form.w(nodes, c) / ((c.alpha * LAW_STD).square() + c.sigma.square())
     return float((rate @ torch.from_numpy(weights / 2) * times.diff()).sum()) / 2
 
 
@@ -181,7 +181,7 @@ def _require_span(sampler: Sampler, spec: SolveSpec, plan: Plan) -> None:
     elif noise > LEFT_BY_END * (1 + 1e-9):
         fault = f"it leaves noise of {noise:.2g} in the samples"
     elif (span := moments_of_span(sampler, spec, plan.times)).error > LARGEST_ERROR:
-        fault = f"with exact steps it gives N({MEAN}, {STD}^2) {span}"
+        fault = f"with exact steps it gives N({LAW_MEAN}, {LAW_STD}^2) {span}"
     else:
         return
     raise UserError(
@@ -205,6 +205,6 @@ def _require_grid(sampler: Sampler, spec: SolveSpec, plan: Plan) -> None:
         return
     if theirs is not None and theirs.error <= LARGEST_ERROR:
         raise UserError(
-            f"sampler {sampler.name!r} with {len(plan.times) - 1} steps on grid {grid.name!r} gives N({MEAN}, {STD}^2) "
+            f"sampler {sampler.name!r} with {len(plan.times) - 1} steps on grid {grid.name!r} gives N({LAW_MEAN}, {LAW_STD}^2) "
             f"{ours}; on grid {usual.name!r} it gives {theirs}: use that grid or more steps."
         )

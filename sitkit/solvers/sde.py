@@ -95,26 +95,26 @@ class SDESampler(Sampler):
 
     def _judge_last_step(self, spec: SolveSpec, plan: Plan) -> Plan:
         """Return a plan that says what its last step takes of the spread of data.  Raises UserError if it is too much."""
-        from sitkit.solvers.moments import LARGEST_ERROR, NOTED_LOSS, STD
+        from sitkit.solvers.moments import LARGEST_ERROR, LAW_STD, NOTED_LOSS
 
         if not plan.last_step:
             return plan
         loss = self.spread_lost(spec, plan)
         takes = f"last_step {self.last_step!r} of {plan.last_step:g} on {spec.interpolant.name!r} takes {loss:.1%} of a standard "
-        takes += f"deviation of {STD:g}, and more of a smaller one"
+        takes += f"deviation of {LAW_STD:g}, and more of a smaller one"
         if loss > LARGEST_ERROR and not self.accept_bias and self.last_step_size != SDESampler.last_step_size:
             raise UserError(f"{takes}: use a smaller last_step_size, or accept_bias to run it as published.")
         return plan._replace(notes=(*plan.notes, takes)) if loss > NOTED_LOSS else plan
 
     def spread_lost(self, spec: SolveSpec, plan: Plan) -> float:
         """Return the part of the standard deviation 0.3 of data that the last step takes from states of the exact law."""
-        from sitkit.solvers.moments import STD, diffusion_of, gaussian_readings
+        from sitkit.solvers.moments import LAW_STD, diffusion_of, gaussian_readings
 
         end = plan.times[-1:]
         w = float(diffusion_of(self, spec).w(end, spec.interpolant.coefficients(end)))
         (readings,) = gaussian_readings(spec.interpolant, end.tolist())
         step = self.gaussian_last_step(plan.last_step, GaussianNode(readings, w))
-        return 1 - abs(step.factor) * readings.state.std / STD
+        return 1 - abs(step.factor) * readings.state.std / LAW_STD
 
     def _plan(self, spec: SolveSpec, largest_rho: float) -> Plan:
         """Return the plan whose first step has at most a given h w / (2 sigma^2).  Raises UserError as `plan`."""
