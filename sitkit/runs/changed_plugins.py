@@ -71,6 +71,20 @@ def warn_of_changed_plugins(folder: Path, config: Config) -> None:
         warnings.warn(message, stacklevel=3)
 
 
+def warn_of_changed_samples(record: Mapping[str, Any], config: Config) -> None:
+    """Warn if a plugin of the sampler, the diffusion or the guidance changed since samples with this record were drawn."""
+    changed = changed_plugins(record.get("environment") or {}, [config.sampler, config.diffusion, config.guidance])
+    if changed:
+        warnings.warn(_sentence(changed, "these samples were drawn"), stacklevel=3)
+
+
+def warn_of_changed_number(record: Mapping[str, Any], config: Config, metric: Component) -> None:
+    """Warn if a plugin of the metric or of the sampling changed since a number with this record was measured."""
+    if changed := changed_plugins(record.get("environment") or {}, [metric]):
+        warnings.warn(_sentence(changed, f"{metric.name} was measured"), stacklevel=3)
+    warn_of_changed_samples(record["sampling"], config)
+
+
 def settle_changed_plugins(configs: Iterable[Config], choice: ChangedPlugin | None) -> None:
     """Refuse, keep or remove the runs of configurations that were trained with another source of a plugin.
 

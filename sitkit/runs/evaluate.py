@@ -18,6 +18,7 @@ from sitkit.evaluation.extractors.extractor import Extraction, Extractor
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
 from sitkit.evaluation.reference import Reference
 from sitkit.registry import extractors, spec
+from sitkit.runs.changed_plugins import warn_of_changed_number
 from sitkit.runs.config.identity import file_digest, number_identity, sampling_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
@@ -174,6 +175,9 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
     folder = RunFolder(run.folder).evaluations
     paths = {metric: folder / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric}
     missing = [metric for metric, path in paths.items() if not path.is_file()]
+    for metric, path in paths.items():
+        if metric not in missing:
+            warn_of_changed_number(Evaluation.read(path).record, run.config, metric)
     if missing:
         with joined(run.config.run.device) as group:
             extractions = _extractions(run, missing, progress)

@@ -19,6 +19,7 @@ from sitkit.data.dataset import Examples
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.images import ROUNDING
 from sitkit.registry.measures import Measures
+from sitkit.runs.changed_plugins import warn_of_changed_samples
 from sitkit.runs.config.identity import sampling_identity, sampling_recipe
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import SamplingFlags
@@ -294,6 +295,8 @@ def draw_samples(
     """
     folder = RunFolder(run.folder).samples / sampling_identity(run.config, run.step)
     shards = Shards(folder, run.data_description, extractions, run.config.sample.n, keep)
+    if (stored := shards.record) is not None:
+        warn_of_changed_samples(stored, run.config)
     with joined(run.config.run.device) as group:
         if not shards.finished:
             plan = SamplePlan(run)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from support import GOOD, HEADER, STUDY, flags, put, run, write_study
+from support import GOOD, HEADER, STUDY, flags, put, run, tiny, write_study
 
-from sitkit.runs.changed_plugins import settle_changed_plugins
+import sitkit
+from sitkit.registry.plugin import Plugin
+from sitkit.runs.changed_plugins import changed_plugins, settle_changed_plugins, warn_of_changed_number
 from sitkit.runtime.errors import UserError
 
 SAID = "The source of plugin 'bend' (sitkit-bend 1.0) changed since"
@@ -60,6 +63,27 @@ def test_a_run_of_another_source_is_named_refused_kept_or_made_again(site: Path,
 def test_an_unknown_choice_is_refused() -> None:
     with pytest.raises(UserError, match=r"changed_plugin 'drop': no such choice. Known: redo, keep"):
         settle_changed_plugins([], "drop")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kind", ["sampler", "metric"])
+def test_a_component_of_another_source_is_named_when_its_result_is_used_again(kind: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    component = config.sampler if kind == "sampler" else config.metric[0]
+    name = component.name
+    plugin = Plugin("mine", type(component).__module__, "sitkit-mine", "1.0")
+    registry = sitkit.samplers if kind == "sampler" else sitkit.metrics
+    claims = registry._claims[name]
+    now = {"plugin_sources": {"mine": plugin.source_digest()}}
+    then = {"plugin_sources": {"mine": "0" * 64}}
+    registry._claims[name] = [dataclasses.replace(claims[0], plugin=plugin)]
+    try:
+        assert changed_plugins(now, [component]) == [] == changed_plugins({}, [component])
+        assert changed_plugins(then, [component]) == ["plugin 'mine' (sitkit-mine 1.0)"]
+        record = {"environment": then, "sampling": {"environment": then}}
+        with pytest.warns(UserWarning, match="source of plugin 'mine'"):
+            warn_of_changed_number(record, config, config.metric[0])
+    finally:
+        registry._claims[name] = claims
 
 
 def test_a_study_over_runs_of_another_source_stops(site: Path, tmp_path: Path) -> None:
