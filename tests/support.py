@@ -26,6 +26,7 @@ from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import assemble, read_assignments, read_config
 from sitkit.runs.run_folder import RunFolder
+from sitkit.runtime.stops import SIGNALS
 from sitkit.studies import ablate
 from sitkit.studies.status import StudyOutcome
 from sitkit.studies.study import Cell
@@ -113,7 +114,7 @@ def flipped_bit(path: Path, draw: random.Random) -> Iterator[None]:
 
 def call(*words: str | Path) -> Called:
     """Run `sitkit WORDS` in this process."""
-    out, err, interrupt = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGINT)
+    out, err, handlers = io.StringIO(), io.StringIO(), {number: signal.getsignal(number) for number in SIGNALS}
     with (
         mock.patch.object(sys, "argv", ["sitkit", *map(str, words)]),
         contextlib.redirect_stdout(out),
@@ -125,7 +126,8 @@ def call(*words: str | Path) -> Called:
         except SystemExit as ended:
             status = ended.code or 0
         finally:
-            signal.signal(signal.SIGINT, interrupt)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return Called(int(status), out.getvalue(), err.getvalue())
 
 

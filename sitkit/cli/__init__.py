@@ -8,7 +8,8 @@ import sys
 def main() -> None:
     """Run the `sitkit` command.
 
-    Exit status: 0; 1 if the work failed; 2 if it is impossible, which is found before any work; 130 after ctrl-C.
+    Exit status: 0; 1 if the work failed; 2 if it is impossible, which is found before any work; 128 + the signal
+    after a signal, so 130 after ctrl-C.
     """
     from sitkit.cli.interrupt import stop_at_once
 

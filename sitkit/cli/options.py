@@ -85,6 +85,7 @@ STEP = sampling_option("--step", help="Step of the checkpoint, by default the ne
 PRESET = sampling_option("--preset", help="Sampling settings that a search saved in the run.")
 SETS = running_option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE")
 RUNS = typer.Option(Path("runs"), "--runs", help="The folder of runs.", rich_help_panel=RUNNING)
+RUNS_OR_FILE = running_option("--runs", help="The folder of runs.", show_default="runs, or run.folder of a file")
 DEVICE = running_option("--device", help="cpu, cuda, cuda:1, auto.")
 CHANGED_PLUGIN = running_option(
     "--changed-plugin",
@@ -160,17 +161,18 @@ class RunningOptions:
     """Any setting, the folder of runs, and the device."""
 
     sets: list[str] | None = SETS
-    runs: Path = RUNS
+    runs: Path | None = RUNS_OR_FILE
     device: str | None = DEVICE
 
     def arguments(self, **flags: Any) -> dict[str, Any]:
         """Return `runs`, `device` and `settings` for a function that takes a run; settings come from `flags` and --set."""
         settings = layer({**flags, "device": self.device}, self.sets)
-        return {"runs": self.runs, "device": self.device, "settings": settings}
+        return {"runs": self.runs or Path("runs"), "device": self.device, "settings": settings}
 
     def training_settings(self, **flags: Any) -> Any:
         """Return the settings from `flags`, --runs, --device and --set, for a training or a study."""
-        return layer({**flags, "runs": str(self.runs), "device": self.device}, self.sets, training=True)
+        runs = None if self.runs is None else str(self.runs)
+        return layer({**flags, "runs": runs, "device": self.device}, self.sets, training=True)
 
 
 def layer(flags: dict[str, Any], sets: list[str] | None, training: bool = False) -> Any:

@@ -101,6 +101,10 @@ class Training:
             # In this mode an existing file keeps its time: nothing was written.
             self.files.metrics.open("a").close()
             forget_rows(self.files.metrics, self.done)
+        # A training that ended between a checkpoint and its picture draws the picture now.
+        lost = self.done > 0 and due(self.config, self.done).preview and not self._picture.exists()
+        if self.group.broadcast(lost):
+            self.preview()
         return range(self.done, train.steps)
 
     def step(self, batch: DataBatch) -> None:
@@ -139,6 +143,10 @@ class Training:
         self.state.save(self.folder, self.config, self.done)
         self.saved = self.done
 
+    @property
+    def _picture(self) -> Path:
+        return self.files.previews / f"step-{self.done:08d}.png"
+
     def preview(self) -> None:
         """Write a picture of samples with averaged weights: a row for each class, or points in the plane.
 
@@ -158,8 +166,7 @@ class Training:
         with self.averages.applied():
             samples = Heun(steps=PREVIEW_STEPS).sample(field, rng.normal(keys, shape, rng.INITIAL), y, seeds=keys)
             if self.group.lead:
-                path = self.files.previews / f"step-{self.done:08d}.png"
-                show(config.autoencoder.decode(samples.x), y, examples, path)
+                show(config.autoencoder.decode(samples.x), y, examples, self._picture)
         self.network.train()
 
 

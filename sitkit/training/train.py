@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Unpack
 
 from filelock import FileLock, Timeout
@@ -35,6 +32,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
+from sitkit.runtime.stops import REPEATED, Stopped, noted
 from sitkit.training.parallel import tf32
 from sitkit.training.step import Training, due
 
@@ -90,7 +88,7 @@ def run_training(config: Config, progress: Progress = silent) -> Path:
         Busy: if another process trains the run.
         WorkFailed: if the loss or the gradient is not finite; it names the step, the last good checkpoint and the file
             with the examples of that step.
-        KeyboardInterrupt: after ctrl-C, when the checkpoint of the current step is written.
+        Stopped: after ctrl-C, SIGTERM, SIGHUP or SIGUSR1, when the checkpoint of the current step is written.
     """
     use_threads(config)
     with joined(config.run.device) as group, tf32(config.train.tf32):
@@ -176,7 +174,7 @@ def _loop(
     training = Training(config, network, data, folder, group, progress)
     steps, part, pin = training.resume(), training.inputs.part, group.device.type == "cuda"
     with (
-        interruptible(0.0 if alone else 5.0) as interrupted,
+        noted(0.0 if alone else REPEATED) as signals,
         feed(
             data.examples, settings.seed, steps, settings.batch, part=part, workers=config.run.workers, pin=pin
         ) as batches,
@@ -184,10 +182,10 @@ def _loop(
         for batch in batches:
             training.step(batch)
             now, stop = due(config, training.done), False
-            if now.log or (alone and interrupted.is_set()):
+            if now.log or (alone and signals):
                 training.log()
                 # Several processes decide together, and only at a step where they wait for each other anyway.
-                stop = group.any(interrupted.is_set())
+                stop = group.any(bool(signals))
             if now.snapshot:
                 training.snapshot()
             if now.save or stop:
@@ -195,32 +193,5 @@ def _loop(
             if now.preview:
                 training.preview()
             if stop and not now.last:
-                raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def interruptible(patience: float = 0.0) -> Iterator[threading.Event]:
-    """Yield an event that ctrl-C sets, so that the loop can stop between two steps; a second ctrl-C stops at once.
-
-    patience: seconds within which a second ctrl-C is ignored, because torchrun repeats the first one.
-    """
-    pressed = threading.Event()
-    first = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def press(signum: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if not pressed.is_set():
-            first = time.monotonic()
-            pressed.set()
-        elif time.monotonic() - first >= patience:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+                # Of several processes some may not have received the signal.
+                raise Stopped(*signals or [signal.SIGTERM])

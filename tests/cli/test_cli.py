@@ -427,3 +427,19 @@ def test_a_folder_that_cannot_be_made_is_one_line_of_error(here: Path) -> None:
     (here / "file").touch()
     called = call("train", "points", *flags(), "--runs", "file/runs")
     assert called.status == 1 and called.err.endswith(": Not a directory.\n") and "Traceback" not in called.err
+
+
+def test_a_file_says_where_its_run_goes_and_the_flag_is_stronger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("f.yaml").write_text(
+        "run: {folder: here, track: false}\ntrain: {steps: 1, batch: 8}\ndata: points\nbackbone: mlp\n"
+    )
+    assert call("train", "f.yaml").status == 0
+    (run,) = Path("here").iterdir()
+    assert not Path("runs").exists()
+    again = call("train", run / "config.yaml", "--set", "train.steps=1")
+    assert again.status == 0 and [*Path("here").iterdir()] == [run] and not Path("runs").exists(), again.err
+    assert call("train", "f.yaml", "--runs", "there").status == 0 and (Path("there") / run.name).is_dir()
+    assert call("train", "f.yaml", "--set", "run.folder=third").status == 0 and (Path("third") / run.name).is_dir()

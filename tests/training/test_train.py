@@ -31,6 +31,7 @@ from sitkit.runs.run import initial_network, load
 from sitkit.runs.run_folder import RunFolder, folder_of
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event
+from sitkit.runtime.stops import SIGNALS
 from sitkit.runtime.tensors import load_tensors, read_header
 from sitkit.training.objective import TrainingInputs, objective_of
 from sitkit.training.step import Due, due, forget_rows
@@ -105,6 +106,17 @@ def test_a_run_stopped_and_continued_ends_at_the_same_bytes(
     assert min(event.done for event in events if not event.message) == 20  # no step was taken twice
     assert weights(parts) == weights(whole)
     assert losses(parts) == losses(whole)
+
+
+def test_a_picture_lost_between_a_checkpoint_and_its_drawing_is_drawn_on_the_next_start(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "train.steps=4", "run.sample_every=2", "run.checkpoint_every=2")
+    folder = run_training(config)
+    last, middle = RunFolder(folder).previews / "step-00000004.png", RunFolder(folder).previews / "step-00000002.png"
+    picture = last.read_bytes()
+    last.unlink()
+    middle.unlink()
+    run_training(config)
+    assert last.read_bytes() == picture and not middle.exists()
 
 
 def test_running_again_does_nothing(tmp_path: Path) -> None:
@@ -184,8 +196,9 @@ def test_killed_twenty_times_ends_at_the_same_bytes(whole: Path, tmp_path: Path)
     check_kills(whole, tmp_path, kills=14, blind=6)
 
 
-def test_ctrl_c_saves_a_checkpoint_and_prints_the_command_to_continue(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sent", SIGNALS)
+def test_a_signal_saves_a_checkpoint_and_prints_the_command_to_continue(
+    sent: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / whole.name
@@ -195,9 +208,9 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_the_command_to_continue(
     wait(process, past(run, 5))
     with pytest.raises(UserError, match=r"is being trained by another process"):
         run_training(tiny(Path("runs"), *LONG))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     result = finish(process)
-    assert result.status == 130 and "Traceback" not in result.err
+    assert result.status == 128 + sent and "Traceback" not in result.err
     (kept,) = checkpoints(RunFolder(run).checkpoints)
     step = read_header(kept)["step"]
     assert 5 <= step < STEPS

@@ -9,9 +9,9 @@ from __future__ import annotations
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sitkit.data.dataset import Dataset
 from sitkit.evaluation.metrics.metric import Metric
@@ -30,11 +30,27 @@ from sitkit.transport.target import Target
 from sitkit.transport.timestep import Timestep
 from sitkit.transport.weighting import Weighting
 
+# Bounds far above every use: a larger number is a slip, and would fail in the middle of the work.
+MOST_STEPS = 10**12
+MOST_EXAMPLES = 2**24
+MOST_SAMPLES = 10**9
+MOST_SEED = 2**63 - 1  # the range of a seed in torch, in files and in the tracker
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Settings(BaseModel):
-    """A group of settings: typed, frozen, unknown keys refused."""
+    """A group of settings: typed, frozen, unknown keys refused; true and false are no numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        known = cls.model_fields[str(info.field_name)].annotation
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(part, bool) for part in parts) and "bool" not in str(known):
+            raise ValueError(f"is true or false, and needs another value; got {value}.")
+        return value
 
 
 class TrainSettings(Settings):
@@ -52,17 +68,17 @@ class TrainSettings(Settings):
     rebuilds any other; every posthoc_every steps, by default a 32nd of the training, in posthoc_dtype.
     """
 
-    steps: int = Field(400_000, ge=0)
-    batch: int = Field(256, ge=1)
+    steps: int = Field(400_000, ge=0, le=MOST_STEPS)
+    batch: int = Field(256, ge=1, le=MOST_EXAMPLES)
     accumulate: int = Field(1, ge=1)
     lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     decay: float = Field(1.0, gt=0, le=1)
     lr_end: float = Field(0.0, ge=0, allow_inf_nan=False)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     warmup: int = Field(0, ge=0)
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(None, gt=0, allow_inf_nan=False)
     nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = True
@@ -71,7 +87,7 @@ class TrainSettings(Settings):
     posthoc_every: int | None = Field(None, ge=1)
     posthoc_dtype: Literal["float32", "float16"] = "float32"
     init: str | None = None
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="after")
     def _fit(self) -> TrainSettings:
@@ -120,12 +136,12 @@ class SampleSettings(Settings):
     power-function average, rebuilt from the snapshots of train.posthoc.
     """
 
-    n: int = Field(64, ge=1)
-    seed: int = Field(0, ge=0)
+    n: int = Field(64, ge=1, le=MOST_SAMPLES)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     weights: Literal["ema", "raw"] = "ema"
     ema: float | None = Field(None, ge=0, lt=1)
     labels: Literal["balanced", "data", "random", "none"] | tuple[int | str, ...] = "balanced"
-    batch: int = Field(256, ge=1)
+    batch: int = Field(256, ge=1, le=MOST_EXAMPLES)
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -159,8 +175,8 @@ class RunSettings(Settings):
 
     folder: Path = Path("runs")
     device: str = "auto"
-    threads: int | None = Field(None, ge=1)
-    workers: int = Field(2, ge=0)
+    threads: int | None = Field(None, ge=1, le=4096)
+    workers: int = Field(2, ge=0, le=4096)
     compile: Literal["auto"] | bool = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     log_every: int = Field(50, ge=1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.runtime.progress import Event
+from sitkit.runtime.stops import stopping
 from sitkit.studies.executors.executor import POLL_SECONDS, STOP_TIMEOUT, OnEvent, TaskEnd, perform_plain, task_to_plain
 from sitkit.studies.tasks import Task
 
@@ -89,13 +90,14 @@ class Local:
         return ended
 
     def close(self) -> None:
-        """Stop as ctrl-C does: a training saves its current step."""
+        """Stop the workers as a signal does: a training saves its current step."""
         workers = [worker for worker in self._workers if worker is not None]
         self._workers = [None] * len(self._workers)
         try:
             for worker in workers:
                 if worker.task is not None and worker.process.is_alive():
-                    os.kill(worker.process.pid, signal.SIGINT)
+                    # A process in the background of a shell may ignore SIGINT.
+                    os.kill(worker.process.pid, signal.SIGTERM)
                 worker.pipe.close()
             for worker in workers:
                 worker.process.join(STOP_TIMEOUT)
@@ -114,7 +116,8 @@ def _exit(code: int | None) -> str:
 
 def _worker_main(pipe: connection.Connection, gpu: str | None, workers: int) -> None:
     """Do the tasks that come through the pipe until it is closed or the parent process is gone."""
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+    # A cluster may send the signal to every process, and the first process sends it again.
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt), stopping(patience=STOP_TIMEOUT):
         if hasattr(os, "setpgrp"):
             # A terminal's ctrl-C reaches the first process alone, which stops the others once.
             os.setpgrp()

@@ -368,3 +368,27 @@ def test_a_configuration_written_is_read_back_equal(tmp_path: Path, words: tuple
     assert training_identity(again) == training_identity(config)
     write_config(tmp_path / "twice", again)
     assert (tmp_path / "twice/config.yaml").read_bytes() == (tmp_path / "config.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train.betas=[0.9,1.0]",
+        "train.betas=[1.5,0.9]",
+        "train.betas=[true,0.9]",
+        "train.weight_decay=.inf",
+        "train.clip=.inf",
+        "train.steps=true",
+        "train.steps=10000000000000",
+        "train.batch=1000000000000",
+        "train.seed=9223372036854775808",
+        "sample.n=true",
+        "sample.n=10000000000000000000000",
+        "sample.batch=1000000000000",
+        "run.keep=true",
+    ],
+)
+def test_settings_that_would_fail_in_the_middle_of_the_work_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(text)):
+        assemble([read_assignments([text])])
+    assert assemble([read_assignments(["run.compile=true", "run.track=false", "run.keep_samples=true"])]).run.compile

@@ -99,14 +99,23 @@ def test_two_commands_at_once_do_each_task_once(alone: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_workers_after_a_checkpoint_and_the_command_continues(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "to_all"), [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGHUP, False)])
+def test_a_signal_stops_the_workers_after_a_checkpoint_and_the_command_continues(
+    alone: Path, tmp_path: Path, sent: signal.Signals, to_all: bool
+) -> None:
     study = write_study(tmp_path, base=LONG.replace("checkpoint_every: 25", "checkpoint_every: 100000"))
     process = start("ablate", study.name, "--workers", "2", cwd=tmp_path)
     # Both trainings have done a step: before that there is nothing to save.
     wait(process, lambda: sum(file.stat().st_size > 0 for file in tmp_path.glob("runs/*/metrics.jsonl")) == 2)
-    process.send_signal(signal.SIGINT)
+    # A cluster sends the signal to the workers too, and the command sends it to them again.
+    workers = {int(line.split()[2]) for log in tmp_path.glob("runs/*/logs/*.log") for line in log.open()}
+    for pid in workers if to_all else ():
+        os.kill(pid, sent)
+    process.send_signal(sent)
     result = finish(process)
-    assert result.status == 130 and "Continue with: sitkit ablate study.yaml --workers 2" in result.err, result.err
+    assert result.status == 128 + sent and "Continue with: sitkit ablate study.yaml --workers 2" in result.err, (
+        result.err
+    )
     assert "Traceback" not in result.err + "".join(log.read_text() for log in tmp_path.glob("runs/*/logs/*.log"))
     # Each process that trained has saved its step and ended: no lock is held.
     stopped = logged(tmp_path, "stopped")
