@@ -57,3 +57,26 @@ def test_an_error_in_a_configuration_names_file_and_line_and_the_list_goes_on(ru
         (summary,) = sitkit.list_runs(run.parent)
     assert (summary.folder, summary.step, summary.steps) == (other, 20, 20)
     assert (summary.samplings, summary.evaluations, summary.values) == (0, 0, ())
+
+
+def test_a_broken_run_or_record_hides_nothing_else(run: Path) -> None:
+    broken = run.parent / "broken-000000000000"
+    shutil.copytree(run, broken)
+    RunFolder(broken).config.write_text("train: [\n")
+    with pytest.warns(UserWarning, match="broken-000000000000 is passed over"):
+        assert find_run("latest", run.parent) == run
+    records = RunFolder(run).evaluations
+    records.mkdir(exist_ok=True)
+    for name, text in (("a", '{"metric": {"name": "frechet"}, "value": 2}'), ("b", "[1]"), ("c", "{"), ("d", "null")):
+        (records / f"{name}.json").write_text(text)
+    with pytest.warns(UserWarning) as caught:
+        (summary,) = sitkit.list_runs(run.parent)
+    assert (summary.folder, summary.values) == (run, (("frechet", 2.0),))
+    messages = [str(warning.message) for warning in caught]
+    for name in (
+        "broken-000000000000 is left out",
+        "b.json is not the record",
+        "c.json:1: not JSON",
+        "d.json is not the",
+    ):
+        assert sum(name in message for message in messages) == 1, messages
