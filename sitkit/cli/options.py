@@ -85,7 +85,7 @@ STEP = sampling_option("--step", help="Step of the checkpoint, by default the ne
 PRESET = sampling_option("--preset", help="Sampling settings that a search saved in the run.")
 SETS = running_option("--set", help="Any setting, as in --set train.lr=2e-4.", metavar="KEY=VALUE")
 RUNS = typer.Option(Path("runs"), "--runs", help="The folder of runs.", rich_help_panel=RUNNING)
-RUNS_OR_FILE = running_option("--runs", help="The folder of runs.", show_default="runs, or run.folder of a file")
+RUNS_OR_FILE = running_option("--runs", help="The folder of runs.", show_default="runs")
 DEVICE = running_option("--device", help="cpu, cuda, cuda:1, auto.")
 CHANGED_PLUGIN = running_option(
     "--changed-plugin",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def find_run(name: str | Path, root: Path) -> Path:
     if not folders:
         raise UserError(f"There are no runs in {root}: make one with `sitkit train`.")
     if str(name) == "latest":
-        return max(folders.values(), key=lambda folder: RunFolder(folder).config.stat().st_mtime)
+        return _newest(folders.values())
     if path.name in folders and path.parent in (Path(), root):
         return folders[path.name]
     matches = [key for key in folders if key.rpartition("-")[2].startswith(str(name))]
@@ -182,6 +182,18 @@ def find_run(name: str | Path, root: Path) -> Path:
         return folders[matches[0]]
     near = suggest(path.name, [*folders, "latest"])
     raise UserError(f"No run {str(name)!r} in {root}.{near} `sitkit runs` lists them; 'latest' is the newest.")
+
+
+def _newest(folders: Iterable[Path]) -> Path:
+    """Return the run that was begun last.  A run whose settings cannot be read is passed over, with a warning."""
+    for folder in sorted(folders, key=lambda folder: RunFolder(folder).config.stat().st_mtime, reverse=True):
+        try:
+            read_yaml(RunFolder(folder).config)
+        except UserError as error:
+            warnings.warn(f"{folder} is passed over: {error}", stacklevel=4)
+        else:
+            return folder
+    raise UserError("The settings of no run can be read: repair or remove these folders.")
 
 
 def locate_run(name: str | Path, root: Path) -> Path:
@@ -226,7 +238,7 @@ class RunSummary:
 def list_runs(root: str | Path = "runs") -> list[RunSummary]:
     """Return a summary of each run in a folder, sorted by name.
 
-    A run whose configuration cannot be read is left out, with a warning that names it.
+    A run that cannot be read, or a record of a run, is left out with a warning that names it.
 
     Args:
         root: the folder of runs.
@@ -237,13 +249,23 @@ def list_runs(root: str | Path = "runs") -> list[RunSummary]:
     summaries = []
     for folder in run_folders(Path(root)):
         try:
-            steps = read_config_of(folder).train.steps
-        except UserError as error:
+            steps, saved = read_config_of(folder).train.steps, checkpoints(RunFolder(folder).checkpoints)
+        except (UserError, OSError) as error:
             warnings.warn(f"{folder} is left out: {error}", stacklevel=2)
             continue
-        saved = checkpoints(RunFolder(folder).checkpoints)
-        records = [read_json(path) for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
-        values = [(r["metric"]["name"], float(r["value"])) for r in records if {"value", "metric"} <= r.keys()]
+        paths = sorted(RunFolder(folder).evaluations.glob("*.json"))
+        values = [value for value in map(_value_of, paths) if value is not None]
         step, samplings = step_of(saved[-1]) if saved else 0, len(list(folder.glob("samples/*/record.json")))
-        summaries.append(RunSummary(folder, step, steps, samplings, len(records), tuple(values[:3])))
+        summaries.append(RunSummary(folder, step, steps, samplings, len(paths), tuple(values[:3])))
     return summaries
+
+
+def _value_of(path: Path) -> tuple[str, float] | None:
+    """Return the metric and the value of an evaluation; None, with a warning, for a record that cannot be read."""
+    try:
+        record = read_json(path)
+        return record["metric"]["name"], float(record["value"])
+    except (UserError, LookupError, TypeError, ValueError) as error:
+        reason = error if isinstance(error, UserError) else f"{path} is not the record of an evaluation"
+        warnings.warn(f"{reason}. It is left out.".replace("..", "."), stacklevel=3)
+        return None

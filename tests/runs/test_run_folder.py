@@ -119,3 +119,24 @@ def test_a_checkpoint_of_another_training_is_refused(run: Path, tmp_path: Path) 
     assert folder_of(config) == run
     with pytest.raises(UserError, match=r"train\.seed is 0, and .* was trained with 5"):
         run_training(config)
+def test_a_broken_run_or_record_hides_nothing_else(run: Path) -> None:
+    broken = run.parent / "broken-000000000000"
+    shutil.copytree(run, broken)
+    RunFolder(broken).config.write_text("train: [\n")
+    with pytest.warns(UserWarning, match="broken-000000000000 is passed over"):
+        assert find_run("latest", run.parent) == run
+    records = RunFolder(run).evaluations
+    records.mkdir(exist_ok=True)
+    for name, text in (("a", '{"metric": {"name": "frechet"}, "value": 2}'), ("b", "[1]"), ("c", "{"), ("d", "null")):
+        (records / f"{name}.json").write_text(text)
+    with pytest.warns(UserWarning) as caught:
+        (summary,) = sitkit.list_runs(run.parent)
+    assert (summary.folder, summary.values) == (run, (("frechet", 2.0),))
+    messages = [str(warning.message) for warning in caught]
+    for name in (
+        "broken-000000000000 is left out",
+        "b.json is not the record",
+        "c.json:1: not JSON",
+        "d.json is not the",
+    ):
+        assert sum(name in message for message in messages) == 1, messages

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -35,7 +35,6 @@ MOST_STEPS = 10**12
 MOST_EXAMPLES = 2**24
 MOST_SAMPLES = 10**9
 MOST_SEED = 2**63 - 1  # the range of a seed in torch, in files and in the tracker
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -76,7 +75,7 @@ class TrainSettings(Settings):
     decay: float = Field(1.0, gt=0, le=1)
     lr_end: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = Field(0, ge=0)
     clip: float | None = Field(None, gt=0, allow_inf_nan=False)
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -98,6 +97,13 @@ class TrainSettings(Settings):
         if self.schedule == "constant" and (self.decay, self.lr_end) != (1.0, 0.0):
             raise ValueError("decay and lr_end belong to schedule 'linear' or 'cosine'; it is 'constant'.")
         return self
+
+    @field_validator("betas")
+    @classmethod
+    def _averages(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"give two decays, each at least 0 and below 1; got {list(betas)}.")
+        return betas
 
     @field_validator("ema")
     @classmethod
