@@ -30,7 +30,7 @@ from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import write_json
+from sitkit.runtime.files import to_json, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.training.parallel import tf32
@@ -134,7 +134,7 @@ def _recorded(
         check_unchanged(folder, marks)
         write_config(folder, config)
         _describe(config, RunFolder(folder), environment(group.device) | {"processes": group.size, **marks})
-        write_json(RunFolder(folder).data, description(data))
+        _write_description(RunFolder(folder).data, data)
         tracked = TrackedRun(
             folder,
             folder.name,
@@ -145,6 +145,14 @@ def _recorded(
         )
         with Tracker(tracked, enabled=config.run.track, on_warning=lambda text: progress(Event("train", message=text))):
             yield
+
+
+def _write_description(path: Path, data: Examples) -> None:
+    """Write the description of the data; one of release 0.1, without the counts of classes, stays as it is."""
+    described = description(data)
+    older = to_json({key: value for key, value in described.items() if key != "counts"}, indent=2) + "\n"
+    if not path.is_file() or path.read_bytes() != older.encode():
+        write_json(path, described)
 
 
 def _describe(config: Config, files: RunFolder, now: dict[str, Any]) -> None:
