@@ -9,6 +9,7 @@ A hash covers the fingerprints of the data and the extractor and the number of e
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sitkit.data.dataset import SPLIT_SEED, Examples
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, random_halves
 from sitkit.registry import spec
+from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.locks import divide_work
@@ -31,6 +33,8 @@ from sitkit.runtime.tensors import load_tensors, save_tensors
 
 # Maximum number of reference examples; larger data sets are subsampled with a fixed seed.
 MAX_REFERENCE = 100_000
+# Two halves of two examples each: a metric compares sets of at least two.
+SMALLEST_HALVES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +69,27 @@ class Reference:
         return _features(self, extraction, progress) if learnt else extraction(self.x())
 
     def halves(self, metric: Metric, extraction: Extraction | None, learnt: bool) -> float | None:
-        """Return the metric between two random halves of the reference; None for a metric without halves, or without data."""
-        if not metric.has_halves or not self.n:
+        """Return the metric between two random halves of the reference.
+
+        None for a metric without halves, without data, and if the halves are too small for the metric.
+        """
+        if not metric.has_halves or self.n < SMALLEST_HALVES:
             return None
         features = extraction.fingerprint if extraction else ""
         path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, features, self.n)}.json"
         if not path.is_file():
-            if isinstance(metric, FeatureMetric) and extraction is not None:
-                parts = random_halves(self.features(extraction, learnt)[metric.reads], 0)
-                value = metric.value(*(part.double() for part in parts))
-            else:
-                value = metric.halves(self.x()).value
+            try:
+                if isinstance(metric, FeatureMetric) and extraction is not None:
+                    parts = random_halves(self.features(extraction, learnt)[metric.reads], 0)
+                    value = metric.value(*(part.double() for part in parts))
+                else:
+                    value = metric.halves(self.x()).value
+            except UserError:
+                # The metric itself was measured: only the halves are too small, as for subsets larger than they are.
+                return None
             write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n})
-        return float(read_json(path)["value"])
+        value = float(read_json(path)["value"])
+        return value if math.isfinite(value) else None
 
 
 PART = 2048

@@ -29,7 +29,7 @@ from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import write_json
+from sitkit.runtime.files import to_json, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.stops import REPEATED, Stopped, noted
@@ -143,7 +143,7 @@ def _recorded(
         write_config(folder, config)
         record = {"processes": group.size, "training": training_identity(config), **marks}
         _describe(config, RunFolder(folder), environment(group.device) | record)
-        write_json(RunFolder(folder).data, description(data))
+        _write_description(RunFolder(folder).data, data)
         tracked = TrackedRun(
             folder,
             folder.name,
@@ -154,6 +154,14 @@ def _recorded(
         )
         with Tracker(tracked, enabled=config.run.track, on_warning=lambda text: progress(Event("train", message=text))):
             yield
+
+
+def _write_description(path: Path, data: Examples) -> None:
+    """Write the description of the data; one of release 0.1, without the counts of classes, stays as it is."""
+    described = description(data)
+    older = to_json({key: value for key, value in described.items() if key != "counts"}, indent=2) + "\n"
+    if not path.is_file() or path.read_bytes() != older.encode():
+        write_json(path, described)
 
 
 def _describe(config: Config, files: RunFolder, now: dict[str, Any]) -> None:

@@ -119,6 +119,8 @@ def test_a_checkpoint_of_another_training_is_refused(run: Path, tmp_path: Path) 
     assert folder_of(config) == run
     with pytest.raises(UserError, match=r"train\.seed is 0, and .* was trained with 5"):
         run_training(config)
+
+
 def test_a_broken_run_or_record_hides_nothing_else(run: Path) -> None:
     broken = run.parent / "broken-000000000000"
     shutil.copytree(run, broken)
