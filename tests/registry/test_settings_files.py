@@ -32,7 +32,7 @@ def test_settings_files_of_a_plugin_are_listed(installed: Path, tmp_path: Path) 
     assert set(found) == {"digits", "imagenet256", "points", "digits-poly", "poly-power"}
     assert found["digits-poly"]["from"] == found["poly-power"]["from"] == "sitkit_poly"
     assert found["digits"]["from"] == "sitkit"
-    assert found["digits-poly"]["meaning"].startswith("The digits along the polynomial path")
+    assert found["digits-poly"]["meaning"].startswith("The preset `digits` with the polynomial path")
     plugins = json.loads(run("sitkit", "plugin", "list", "--json", site=installed, cwd=tmp_path).stdout)
     assert {s["name"] for s in plugins[0]["settings"]} == {"digits-poly", "poly-power"}
 
