@@ -63,7 +63,7 @@ def points(n: int = 5) -> tuple[Tensor, Tensor]:
     return x, torch.arange(n) % 2
 
 
-on_every_path_and_target = pytest.mark.parametrize(("path", "target"), product(PATHS, PREDICTIONS))
+on_every_path_and_target = pytest.mark.parametrize(("path", "target"), list(product(PATHS, PREDICTIONS)))
 
 
 def velocities(guidance: Guidance, plain: Field, x: Tensor, t: float, y: Tensor) -> Tensor:
