@@ -188,8 +188,8 @@ def to_tensor(values: np.ndarray, flip: bool, keys: np.ndarray | None) -> Tensor
 
 
 def fingerprint(text: str, *arrays: np.ndarray) -> str:
-    """Return the SHA-256 of a text and of the bytes of arrays."""
-    digest = hashlib.sha256(text.encode())
+    """Return the SHA-256 of a text and of the bytes of arrays; a name that is not UTF-8 counts by its bytes."""
+    digest = hashlib.sha256(text.encode(errors="surrogateescape"))
     for array in arrays:
         digest.update(array.data)
     return digest.hexdigest()

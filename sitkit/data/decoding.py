@@ -1,10 +1,14 @@
-"""Encoded images (PNG, JPEG, WebP) by index: threads decode them when they are read; small sets stay in memory."""
+"""Encoded images by index: threads decode them when they are read; small sets stay in memory.
+
+An image is read by its content, never by its name, and only by the decoders of `FORMATS`: none of them starts another program.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 
 # Sets of decoded images up to this number of bytes stay in memory; larger sets are decoded at every read.
 KEPT_BYTES = 2**30
+
+# The decoders of Pillow that may be used, and the endings of the names of their files.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,7 @@ class Pictures:
             except WorkFailed:
                 raise
             except Exception as error:  # PIL raises many kinds (SyntaxError, struct.error, ...) for a broken file.
-                reason = error or type(error).__name__
-                raise WorkFailed(f"{self.source.name(number)}: {reason}. Repair or remove it.") from None
+                raise WorkFailed(f"{self.source.name(number)}: {_reason(error)}. Repair or remove it.") from None
             if len(self._kept):
                 self._kept[number] = out[place]
                 self._known[number] = True
@@ -95,42 +102,70 @@ def picture_examples(
     return Examples(shape, labels, class_names, fingerprint, train, heldout, reader, bin_width=1 / 127.5, order=order)
 
 
-def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:
-    """Return one image as uint8 (channels, size, size).  Raises the errors of PIL and of `require_plain_8bit`."""
-    import numpy as np
-    from PIL.Image import open as open_image
+@contextlib.contextmanager
+def opened_image(file: Path | IO[bytes]) -> Iterator[Image]:
+    """Yield an image whose header is read.  Only the decoders of `FORMATS` look at the content.
 
-    with open_image(file) as image:
+    Raises:
+        ValueError: if the path is no regular file, or the image has several frames or more than 8 bits per channel.
+        OSError: if the content is of another format.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise ValueError("not a regular file")
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"cannot identify it as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+    with image:
         require_plain_8bit(image)
+        yield image
+
+
+def decode(file: Path | IO[bytes], size: int, channels: int) -> np.ndarray:
+    """Return one image as uint8 (channels, size, size).  Raises the errors of PIL and of `opened_image`."""
+    import numpy as np
+
+    with opened_image(file) as image:
         square = centre_square(image.convert("RGB" if channels == 3 else "L"), size)
     return np.atleast_3d(np.asarray(square)).transpose(2, 0, 1)
 
 
 def require_plain_8bit(image: Image) -> None:
-    """Raise ValueError unless an image is a single frame of 8 bits per channel; only its header is read."""
-    if getattr(image, "n_frames", 1) > 1:
+    """Raise ValueError unless an image is a single frame of 8 bits per channel; only its header is read.
+
+    Of a GIF the first frame is used, and of a JPEG with several pictures (MPO), as telephones write, the first picture.
+    """
+    if image.format not in ("GIF", "MPO") and getattr(image, "n_frames", 1) > 1:
         raise ValueError("has several frames; keep one")
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
 
 
-def check_headers(source: Source, where: str, fingerprint: str) -> None:
-    """Read the header of every image without decoding it.  Raises one UserError that lists the damaged images.
+def check_images(source: Source, where: str, content: str) -> None:
+    """Decode every image once, so that no training fails at one of them.
 
-    A million files take minutes, so $XDG_CACHE_HOME/sitkit keeps the fingerprints of the sets that passed.
+    A million images take minutes, so $XDG_CACHE_HOME/sitkit remembers the sets that passed.
+
+    Args:
+        source: the images.
+        where: the name of the set in messages.
+        content: a text that changes with every image, as the paths, sizes and times of their files.
+
+    Raises:
+        UserError: one error that lists the images that cannot be used.
     """
-    marker = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sitkit" / "images" / fingerprint
-    if marker.exists():
+    marker = _passed(content)
+    if marker is not None and marker.exists():
         return
 
     def fault(number: int) -> str | None:
-        from PIL.Image import open as open_image
-
         try:
-            with open_image(source.open(number)) as image:
-                require_plain_8bit(image)
+            with opened_image(source.open(number)) as image:
+                image.load()
         except Exception as error:  # As in `Pictures`.
-            return f"{source.name(number)}: {error or type(error).__name__}"
+            return f"{source.name(number)}: {_reason(error)}"
         return None
 
     with ThreadPoolExecutor(os.cpu_count(), "sitkit-decode") as pool:
@@ -142,9 +177,26 @@ def check_headers(source: Source, where: str, fingerprint: str) -> None:
             + "\n".join(faults[:10])
             + more
         )
-    with contextlib.suppress(OSError):
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
+    if marker is not None:
+        with contextlib.suppress(OSError):
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+
+
+def _passed(content: str) -> Path | None:
+    """Return the file that says that a set passed; None for a user without a home folder."""
+    name = hashlib.sha256(f"decoded {content}".encode(errors="surrogateescape")).hexdigest()
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return None
+    return cache / "sitkit" / "images" / name
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def centre_square(image: Image, size: int) -> Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, final
 
 from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
-from sitkit.data.decoding import Pictures, Source, check_headers, picture_examples
+from sitkit.data.decoding import Pictures, Source, check_images, picture_examples
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, require_at_least, suggest
 
@@ -64,7 +64,8 @@ class Hub(Dataset):
         images, lengths = _encoded(table, image)
         mark = fingerprint(f"hub {self.size} {self.channels} {class_names}", labels, lengths)
         reader, parts = self._reader(images, len(labels)), split_holdout(len(labels), self.holdout)
-        check_headers(reader.source, self._place, mark)
+        times = [f"{file['filename']} {Path(file['filename']).stat().st_mtime_ns}" for file in table.cache_files]
+        check_images(reader.source, self._place, f"{mark} {times}")
         return picture_examples(reader, labels, class_names, mark, parts)
 
     def _streamed(self) -> Examples:
@@ -95,11 +96,13 @@ class Hub(Dataset):
         """Return the reader of `count` images, given as {"bytes", "path"} by number."""
 
         def name(number: int) -> str:
-            file = images[number]["path"]
+            file = (images[number] or {}).get("path")
             return f"{self._place}, example {number}" + (f" ({file})" if file else "")
 
         def open_image(number: int) -> Path | IO[bytes]:
             entry = images[number]
+            if entry is None or (entry["bytes"] is None and not entry["path"]):
+                raise ValueError("has no image (null)")
             return Path(entry["path"]) if entry["bytes"] is None else io.BytesIO(entry["bytes"])
 
         return Pictures(Source(count, name, open_image), self.size, self.channels, self.flip)
@@ -199,6 +202,13 @@ class Hub(Dataset):
 
         if not label:
             return np.zeros(len(table), np.int64), ()
+        column = table.data.column(label)
+        if column.null_count:
+            missing = np.flatnonzero(column.is_null().to_numpy())
+            raise UserError(
+                f"{self.path}: {len(missing)} examples have no label (null), the first is example {missing[0]}: remove them, "
+                'or set data.label to "" for none.'
+            )
         feature, values = table.features[label], np.asarray(table.with_format("numpy")[label][:])
         if isinstance(feature, ClassLabel):
             names = tuple(feature.names)
@@ -231,9 +241,15 @@ def _encoded(table: Any, image: str) -> tuple[Any, np.ndarray]:
     encoded = compute.call_function("struct_field", [column], compute.StructFieldOptions("bytes"))
     lengths = compute.call_function("binary_length", [encoded]).to_numpy(zero_copy_only=False)
     inside = np.isfinite(lengths.astype(np.float64))
-    sizes = [int(n) if known else Path(images[k][image]["path"]).stat().st_size
+    sizes = [int(n) if known else _length(images[k][image])
              for k, (n, known) in enumerate(zip(lengths, inside, strict=True))]  # fmt: skip
     return _Column(images, image), np.array(sizes, np.int64)
+
+
+def _length(entry: dict[str, Any] | None) -> int:
+    """Return the length of the file of an image; 0 if there is none, and `check_images` names it."""
+    path = (entry or {}).get("path")
+    return Path(path).stat().st_size if path and Path(path).is_file() else 0
 
 
 @dataclass(frozen=True)

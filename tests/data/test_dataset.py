@@ -510,14 +510,25 @@ def test_damaged_images_are_listed_together(tmp_path: Path) -> None:
         assert line.startswith(str(folder / name)) and reason in line
 
 
-def test_a_truncated_image_is_named_when_it_is_read(tmp_path: Path) -> None:
+def test_a_truncated_image_is_named_before_training_and_when_it_is_read(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set")
+    examples = datasets.create("image-folder", path=str(folder), size=5).load()
     whole = (folder / "a dog" / "1.png").read_bytes()
     (folder / "a dog" / "1.png").write_bytes(whole[: len(whole) // 2])
-    examples = datasets.create("image-folder", path=str(folder), size=5).load()
     assert examples.read(np.array([0, 2])).isfinite().all()
     with pytest.raises(WorkFailed, match=r"a dog/1\.png: .*truncated.* Repair or remove it"):
         examples.read(np.arange(12))
+    with pytest.raises(UserError, match=r"1 of 12 images(.|\n)*a dog/1\.png: .*truncated"):
+        datasets.create("image-folder", path=str(folder), size=5).load()
+
+
+def test_an_image_that_changes_but_keeps_its_length_is_decoded_again(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    datasets.create("image-folder", path=str(folder), size=5).load()
+    file = folder / "a dog" / "1.png"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    with pytest.raises(UserError, match=r"a dog/1\.png: cannot identify"):
+        datasets.create("image-folder", path=str(folder), size=5).load()
 
 
 def test_a_small_folder_is_decoded_once_and_a_large_folder_at_every_read(tmp_path: Path) -> None:
@@ -555,10 +566,10 @@ def test_the_fingerprint_of_a_folder_covers_names_and_lengths_but_not_its_path(t
     assert len(set(marks)) == 6
 
 
-def test_headers_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "set")
     datasets.create("image-folder", path=str(folder), size=5).load()
-    monkeypatch.setattr("PIL.Image.open", lambda file: pytest.fail("a header was read again"))
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("an image was read again"))
     datasets.create("image-folder", path=str(folder), size=5).load()
 
 
@@ -574,7 +585,7 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         (lambda f: (f / "a dog" / "notes.txt").write_text("x"), r"notes\.txt: not a \.png"),
-        (lambda f: (f / "a dog" / "deeper.png").mkdir(), r"deeper\.png: not a \.png"),
+        (lambda f: (f / "a dog" / "deeper.png").mkdir(), r"deeper\.png: a folder, not an image"),
         (lambda f: (f / "empty").mkdir(), "empty: this class has no image"),
         (lambda f: Image.fromarray(IMAGES[0]).save(f / "stray.png"), r"stray\.png: an image outside"),
     ],
@@ -591,7 +602,7 @@ def test_a_wrong_folder_is_refused_with_the_reason(
 
 
 def test_a_folder_without_classes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no class folder"):
+    with pytest.raises(UserError, match="no class folder and no image"):
         datasets.create("image-folder", path=str(tmp_path), size=5).load()
     with pytest.raises(UserError, match="no such folder"):
         datasets.create("image-folder", path=str(tmp_path / "missing"), size=5).load()
