@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sitkit.data.decoding import FORMATS, decode
 from sitkit.data.dataset import Examples
+from sitkit.data.decoding import FORMATS, decode
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError
 

@@ -29,6 +29,9 @@ def convert(
     step: int | None = options.STEP,
     sets: list[str] | None = options.SETS,
     heads: int | None = typer.Option(None, "--heads", help="Attention heads of a network whose size is not a preset."),
+    classes: int | None = typer.Option(
+        None, "--classes", min=0, help="Classes of the network, if the file does not say."
+    ),
     vae: str | None = typer.Option(
         None, "--vae", help="Autoencoder of the latents, a folder or a hub name; none leaves latents."
     ),
@@ -36,8 +39,8 @@ def convert(
 ) -> None:
     """Import a published checkpoint as a run; or export a run as one file, as a checkpoint of published code, or to the hub."""
     if to is not None:
-        if kind or heads or vae:
-            raise UserError("--from, --heads and --vae belong to an import; --to exports.")
+        if kind or heads or vae or classes is not None:
+            raise UserError("--from, --heads, --classes and --vae belong to an import; --to exports.")
 
         exported = sitkit.export(
             source, to, private=private, step=step, settings=options.layer({"ema": ema}, sets), runs=runs
@@ -48,7 +51,7 @@ def convert(
         if private or sets or ema is not None or step is not None:
             raise UserError("--private, --ema, --step and --set belong to an export: add --to.")
 
-        imported = sitkit.convert(source, code=kind, heads=heads, vae=vae, runs=runs)
+        imported = sitkit.convert(source, code=kind, heads=heads, classes=classes, vae=vae, runs=runs)
         result, notes, next_source = {"run": imported.folder}, imported.notes, str(imported.folder)
     for note in notes:
         console.err.print(note, markup=False)

@@ -38,11 +38,17 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.tensors import save_tensors
 
 INTERPOLANTS = {"linear": "linear", "gvp": "gvp", "vp": "vp-sbdm", "cosine": "gvp"}
+LABEL_TABLE = "y_embedder.embedding_table.weight"
 # The tensors whose shapes determine the architecture.
 ARCHITECTURE_TENSORS = (
-    "x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight", "y_embedder.embedding_table.weight",
+    "x_embedder.proj.weight",
+    "pos_embed",
+    "final_layer.linear.weight",
+    LABEL_TABLE,
     "blocks.0.mlp.fc1.weight",
-)  # fmt: skip
+)
+# Parts of names that torch.compile, DDP, FSDP and checkpointing add.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # The number of DiT's timesteps; the first has the least noise.
 TIMESTEPS = 1000
 VAE = "stabilityai/sd-vae-ft-"
@@ -62,6 +68,7 @@ def convert(
     *,
     code: str | None = None,
     heads: int | None = None,
+    classes: int | None = None,
     vae: str | None = None,
     runs: Path = Path("runs"),
 ) -> Imported:
@@ -71,6 +78,7 @@ def convert(
         checkpoint: the file.  Nothing in it is executed.
         code: "sit", "repa" or "dit"; by default what the file says.
         heads: heads of attention; by default those of the preset with the same width and depth.
+        classes: number of classes; by default what the file says, or one less than the label table has rows.
         vae: folder or hub name of the autoencoder that decodes latents, or "none"; by default the official one for
             states of four channels.
         runs: the folder of runs.
@@ -97,16 +105,20 @@ def convert(
     if projectors:
         notes.append("REPA's projectors are left out: only its training needs them.")
     states = {kind: {n: t for n, t in s.items() if not n.startswith(PROJECTORS)} for kind, s in states.items()}
-    backbone, shape, classes = _architecture(states[newest], heads, path)
+    backbone, shape = _architecture(states[newest], heads, path)
+    table = _label_table(path, len(states[newest][LABEL_TABLE]), classes, args)
+    states = {kind: table.complete(state) for kind, state in states.items()}
+    backbone |= table.fields
+    notes += table.notes
     settings, remarks = published.settings(path, args)
     notes += remarks
     if vae is None and shape[0] == 4:
         vae = VAE + str(args.get("vae", "ema"))
     elif shape[0] == 4 and vae == "none":
         notes.append("without an autoencoder the samples are latents.")
-    config = assemble([_layer(path, runs, backbone, shape, classes, vae), Layer(settings)])
+    config = assemble([_layer(path, runs, backbone, shape, table.classes, vae), Layer(settings)])
     with torch.device("meta"):
-        network = config.backbone.build(shape, classes)
+        network = config.backbone.build(shape, table.classes)
     for state in states.values():
         try:
             network.load_state_dict(state, assign=True)
@@ -157,7 +169,16 @@ def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if wrong is not None or not state:
         raise UserError(f"{path} holds no state of a network: {wrong!r} is no tensor.")
-    return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
+    tensors = {_unwrapped(name): tensor.float() for name, tensor in state.items()}
+    if len(tensors) < len(state):
+        twice = next(name for name in tensors if sum(_unwrapped(other) == name for other in state) > 1)
+        raise UserError(f"{path} holds {twice} twice, with and without the prefix of a wrapper.")
+    return tensors
+
+
+def _unwrapped(name: str) -> str:
+    """Return the name of a tensor in the network itself, without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _code_of(path: Path, code: str | None, args: Mapping[str, Any], projectors: bool) -> str:
@@ -173,10 +194,8 @@ def _code_of(path: Path, code: str | None, args: Mapping[str, Any], projectors: 
     return code
 
 
-def _architecture(
-    state: Mapping[str, Tensor], heads: int | None, path: Path
-) -> tuple[dict[str, Any], tuple[int, ...], int]:
-    """Return (fields of the backbone, shape of the states, number of classes) by the shapes of the tensors."""
+def _architecture(state: Mapping[str, Tensor], heads: int | None, path: Path) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Return (fields of the backbone, shape of the states) by the shapes of the tensors."""
     patches, positions, head, table, fc1 = (state[name] for name in ARCHITECTURE_TENSORS)
     axes = (patches.ndim, positions.ndim, head.ndim, table.ndim, fc1.ndim)
     if axes != (4, 3, 2, 2, 2):
@@ -197,9 +216,58 @@ def _architecture(
         )
     fields = {
         "name": "sit", "patch_size": patch, "hidden_size": hidden, "depth": depth, "num_heads": heads,
-        "mlp_ratio": fc1.shape[0] / hidden, "learn_sigma": head.shape[0] == 2 * patch * patch * channels,
+        "mlp_ratio": _ratio(fc1.shape[0], hidden), "learn_sigma": head.shape[0] == 2 * patch * patch * channels,
     }  # fmt: skip
-    return fields, (channels, side * patch, side * patch), table.shape[0] - 1
+    return fields, (channels, side * patch, side * patch)
+
+
+def _ratio(inner: int, hidden: int) -> float:
+    """Return the ratio of two widths for which int(hidden * ratio) is the inner width."""
+    ratio = inner / hidden
+    # The product of a rounded ratio may lie just below the whole number.
+    return ratio if int(hidden * ratio) == inner else math.nextafter(ratio, math.inf)
+
+
+class LabelTable(NamedTuple):
+    """What a label table of a file means: the number of classes, and whether it has the row of the null class.
+
+    `fields` are those of the backbone that follow, `notes` are for the reader.
+    """
+
+    classes: int
+    null_row: bool
+    fields: dict[str, float]
+    notes: tuple[str, ...]
+
+    def complete(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors with a row of zeros for the null class, if there is none: it is never read."""
+        if self.null_row:
+            return state
+        rows = state[LABEL_TABLE]
+        return state | {LABEL_TABLE: torch.cat([rows, rows.new_zeros(1, rows.shape[1])])}
+
+
+def _label_table(path: Path, rows: int, asked: int | None, args: Mapping[str, Any]) -> LabelTable:
+    """Return what a label table with that number of rows means: the caller decides, else the file, else rows - 1 classes."""
+    stated = args.get("num_classes")
+    # REPA states the probability with which its training drops a label; without it the table has no row for no label.
+    dropout = args.get("cfg_prob")
+    classes = stated if asked is None and isinstance(stated, int) else asked
+    if classes is None and dropout == 0:
+        classes = rows
+    if classes is None:
+        note = f"the file does not say how many classes it has: {rows} label rows are {rows - 1} classes and no label."
+        return LabelTable(rows - 1, True, {}, (f"{note} Without a row for no label, add --classes {rows}.",))
+    if classes not in (rows - 1, rows):
+        who = "--classes says" if asked is not None else "its settings say"
+        raise UserError(
+            f"{path}: its label table has {rows} rows and {who} {classes} classes: "
+            f"add --classes {rows - 1}, with a row for no label, or --classes {rows}, without."
+        )
+    if classes == rows:
+        note = "no row for no label (trained without label dropout): guidance and labels 'none' are refused."
+        return LabelTable(classes, False, {"class_dropout": 0.0}, (f"its label table has {note}",))
+    return LabelTable(classes, True, {"class_dropout": dropout} if isinstance(dropout, (int, float)) else {}, ())
 
 
 def _layer(

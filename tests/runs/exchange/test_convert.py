@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from support import call
 from torch import Tensor
 
+from sitkit.runs.exchange import convert
 from sitkit.runs.run import load
 
 SIDE, PATCH, WIDTH, HEADS, DEPTH, CLASSES, CHANNELS = 8, 2, 24, 3, 2, 5, 3
@@ -175,6 +177,79 @@ def test_a_step_of_ddim_by_the_official_formula_agrees_with_the_field(tmp_path: 
     ours = c.alpha * read.data.double() + c.sigma * read.noise.double()
     # As above: float32 keeps 6e-5 of an angle of 799.
     assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "module.{}".format, "_orig_mod.{}".format, "module._orig_mod.{}".format, "_orig_mod.module.{}".format,
+        "_fsdp_wrapped_module.{}".format, lambda name: name.replace("blocks.1.", "blocks.1._orig_mod."),
+        lambda name: name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."),
+    ],
+)  # fmt: skip
+def test_names_that_wrappers_changed_are_read(tmp_path: Path, wrap: Callable[[str], str]) -> None:
+    """torch.compile, DDP, FSDP and checkpointing of blocks add a part to names, in the order of their use."""
+    state = official()
+    run = load(converted(tmp_path, {wrap(name): t for name, t in state.items()}, "--from", "sit"), device="cpu")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in run.network.state_dict().items())
+
+
+def test_a_tensor_with_and_without_a_prefix_is_refused(tmp_path: Path) -> None:
+    torch.save(official() | {"module.pos_embed": torch.ones(1, (SIDE // PATCH) ** 2, WIDTH)}, tmp_path / "both.pt")
+    result = call("convert", tmp_path / "both.pt", "--from", "sit", "--heads", str(HEADS))
+    assert result.status == 2 and "pos_embed twice" in result.err
+
+
+def table_of(rows: int) -> dict[str, Tensor]:
+    """A network with a label table of that number of rows."""
+    g = torch.Generator().manual_seed(2)
+    return official() | {"y_embedder.embedding_table.weight": torch.randn(rows, WIDTH, generator=g)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "args", "words", "classes", "null_row"),
+    [
+        (6, {"num_classes": 5}, (), 5, True),
+        (5, {"num_classes": 5}, (), 5, False),
+        (6, {}, (), 5, True),
+        (5, {}, ("--classes", "5"), 5, False),
+        (5, {"num_classes": 1000}, ("--classes", "4"), 4, True),
+        (5, {"cfg_prob": 0.0}, (), 5, False),
+        (6, {"cfg_prob": 0.2, "num_classes": 5}, (), 5, True),
+    ],
+)
+def test_the_rows_of_a_label_table_are_the_classes_that_the_file_states(
+    tmp_path: Path, rows: int, args: dict[str, Any], words: tuple[str, ...], classes: int, null_row: bool
+) -> None:
+    """A training without label dropout has no row for no label: its last row is a class, and nothing is unconditional."""
+    state = table_of(rows)
+    held = {"ema": state, "args": argparse.Namespace(model="SiT-XS/2", **args)}
+    run = load(converted(tmp_path, held, *words), device="cpu")
+    assert run.field.null_class == classes
+    assert vars(run.config.backbone)["class_dropout"] == (args.get("cfg_prob", 0.1) if null_row else 0)
+    x, t, _ = inputs()
+    y = torch.tensor([0, 1, 2, classes - 1])
+    truth = forward(state, x, t, y)
+    # As for the other networks: float32 against float64.
+    assert float((run.network(x, t, y).double() - truth).abs().max() / truth.abs().max()) < 1e-5
+    guided = call("sample", run.folder, "-n", "2", "--steps", "2", "--guidance", "cfg")
+    assert guided.status == (0 if null_row else 2) and ("class_dropout" in guided.err) == (not null_row), guided.err
+
+
+def test_a_label_table_that_fits_no_number_of_classes_is_refused(tmp_path: Path) -> None:
+    torch.save({"ema": table_of(9), "args": argparse.Namespace(model="SiT-XS/2", num_classes=5)}, tmp_path / "sit.pt")
+    result = call("convert", tmp_path / "sit.pt", "--runs", tmp_path / "runs", "--heads", str(HEADS))
+    assert result.status == 2 and "9 rows" in result.err and "--classes 8" in result.err
+    asked = call("convert", tmp_path / "sit.pt", "--runs", tmp_path / "runs", "--heads", str(HEADS), "--classes", "4")
+    assert asked.status == 2 and "--classes says 4" in asked.err and not (tmp_path / "runs").exists()
+
+
+def test_every_width_of_the_inner_layer_is_read_from_its_ratio() -> None:
+    """int(hidden * ratio) is the width, for all widths up to 16 times the hidden one: 49 / 24 * 24 may round below 49."""
+    widths = [(hidden, inner) for hidden in (4, 24, 48, 92, 144, 384, 1152) for inner in range(1, 16 * hidden)]
+    wrong = [(hidden, inner) for hidden, inner in widths if int(hidden * convert._ratio(inner, hidden)) != inner]
+    assert not wrong
+    assert any(int(hidden * (inner / hidden)) != inner for hidden, inner in widths)
 
 
 def test_a_converted_run_samples_without_its_data_and_goes_back(tmp_path: Path) -> None:
