@@ -125,7 +125,7 @@ class Counted:
 
     Args:
         network: the network that is called.
-        batch: how many samples there are.
+        batch: the number of samples; by default 1, so that every row counts.
     """
 
     def __init__(self, network: Network, batch: int = 1) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sitkit.registry import interpolants, samplers, targets
 from sitkit.solvers.log_density import log_prob
-from sitkit.solvers.ode import FixedStepODE, Tableau
+from sitkit.solvers.ode import FixedStepODE, Tableau, worst_sample
 from sitkit.testing import gaussian_field
 
 FIELD = gaussian_field(interpolants.create("gvp"), targets.create("velocity"))
@@ -66,3 +66,17 @@ def test_a_tableau_alone_gives_a_log_density() -> None:
     few, more = (float((log_prob(FIELD, NOISE, sampler=Ralston(steps=n)) - truth).abs().max()) for n in (50, 100))
     # Order 2: half the step, a quarter of the error.
     assert more < 0.01 and few / more == pytest.approx(4, rel=0.1)
+
+
+def test_a_method_without_a_tableau_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Nodes(FixedStepODE):
+        order: ClassVar[int] = 1
+
+    with pytest.raises(ValueError, match=r"Nodes sets no tableau: give its Butcher tableau, a sitkit\.Tableau\."):
+        Nodes()
+
+
+def test_the_norm_of_an_error_is_the_largest_over_all_tensors_of_a_state() -> None:
+    parts = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([-1.0, 2.0]), torch.tensor([-9.0])
+    assert [float(worst_sample(parts[:n])) for n in (1, 2, 3)] == pytest.approx([12.5**0.5, 12.5**0.5, 9.0])
