@@ -31,6 +31,8 @@ from sitkit.runtime.tensors import load_tensors, save_tensors
 
 # Maximum number of reference examples; larger data sets are subsampled with a fixed seed.
 MAX_REFERENCE = 100_000
+# Examples whose features are computed and stored together.
+PART = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +80,6 @@ class Reference:
                 value = metric.halves(self.x()).value
             write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n})
         return float(read_json(path)["value"])
-
-
-PART = 2048
 
 
 def _features(reference: Reference, extraction: Extraction, progress: Progress) -> Mapping[str, Tensor]:

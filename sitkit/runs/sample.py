@@ -80,7 +80,7 @@ class SamplePlan:
     def __post_init__(self) -> None:
         config = self.run.config
         labels_of(config, torch.arange(1), torch.zeros(1, dtype=torch.int64), self.run.data_description.num_classes)
-        _ = self.guidance, self.plan
+        _ = self.plan
 
     @functools.cached_property
     def guidance(self) -> Guidance:
@@ -100,7 +100,8 @@ class SamplePlan:
     @functools.cached_property
     def plan(self) -> Plan:
         """The interval and the steps."""
-        return plan_solve(self.run.config.sampler, self.run.config.solve_spec, self.run)
+        spec = dataclasses.replace(self.run.config.solve_spec, diffusion=self.diffusion, guidance=self.guidance)
+        return self.sampler.plan(spec)
 
     @property
     def batch_size(self) -> int:
