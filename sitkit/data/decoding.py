@@ -107,11 +107,14 @@ def opened_image(file: Path | IO[bytes]) -> Iterator[Image]:
     """Yield an image whose header is read.  Only the decoders of `FORMATS` look at the content.
 
     Raises:
-        ValueError: for another format, several frames, or more than 8 bits per channel.
+        ValueError: for a path to a pipe or a device, another format, several frames, or more than 8 bits per channel.
         OSError: if the file cannot be read.
     """
     from PIL import Image, UnidentifiedImageError
 
+    # Opening a pipe or a device would block.
+    if isinstance(file, Path) and file.exists() and not file.is_file():
+        raise ValueError("not a regular file")
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -160,11 +163,7 @@ def check_images(source: Source, where: str, content: str) -> None:
 
     def fault(number: int) -> str | None:
         try:
-            file = source.open(number)
-            # Opening a pipe or a device would block.
-            if isinstance(file, Path) and file.exists() and not file.is_file():
-                raise ValueError("not a regular file")
-            with opened_image(file) as image:
+            with opened_image(source.open(number)) as image:
                 image.load()
         except Exception as error:  # As in `Pictures`.
             return f"{source.name(number)}: {_reason(error)}"
