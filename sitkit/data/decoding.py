@@ -107,11 +107,12 @@ def opened_image(file: Path | IO[bytes]) -> Iterator[Image]:
     """Yield an image whose header is read.  Only the decoders of `FORMATS` look at the content.
 
     Raises:
-        ValueError: if the path is no regular file, or the image has several frames or more than 8 bits per channel.
-        OSError: if the content is of another format.
+        ValueError: for a path to a pipe or a device, another format, several frames, or more than 8 bits per channel.
+        OSError: if the file cannot be read.
     """
     from PIL import Image, UnidentifiedImageError
 
+    # Opening a pipe or a device would block.
     if isinstance(file, Path) and file.exists() and not file.is_file():
         raise ValueError("not a regular file")
     try:

@@ -10,13 +10,13 @@ from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, require_at_least
 
-# The number of points of each law by default.
-TOY_SIZE = 20_000
-
 if TYPE_CHECKING:
     import numpy as np
 
     from sitkit.transport.closed_form import Mixture
+
+# The number of points of each law by default.
+TOY_SIZE = 20_000
 
 
 @final

@@ -35,6 +35,8 @@ from sitkit.runtime.tensors import load_tensors, save_tensors
 MAX_REFERENCE = 100_000
 # Two halves of two examples each: a metric compares sets of at least two.
 SMALLEST_HALVES = 4
+# Examples whose features are computed and stored together.
+PART = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +92,6 @@ class Reference:
             write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n})
         value = float(read_json(path)["value"])
         return value if math.isfinite(value) else None
-
-
-PART = 2048
 
 
 def _features(reference: Reference, extraction: Extraction, progress: Progress) -> Mapping[str, Tensor]:

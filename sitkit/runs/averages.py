@@ -77,10 +77,15 @@ def interval(settings: TrainSettings) -> int:
     return settings.posthoc_every or max(1, -(-settings.steps // 32))
 
 
+def snapshot_count(settings: TrainSettings) -> int:
+    """Return the number of snapshots of a whole training."""
+    return math.ceil(settings.steps / interval(settings))
+
+
 def snapshot_bytes(settings: TrainSettings, parameters: int) -> int:
     """Return the size on disk of all snapshots of a whole training, in bytes."""
     size = parameters * len(settings.posthoc) * (2 if settings.posthoc_dtype == "float16" else 4)
-    return size * math.ceil(settings.steps / interval(settings))
+    return size * snapshot_count(settings)
 
 
 def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> str:
@@ -90,7 +95,7 @@ def check_space(folder: Path, settings: TrainSettings, network: nn.Module) -> st
         UserError: if the disk has too little free space for the snapshots that are still missing.
     """
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    count = math.ceil(settings.steps / interval(settings))
+    count = snapshot_count(settings)
     total = snapshot_bytes(settings, parameters)
     size = f"{count} snapshots of {total // count / 1e6:,.1f} MB"
     existing = sum(path.stat().st_size for path in checkpoints(RunFolder(folder).snapshots))

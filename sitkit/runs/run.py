@@ -346,8 +346,9 @@ def _load_state(network: nn.Module, state: Mapping[str, torch.Tensor], path: Pat
 def sampling_config(config: Config, over: Layer) -> Config:
     """Return a configuration with settings of sampling and evaluation on top.  Raises UserError with file, line and reason."""
     values = merge(config.plain(), over.values)
-    name = config.sampler.name
-    if "sampler" in over.values and "diffusion" not in over.values and values["sampler"].get("name", name) != name:
+    sampler, name = values["sampler"], config.sampler.name
+    changed = isinstance(sampler, Mapping) and sampler.get("name", name) != name
+    if "sampler" in over.values and "diffusion" not in over.values and changed:
         # Another kind of sampler takes its own default w, as in a new configuration.
         del values["diffusion"]
     return validate(Config, values, over.where)

@@ -177,7 +177,8 @@ class SamplePlan:
     @functools.cached_property
     def plan(self) -> Plan:
         """The interval and the steps."""
-        return plan_solve(self.run.config.sampler, self.run.config.solve_spec, self.run)
+        spec = dataclasses.replace(self.run.config.solve_spec, diffusion=self.diffusion, guidance=self.guidance)
+        return self.sampler.plan(spec)
 
     @property
     def batch_size(self) -> int:

@@ -184,7 +184,8 @@ class Shards:
         record = self.record
         if record is not None and record["kept"]:
             first, last = self.range(i)
-            return torch.from_numpy(_stored_samples(self.folder, _key(self.data))[first:last])
+            written = (self.folder / RECORD).stat().st_mtime_ns
+            return torch.from_numpy(_stored_samples(self.folder.resolve(), _key(self.data), written)[first:last])
         path = self.shard(i)
         if path.is_file() and read_header(path)["kept"]:
             return load_tensors(path)[1]["x"]
@@ -224,7 +225,8 @@ def _key(data: Examples) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _stored_samples(folder: Path, key: str) -> np.ndarray:
+def _stored_samples(folder: Path, key: str, written: int) -> np.ndarray:
+    """Return the stored samples; `written` is the time of their record, so that new samples are read again."""
     with archives.opened(folder / ARRAYS) as arrays:
         return arrays[key]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ class FixedStepODE(ODESampler):
     """An explicit Runge-Kutta method for the probability-flow ODE dx = v dt on a given grid.
 
     A subclass sets `order` and `tableau`, and with them its steps.  The built-in methods also set `method`, torchdiffeq's
-    name of the method: torchdiffeq then makes the steps.
+    name of the method: torchdiffeq then makes the steps, and a test holds both to the same result.
 
     Args:
         steps: the number of steps; by default 250 divided by the evaluations per step.
@@ -118,6 +119,8 @@ class FixedStepODE(ODESampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not hasattr(self, "tableau"):
+            raise ValueError(f"{type(self).__name__} sets no tableau: give its Butcher tableau, a sitkit.Tableau.")
         require_at_least(1, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
@@ -290,8 +293,10 @@ class AdaptiveODE(ODESampler):
 
 def worst_sample(state: State) -> Tensor:
     """Return the largest error over a batch: root mean squares of (b, ...) per sample, absolute values of (n,)."""
+    import torch
+
     errors = [x.flatten(1).square().mean(1).sqrt().max() if x.ndim > 1 else x.abs().max() for x in state]
-    return errors[0] if len(errors) == 1 else errors[0].maximum(errors[1])
+    return functools.reduce(torch.maximum, errors)
 
 
 @final

@@ -109,6 +109,11 @@ def check_plan(plan: StudyPlan) -> CheckReport:
             refused.append(cell.refused(reason or str(solve)))
             continue
         config = cell.config
+        try:
+            cost = cost_of(config, solve.nfe)
+        except UserError as error:
+            refused.append(cell.refused(str(error)))
+            continue
         cells.append(
             CellForecast(
                 **vars(status),
@@ -117,7 +122,7 @@ def check_plan(plan: StudyPlan) -> CheckReport:
                 steps=None if solve.nfe is None else len(solve.times) - 1 + bool(solve.last_step),
                 nfe=solve.nfe,
                 training=training(config.interp, config.target, config.weight),
-                cost=cost_of(config, solve.nfe),
+                cost=cost,
             )
         )
     return _report(cells, refused)

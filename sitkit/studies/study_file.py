@@ -29,7 +29,7 @@ from sitkit.studies.study import Cell, Refused, Study, StudyFlags, StudyPlan, pl
 
 # Keys of a row that are not settings.
 ROW_KEYS = ("label", "paper", "columns")
-# A file is a study if it has one of these keys.
+# A study must have at least one of these keys.
 NEEDED = ("rows", "columns", "grid", "seeds", "sample_seeds", "set", "base", "bases", "metric")
 # Settings that are groups; every other key of a configuration takes a component.
 GROUPS = {"train": TrainSettings, "sample": SampleSettings, "run": RunSettings}

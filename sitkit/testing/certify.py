@@ -20,7 +20,6 @@ from sitkit.runtime.files import write_json
 from sitkit.runtime.progress import Event, Progress
 from sitkit.runtime.progress_bar import reporting
 from sitkit.solvers.ode import AdaptiveODE
-from sitkit.solvers.sampler import Sampler
 from sitkit.solvers.sde import SDESampler
 from sitkit.testing import ORDER_TOLERANCE
 from sitkit.testing.examiner import Combination, CombinationResult, Examiner
@@ -95,7 +94,7 @@ def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
     ):
         kind = samplers[s]
         forms: list[tuple[str, str]] = [("", "")]
-        if issubclass(kind, SDESampler) and takes_diffusion(kind):
+        if issubclass(kind, SDESampler):
             forms = list(itertools.product(names("diffusion", diffusions), ("none", "mean", "euler", "tweedie")))
         for w, last in forms:
             yield Combination(i, t, s, w, last)
@@ -103,11 +102,6 @@ def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
             plugged = [name for name in timesteps.names() if not timesteps.origin(name).startswith("sitkit.")]
             for grid in (*GRIDS, *plugged):
                 yield Combination(i, t, s, "sigma" if forms[0][0] else "", "tweedie" if forms[0][0] else "", grid)
-
-
-def takes_diffusion(kind: type[Sampler]) -> bool:
-    """Whether a sampler integrates a w of the user's choice."""
-    return kind.stochastic and "last_step" in {f.name for f in dataclasses.fields(kind)}
 
 
 def certify(

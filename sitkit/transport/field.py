@@ -140,7 +140,7 @@ class Counted:
 
     Args:
         network: the network that is called.
-        batch: how many samples there are.
+        batch: the number of samples; by default 1, so that every row counts.
         dtype: the dtype in which the network takes states and times; None is the dtype in which they are given.
     """
 

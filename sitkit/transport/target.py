@@ -85,5 +85,6 @@ def determinant(target: Target, c: Coefficients) -> Tensor:
 
 def data_and_noise(target: Target, c: Coefficients, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (data, noise) that follow from a prediction y of `target` at x.  Singular where det = 0."""
-    (a, b), det = target.weights(c), determinant(target, c)
+    a, b = target.weights(c)
+    det = a * c.sigma - b * c.alpha
     return (c.sigma * y - b * x) / det, (a * x - c.alpha * y) / det

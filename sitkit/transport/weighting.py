@@ -60,25 +60,39 @@ class InSpace(Weighting):
         return measured_in(self.space, target, c)
 
 
-def in_space(space: Target, docstring: str) -> type[InSpace]:
-    """Return the weighting in the space of a target, registered under the target's name."""
-    names = {"space": space, "__doc__": docstring, "__module__": __name__}
-    return weightings.register(space.name)(type(f"{type(space).__name__}Space", (InSpace,), names))
-
-
-VelocitySpace = in_space(
-    spaces.Velocity(),
+@final
+@weightings.register("velocity")
+class VelocitySpace(InSpace):
     """The error of the velocity: r = (det_v / det_T)^2.
 
     With the score target this is the paper's L_{s_lambda} (SiT Eq. 46-50), with the velocity target its L_v (Eq. 7).
-    """,
-)
-NoiseSpace = in_space(
-    spaces.Noise(),
-    """The error of the noise: r = (alpha / det_T)^2.  With the score target this is the paper's L_s (SiT Eq. 6).""",
-)
-ScoreSpace = in_space(spaces.Score(), """The error of the score: r = (alpha / (sigma det_T))^2.""")
-DataSpace = in_space(spaces.Data(), """The error of the data: r = (sigma / det_T)^2.""")
+    """
+
+    space = spaces.Velocity()
+
+
+@final
+@weightings.register("noise")
+class NoiseSpace(InSpace):
+    """The error of the noise: r = (alpha / det_T)^2.  With the score target this is the paper's L_s (SiT Eq. 6)."""
+
+    space = spaces.Noise()
+
+
+@final
+@weightings.register("score")
+class ScoreSpace(InSpace):
+    """The error of the score: r = (alpha / (sigma det_T))^2."""
+
+    space = spaces.Score()
+
+
+@final
+@weightings.register("data")
+class DataSpace(InSpace):
+    """The error of the data: r = (sigma / det_T)^2."""
+
+    space = spaces.Data()
 
 
 @final

@@ -129,7 +129,7 @@ WRONG = (
     ("list",),
     ("runs",),
 )
-# State dicts of which the golden file has all names; of the others it has a hash of the names and shapes.
+# The golden file holds every name and shape of these state dicts. For the other backbones it holds a hash of them.
 WHOLE = ("mlp", "sit-xs/2")
 TRAIN = (
     "train", "digits", "--backbone", "sit-xs/2", "--steps", "20", "--set", "train.batch=16", "--set", "run.sample_every=0",

@@ -20,7 +20,7 @@ from sitkit.registry import registries
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.run import Run, load
 from sitkit.runs.sample import SamplePlan, draw_samples, in_proportion, labels_of, write_adm
-from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, SampleSet
+from sitkit.runs.sample_set import ARRAYS, PICTURE, RECORD, SampleSet, Shards
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import read_json
@@ -51,6 +51,23 @@ def opened(base: str, folder: Path, *settings: str, loud: bool = True) -> Run:
             if name.startswith(("head", "final_layer.linear")):
                 parameter.mul_(30)
     return dataclasses.replace(run, folder=folder)
+
+
+def test_samples_that_are_drawn_again_in_one_process_are_read_again(tmp_path: Path) -> None:
+    values = []
+    for loud in (True, False):
+        run = opened("points", tmp_path / "runs", loud=loud)
+        samples = draw_samples(run)
+        shards = Shards(samples.folder, run.data_description, (), samples.n, True)
+        values.append(torch.as_tensor(shards.read(0)))
+        assert torch.equal(values[-1], torch.from_numpy(np.load(samples.folder / ARRAYS)["points"]))
+        shutil.rmtree(samples.folder)
+    assert not torch.equal(*values)
+
+
+def test_a_list_is_no_sampler() -> None:
+    with pytest.raises(UserError, match=r"sampler.*A sampler is a name or a mapping with 'name'"):
+        load(trained("points"), settings={"sampler": ["heun"]})
 
 
 @pytest.mark.parametrize("sampler", ["heun", "euler-maruyama", "stochastic-heun"])

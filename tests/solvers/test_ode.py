@@ -123,3 +123,15 @@ def test_the_error_of_an_adaptive_step_is_that_of_the_worst_sample() -> None:
         assert among.nfe == alone.nfe and samplers.create(name).sample(FIELD, easy).nfe < alone.nfe
         # The first step depends on the batch, and every step errs by at most the tolerance.
         torch.testing.assert_close(among.x[:1], alone.x, rtol=1e-5, atol=0)
+def test_a_method_without_a_tableau_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Nodes(FixedStepODE):
+        order: ClassVar[int] = 1
+
+    with pytest.raises(ValueError, match=r"Nodes sets no tableau: give its Butcher tableau, a sitkit\.Tableau\."):
+        Nodes()
+
+
+def test_the_norm_of_an_error_is_the_largest_over_all_tensors_of_a_state() -> None:
+    parts = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([-1.0, 2.0]), torch.tensor([-9.0])
+    assert [float(worst_sample(parts[:n])) for n in (1, 2, 3)] == pytest.approx([12.5**0.5, 12.5**0.5, 9.0])

@@ -160,6 +160,10 @@ class MeanFlowSampler(FixedStepODE):
             raise UserError("sampler 'meanflow' needs a network of two times: train with --backbone two-time.")
         return super().sample(field, noise, y, **settings)
 
+    def solve(self, *args: Any, **settings: Any) -> Any:
+        # A likelihood integrates the velocity, but a step of this sampler is the average velocity times its length.
+        raise UserError("sampler 'meanflow' gives no likelihood: use an ODE sampler such as 'dopri5' or 'heun'.")
+
     def integrate(self, problem: Problem) -> Tensor:
         import torch
 

@@ -80,3 +80,9 @@ def test_impossible_settings_are_errors() -> None:
         sampler.plan(sitkit.SolveSpec(LINEAR, sitkit.targets.create("score")))
     with pytest.raises(sitkit.UserError, match="needs a SiT"):
         sitkit.backbones.create("two-time", of="mlp").build((2,), 0)
+
+
+def test_a_likelihood_is_refused() -> None:
+    field = sitkit.Field(GaussianAverage(LINEAR), LINEAR, VELOCITY)
+    with pytest.raises(sitkit.UserError, match="'meanflow' gives no likelihood: use an ODE sampler"):
+        sitkit.log_prob(field, torch.zeros(2, 1), sampler=sitkit.samplers.create("meanflow"))

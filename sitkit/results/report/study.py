@@ -149,8 +149,11 @@ def _costs(results: StudyResults) -> list[Charts]:
 
 def _firsts(results: StudyResults) -> list[CellResult]:
     """The first cell that is done of every row and column."""
-    done = [cell for cell in results.cells if cell.state == "done"]
-    return list({(cell.row, cell.column): cell for cell in reversed(done)}.values())[::-1]
+    first: dict[tuple[str, str], CellResult] = {}
+    for cell in results.cells:
+        if cell.state == "done":
+            first.setdefault((cell.row, cell.column), cell)
+    return list(first.values())
 
 
 def _samples(results: StudyResults, runs: Path, trainings: Mapping[str, TrainingRecord]) -> list[PagePart]:

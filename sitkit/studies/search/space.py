@@ -16,6 +16,7 @@ component with the components that have it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ from sitkit.runs.config.mappings import flat, nest
 from sitkit.runs.config.schema import Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
 from sitkit.runs.run import sampling_config
-from sitkit.runs.sample import plan_solve
 from sitkit.runtime.errors import UserError, suggest
 
 PARTS = ("sampler.", "diffusion.", "guidance.")
@@ -159,8 +159,10 @@ def read_search(path: Path | str, config: Config) -> tuple[Search, list[Axis]]:
         raise UserError(f"{axes[keys.index('nfe')].place}nfe sets sampler.steps: search one of the two.")
     for axis in axes:
         combinations = _combinations(axis, axes, config)
-        for rule in (_require_existing, _require_valid_choices):
-            rule(axis, combinations, config)
+        _require_existing(axis, combinations)
+        _require_valid_choices(
+            axis, [chosen for chosen, possible in combinations if in_force(possible, axis.key)], config
+        )
     return search, axes
 
 
@@ -200,7 +202,7 @@ def _combinations(axis: Axis, axes: Sequence[Axis], config: Config) -> list[tupl
     return combinations
 
 
-def _require_existing(axis: Axis, combinations: Sequence[tuple[dict[str, Any], Config]], config: Config) -> None:
+def _require_existing(axis: Axis, combinations: Sequence[tuple[dict[str, Any], Config]]) -> None:
     """Raise UserError for a setting that exists in no combination."""
     if any(in_force(possible, axis.key) for _, possible in combinations):
         return
@@ -212,17 +214,16 @@ def _require_existing(axis: Axis, combinations: Sequence[tuple[dict[str, Any], C
     )
 
 
-def _require_valid_choices(axis: Axis, combinations: Sequence[tuple[dict[str, Any], Config]], config: Config) -> None:
+def _require_valid_choices(axis: Axis, combinations: Sequence[dict[str, Any]], config: Config) -> None:
     """Raise UserError for a choice that is valid in no combination; a trial refuses the combinations that are not."""
     for value, place in axis.written() if axis.key != "nfe" else ():
         failure = None
-        for chosen, possible in combinations:
-            if in_force(possible, axis.key):
-                try:
-                    sampling_config(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
-                    break
-                except UserError as error:
-                    failure = error
+        for chosen in combinations:
+            try:
+                sampling_config(config, layer_of({**chosen, axis.key: value}, {axis.key: place.removesuffix(": ")}))
+                break
+            except UserError as error:
+                failure = error
         else:
             assert failure is not None
             raise failure
@@ -254,9 +255,12 @@ def steps_within_budget(config: Config, run: Measures, budget: int) -> int:
     Raises UserError if one step spends more, and if samples with the steps cannot be right.
     """
 
+    # Bound once: a measurement on the run is a file.
+    solve = dataclasses.replace(config.solve_spec, diffusion=config.diffusion.bind(run))
+
     def cost(steps: int) -> int:
         sampler = sampling_config(config, layer_of({"sampler.steps": steps})).sampler
-        return plan_solve(sampler, config.solve_spec, run).nfe or 0
+        return sampler.bind(run).plan(solve).nfe or 0
 
     steps = budget
     while (spent := cost(steps)) > budget:
