@@ -30,8 +30,8 @@ LAW_MEAN, LAW_STD = 0.7, 0.3
 LARGEST_ERROR = 0.05
 # A last step that takes more than this part of the standard deviation is noted in the plan.
 NOTED_LOSS = 0.02
-# The error of a deterministic method with fewer evaluations than this is taken for the error of few steps, on any grid.
-FEW = 32
+# The error of a deterministic method with fewer steps than this is taken for the error of few steps, on any grid.
+FEW_STEPS = 32
 
 
 class Affine(NamedTuple):
@@ -192,7 +192,7 @@ def _require_span(sampler: Sampler, spec: SolveSpec, plan: Plan) -> None:
 
 def _require_grid(sampler: Sampler, spec: SolveSpec, plan: Plan) -> None:
     grid, usual = getattr(sampler, "grid", None), getattr(type(sampler), "grid", None)
-    few = not sampler.stochastic and plan.nfe is not None and plan.nfe < FEW
+    few = not sampler.stochastic and len(plan.times) <= FEW_STEPS
     if grid == usual or grid is None or usual is None or few:
         return
     ours = sampler.moments(spec, plan)
