@@ -11,7 +11,7 @@ from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError, require_at_least
 
 # The number of points of each law by default.
-SIZE = 20_000
+TOY_SIZE = 20_000
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ class GaussianMixture(Dataset):
 
     dim: int = 2
     components: int = 4
-    size: int = SIZE
+    size: int = TOY_SIZE
     seed: int = 0
     spread: float = 1.0
     width: float = 0.2
@@ -111,7 +111,7 @@ class Points(Dataset):
     """
 
     law: Literal["checkerboard", "moons", "eight-gaussians", "two-spirals"] = "checkerboard"
-    size: int = SIZE
+    size: int = TOY_SIZE
     seed: int = 0
     noise: float | None = None
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sitkit.results.statistics import Estimate, Seeds
+from sitkit.results.statistics import Estimate, SeedPair
 from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
 from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder, find_run
@@ -44,7 +44,7 @@ class NamedEvaluation(Evaluation):
         return f"{self.study.name}:{self.cell.row}:{self.cell.column}:{seeds}"
 
     @property
-    def seeds(self) -> Seeds:
+    def seeds(self) -> SeedPair:
         """The seeds of training and of sampling."""
         return self.record["seeds"]["train"], self.record["seeds"]["sample"]
 

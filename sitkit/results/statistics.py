@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from scipy.special import ndtri, stdtr, stdtrit
 
 LEVEL = 0.05
-Seeds = tuple[int, int]
+SeedPair = tuple[int, int]
 Standing = Literal["best", "close", "lead", ""]
 
 
@@ -82,7 +82,7 @@ class Ranking(NamedTuple):
         return "close" if name in self.close else ""
 
 
-def estimate(numbers: Mapping[Seeds, Estimate]) -> Estimate:
+def estimate(numbers: Mapping[SeedPair, Estimate]) -> Estimate:
     """Return the mean over training seeds of the mean over sampling seeds, with Student's interval.
 
     The training seed is the unit that is repeated. Sampling seeds of one training are not independent, so they are
@@ -113,7 +113,7 @@ def estimate(numbers: Mapping[Seeds, Estimate]) -> Estimate:
     return Estimate(mean, error, mean - margin, mean + margin, len(values), of)
 
 
-def paired(a: Mapping[Seeds, Estimate], b: Mapping[Seeds, Estimate]) -> Comparison:
+def paired(a: Mapping[SeedPair, Estimate], b: Mapping[SeedPair, Estimate]) -> Comparison:
     """Compare a and b by the mean of a - b over their common seeds, with Student's interval and test.
 
     With one common pair of seeds the standard errors of the two cells are added in quadrature and the test is normal.
@@ -150,7 +150,7 @@ def _p_value(test: Estimate) -> float | None:
     return float(2 * stdtr(df, -abs(test.mean) / test.stderr))
 
 
-def rank(groups: Mapping[str, Mapping[Seeds, Estimate]], lower_is_better: bool) -> Ranking | None:
+def rank(groups: Mapping[str, Mapping[SeedPair, Estimate]], lower_is_better: bool) -> Ranking | None:
     """Return which group is best and whether that is significant; None with fewer than two groups to compare.
 
     Groups whose mean is not finite are left out. The best by its mean is compared with each of the k - 1 others at

@@ -34,7 +34,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from sitkit.results.statistics import Estimate, Ranking, Seeds, estimate, rank
+from sitkit.results.statistics import Estimate, Ranking, SeedPair, estimate, rank
 from sitkit.runs.config.schema import Settings
 from sitkit.runs.config.sources import validate
 from sitkit.runtime.errors import UserError
@@ -99,7 +99,7 @@ class StudyResults(Settings):
         return [cell for cell in self.cells if cell.state in ("failed", "refused")]
 
 
-def numbers_by_seed(cells: list[CellResult]) -> dict[Seeds, Estimate]:
+def numbers_by_seed(cells: list[CellResult]) -> dict[SeedPair, Estimate]:
     """Return the numbers of the cells that are done."""
     return {
         (cell.seed or 0, cell.sample_seed or 0): Estimate(cell.value, cell.stderr)

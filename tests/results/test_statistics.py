@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
 
-from sitkit.results.statistics import LEVEL, Estimate, Seeds, estimate, paired, rank
+from sitkit.results.statistics import LEVEL, Estimate, SeedPair, estimate, paired, rank
 
 TRIALS = 3000
 
@@ -21,7 +21,7 @@ def within(fraction: float, expected: float, trials: int = TRIALS) -> bool:
     return abs(fraction - expected) <= 4 * math.sqrt(expected * (1 - expected) / trials)
 
 
-def cell(values: np.ndarray, stderr: float | None = None) -> dict[Seeds, Estimate]:
+def cell(values: np.ndarray, stderr: float | None = None) -> dict[SeedPair, Estimate]:
     """Values of training seeds 0, 1, ..., or (seeds, sampling seeds)."""
     table = values if values.ndim == 2 else values[:, None]
     return {(i, j): Estimate(float(v), stderr) for i, row in enumerate(table) for j, v in enumerate(row)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.data.stream import batch
-from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, fingerprint
+from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, network_fingerprint
 from sitkit.registry import extractors, spec
 from sitkit.runtime.errors import UserError, require_at_least
 from sitkit.runtime.progress import Event, Progress, silent
@@ -88,7 +88,7 @@ class RunClassifier(Extractor):
             return {"features": features, "logits": head(features), **spatial}
 
         outputs = self.outputs if data.is_image else ("features", "logits")
-        return Extraction(fingerprint(network), outputs, apply, record)
+        return Extraction(network_fingerprint(network), outputs, apply, record)
 
     def _load(
         self, data: Examples, device: device, cache: Path, progress: Progress

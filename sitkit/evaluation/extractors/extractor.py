@@ -112,7 +112,7 @@ def colours(x: Tensor) -> Tensor:
     return x.expand(-1, 3, -1, -1)
 
 
-def fingerprint(network: nn.Module, *rest: str) -> str:
+def network_fingerprint(network: nn.Module, *rest: str) -> str:
     """Return the SHA-256 of the names and values of a network's weights, and of the strings in `rest`."""
     digest = hashlib.sha256(repr(rest).encode())
     for name, value in sorted(network.state_dict().items()):

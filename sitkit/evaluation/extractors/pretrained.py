@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, colours, fingerprint
+from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, colours, network_fingerprint
 from sitkit.registry import extractors
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.progress import Progress, silent
@@ -58,7 +58,10 @@ class Inception(Extractor):
             return {"features": features, "spatial": kept.pop("spatial"), "logits": logits}
 
         return Extraction(
-            fingerprint(network, "uint8"), self.outputs, apply, {"weights": self.weights or "torch-fidelity's download"}
+            network_fingerprint(network, "uint8"),
+            self.outputs,
+            apply,
+            {"weights": self.weights or "torch-fidelity's download"},
         )
 
     def _network(self) -> Any:
@@ -131,7 +134,7 @@ class Dinov2(Extractor):
             return {"features": states[:, 0]}
 
         how = f"bicubic with anti-aliasing to {self.size}, ImageNet's mean and deviation"
-        return Extraction(fingerprint(network, how), self.outputs, apply, {"preprocessing": how})
+        return Extraction(network_fingerprint(network, how), self.outputs, apply, {"preprocessing": how})
 
     def _network(self) -> Any:
         try:

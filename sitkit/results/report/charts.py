@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sitkit.evaluation.plots import Numbers
 
-SIZE = (5.2, 3.5)
+FIGURE_SIZE = (5.2, 3.5)
 MAX_POINTS = 300
 
 
@@ -41,7 +41,7 @@ def line_chart(
         logx, logy: whether an axis is logarithmic.
         clipped: whether values that diverge at an end leave the view.
     """
-    figure, (ax,) = plots.canvas(1, SIZE)
+    figure, (ax,) = plots.canvas(1, FIGURE_SIZE)
     plots.draw_curves(ax, [thinned(curve) for curve in series], logx=logx, logy=logy)
     if clipped:
         ax.set_ylim(*plots.limits(series))
@@ -56,7 +56,7 @@ def interval_chart(estimates: Sequence[Estimate], *, label: str, xlabel: str) ->
     rows = list(dict.fromkeys(estimate.row for estimate in estimates))
     columns = list(dict.fromkeys(estimate.column for estimate in estimates))
     height = 1.1 + 0.16 * len(rows) * (len(columns) + 1)
-    figure, (ax,) = plots.canvas(1, (SIZE[0], max(height, 2.0)))
+    figure, (ax,) = plots.canvas(1, (FIGURE_SIZE[0], max(height, 2.0)))
     for i, name in enumerate(columns):
         column = [estimate for estimate in estimates if estimate.column == name]
         values, errors = [e.mean for e in column], [e.stderr or 0.0 for e in column]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sitkit.registry import metrics
-from sitkit.results.statistics import Estimate, Seeds, estimate
+from sitkit.results.statistics import Estimate, SeedPair, estimate
 from sitkit.runs.config.schema import Config
 from sitkit.runs.evaluate import measure_run
 from sitkit.runs.one_file import weights_name
@@ -32,7 +32,7 @@ class TrialResult(NamedTuple):
     seconds: float
 
     @property
-    def numbers(self) -> dict[Seeds, Estimate]:
+    def numbers(self) -> dict[SeedPair, Estimate]:
         """The values by seed: sampling seeds of one training."""
         return {(0, seed): Estimate(value) for seed, value in zip(self.seeds, self.values, strict=True)}
 
