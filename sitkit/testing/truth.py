@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from sitkit.models.exact import Exact
+from sitkit.solvers.moments import MEAN, STD
 from sitkit.transport.closed_form import MixturePosterior
 from sitkit.transport.field import Field
 from sitkit.transport.interpolant import Coefficients, Interpolant
 from sitkit.transport.target import Target, Velocity
-
-MEAN, STD = 0.7, 0.3
 
 
 @dataclass(frozen=True)
