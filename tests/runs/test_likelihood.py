@@ -20,6 +20,7 @@ from sitkit.models.exact import Exact
 from sitkit.registry import datasets, interpolants, samplers, targets
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
+from sitkit.runs.diagnostics import heldout_examples
 from sitkit.runs.likelihood import dequantised, likelihood, standard_errors
 from sitkit.runs.run import Run, initial_network
 from sitkit.runtime import rng
@@ -189,7 +190,7 @@ def test_bits_of_rounded_data_are_their_closed_form(tmp_path: Path, rounded: str
 def test_likelihood_agrees_with_the_closed_form_and_is_measured_once(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "dim": 8, "size": 1000})
     result = likelihood(run, n=30)
-    index = run.examples.heldout[:30]
+    index = heldout_examples(run, "likelihood", 30)[1]
     x, y = run.examples.read(index).double(), torch.from_numpy(run.examples.labels[index])
     one = run.config.interp.at(torch.ones(30, dtype=torch.float64), x)
     truth = -log_density(law(8), one, x, y) / 8

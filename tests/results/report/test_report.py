@@ -13,6 +13,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,9 @@ def test_a_damaged_file_is_named(pattern: str, message: str | None, tmp_path: Pa
         assert (
             result.status == 2 and str(path) in result.err and message in result.err and result.err.count("error:") == 1
         )
-    assert call("runs", "--runs", tmp_path).status == 0
+    left_out = pytest.warns(UserWarning, match="is not the record of an evaluation")
+    with left_out if pattern.startswith("evaluations") else nullcontext():
+        assert call("runs", "--runs", tmp_path).status == 0
 
 
 def test_the_command_of_a_number_computes_it_again(tmp_path: Path) -> None:
