@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from sitkit.models.exact import Exact
-from sitkit.solvers.moments import MEAN, STD
+from sitkit.solvers.moments import LAW_MEAN, LAW_STD
 from sitkit.transport.closed_form import MixturePosterior
 from sitkit.transport.field import Field
 from sitkit.transport.interpolant import Coefficients, Interpolant
 from sitkit.transport.target import Target, Velocity
+
+MEAN, STD = LAW_MEAN, LAW_STD
 
 
 @dataclass(frozen=True)
