@@ -62,7 +62,8 @@ class TrainSettings(Settings):
     tf32: float32 products in TF32 on GPUs that have it.
     nonfinite: a step with a gradient that is not finite stops the training, or is skipped.
     init: the full name of a run whose EMA weights the training starts from.
-    ema: one decay or several; samples use the first by default.
+    ema: one decay or several; samples use the first by default.  ema_warmup: the decay of step k is at most
+    (1 + k) / (10 + k), so that the average of a short training holds none of its initial weights; the paper has none.
     posthoc: relative widths of power-function averages to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema`
     rebuilds any other; every posthoc_every steps, by default a 32nd of the training, in posthoc_dtype.
     """
@@ -82,6 +83,7 @@ class TrainSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = True
     ema: float | tuple[float, ...] = 0.9999
+    ema_warmup: bool = True
     posthoc: tuple[float, ...] = ()
     posthoc_every: int | None = Field(None, ge=1)
     posthoc_dtype: Literal["float32", "float16"] = "float32"
