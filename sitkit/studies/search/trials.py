@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 
-from sitkit.runs.config.identity import sampling_identity, sampling_recipe
+from sitkit.runs.config.identity import sampling_essence, sampling_identity
 from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.hashing import identity
@@ -57,7 +57,7 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
             )
             return optuna.create_study(
                 storage=database,
-                study_name=f"{name}-{identity(run.identity, sampling_recipe(run.config, run.step), parts)}",
+                study_name=f"{name}-{identity(run.identity, sampling_essence(run.config, run.step), parts)}",
                 directions=[first, "minimize"] if spec.objective.against else [first],
                 load_if_exists=True,
                 sampler=ByNumber(spec.seed),
@@ -258,7 +258,7 @@ class TrialObjective:
             raise UserError(f"spends {nfe} evaluations a sample; objective.nfe allows {budget}.")
 
     def _note_repeat(self, trial: Trial, config: Config) -> None:
-        key = sampling_identity(config, self.evaluator.run.step)
+        key = sampling_identity(config, self.evaluator.run.step, self.evaluator.run.identity)
         trial.set_user_attr("sampling", key)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.user_attrs.get("sampling") == key and other.number != trial.number:
