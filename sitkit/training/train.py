@@ -23,7 +23,7 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
-from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config
+from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config, written_identity
 from sitkit.runs.sample import chosen_classes
 from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
@@ -142,7 +142,10 @@ def _recorded(
     with lock:
         check_unchanged(folder, marks)
         write_config(folder, config)
-        record = {"processes": group.size, "training": training_identity(config), **marks}
+        training, named = training_identity(config, marks), folder.name.rpartition("-")[2]
+        record = {
+            "processes": group.size, "training": training, "settings": written_identity(config.plain()), **marks,
+        } | ({"formerly": named} if named != training else {})  # fmt: skip
         _describe(config, RunFolder(folder), environment(group.device) | record)
         _write_description(RunFolder(folder).data, data)
         tracked = TrackedRun(
@@ -171,6 +174,10 @@ def _describe(config: Config, files: RunFolder, now: dict[str, Any]) -> None:
     step, before = step_of(newest) if newest else 0, files.read_environment()
     if not before or step < config.train.steps:
         write_json(files.environment, continued(before, now, step) if before else now)
+    elif now["settings"] != before.get("settings", files.path.name.rpartition("-")[2]):
+        # The settings of the same training are written in another way: another path of the data, or a new setting.
+        keys = ("training", "settings", "formerly")
+        write_json(files.environment, before | {key: now[key] for key in keys if key in now})
 
 
 def _loop(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -38,9 +38,13 @@ MOST_SEED = 2**63 - 1  # the range of a seed in torch, in files and in the track
 
 
 class Settings(BaseModel):
-    """A group of settings: typed, frozen, unknown keys refused; true and false are no numbers."""
+    """A group of settings: typed, frozen, unknown keys refused; true and false are no numbers.
+
+    Class attribute `version`: raise it when the meaning of a default changes, as in a component.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    version: ClassVar[int] = 1
 
     @field_validator("*", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, final
 
 import optuna
@@ -17,8 +18,9 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, TrialPruned
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 
-from sitkit.runs.config.identity import sampling_identity, sampling_recipe
+from sitkit.runs.config.identity import sampling_essence, sampling_identity
 from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.hashing import identity
@@ -39,7 +41,7 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
     run, spec = evaluator.run, evaluator.spec
     folder = run.folder / SEARCHES
     folder.mkdir(parents=True, exist_ok=True)
-    url = storage or f"sqlite:///{(folder / f'{name}.db').resolve().as_posix()}"
+    url = storage or database_url(folder / f"{name}.db")
     parts = spec.model_dump(mode="json", include={"objective", "space", "screen", "seed"})
     first = "minimize" if evaluator.metric.lower_is_better else "maximize"
     try:
@@ -55,7 +57,7 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
             )
             return optuna.create_study(
                 storage=database,
-                study_name=f"{name}-{identity(run.identity, sampling_recipe(run.config, run.step), parts)}",
+                study_name=f"{name}-{identity(run.identity, sampling_essence(run.config, run.step), parts)}",
                 directions=[first, "minimize"] if spec.objective.against else [first],
                 load_if_exists=True,
                 sampler=ByNumber(spec.seed),
@@ -66,6 +68,11 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WorkFailed(f"The study at {_public(url)} cannot be opened: {reason}") from None
+
+
+def database_url(path: Path) -> str:
+    """Return the address of a database file, in which %, ? and # of its path are quoted."""
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string()
 
 
 def _public(url: str) -> str:
@@ -251,7 +258,7 @@ class TrialObjective:
             raise UserError(f"spends {nfe} evaluations a sample; objective.nfe allows {budget}.")
 
     def _note_repeat(self, trial: Trial, config: Config) -> None:
-        key = sampling_identity(config, self.evaluator.run.step)
+        key = sampling_identity(config, self.evaluator.run.step, self.evaluator.run.identity)
         trial.set_user_attr("sampling", key)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.user_attrs.get("sampling") == key and other.number != trial.number:
