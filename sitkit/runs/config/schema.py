@@ -6,6 +6,7 @@ same name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -229,6 +230,11 @@ class Config(Settings):
             values.setdefault("weight", registries["targets"].parse(values["target"]).weighting)
         with suppress(UserError):
             values.setdefault("diffusion", registries["samplers"].parse(values["sampler"]).default_diffusion())
+        with suppress(UserError):
+            if _is_older(values):
+                values = merge(values, {"train": {"ema_warmup": False}})
+                if registries["targets"].parse(values["target"]).floor:
+                    values = merge(values, {"weight": {"floor": 0.0}})
         return values
 
     @field_validator("metric", mode="before")
@@ -259,6 +265,14 @@ DEFAULTS: dict[str, Any] = {
     "guidance": "none",
     "metric": "frechet",
 }
+
+
+def _is_older(values: Mapping[str, Any]) -> bool:
+    """Whether release 0.1 wrote a configuration: it has every setting of `train` but this one, and weights had no floor."""
+    train = values.get("train")
+    return isinstance(train, Mapping) and set(TrainSettings.model_fields) - set(train) == {"ema_warmup"}
+
+
 SAMPLING_KEYS = ("sampler", "diffusion", "guidance", "sample", "metric", "run")
 # Every other setting determines the weights.
 TRAINING_KEYS = tuple(key for key in Config.model_fields if key not in SAMPLING_KEYS)
