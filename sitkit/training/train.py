@@ -35,6 +35,7 @@ from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.stops import REPEATED, Stopped, noted
 from sitkit.training.parallel import tf32
 from sitkit.training.step import Training, due
+from sitkit.transport.interval import largest_weight, weight_note
 
 
 class Busy(UserError):
@@ -189,6 +190,9 @@ def _loop(
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return
     settings, alone = config.train, group.size == 1
+    note = weight_note(*largest_weight(config.interp, config.target, config.weight, config.timestep))
+    if note:
+        progress(Event("train", message=note))
     training = Training(config, network, data, folder, group, progress)
     steps, part, pin = training.resume(), training.inputs.part, group.device.type == "cuda"
     with (
