@@ -144,7 +144,7 @@ def test_a_run_without_a_checkpoint_or_with_one_of_another_run_is_refused(run: P
     path = only_checkpoint(run)
     foreign = checkpoints(RunFolder(trained("digits")).checkpoints)[0]
     shutil.copy(foreign, path.with_name("step-00000099.safetensors"))
-    with pytest.raises(UserError, match=r"backbone.name is mlp, and .*step-00000099.safetensors was trained with"):
+    with pytest.raises(UserError, match=r"step-00000099.safetensors was trained with"):
         load(run)
     shutil.rmtree(path.parent)
     with pytest.raises(UserError, match=r"has no checkpoint yet: continue its training with `sitkit train"):
