@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sitkit.registry.plugin import Plugin
 from sitkit.registry.registry import Component, registries
 from sitkit.runtime.errors import UserError
 
@@ -27,7 +28,8 @@ def essence(
         Its name; its version unless that is 1; the package and version of its plugin; the fingerprint of its places; and
         the fields that differ from their defaults.
     """
-    kind, package = _registration(component)
+    kind, plugin = registration_of(component)
+    package = str(plugin) if plugin else None
     found: dict[str, Any] = {"name": component.name}
     if packages is not None:
         package = packages.get(f"{kind} {component.name}")
@@ -80,10 +82,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _registration(component: Component) -> tuple[str, str | None]:
-    """Return the kind of a component, and the package and version of the plugin that registered it."""
+def registration_of(component: Component) -> tuple[str, Plugin | None]:
+    """Return the kind of a component and the plugin that registered it; "" and None for one that is not registered."""
     for registry in registries.values():
         if component.name in registry and registry[component.name] is type(component):
-            plugin = registry.plugin(component.name)
-            return registry.kind, str(plugin) if plugin else None
+            return registry.kind, registry.plugin(component.name)
     return "", None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sitkit.registry import Component, registries
+from sitkit.registry import Component, registration_of
 from sitkit.registry.plugin import Plugin
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runs.run_folder import RunFolder, folder_of
@@ -48,10 +48,8 @@ def _plugins_of(value: Any) -> set[Plugin]:
     if not isinstance(value, Component):
         return set()
     found = {plugin for field in dataclasses.fields(value) for plugin in _plugins_of(getattr(value, field.name))}
-    for registry in registries.values():
-        if value.name in registry and type(value) is registry[value.name]:
-            found.update(filter(None, [registry.plugin(value.name)]))
-    return found
+    _, plugin = registration_of(value)
+    return found | ({plugin} if plugin else set())
 
 
 def changed_since_training(folder: Path, config: Config) -> str:

@@ -81,12 +81,16 @@ class Field:
         if y is None:
             y = self.null_class
         y = torch.as_tensor(y, device=x.device).long().expand(len(x))
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) <= self.null_class:
+        if not len(y):
+            return y
+        # Each conversion waits for the device.
+        lowest, highest = int(y.min()), int(y.max())
+        if not 0 <= lowest <= highest <= self.null_class:
             raise UserError(
-                f"labels run from {int(y.min())} to {int(y.max())}, but the network knows 0 to {self.null_class - 1} "
+                f"labels run from {lowest} to {highest}, but the network knows 0 to {self.null_class - 1} "
                 f"and the null class {self.null_class}."
             )
-        if self.null_class and len(y) and int(y.max()) == self.null_class:
+        if self.null_class and highest == self.null_class:
             require_unconditional(self.network)
         return y
 
