@@ -200,6 +200,9 @@ def _print_checked(report: CheckReport) -> None:
     console.table(("cell", "row", "column", "t", "NFE", "state"), rows, notes=notes)
     for t0, t1 in dict.fromkeys(cell.training for cell in report.cells if cell.training != (0.0, 1.0)):
         console.say(f"trained on t from {t0:.6g} to {t1:.6g}: target or weight is singular beyond")
+    lost = max(abs(cell.spread_lost) for cell in report.cells)
+    if lost:
+        console.say(f"a last step changes the median standard deviation of the data by at most {lost:.1%}")
     console.say("")
     rows = [(_range(cells), *cost) for cost, cells in costs.items()]
     names = ("cell", "states", "weights", "FLOPs", "training", "sampling", "run", "samples")
