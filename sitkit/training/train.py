@@ -21,7 +21,7 @@ from sitkit.runs.checkpoint import latest_checkpoint, step_of
 from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
+from sitkit.runs.config.sources import TrainingFlags, assemble, layers_of, replaced, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
 from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config, written_identity
@@ -36,6 +36,7 @@ from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.stops import REPEATED, Stopped, noted
 from sitkit.training.parallel import tf32
 from sitkit.training.step import Training, due
+from sitkit.transport.interval import largest_weight, weight_note
 
 
 class Busy(UserError):
@@ -70,9 +71,12 @@ def train(
         run = sitkit.train("digits", interp="gvp", steps=2000, settings={"train.lr": 1e-3})
     """
     require_flags(flags, TrainingFlags, "train")
-    settings = configure(config, **flags)
+    layers = layers_of(config, flags)
+    settings = assemble(layers)
     settle_changed_plugins([settings], changed_plugin)
     with reporting(progress) as report:
+        for note in replaced(layers):
+            report(Event("train", message=note))
         folder = run_training(settings, report)
     return load(folder, device=settings.run.device)
 
@@ -188,6 +192,9 @@ def _loop(
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return
     settings, alone = config.train, group.size == 1
+    note = weight_note(*largest_weight(config.interp, config.target, config.weight, config.timestep))
+    if note:
+        progress(Event("train", message=note))
     training = Training(config, network, data, folder, group, progress)
     steps, part, pin = training.resume(), training.inputs.part, group.device.type == "cuda"
     with (

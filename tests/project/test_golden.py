@@ -141,6 +141,7 @@ WHOLE = ("mlp", "sit-xs/2")
 TRAIN = (
     "train", "digits", "--backbone", "sit-xs/2", "--steps", "20", "--set", "train.batch=16", "--set", "run.sample_every=0",
     "--set", "run.track=false", "--set", "run.log_every=1", "--set", "run.checkpoint_every=10",
+    "--set", "train.ema_warmup=false",
 )  # fmt: skip
 
 

@@ -183,6 +183,8 @@ def check(
 
 
 def _print_checked(report: CheckReport) -> None:
+    from sitkit.transport.interval import weight_note
+
     solves: defaultdict[tuple[Any, ...], list[CellForecast]] = defaultdict(list)
     costs: defaultdict[tuple[str, ...], list[CellForecast]] = defaultdict(list)
     for cell in report.cells:
@@ -203,6 +205,8 @@ def _print_checked(report: CheckReport) -> None:
     lost = max(abs(cell.spread_lost) for cell in report.cells)
     if lost:
         console.say(f"a last step changes the median standard deviation of the data by at most {lost:.1%}")
+    for note in filter(None, dict.fromkeys(weight_note(*cell.largest_weight) for cell in report.cells)):
+        console.say(note)
     console.say("")
     rows = [(_range(cells), *cost) for cost, cells in costs.items()]
     names = ("cell", "states", "weights", "FLOPs", "training", "sampling", "run", "samples")
