@@ -227,9 +227,11 @@ class Config(Settings):
         values = merge(DEFAULTS, {k: v for k, v in values.items() if v is not None})
         # A wrong target or sampler is reported with its place when its own field is checked.
         with suppress(UserError):
-            values.setdefault("weight", registries["targets"].parse(values["target"]).weighting)
+            usual = registries["targets"].parse(values["target"]).weighting
+            values["weight"] = merge(usual, values.get("weight", usual))
         with suppress(UserError):
-            values.setdefault("diffusion", registries["samplers"].parse(values["sampler"]).default_diffusion())
+            form = registries["samplers"].parse(values["sampler"]).default_diffusion()
+            values["diffusion"] = merge(spec(form), values["diffusion"]) if "diffusion" in values else form
         with suppress(UserError):
             if _is_older(values):
                 values = merge(values, {"train": {"ema_warmup": False}})
