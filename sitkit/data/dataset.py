@@ -65,6 +65,8 @@ class Examples:
         encoder: the fingerprint of the autoencoder if the examples are latents; None: they are not latents.
         order: (seed, epoch) -> `train` in the order of that epoch; None: an order drawn uniformly at random.
         counts: the number of examples of each class, of data that are only described; None: not known.
+        std: the median standard deviation of the pixels or latent channels that a network models, of data that are only
+            described; None: not known.
     """
 
     shape: tuple[int, ...]
@@ -79,6 +81,7 @@ class Examples:
     encoder: str | None = None
     order: Callable[[int, int], np.ndarray] | None = None
     counts: tuple[int, ...] | None = None
+    std: float | None = None
 
     @property
     def num_classes(self) -> int:

@@ -39,7 +39,7 @@ class Absent(Dataset):
         return from_description({"shape": self.shape, "class_names": names, "fingerprint": mark}, self.origin)
 
 
-KNOWN = ("shape", "class_names", "fingerprint", "bin_width", "encoder")
+KNOWN = ("shape", "class_names", "fingerprint", "bin_width", "encoder", "std")
 
 
 def description(data: Examples) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
-from sitkit.data.dataset import Dataset, Examples, load_examples
+from sitkit.data.dataset import SPLIT_SEED, Dataset, Examples, load_examples
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
 from sitkit.runtime.errors import UserError, require_at_least
@@ -243,6 +243,36 @@ def prepare_data(dataset: Dataset, autoencoder: Autoencoder) -> Prepared:
     """Load a data set.  Raises UserError for examples that the autoencoder cannot take."""
     examples = load_examples(dataset)
     return Prepared(examples, modelled_shape(autoencoder, examples), examples.num_classes)
+
+
+# The number of training examples whose standard deviations are measured; of images that an autoencoder must encode first.
+STD_EXAMPLES, ENCODED_EXAMPLES = 1000, 8
+
+
+@functools.lru_cache(maxsize=4)
+def median_std(autoencoder: Autoencoder, examples: Examples) -> float | None:
+    """Return the median standard deviation of what the network models; None for examples that are not here or all equal.
+
+    It is over the pixels (the coordinates of points, the channels of latents) that vary, of a fixed random subset of the
+    training examples.
+    """
+    import numpy as np
+    import torch
+
+    encoded = examples.encoder is None and autoencoder.encodes
+    index = examples.train
+    if not len(index):
+        return examples.std
+    # Streams are read in their own order.
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation
+    index = shuffled(index) if examples.order is None else examples.order(SPLIT_SEED, 0)
+    with torch.no_grad():
+        x = modelled(autoencoder, examples, examples.read(index[: ENCODED_EXAMPLES if encoded else STD_EXAMPLES]))
+    latents = encoded or examples.encoder is not None
+    rows = x.double().movedim(1, -1).flatten(0, -2) if latents and x.ndim > 2 else x.double().flatten(1)
+    stds = rows.std(0, correction=0)
+    varying = stds[stds > 0]
+    return float(varying.median()) if len(varying) else None
 
 
 def modelled_shape(autoencoder: Autoencoder, examples: Examples) -> tuple[int, ...]:

@@ -122,11 +122,11 @@ def likelihood(
         # Release 0.1 took the first ones.
         recipe["subset"] = "random"
 
-    def recorded(record: dict[str, Any]) -> str:
+    def recorded(record: dict[str, Any]) -> list[str]:
         packages, values = recorded_packages(record["environment"]), record["recipe"]
         sampler = essence(samplers.parse(values["sampler"]), packages=packages)
         training = training_identity(config, run.contents, packages)
-        return identity(training, values | {"sampler": sampler}, record["data"]["fingerprint"])
+        return [identity(training, values | {"sampler": sampler}, record["data"]["fingerprint"])]
 
     name = identity(run.identity, recipe | {"sampler": essence(config.sampler)}, data.fingerprint)
     path = find_record(RunFolder(run.folder).likelihoods / f"{name}.json", "*.json", recorded)

@@ -19,7 +19,7 @@ from torch import nn
 
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
-from sitkit.models.autoencoder import modelled_shape, prepare_data
+from sitkit.models.autoencoder import median_std, modelled_shape, prepare_data
 from sitkit.registry import Component
 from sitkit.registry.measures import Pairs
 from sitkit.runs import diagnostics
@@ -125,6 +125,15 @@ class Run:
     def path_curvature(self) -> Pairs:
         """Return (t, |x''(t)|) pairs of the paths of the unguided flow, measured once."""
         return diagnostics.curvatures(self)
+
+    def data_std(self) -> float | None:
+        """Return the median standard deviation of the pixels or latent channels of the data; None: not known."""
+        std = self.data_description.std
+        if std is None:
+            # The description of a run of release 0.1 lacks it.
+            with contextlib.suppress(UserError):
+                std = median_std(self.config.autoencoder, self.examples)
+        return std
 
     def load_field(self, name: str, step: int, weights: Literal["ema", "raw"]) -> Field:
         """Return the field of another run, which lies beside this one.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,18 +101,18 @@ def recorded_packages(record: Mapping[str, Any]) -> dict[str, str]:
     return record.get("components") or {}
 
 
-def find_record(path: Path, records: str, identify: Callable[[dict[str, Any]], str]) -> Path:
+def find_record(path: Path, records: str, identify: Callable[[dict[str, Any]], Sequence[str]]) -> Path:
     """Return the path of a result that is named by its identity; that of release 0.1's record of it, if there is one.
 
     Args:
         path: the path that ends with the identity.
         records: a pattern of the records beside it.
-        identify: returns the identity of a record of release 0.1, which holds none.
+        identify: returns the identities of a record of release 0.1, which holds none.
     """
     for record in [] if path.exists() else sorted(path.parent.glob(records)):
         with contextlib.suppress(UserError, ValueError, LookupError, TypeError, AttributeError):
             values = read_json(record)
-            if "identity" not in values and identify(values) == path.stem:
+            if "identity" not in values and path.stem in identify(values):
                 return path.parent / record.relative_to(path.parent).parts[0]
     return path
 
@@ -136,18 +136,19 @@ def find_samples(folder: Path, name: str, config: Config, contents: Mapping[str,
 def find_number(folder: Path, name: str, config: Config, contents: Mapping[str, str]) -> Path:
     """Return the file of the number of an identity in a run's folder; the arguments are those of `find_samples`."""
 
-    def identify(record: dict[str, Any]) -> str:
-        samples = _recorded_samples(config, record["sampling"]["recipe"], record, contents)
+    def identify(record: dict[str, Any]) -> list[str]:
+        drawn = _recorded_samples(config, record["sampling"]["recipe"], record, contents)
         metric, reference = metrics.parse(record["metric"]), record["reference"]["sha256"]
         packages = recorded_packages(record["environment"])
-        return number_identity(samples, essence(metric, content=reference, packages=packages), record["data"])
+        plain = essence(metric, content=reference, packages=packages)
+        return [number_identity(samples, plain, record["data"]) for samples in drawn]
 
     return find_record(RunFolder(folder).evaluations / f"{name}.json", "*.json", identify)
 
 
 def _recorded_samples(
     config: Config, recipe: Mapping[str, Any], record: Mapping[str, Any], contents: Mapping[str, str]
-) -> str:
+) -> list[str]:
     packages = recorded_packages(record["environment"])
     return recorded_samples(config, recipe, training_identity(config, contents, packages), packages)
 

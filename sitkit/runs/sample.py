@@ -236,6 +236,7 @@ class SamplePlan:
             "times": plan.times.tolist(),
             "intervals": len(plan.times) - 1,
             "last_step": plan.last_step,
+            "spread_lost": plan.spread_lost,
             "notes": list(plan.notes),
             "rounding": ROUNDING if self.run.data_description.is_image else "none",
             "at_once": self.batch_size,

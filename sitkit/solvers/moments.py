@@ -65,7 +65,7 @@ class Moments(NamedTuple):
 
 
 class GaussianReadings(NamedTuple):
-    """The readings of N(LAW_MEAN, LAW_STD^2) at a time, each an affine map of the state, and the law of the state there."""
+    """The readings of Gaussian data at a time, each an affine map of the state, and the law of the state there."""
 
     velocity: Affine
     score: Affine
@@ -77,17 +77,17 @@ class GaussianReadings(NamedTuple):
         return Affine(self.velocity.factor + w / 2 * self.score.factor, self.velocity.shift + w / 2 * self.score.shift)
 
 
-def gaussian_readings(interpolant: Interpolant, times: Sequence[float]) -> list[GaussianReadings]:
-    """Return the readings at each time, computed in float64.
+def gaussian_readings(interpolant: Interpolant, times: Sequence[float], std: float = LAW_STD) -> list[GaussianReadings]:
+    """Return the readings of N(LAW_MEAN, std^2) at each time, computed in float64.
 
-    With R^2 = alpha^2 LAW_STD^2 + sigma^2 and y = x - alpha LAW_MEAN they are d_alpha LAW_MEAN + (R' / R) y, -y / R^2 and
-    LAW_MEAN + (alpha LAW_STD^2 / R^2) y.
+    With R^2 = alpha^2 std^2 + sigma^2 and y = x - alpha LAW_MEAN they are d_alpha LAW_MEAN + (R' / R) y, -y / R^2 and
+    LAW_MEAN + (alpha std^2 / R^2) y.
     """
     c = interpolant.coefficients(torch.tensor(times, dtype=torch.float64))
     sigma = c.sigma.clamp_min(TINY)
-    variance = (c.alpha * LAW_STD).square() + sigma.square()
-    rate = (c.alpha * c.d_alpha * LAW_STD**2 + sigma * c.d_sigma) / variance
-    gain = c.alpha * LAW_STD**2 / variance
+    variance = (c.alpha * std).square() + sigma.square()
+    rate = (c.alpha * c.d_alpha * std**2 + sigma * c.d_sigma) / variance
+    gain = c.alpha * std**2 / variance
     mean = c.alpha * LAW_MEAN
     rows = torch.stack(
         (

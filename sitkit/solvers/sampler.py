@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from sitkit.registry import Component
 from sitkit.runtime.errors import UserError
@@ -49,13 +49,15 @@ class Plan(NamedTuple):
         times: (steps + 1,) float64, the grid.
         last_step: the size of the last step, which follows the grid; 0 if there is none.
         nfe: network evaluations per sample; None for an adaptive method.
-        notes: why an end of the interval is not the natural end.
+        notes: why an end of the interval is not the natural end, and what the last step takes.
+        spread_lost: the part of the median standard deviation of the data that the last step takes.
     """
 
     times: Tensor
     last_step: float
     nfe: int | None
     notes: tuple[str, ...] = ()
+    spread_lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,15 @@ class Sampler(Component):
     def moments(self, spec: SolveSpec, plan: Plan) -> Moments | None:
         """Return the mean and the standard deviation that a plan gives N(0.7, 0.3^2); None without a closed form."""
         return None
+
+    def without_derived(self, spec: SolveSpec, std: float | None) -> Self:
+        """Return the sampler without the settings that it would derive to the same values.
+
+        Args:
+            spec: the problem.
+            std: the median standard deviation of the data; None: not known.
+        """
+        return self
 
     def default_diffusion(self) -> Diffusion:
         """Return the w of a solve without a given w."""

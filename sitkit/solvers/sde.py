@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_at_least, require_positive
 from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, stage_times, with_user_ends
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.interpolant import Interpolant
@@ -18,6 +20,7 @@ from sitkit.transport.timestep import Timestep, Uniform
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sitkit.registry.measures import Measures
     from sitkit.solvers.moments import Affine, GaussianReadings, Moments
 
 LastStep = Literal["none", "mean", "euler", "tweedie"]
@@ -25,6 +28,10 @@ LastStep = Literal["none", "mean", "euler", "tweedie"]
 # the state, and a w of small norm does not remove it later: w^KL with norm 0.1 and 50 steps gives data of standard deviation
 # 0.3 one of 0.34, and 0.306 with 1/2.
 LATER_STARTS = (1 / 2, 1 / 4)
+# The sizes of a derived last step: of two digits, up to that of SiT Table 10.
+LAST_STEPS = [round(k * unit, 6) for unit in (1e-5, 1e-4, 1e-3) for k in range(10, 100) if k * unit <= 0.04]
+# The ratio of the sizes that are tried in turn until the steps before the last one are stable.
+LONGER = 1.2
 
 
 class GaussianNode(NamedTuple):
@@ -48,10 +55,11 @@ class SDESampler(Sampler):
         grid: the places of the steps; equal steps by default.
         last_step: the step from 1 - last_step_size to 1: `mean` (by the drift), `euler` (by the velocity), `tweedie` (to
             the data reading), or `none`: the solve then goes as far as explicit steps are stable.
-        last_step_size: its size.
+        last_step_size: its size; None is the largest size up to 0.04 that takes at most 2 % of `data_std`.
         accept_bias: whether to run a last step that leaves noise of standard deviation above 0.07 in data of scale 1, or that
-            takes more than 5 % of a standard deviation of 0.3, as published settings do.  Otherwise such a last step is
-            refused; the default size is run, and the plan says what it takes.
+            takes more than 5 % of `data_std`, as published settings do.  Otherwise such a last step is refused.
+        data_std: the standard deviation of the data, the median over pixels or latent channels.  A run measures it; without
+            a run it is 0.3.
 
     Source: SiT Algorithm 2; a last step of 0.04 is the one of SiT Table 10.
     """
@@ -62,25 +70,38 @@ class SDESampler(Sampler):
     steps: int = 250
     grid: Timestep = Uniform()
     last_step: LastStep = "mean"
-    last_step_size: float = 0.04
+    last_step_size: float | None = None
     accept_bias: bool = False
+    data_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1 if self.last_step == "none" else 2, steps=self.steps)
-        if not 0 < self.last_step_size < 1:
+        if self.last_step_size is not None and not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size must lie in (0, 1); got {self.last_step_size:g}.")
+        if self.data_std is not None:
+            require_positive(data_std=self.data_std)
         if self.t1 is not None and self.last_step != "none":
             raise ValueError("t1 is 1 - last_step_size; set that, or last_step 'none' with t1.")
+
+    def bind(self, run: Measures) -> Self:
+        bound = super().bind(run)
+        return bound if self.data_std is not None else dataclasses.replace(bound, data_std=run.data_std())
+
+    def without_derived(self, spec: SolveSpec, std: float | None) -> Self:
+        unset = dataclasses.replace(self, last_step_size=None, data_std=self.data_std or std)
+        with suppress(UserError):
+            if self.last_step_size is not None and unset._derived_size(spec) == self.last_step_size:
+                return dataclasses.replace(self, last_step_size=None)
+        return self
 
     def default_diffusion(self) -> Diffusion:
         return Sigma()
 
     def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.solvers.moments import LARGEST_ERROR, require_moments
-        from sitkit.transport import interval
 
-        plan = self._plan(spec, interval.RHO_END)
+        plan = self._first_plan(spec)
         if not (spec.partial or self.accept_bias):
             for rho in LATER_STARTS:
                 moments = self.moments(spec, plan)
@@ -88,41 +109,74 @@ class SDESampler(Sampler):
                     break
                 # The error of few steps does not depend on the start; then the first start stays.
                 with suppress(UserError):
-                    later = self._plan(spec, rho)
+                    later = self._plan(spec, plan.last_step, rho)
                     known = self.moments(spec, later)
                     plan = later if known is not None and known.error <= LARGEST_ERROR else plan
         return require_moments(self, spec, plan if spec.partial else self._judge_last_step(spec, plan))
 
     def _judge_last_step(self, spec: SolveSpec, plan: Plan) -> Plan:
         """Return a plan that says what its last step takes of the spread of data.  Raises UserError if it is too much."""
-        from sitkit.solvers.moments import LARGEST_ERROR, LAW_STD, NOTED_LOSS
+        from sitkit.solvers.moments import LARGEST_ERROR, NOTED_LOSS
 
         if not plan.last_step:
             return plan
-        loss = self.spread_lost(spec, plan)
-        takes = f"last_step {self.last_step!r} of {plan.last_step:g} on {spec.interpolant.name!r} takes {loss:.1%} of a standard "
-        takes += f"deviation of {LAW_STD:g}, and more of a smaller one"
-        if loss > LARGEST_ERROR and not self.accept_bias and self.last_step_size != SDESampler.last_step_size:
-            raise UserError(f"{takes}: use a smaller last_step_size, or accept_bias to run it as published.")
-        return plan._replace(notes=(*plan.notes, takes)) if loss > NOTED_LOSS else plan
+        loss, median = self.spread_lost(spec, plan.last_step), " (the data's median)" if self.data_std else ""
+        takes = f"last_step {self.last_step!r} of {plan.last_step:g} on {spec.interpolant.name!r} "
+        takes += f"{'takes' if loss > 0 else 'adds'} {abs(loss):.1%} of a standard deviation of {self._std:.3g}{median}"
+        if abs(loss) > LARGEST_ERROR and not self.accept_bias:
+            given = self.last_step_size is not None
+            remedy = "use a smaller last_step_size, or leave it unset" if given else "use more steps"
+            raise UserError(f"{takes}: {remedy}, or accept_bias to run it as published.")
+        notes = (*plan.notes, takes) if abs(loss) > NOTED_LOSS else plan.notes
+        return plan._replace(notes=notes, spread_lost=loss)
 
-    def spread_lost(self, spec: SolveSpec, plan: Plan) -> float:
-        """Return the part of the standard deviation 0.3 of data that the last step takes from states of the exact law."""
-        from sitkit.solvers.moments import LAW_STD, diffusion_of, gaussian_readings
+    @property
+    def _std(self) -> float:
+        from sitkit.solvers.moments import LAW_STD
 
-        end = plan.times[-1:]
+        return self.data_std or LAW_STD
+
+    def spread_lost(self, spec: SolveSpec, size: float) -> float:
+        """Return the part of the standard deviation of Gaussian data that a last step takes from states of the exact law."""
+        import torch
+
+        from sitkit.solvers.moments import diffusion_of, gaussian_readings
+
+        end = torch.tensor([1 - size], dtype=torch.float64)
         w = float(diffusion_of(self, spec).w(end, spec.interpolant.coefficients(end)))
-        (readings,) = gaussian_readings(spec.interpolant, end.tolist())
-        step = self.gaussian_last_step(plan.last_step, GaussianNode(readings, w))
-        return 1 - abs(step.factor) * readings.state.std / LAW_STD
+        (readings,) = gaussian_readings(spec.interpolant, end.tolist(), self._std)
+        step = self.gaussian_last_step(size, GaussianNode(readings, w))
+        return 1 - abs(step.factor) * readings.state.std / self._std
 
-    def _plan(self, spec: SolveSpec, largest_rho: float) -> Plan:
+    def _first_plan(self, spec: SolveSpec) -> Plan:
+        """Return the plan with the given last step, or with the derived one.  Raises UserError as `plan`."""
+        from sitkit.transport.interval import RHO_END
+
+        size = 0.0 if self.last_step == "none" else self.last_step_size
+        if size is None:
+            size, longest = self._derived_size(spec), LAST_STEPS[-1]
+            # If the steps are too long to be stable that near the data, the last step is longer.
+            while size < longest:
+                with suppress(UserError):
+                    return self._plan(spec, size, RHO_END)
+                size = min(longest, LONGER * size)
+        return self._plan(spec, size, RHO_END)
+
+    def _derived_size(self, spec: SolveSpec) -> float:
+        """Return the largest size of a last step, to two digits, that takes at most `NOTED_LOSS` of the spread."""
+        from sitkit.solvers.moments import NOTED_LOSS
+
+        def takes_more(size: float) -> bool:
+            return abs(self.spread_lost(spec, size)) > NOTED_LOSS
+
+        return LAST_STEPS[max(0, bisect.bisect_left(LAST_STEPS, True, key=takes_more) - 1)]
+
+    def _plan(self, spec: SolveSpec, size: float, largest_rho: float) -> Plan:
         """Return the plan whose first step has at most a given h w / (2 sigma^2).  Raises UserError as `plan`."""
         from sitkit.transport import interval
 
         interpolant, target = spec.interpolant, spec.target
         diffusion = Sigma() if spec.diffusion is None else spec.diffusion
-        size = 0.0 if self.last_step == "none" else self.last_step_size
         steps = self.steps - (size > 0)
         end = 1 - size if self.t1 is None else self.t1
         derived = interval.derive_interval(

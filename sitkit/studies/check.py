@@ -24,14 +24,16 @@ class CellForecast(CellStatus):
     """What one cell will do and cost, and what of it is on disk.
 
     times: the start and the end of its solve.  singular: why they are not 0 and 1.  steps: intervals, with a last step of
-    another kind; None for an adaptive solver, as nfe.  training: the interval of times of its training.  largest_weight: of
-    its loss, and the time of that weight.
+    another kind; None for an adaptive solver, as nfe.  spread_lost: the part of the median standard deviation of the data
+    that the last step takes.  training: the interval of times of its training.  largest_weight: of its loss, and the time of
+    that weight.
     """
 
     times: tuple[float, float]
     singular: tuple[str, ...]
     steps: int | None
     nfe: int | None
+    spread_lost: float
     training: tuple[float, float]
     largest_weight: tuple[float, float]
     cost: Cost
@@ -123,6 +125,7 @@ def check_plan(plan: StudyPlan) -> CheckReport:
                 singular=solve.notes,
                 steps=None if solve.nfe is None else len(solve.times) - 1 + bool(solve.last_step),
                 nfe=solve.nfe,
+                spread_lost=solve.spread_lost,
                 training=training(config.interp, config.target, config.weight),
                 largest_weight=weight(config.interp, config.target, config.weight, config.timestep),
                 cost=cost,

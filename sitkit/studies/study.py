@@ -17,6 +17,7 @@ Nothing here trains or samples: a study is read, crossed and checked.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,9 @@ from typing import Annotated, Any, TypedDict
 
 from pydantic import Field, field_validator
 
-from sitkit.registry.measures import UNTRAINED
+from sitkit.data.dataset import load_examples
+from sitkit.models.autoencoder import median_std
+from sitkit.registry.measures import Untrained
 from sitkit.results.study_results import PublishedNumber
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config, Settings
@@ -153,15 +156,20 @@ def refused_at(place: str, row: str, column: str, why: str) -> str:
 def plan_untrained(config: Config) -> Plan | str:
     """Return the plan of a configuration's sampler before there is a trained run, or why samples cannot be right.
 
-    Finite positive values stand in for measurements on that run.
+    The spread of the data is measured, if they are here and an SDE is solved.  Finite positive values stand in for
+    measurements on that run.
     """
-    return _plan_untrained(config.sampler, config.solve_spec)
+    std = None
+    if config.sampler.stochastic:
+        with contextlib.suppress(UserError):
+            std = median_std(config.autoencoder, load_examples(config.data))
+    return _plan_untrained(config.sampler, config.solve_spec, std)
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan_untrained(sampler: Sampler, spec: SolveSpec) -> Plan | str:
+def _plan_untrained(sampler: Sampler, spec: SolveSpec, std: float | None) -> Plan | str:
     try:
-        return plan_solve(sampler, spec, UNTRAINED)
+        return plan_solve(sampler, spec, Untrained(std))
     except UserError as error:
         return str(error)
 

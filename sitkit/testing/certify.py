@@ -20,11 +20,15 @@ from sitkit.runtime.files import write_json
 from sitkit.runtime.progress import Event, Progress
 from sitkit.runtime.progress_bar import reporting
 from sitkit.solvers.ode import AdaptiveODE
+from sitkit.solvers.sampler import Sampler
 from sitkit.solvers.sde import SDESampler
 from sitkit.testing import ORDER_TOLERANCE
 from sitkit.testing.examiner import Combination, CombinationResult, Examiner
 
-GRIDS = ("shift", "power", "cosine", "adapted")
+# Settings that are refused, or right: a start or an end in the middle of the path, a long last step, a w^KL of small norm.
+PARTS_OF_PATH = ({"t0": 0.5}, {"t1": 0.5})
+LONG_LAST_STEP = {"last_step_size": 0.5}
+SMALL_NORM = {"norm": 0.1}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,10 @@ class Certificate:
 
 
 def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
-    """Yield every combination of the registered names, or of those chosen for an axis; other grids have the default w."""
+    """Yield every combination of the registered names, or of those chosen for an axis.
+
+    Other grids have the default w.  Other settings have the first target.
+    """
 
     def names(axis: str, registry: Any) -> list[str]:
         known = [name for name in registry.names() if name not in registry.presets()]
@@ -89,19 +96,35 @@ def cells(chosen: Mapping[str, Sequence[str]]) -> Iterator[Combination]:
             registry[name]
         return [name for name in known if not chosen.get(axis) or name in chosen[axis]]
 
-    for i, t, s in itertools.product(
-        names("interp", interpolants), names("target", targets), names("sampler", samplers)
-    ):
+    known = names("target", targets)
+    for i, t, s in itertools.product(names("interp", interpolants), known, names("sampler", samplers)):
         kind = samplers[s]
+        sde = issubclass(kind, SDESampler)
         forms: list[tuple[str, str]] = [("", "")]
-        if issubclass(kind, SDESampler):
+        if sde:
             forms = list(itertools.product(names("diffusion", diffusions), ("none", "mean", "euler", "tweedie")))
         for w, last in forms:
             yield Combination(i, t, s, w, last)
-        if not issubclass(kind, AdaptiveODE) and "grid" in {f.name for f in dataclasses.fields(kind)}:
-            plugged = [name for name in timesteps.names() if not timesteps.origin(name).startswith("sitkit.")]
-            for grid in (*GRIDS, *plugged):
-                yield Combination(i, t, s, "sigma" if forms[0][0] else "", "tweedie" if forms[0][0] else "", grid)
+        usual = ("sigma", "tweedie") if sde else ("", "")
+        if "grid" in {f.name for f in dataclasses.fields(kind)}:
+            for grid in names("grid", timesteps):
+                if grid != "uniform":
+                    yield Combination(i, t, s, *usual, grid)
+        if t == known[0]:
+            for (w, last), settings in _settings(kind):
+                if w in ("", *names("diffusion", diffusions)):
+                    yield Combination(i, t, s, w, last, settings=tuple(settings.items()))
+
+
+def _settings(kind: type[Sampler]) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
+    """Yield (w, last step) and settings of a kind of sampler, each with a fault that samplers had."""
+    sde = issubclass(kind, SDESampler)
+    for part in PARTS_OF_PATH:
+        yield (("sigma", "none") if sde else ("", "")), part
+    if sde:
+        yield ("sigma", "tweedie"), LONG_LAST_STEP
+    if kind.stochastic:
+        yield ("kl", "tweedie" if sde else ""), SMALL_NORM
 
 
 def certify(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from sitkit.data.dataset import Examples
 from sitkit.data.described import description
 from sitkit.data.stream import feed
-from sitkit.models.autoencoder import Prepared, prepare_data
+from sitkit.models.autoencoder import Prepared, median_std, prepare_data
 from sitkit.runs.changed_plugins import ChangedPlugin, settle_changed_plugins
 from sitkit.runs.checkpoint import latest_checkpoint, step_of
 from sitkit.runs.config.identity import training_identity
@@ -150,7 +151,8 @@ def _recorded(
             "processes": group.size, "training": training, "settings": written_identity(config.plain()), **marks,
         } | ({"formerly": named} if named != training else {})  # fmt: skip
         _describe(config, RunFolder(folder), environment(group.device) | record)
-        _write_description(RunFolder(folder).data, data)
+        std = median_std(config.autoencoder, data)
+        _write_description(RunFolder(folder).data, dataclasses.replace(data, std=std))
         tracked = TrackedRun(
             folder,
             folder.name,
@@ -164,10 +166,10 @@ def _recorded(
 
 
 def _write_description(path: Path, data: Examples) -> None:
-    """Write the description of the data; one of release 0.1, without the counts of classes, stays as it is."""
+    """Write the description of the data; one of release 0.1, without counts and standard deviation, stays as it is."""
     described = description(data)
-    older = to_json({key: value for key, value in described.items() if key != "counts"}, indent=2) + "\n"
-    if not path.is_file() or path.read_bytes() != older.encode():
+    older = {key: value for key, value in described.items() if key not in ("counts", "std")}
+    if not path.is_file() or path.read_bytes() != (to_json(older, indent=2) + "\n").encode():
         write_json(path, described)
 
 

@@ -147,7 +147,8 @@ def test_torchsde_agrees_with_a_hand_written_loop() -> None:
     n, h = 50, 0.96 / 49
     keys, x = sample_keys(3, torch.arange(5)), start(5, 2, 3)
     form = diffusions.create("increasing-decreasing", norm=2.0)
-    result = samplers.create("euler-maruyama", steps=n).sample(field("gvp"), x, diffusion=form, seeds=keys)
+    sampler = samplers.create("euler-maruyama", steps=n, last_step_size=0.04)
+    result = sampler.sample(field("gvp"), x, diffusion=form, seeds=keys)
     path, interpolant = BrownianPath(keys, 6, torch.float64), interpolants.create("gvp")
     before = path(0.0)
     for k in range(n - 1):

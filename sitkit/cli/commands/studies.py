@@ -202,6 +202,9 @@ def _print_checked(report: CheckReport) -> None:
     console.table(("cell", "row", "column", "t", "NFE", "state"), rows, notes=notes)
     for t0, t1 in dict.fromkeys(cell.training for cell in report.cells if cell.training != (0.0, 1.0)):
         console.say(f"trained on t from {t0:.6g} to {t1:.6g}: target or weight is singular beyond")
+    lost = max(abs(cell.spread_lost) for cell in report.cells)
+    if lost:
+        console.say(f"a last step changes the median standard deviation of the data by at most {lost:.1%}")
     for note in filter(None, dict.fromkeys(weight_note(*cell.largest_weight) for cell in report.cells)):
         console.say(note)
     console.say("")

@@ -7,12 +7,16 @@ data counts by the fingerprint of the data.  Release 0.1 hashed every field: `ru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sitkit.data.dataset import load_examples
+from sitkit.models.autoencoder import median_std
 from sitkit.registry import Component, differing, essence, registries, spec
 from sitkit.runs.config.schema import TRAINING_KEYS, Config, SampleSettings, Settings
+from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import hyphenated, identity
 
 Packages = Mapping[str, str]
@@ -89,15 +93,21 @@ def sampling_essence(config: Config, step: int, packages: Packages | None = None
     return {"step": step, "sample": _group(config.sample, packages, _unused(config))} | parts
 
 
-def recorded_samples(config: Config, recipe: Mapping[str, Any], training: str, packages: Packages | None) -> str:
-    """Return the identity of the samples of a recipe in a record; the other arguments as in `training_identity`.
+def recorded_samples(config: Config, recipe: Mapping[str, Any], training: str, packages: Packages | None) -> list[str]:
+    """Return the identities of the samples of a recipe in a record; the other arguments as in `training_identity`.
 
+    There are two: a setting that the sampler now derives to the same value is also the one that is not set.
     Raises UserError for a component that does not exist, and ValueError for a setting that does not.
     """
     parts = {key: registries[f"{key}s"].parse(recipe[key]) for key in ("sampler", "diffusion", "guidance")}
     sample = SampleSettings.model_validate(recipe["sample"])
     drawn = config.model_copy(update={**parts, "sample": sample})
-    return identity(training, sampling_essence(drawn, recipe["step"], packages))
+    std = None
+    if drawn.sampler.stochastic:
+        with contextlib.suppress(UserError):
+            std = median_std(config.autoencoder, load_examples(config.data))
+    same = [drawn, drawn.model_copy(update={"sampler": drawn.sampler.without_derived(drawn.solve_spec, std)})]
+    return [identity(training, sampling_essence(each, recipe["step"], packages)) for each in same]
 
 
 def _unused(config: Config) -> tuple[str, ...]:
