@@ -1,9 +1,9 @@
 """The reference set of the metrics: features of a data set, computed once for all runs of a folder.
 
 runs/references/<hash>.safetensors      features, for an extractor that is a network
-runs/references/halves-<hash>.json      a metric between two halves of the data
+runs/references/real-<hash>.json        a metric of real examples against the others
 
-A hash covers the fingerprints of the data and the extractor and the number of examples, so a file is never out of date.
+A hash covers the fingerprints of the data and the extractor and the numbers of examples, so a file is never out of date.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sitkit.data.dataset import SPLIT_SEED, Examples
 from sitkit.evaluation.extractors.extractor import Extraction
-from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, random_halves
+from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, divided
 from sitkit.registry import essence, spec
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
@@ -33,8 +33,8 @@ from sitkit.runtime.tensors import load_tensors, save_tensors
 
 # Maximum number of reference examples; larger data sets are subsampled with a fixed seed.
 MAX_REFERENCE = 100_000
-# Two halves of two examples each: a metric compares sets of at least two.
-SMALLEST_HALVES = 4
+# Two sets of two examples each: a metric compares sets of at least two.
+SMALLEST = 4
 # Examples whose features are computed and stored together.
 PART = 2048
 
@@ -70,26 +70,31 @@ class Reference:
         """
         return _features(self, extraction, progress) if learnt else extraction(self.x())
 
-    def halves(self, metric: Metric, extraction: Extraction | None, learnt: bool) -> float | None:
-        """Return the metric between two random halves of the reference.
+    def real_n(self, n: int) -> int:
+        """Return how many examples take the place of n samples: n, or half of the reference if that is fewer."""
+        return min(n, self.n // 2)
 
-        None for a metric without halves, without data, and if the halves are too small for the metric.
+    def real(self, metric: Metric, extraction: Extraction | None, learnt: bool, n: int) -> float | None:
+        """Return the metric of `real_n(n)` random examples against the others: the value of real data at n samples.
+
+        None for a metric that does not measure real data, and if the reference is too small for the metric.
         """
-        if not metric.has_halves or self.n < SMALLEST_HALVES:
+        if not metric.measures_real_data or self.n < SMALLEST:
             return None
+        n = self.real_n(n)
         features = extraction.fingerprint if extraction else ""
-        path = self.folder / f"halves-{identity(essence(metric), self.data.fingerprint, features, self.n)}.json"
+        path = self.folder / f"real-{identity(essence(metric), self.data.fingerprint, features, self.n, n)}.json"
         if not path.is_file():
             try:
                 if isinstance(metric, FeatureMetric) and extraction is not None:
-                    parts = random_halves(self.features(extraction, learnt)[metric.reads], 0)
+                    parts = divided(self.features(extraction, learnt)[metric.reads], n, 0)
                     value = metric.value(*(part.double() for part in parts))
                 else:
-                    value = metric.halves(self.x()).value
+                    value = metric.real(self.x(), n)
             except UserError:
-                # The metric itself was measured: only the halves are too small, as for subsets larger than they are.
+                # The metric itself was measured: only these sets are too small, as for k neighbours among k points.
                 return None
-            write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": self.n})
+            write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": n})
         value = float(read_json(path)["value"])
         return value if math.isfinite(value) else None
 

@@ -86,8 +86,9 @@ class Identity(Autoencoder):
 @autoencoders.register("sd-vae")
 @dataclass(frozen=True)
 class SDVAE(Autoencoder):
-    """Stable Diffusion's autoencoder, diffusers' AutoencoderKL: z = scale * (mean + std * noise), x = decoder(z / scale).
+    """Stable Diffusion's autoencoder, AutoencoderKL: z = scale (mean - shift + std noise), x = decoder(z / scale + shift).
 
+    shift: the `shift_factor` of the autoencoder's own config; 0 if it has none.
     path: a folder written by `save_pretrained`, a name on the Hugging Face hub, or a run in one file with an autoencoder;
     only safetensors files are read.
     dtype: the type of the network; inputs and outputs are float32.  batch: the number of examples that the network sees
@@ -128,14 +129,16 @@ class SDVAE(Autoencoder):
         moments = self._by_batches(lambda rows: self._network(x.device).encode(rows).latent_dist.parameters, x)
         mean, logvar = moments.chunk(2, 1)
         # The bounds are those of diffusers' DiagonalGaussianDistribution.
-        return Posterior(self.scale * mean, self.scale * (0.5 * logvar.clamp(-30, 20)).exp())
+        return Posterior(self.scale * (mean - self._shift()), self.scale * (0.5 * logvar.clamp(-30, 20)).exp())
 
     def decode(self, z: Tensor) -> Tensor:
-        return self._by_batches(lambda rows: self._network(z.device).decode(rows).sample, z / self.scale)
+        return self._by_batches(
+            lambda rows: self._network(z.device).decode(rows).sample, z / self.scale + self._shift()
+        )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights and the scale."""
-        return _digest(self.path, self.scale)
+        """Return the SHA-256 of the weights, the scale and the shift."""
+        return _digest(self.path, self.scale, self._shift())
 
     def caveat(self) -> str:
         """Return a warning if the scale differs from the published one."""
@@ -154,6 +157,9 @@ class SDVAE(Autoencoder):
         network = _network(self.path, "float32", "cpu")
         settings = json.loads(network.to_json_string())
         return {key: value for key, value in settings.items() if not key.startswith("_")}, network.state_dict()
+
+    def _shift(self) -> float:
+        return float(getattr(self._network().config, "shift_factor", None) or 0.0)
 
     def _network(self, device: torch.device | str = "cpu") -> Any:
         return _network(self.path, self.dtype, str(device))
@@ -227,8 +233,10 @@ def _unpacked(path: Path, kind: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _digest(path: str, scale: float) -> str:
-    return digest_of(_network(path, "float32", "cpu").state_dict(), f"scale {scale!r}")
+def _digest(path: str, scale: float, shift: float) -> str:
+    # Without a shift the digest is that of sitkit 0.1.
+    text = f"scale {scale!r}" + (f" shift {shift!r}" if shift else "")
+    return digest_of(_network(path, "float32", "cpu").state_dict(), text)
 
 
 class Prepared(NamedTuple):

@@ -11,6 +11,7 @@ from sitkit.results.lookup import NamedEvaluation, numbers
 from sitkit.results.reproduce import evaluate_command, train_command
 from sitkit.results.study_results import read_results
 from sitkit.runs.environment import code_version
+from sitkit.runs.evaluate import real_of
 from sitkit.runs.run_folder import RunFolder
 
 
@@ -22,7 +23,7 @@ class Explanation(NamedTuple):
         path: the file of its record.
         metric: the metric's name, with its features.
         value, stderr: the value and its standard error, in the metric's unit.
-        halves: the same metric between two random halves of the data.
+        real: the same metric of as many random examples against the others.
         n: the number of samples.
         nfe: network evaluations per sample.
         seeds: the seeds of training, sampling and metric.
@@ -40,7 +41,7 @@ class Explanation(NamedTuple):
     metric: str
     value: Any
     stderr: Any
-    halves: Any
+    real: Any
     n: int
     nfe: int
     seeds: dict[str, int]
@@ -85,11 +86,12 @@ def explain_number(number: NamedEvaluation) -> Explanation:
         commands["number"] = shlex.join(record["command"])
     if number.study is not None:
         commands["study"] = shlex.join(read_results(number.study).command)
-    recorded = ("value", "stderr", "halves", "n", "nfe", "seeds", "checkpoint", "rounding")
+    recorded = ("value", "stderr", "n", "nfe", "seeds", "checkpoint", "rounding")
     return Explanation(
         name=number.name,
         path=str(number.path),
         metric=number.metric,
+        real=real_of(record),
         data={"fingerprint": record["data"], "reference": record["reference"], "features": record["features"]},
         settings={k: v for k, v in sampling["recipe"].items() if k != "step"} | {"metric": record["metric"]},
         stages=stages,

@@ -6,6 +6,7 @@ by their differences, seed by seed, which cancels the randomness that they share
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ class Ranking(NamedTuple):
         best: the group with the best mean.
         significant: whether it is significantly better than every other group.
         close: the groups that are not distinguishable from the best.
-        comparisons: the number of other groups; each is compared at LEVEL / comparisons.
+        comparisons: the number of pairs of groups.
     """
 
     best: str
@@ -153,9 +154,9 @@ def _p_value(test: Estimate) -> float | None:
 def rank(groups: Mapping[str, Mapping[SeedPair, Estimate]], lower_is_better: bool) -> Ranking | None:
     """Return which group is best and whether that is significant; None with fewer than two groups to compare.
 
-    Groups whose mean is not finite are left out. The best by its mean is compared with each of the k - 1 others at
-    LEVEL / (k - 1). This keeps the probability of calling a wrong group the best below LEVEL although the best was
-    selected by its mean: a wrong one must beat the true best, which is one of the k - 1 comparisons (Bonferroni).
+    Groups whose mean is not finite are left out. The best is selected by its mean, so every pair of groups may be the one
+    that is looked at. All k (k - 1) / 2 pairs are compared, and Holm's procedure keeps the probability of any wrong
+    difference among them below LEVEL: the i-th smallest p-value counts at LEVEL / (pairs - i), up to the first that fails.
     """
     means = {name: estimate(numbers).mean for name, numbers in groups.items() if numbers}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
@@ -163,7 +164,13 @@ def rank(groups: Mapping[str, Mapping[SeedPair, Estimate]], lower_is_better: boo
         return None
     best = (min if lower_is_better else max)(means, key=lambda name: means[name])
     others = [name for name in means if name != best]
-    p_values = {n: paired(groups[best], groups[n]).p for n in others if groups[best].keys() & groups[n].keys()}
-    worse = {name for name, p in p_values.items() if p is not None and p <= LEVEL / len(others)}
-    close = frozenset(name for name, p in p_values.items() if p is not None and name not in worse)
-    return Ranking(best, len(worse) == len(others), close, len(others))
+    pairs = [(a, b) for a, b in itertools.combinations(means, 2) if groups[a].keys() & groups[b].keys()]
+    p_values = {frozenset(pair): p for pair in pairs if (p := paired(*(groups[name] for name in pair)).p) is not None}
+    comparisons, different = len(means) * (len(means) - 1) // 2, set[frozenset[str]]()
+    for pair, p in sorted(p_values.items(), key=lambda item: item[1]):
+        if p > LEVEL / (comparisons - len(different)):
+            break
+        different.add(pair)
+    tested = {name for name in others if frozenset((best, name)) in p_values}
+    close = frozenset(name for name in tested if frozenset((best, name)) not in different)
+    return Ranking(best, len(tested) == len(others) and not close, close, comparisons)

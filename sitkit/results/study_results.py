@@ -16,7 +16,7 @@
         run                            folder within `runs`
         samples                        the identity of the samples: the folder <run>/samples/<samples>
         evaluation                     path within `runs` of the record of the number; null until it exists
-        value, stderr, halves          the number, its error within the cell, and the metric between halves of the data
+        value, stderr, real            the number, its error within the cell, and the metric of n real examples
         n, nfe                         samples, and network evaluations per sample
         failure, log                   reason, and the log of the task within `runs`; null without a failure
         shown                          the settings in `show`, as text
@@ -33,6 +33,8 @@ import itertools
 import os
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import AliasChoices, Field
 
 from sitkit.results.statistics import Estimate, Ranking, SeedPair, estimate, rank
 from sitkit.runs.config.schema import Settings
@@ -66,7 +68,7 @@ class CellResult(Settings):
     evaluation: str | None = None
     value: float | None = None
     stderr: float | None = None
-    halves: float | None = None
+    real: float | None = Field(None, validation_alias=AliasChoices("real", "halves"))
     n: int | None = None
     nfe: int | None = None
     failure: str | None = None

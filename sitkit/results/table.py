@@ -16,7 +16,7 @@ from sitkit.results.statistics import LEVEL, Estimate, Standing
 from sitkit.results.study_results import FACTS, CellResult, StudyResults
 
 CSV_COLUMNS = (
-    "row", "column", "seed", "sample_seed", "metric", "value", "stderr", "halves", "n", "nfe", "reference", "run",
+    "row", "column", "seed", "sample_seed", "metric", "value", "stderr", "real", "n", "nfe", "reference", "run",
     "samples", "failure",
 )  # fmt: skip
 Mark = Literal[Standing, "failed"]
@@ -149,12 +149,12 @@ def _legend(results: StudyResults) -> list[str]:
     standings = {estimate.standing for estimate in results.estimates}
     if standings & {"best", "close"}:
         rows = Counter(estimate.column for estimate in results.estimates)
-        comparisons = " or ".join(map(str, sorted({count - 1 for count in rows.values() if count > 1})))
+        comparisons = " or ".join(map(str, sorted({count * (count - 1) // 2 for count in rows.values() if count > 1})))
         best = "Bold: better than every other row" if "best" in standings else "No row is better than every other"
         notes.append(
-            f"{best} of its column; ≈ (grey): not distinguishable from the column's best. Each row is compared with the "
-            f"best of its column, paired by seed, {comparisons} comparison{'s' * (comparisons != '1')} a column, each at "
-            f"{LEVEL} / {comparisons} (Bonferroni)."
+            f"{best} of its column; ≈ (grey): not distinguishable from the column's best. The rows of a column are compared "
+            f"in pairs, paired by seed, {comparisons} pair{'s' * (comparisons != '1')} a column. A wrong difference among all "
+            f"of them has a probability of at most {LEVEL} (Holm)."
         )
     return notes
 

@@ -23,7 +23,7 @@ from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 
-VALUES = ("value", "stderr", "halves", "n", "nfe")
+VALUES = ("value", "stderr", "real", "n", "nfe")
 # The files of a run that are used; all other files are computed again.
 USED_FILES = ("config.yaml", "environment.json", "data.json", "checkpoints", "ema")
 EXTRACTORS = "extractors"
@@ -36,7 +36,7 @@ class Verification(NamedTuple):
         name: the name of the number.
         path: the file of its record.
         verdict: "same" to the last digit, "differs", or "impossible" if it could not be computed.
-        was, now: the recorded and the new value, stderr, halves, n and nfe; `now` is None for "impossible".
+        was, now: the recorded and the new value, stderr, value of real data, n and nfe; `now` is None for "impossible".
         samples: whether the samples are equal to the bit; None if they are not on disk.
         reason: why the number could not be computed, or whether its samples differ; else "".
         differences: differences of checkpoint, code, packages and machine since then, if the number differs.
@@ -103,14 +103,14 @@ def _folder(number: NamedEvaluation) -> str:
 
 
 def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: Progress) -> Verification:
-    was = {key: number.record.get(key) for key in VALUES}
+    was = {key: number.record[key] for key in VALUES if key in number.record}
     try:
         run = run_as_measured(number, root, device)
         (evaluation,) = measure_run(run, progress)
     except (UserError, WorkFailed) as error:
         return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])
     record = evaluation.record
-    now = {key: record.get(key) for key in VALUES}
+    now = {key: record[key] for key in was}
     then = RunFolder(number.folder).samples / number.record["samples"] / ARRAYS
     samples = _equal(then, RunFolder(run.folder).samples / record["samples"] / ARRAYS)
     if now == was:

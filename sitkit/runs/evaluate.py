@@ -38,11 +38,11 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 
 MAX_SAMPLES = 50_000
-# The seed of the random parts of metrics (bootstrap, directions, subsets, halves).
+# The seed of the random parts of metrics (bootstrap, directions, subsets, real examples).
 SEED = 0
 # The keys of a record, and of the record of its samples within it.
 RECORDED = {
-    "value", "stderr", "halves", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
+    "value", "stderr", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
     "sampling", "checkpoint", "seeds", "environment", "command",
 }  # fmt: skip
 SAMPLED = {"recipe", "nfe", "at_once", "kept"}
@@ -89,9 +89,14 @@ class Evaluation:
         return self.record["stderr"]
 
     @property
-    def halves(self) -> float | None:
-        """The same metric between two random halves of the data; None for a metric that does not compare with data."""
-        return self.record["halves"]
+    def real(self) -> float | None:
+        """The same metric of `real_n` random examples against the others; None for a metric that does not measure data."""
+        return real_of(self.record)
+
+    @property
+    def real_n(self) -> int:
+        """The number of examples of `real`: n, or half of the data if that is fewer."""
+        return self.record.get("real_n", self.record["reference"]["n"] // 2)
 
     @property
     def n(self) -> int:
@@ -113,6 +118,18 @@ class Evaluation:
     def __repr__(self) -> str:
         stderr = "" if self.stderr is None else f" ± {self.stderr:.2g}"
         return f"Evaluation({self.metric} = {self.value:.4g}{stderr}, n = {self.n}, NFE = {self.nfe})"
+
+
+def real_of(record: Mapping[str, Any]) -> float | None:
+    """Return the value of real data in a record; records of sitkit 0.1 have it at half of the data, as "halves".
+
+    Args:
+        record: the record of a number.
+
+    Returns:
+        The value; None for a metric that does not measure data.
+    """
+    return record["real"] if "real" in record else record.get("halves")
 
 
 def evaluate(
@@ -221,8 +238,8 @@ def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress
     row: dict[str, Any] = {"step": run.step, "time": time.time(), "nfe": samples.record["nfe"]}
     for evaluation in evaluations:
         row[evaluation.metric] = evaluation.value
-        if evaluation.halves is not None:
-            row[f"{evaluation.metric}_halves"] = evaluation.halves
+        if evaluation.real is not None:
+            row[f"{evaluation.metric}_real"] = evaluation.real
     write_file(samples.folder / METRICS, to_json(row) + "\n")
     tracked = TrackedRun(
         samples.folder,
@@ -276,7 +293,7 @@ def _measure(
         target = reference.features(extraction, learned, progress)[metric.reads].double() if metric.reads_data else x
         require_comparable(x, target)
         measured = metric.compare(x, target, seed=SEED)
-        del x, target  # Gigabytes, for pixels: the halves need as many.
+        del x, target  # Gigabytes, for pixels: the value of real data needs as many.
         features = {"fingerprint": extraction.fingerprint, **extraction.record}
     else:
         measured: Measurement = metric.measure(samples.x, reference.x(), seed=SEED)
@@ -286,7 +303,8 @@ def _measure(
         "metric": spec(metric),
         "value": measured.value,
         "stderr": measured.stderr,
-        "halves": reference.halves(metric, extraction, learned),
+        "real": reference.real(metric, extraction, learned, samples.n),
+        "real_n": reference.real_n(samples.n),
         "notes": [*measured.notes, *label_notes(config, run.labelled)],
         "n": samples.n,
         "reference": {

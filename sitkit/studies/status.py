@@ -13,6 +13,7 @@ from sitkit.results.table import as_csv, as_latex, as_markdown
 from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
+from sitkit.runs.evaluate import real_of
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.files import update_file
 from sitkit.studies.study import Cell, Refused, StudyPlan, describe_setting
@@ -147,7 +148,7 @@ class StudyStatus:
         measurement = find_measurement(cell.config, place)
         if measurement is not None:
             path, record = measurement
-            known |= {key: record.get(key) for key in ("samples", "value", "stderr", "halves", "n")}
+            known |= {key: record.get(key) for key in ("samples", "value", "stderr", "n")} | {"real": real_of(record)}
             return CellResult(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
         for task in _tasks(cell, place):
             if task.key in failed:

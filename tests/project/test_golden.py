@@ -362,7 +362,7 @@ def test_training_sampling_and_evaluation(tmp_path: Path, monkeypatch: pytest.Mo
             },
         },
         "losses": [line["loss"] for line in lines if "loss" in line],
-        "values": {f"{e['metric']['name']} {key}": e[key] for e in values for key in ("value", "stderr", "halves")},
+        "values": {f"{e['metric']['name']} {key}": e[key] for e in values for key in ("value", "stderr", "real")},
         "first images": {name: found["images"][0].ravel().tolist() for name, found in arrays.items()},
         "sha256": {name: digest(found.items()) for name, found in arrays.items()}
         | {"checkpoint": digest(state.items())},

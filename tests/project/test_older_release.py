@@ -15,6 +15,8 @@ import pytest
 import sameness
 from support import call
 
+from sitkit.runs.evaluate import real_of
+
 RELEASE = Path(__file__).parent / "release-0.1"
 # Release 0.1 had no warm-up of averages, which is the default now.
 NO_WARMUP = ("--set", "train.ema_warmup=false")
@@ -74,7 +76,11 @@ def measured(*words: str | Path) -> dict[str, Any]:
     found = sameness.answer("evaluate", *words)
     return {
         "paths": [e["path"] for e in found],
-        "values": {f"{e['metric']['name']} {key}": e[key] for e in found for key in ("value", "stderr", "halves")},
+        "values": {
+            f"{e['metric']['name']} {key}": value
+            for e in found
+            for key, value in (("value", e["value"]), ("stderr", e["stderr"]), ("real", real_of(e)))
+        },
     }
 
 

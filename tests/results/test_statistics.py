@@ -74,26 +74,22 @@ def test_a_paired_difference_has_its_coverage_for_cells_with_common_randomness(s
     assert all(agree), "test and interval agree"
 
 
-@pytest.mark.parametrize(("rows", "seeds"), [(2, 3), (6, 3), (4, 5)])
+@pytest.mark.parametrize(("rows", "seeds"), [(2, 3), (6, 3), (12, 5)])
 def test_on_noise_a_row_is_called_the_best_or_worse_at_most_at_the_stated_rate(rows: int, seeds: int) -> None:
-    """All rows are equal, so "best" is always wrong: it may happen in at most LEVEL of the tables.
-
-    Row 0 is called worse than the best only if one of the other k - 1 rows beats it in a two-sided test at
-    LEVEL / (k - 1), which happens in at most LEVEL / 2 of the tables.
-    """
+    """All rows are equal, so "best" is always wrong, and so is any row without ≈: each in at most LEVEL of the tables."""
 
     def ranked(rng: np.random.Generator):
         common = rng.normal(0, 3, seeds)
         result = rank({str(k): cell(common + rng.normal(0, 1, seeds)) for k in range(rows)}, lower_is_better=True)
-        assert result is not None and result.comparisons == rows - 1
+        assert result is not None and result.comparisons == rows * (rows - 1) // 2
         return result
 
     rng = np.random.default_rng(2)
     every = [ranked(rng) for _ in range(TRIALS)]
     bold = sum(result.significant for result in every) / TRIALS
-    worse = sum(result.best != "0" and "0" not in result.close for result in every) / TRIALS
+    worse = sum(len(result.close) < rows - 1 for result in every) / TRIALS
     margin = 4 * math.sqrt(LEVEL * (1 - LEVEL) / TRIALS)
-    assert bold <= LEVEL + margin and worse <= LEVEL / 2 + margin
+    assert bold <= LEVEL + margin and worse <= LEVEL + margin
     if rows == 2:
         # With one comparison the rate equals the level: the rule is not conservative.
         assert within(bold, LEVEL)

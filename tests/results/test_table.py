@@ -128,8 +128,8 @@ def test_bold_and_grey_follow_the_comparison() -> None:
     # a - b is -0.1 and 0.1 over the seeds, so b is close; the means are equal, so the first is the best.
     assert [line[0].mark for _, line in level.rows] == ["lead", "close", ""]
     assert "**" not in as_markdown(results(["a", "b", "c"], ["x"], [1.0, 1.1, 1.1, 1.0, 60.0, 60.2]))
-    (note,) = [note for note in level.notes if "Bonferroni" in note]
-    assert "2 comparisons a column, each at 0.05 / 2" in note and "No row is better" in note
+    (note,) = [note for note in level.notes if "Holm" in note]
+    assert "3 pairs a column" in note and "at most 0.05 (Holm)" in note and "No row is better" in note
     text = as_markdown(results(["a", "b", "c"], ["x"], [1.0, 1.1, 50.0, 50.1, 60.0, 60.2]))
     assert "| a | **1.05 ± 0.05** [3.25] |" in text and "≈" not in text.partition("\n\n")[2].partition("\n\n")[0]
     assert r"\textbf{1.05 $\pm$ 0.05} [3.25]" in as_latex(results(["a", "b"], ["x"], [1.0, 1.1, 50.0, 50.1]))

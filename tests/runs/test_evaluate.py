@@ -15,7 +15,7 @@ from support import call, copied, finish, start, trained, wait
 
 from sitkit.registry import metrics
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.evaluate import evaluation_identity, measure_run
+from sitkit.runs.evaluate import Evaluation, evaluation_identity, measure_run
 from sitkit.runs.run import Run, load
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
@@ -53,12 +53,16 @@ def test_the_number_is_computed_again_from_the_samples(folders: dict[str, Path])
     assert record["sampling"]["recipe"]["sampler"]["steps"] == 4
 
 
-def test_halves_is_the_metric_between_two_halves_of_the_data(folders: dict[str, Path]) -> None:
+def test_the_value_of_real_data_is_at_the_n_of_the_samples(folders: dict[str, Path]) -> None:
     (evaluation,) = measure_run(opened(folders["digits"]))
     data = load(folders["digits"]).examples
     metric = metrics.create("frechet")
-    assert evaluation.record["halves"] == metric.halves(data.read(np.arange(len(data)))).value
-    assert 0 < evaluation.record["halves"] < evaluation.value
+    assert evaluation.real == metric.real(data.read(np.arange(len(data))), 300)
+    assert evaluation.real_n == evaluation.n == 300
+    assert 0 < evaluation.real < evaluation.value
+    old = {key: value for key, value in evaluation.record.items() if key not in ("real", "real_n")}
+    read = Evaluation(evaluation.path, old | {"halves": 0.5})
+    assert (read.real, read.real_n) == (0.5, 898)
 
 
 def test_a_number_on_disk_is_not_measured_again(folders: dict[str, Path]) -> None:
@@ -114,7 +118,7 @@ METRICS = '[{"name": "frechet", "features": {"name": "run-classifier", "steps": 
 def numbers(folder: Path) -> list[tuple[str, float, float | None, float]]:
     """The numbers of an evaluation, sorted by metric."""
     records = [read_json(path) for path in (folder / "evaluations").glob("*.json")]
-    return sorted((r["metric"]["name"], r["value"], r["stderr"], r["halves"]) for r in records)
+    return sorted((r["metric"]["name"], r["value"], r["stderr"], r["real"]) for r in records)
 
 
 def words(folder: Path, *settings: str) -> list[str]:

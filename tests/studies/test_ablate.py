@@ -52,7 +52,7 @@ def test_there_is_one_training_for_each_model_and_one_sampling_for_each_cell(who
     for row in rows:
         records = [read_json(path) for path in (whole / "runs" / row["run"] / "evaluations").iterdir()]
         (record,) = [record for record in records if record["samples"] == row["samples"]]
-        assert float(row["value"]) == record["value"] and float(row["halves"]) == record["halves"]
+        assert float(row["value"]) == record["value"] and float(row["real"]) == record["real"]
         assert row["metric"] == "sliced-wasserstein" and row["n"] == "50" and row["failure"] == ""
 
 

@@ -33,8 +33,8 @@ def explain(result: str = RESULT, runs: Path = options.RUNS, json: bool = option
         return console.as_json(numbers)
     for number in numbers:
         error = "" if number.stderr is None else f" ± {float(number.stderr):.2g}"
-        halves = "" if number.halves is None else f", halves of the data {float(number.halves):.4g}"
-        value = f"{number.metric} {number.value}{error} ({number.n} samples at {number.nfe} evaluations{halves})"
+        real = "" if number.real is None else f", real data {float(number.real):.4g}"
+        value = f"{number.metric} {number.value}{error} ({number.n} samples at {number.nfe} evaluations{real})"
         checkpoint, data = number.checkpoint, number.data
         fingerprint = str(checkpoint.get("fingerprint") or "")[:12]
         lines = [

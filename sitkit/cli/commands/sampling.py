@@ -64,7 +64,7 @@ def evaluate(
     running: options.RunningOptions,
     json: bool = options.JSON,
 ) -> None:
-    """Measure a run's samples against its data; the same metric between two halves of the data stands beside each number.
+    """Measure a run's samples against its data; the same metric of real examples stands beside each number.
 
     Without -n the number of samples is the number of examples, at most 50,000.  All metrics use the same samples.  The
     same command again continues; `torchrun --nproc-per-node=N -m sitkit evaluate ...` divides the work.
@@ -84,16 +84,16 @@ def evaluate(
     for e in evaluations:
         metric_record, features_record = e.record["metric"], e.record["features"] or {}
         name, extractor = metric_record["name"], metric_record.get("features", {}).get("name", "")
-        rows.append((name, extractor, short(e.value), short(e.stderr, 2), short(e.halves), e.n, e.nfe))
+        rows.append((name, extractor, short(e.value), short(e.stderr, 2), short(e.real), e.n, e.nfe))
         notes += e.record["notes"]
         if e.record["reference"]["file"]:
             notes.append(f"{name}: against the statistics in {e.record['reference']['file']}.")
         if "accuracy" in features_record:
             accuracy = "unknown" if features_record["accuracy"] is None else short(features_record["accuracy"])
             notes.append(f"{extractor}: accuracy on {features_record['heldout']} held-out examples {accuracy}.")
-    if any(e.halves is not None for e in evaluations):
-        notes.append("halves: the same metric between two random halves of the data.")
-    columns = ("metric", "features", "value", "stderr", "halves", "n", "NFE")
+    for size in sorted({e.real_n for e in evaluations if e.real is not None}):
+        notes.append(f"real: the same metric of {size} random examples of the data against the others.")
+    columns = ("metric", "features", "value", "stderr", "real", "n", "NFE")
     console.table(columns, rows, notes=list(dict.fromkeys(notes)))
     for evaluation in evaluations:
         console.facts(recipe=evaluation.path)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 4096
 # The number of subset sizes for the extrapolation, from a tenth of the samples to all samples.
 SIZES = 15
+# Relative rounding of the entries of a covariance in a file: some files are of float32.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class GaussianDistance(FeatureMetric):
         return ("reference",)
 
     @property
-    def has_halves(self) -> bool:
-        """Whether the reference has two halves: a file of statistics has none."""
+    def measures_real_data(self) -> bool:
+        """Whether there are real examples: a file of statistics has none."""
         return self.reference is None
 
     @property
@@ -64,13 +66,14 @@ class GaussianDistance(FeatureMetric):
         notes = rank_notes(sizes, d, int(kept.sum()))
         if self.extrapolate:
             notes.append(f"extrapolated to infinitely many samples; at {n} it is {value:.6g}")
-            value = extrapolated(projected, value, seed)
+            value, wider = extrapolated(projected, value, seed)
+            error = None if error is None else error * wider
         return Measurement(value, error, tuple(notes))
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
         projected = self._project(samples, reference)
         value = projected.distance()
-        return extrapolated(projected, value, seed) if self.extrapolate else value
+        return extrapolated(projected, value, seed).value if self.extrapolate else value
 
     def _project(self, samples: Tensor, reference: Tensor) -> ProjectedSamples:
         return ProjectedSamples.by(
@@ -93,7 +96,7 @@ class GaussianDistance(FeatureMetric):
 class Frechet(GaussianDistance):
     """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^{1/2}) of the fitted Gaussians; FID with Inception features.
 
-    The unit is squared feature units. The bias is positive and about 1/n: compare equal n only, and compare with `halves`.
+    The unit is squared feature units. The bias is positive and about 1/n: compare equal n only, and compare with `real`.
 
     Args:
         bootstrap: resamples of the samples for the standard error, with the reference fixed; 0: the delta method, at the
@@ -228,23 +231,34 @@ def frechet_delta_error(samples: ProjectedSamples, roots: Tensor, axes: Tensor) 
     return math.sqrt(total / (n * (n - 1)))
 
 
-def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> float:
+class Extrapolation(NamedTuple):
+    """The distance for infinitely many samples; its standard error is `wider` times that of the distance of all samples."""
+
+    value: float
+    wider: float
+
+
+def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> Extrapolation:
     """Return the distance for infinitely many samples: the limit at 0 of a line against 1/n, the order of the bias.
 
     The line is a least-squares fit to the distances of random subsets of SIZES sizes from n / 10 to n. `whole` is the
-    distance of all samples.
+    distance of all samples. The intercept is a weighted sum of the distances, and each distance is a mean of influences to
+    first order. So a sample's influence enters with the sum of weight / size over its subsets.
     """
     import torch
 
     n = len(samples.x)
     rng = generator(seed)
-    sizes = torch.linspace(max(2, n // 10), n, SIZES, dtype=torch.float64).round().long().tolist()
-    values = [samples.take(torch.randperm(n, generator=rng)[:size]).distance() for size in sizes[:-1]]
-    inverse = 1 / torch.tensor(sizes, dtype=torch.float64)
-    y = torch.tensor([*values, whole], dtype=torch.float64)
+    sizes = torch.linspace(max(2, n // 10), n, SIZES, dtype=torch.float64).round()
+    subsets = [torch.randperm(n, generator=rng)[:size] for size in sizes[:-1].long().tolist()]
+    y = torch.tensor([*(samples.take(rows).distance() for rows in subsets), whole], dtype=torch.float64)
+    inverse = 1 / sizes
     centred = inverse - inverse.mean()
-    slope = (centred @ y) / centred.square().sum()
-    return float(y.mean() - slope * inverse.mean())
+    weights = 1 / SIZES - inverse.mean() * centred / centred.square().sum()
+    shares = (weights[-1] / n).repeat(n)
+    for rows, weight in zip(subsets, weights / sizes, strict=False):
+        shares[rows] += weight
+    return Extrapolation(float(weights @ y), math.sqrt(n) * float(shares.norm()))
 
 
 def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
@@ -274,7 +288,21 @@ def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
     if covariance.shape != (d, d) or not bool(mean.isfinite().all() and covariance.isfinite().all()):
         shapes = f"{keys[0]} {tuple(mean.shape)} and {keys[1]} {tuple(covariance.shape)}"
         raise UserError(f"{path}: {shapes} are not mean and covariance of a Gaussian.")
+    _require_covariance(covariance, f"{path}: {keys[1]}")
     return mean, covariance
+
+
+def _require_covariance(covariance: Tensor, name: str) -> None:
+    """Raise UserError for a matrix that is not symmetric, or has a negative eigenvalue beyond the rounding of float32."""
+    import torch
+
+    tolerance = ROUNDING * float(covariance.abs().max())
+    skew = float((covariance - covariance.T).abs().max())
+    if skew > tolerance:
+        raise UserError(f"{name} is not symmetric (entries differ by up to {skew:.3g}), so it is no covariance.")
+    least = float(torch.linalg.eigvalsh(covariance)[0])
+    if least < -len(covariance) * tolerance:
+        raise UserError(f"{name} has the negative eigenvalue {least:.3g}, so it is no covariance.")
 
 
 def rounding(d: int, norm: Tensor) -> Tensor:

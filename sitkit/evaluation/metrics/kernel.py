@@ -68,7 +68,8 @@ class KID(FeatureMetric):
         degree: the degree of the kernel.
         subsets: 0 compares all pairs, with the delete-one jackknife for the standard error, at a cost of n m d. A
             positive number gives the mean over that number of random subsets of each set. Their standard deviation,
-            which papers report, is in the notes; the standard error ignores the overlap of the subsets.
+            which papers report, is in the notes. The standard error has both parts: that of all pairs, and that of the
+            choice of the subsets.
         size: the number of points of a subset.
         block: rows of the kernel matrix in memory at once.
 
@@ -76,6 +77,7 @@ class KID(FeatureMetric):
     """
 
     unit: ClassVar[str] = "squared kernel distance"
+    version: ClassVar[int] = 2
     degree: int = 3
     subsets: int = 0
     size: int = 1000
@@ -87,8 +89,6 @@ class KID(FeatureMetric):
         require_at_least(2, size=self.size)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        import torch
-
         kernel = polynomial(self.degree)
         if not self.subsets:
             return Measurement(*discrepancy(kernel, samples, reference, self.block))
@@ -97,15 +97,29 @@ class KID(FeatureMetric):
                 f"kid: subsets of {self.size} need as many samples and reference points; got {len(samples)} and "
                 f"{len(reference)}. Set kid's 'size', or 'subsets' to 0."
             )
-        rng = generator(seed)
-        values = []
+        each = self._of_subsets(samples, reference, seed)
+        spread = float(each.std(correction=0))
+        # The mean over all subsets is the value of all pairs, so the choice of a few adds an independent error.
+        data = discrepancy(kernel, samples, reference, self.block).stderr
+        choice = float(each.std()) / math.sqrt(self.subsets) if self.subsets > 1 else None
+        error = None if data is None or choice is None else math.hypot(data, choice)
+        note = f"standard deviation over {self.subsets} subsets of {self.size}: {spread:.6g}"
+        return Measurement(float(each.mean()), error, (note,))
+
+    def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
+        # Sets smaller than a subset: the mean over subsets has the same expectation as all pairs.
+        if not self.subsets or min(len(samples), len(reference)) < self.size:
+            return discrepancy(polynomial(self.degree), samples, reference, self.block).value
+        return float(self._of_subsets(samples, reference, seed).mean())
+
+    def _of_subsets(self, samples: Tensor, reference: Tensor, seed: int) -> Tensor:
+        import torch
+
+        rng, values = generator(seed), []
         for _ in range(self.subsets):
             x, y = (z[torch.randperm(len(z), generator=rng)[: self.size]] for z in (samples, reference))
-            values.append(discrepancy(kernel, x, y, self.block).value)
-        each = torch.tensor(values, dtype=torch.float64)
-        spread = float(each.std(correction=0))
-        note = f"standard deviation over {self.subsets} subsets of {self.size}: {spread:.6g}"
-        return Measurement(float(each.mean()), spread / math.sqrt(self.subsets), (note,))
+            values.append(discrepancy(polynomial(self.degree), x, y, self.block).value)
+        return torch.tensor(values, dtype=torch.float64)
 
 
 class Discrepancy(NamedTuple):

@@ -44,8 +44,8 @@ class Metric(Component):
     unit: ClassVar[str] = ""
 
     @property
-    def has_halves(self) -> bool:
-        """Whether the metric can be computed between two halves of the reference set."""
+    def measures_real_data(self) -> bool:
+        """Whether the metric can be computed of real examples in place of samples."""
         return True
 
     @property
@@ -72,14 +72,23 @@ class Metric(Component):
             WorkFailed: a sample is not finite.
         """
 
-    def halves(self, reference: Tensor, *, seed: int = 0) -> Measurement:
-        """Return the metric between two random halves of the reference: the score of real data at m / 2 samples.
+    def real(self, reference: Tensor, n: int, *, seed: int = 0) -> float:
+        """Return the metric of n random points of the reference against the others: the value of real data at n samples.
 
         Metrics of finite sets are biased, so a perfect model does not reach the ideal value; compare with this value.
-        Each half has m / 2 points, so the value is above the metric of m samples against all m.
+
+        Args:
+            reference: (m, *shape), with m above n.
+            n: the number of points that take the place of the samples.
+            seed: the seed of the choice, and of the metric.
+
+        Returns:
+            The value.
+
+        Raises:
+            UserError: the sets are too small for the metric.
         """
-        first, second = random_halves(reference, seed)
-        return self.measure(first, second, seed=seed)
+        return self.measure(*divided(reference, n, seed), seed=seed).value
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,16 @@ class FeatureMetric(Metric):
         """
         return self.compare(*self._extracted(samples, reference), seed=seed)
 
-    def halves(self, reference: Tensor, *, seed: int = 0) -> Measurement:
-        return Measurement(self.value(*self._extracted(*random_halves(reference, seed)), seed=seed))
+    def real(self, reference: Tensor, n: int, *, seed: int = 0) -> float:
+        """Return the metric of n random points of the reference against the others.
+
+        Args:
+            reference, n, seed: as in `Metric.real`.
+
+        Returns:
+            The value.
+        """
+        return self.value(*self._extracted(*divided(reference, n, seed)), seed=seed)
 
     def _extracted(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         import torch
@@ -161,13 +178,12 @@ def generator(seed: int) -> Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_halves(reference: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return two disjoint random sets of m // 2 rows each."""
+def divided(reference: Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return n random rows, and the other rows in random order."""
     import torch
 
-    half = len(reference) // 2
     order = torch.randperm(len(reference), generator=generator(seed)).to(reference.device)
-    return reference[order[:half]], reference[order[half : 2 * half]]
+    return reference[order[:n]], reference[order[n:]]
 
 
 def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resamples: int, seed: int) -> float | None:

@@ -50,13 +50,16 @@ class Precision(Neighbourhoods):
 class Recall(Neighbourhoods):
     """The fraction of the reference within the manifold of the samples: how much of the data is covered.
 
-    The standard error is that of a fraction of m independent reference points, with the samples fixed; it ignores that
-    other samples give another manifold. The value depends on the number of samples: compare equal sizes only.
+    There is no standard error, because other samples give another manifold; a note has the part of the reference points,
+    which is a lower bound. The value depends on the number of samples: compare equal sizes, and repeat the seeds.
     Source: Kynkaanniemi et al. 2019, arXiv 1904.06991, Eqs. 1-2 (k = 3).
     """
 
+    version: ClassVar[int] = 2
+
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
-        return fraction_within(reference, samples, self.k, "samples")
+        value, bound, _ = fraction_within(reference, samples, self.k, "samples")
+        return Measurement(value, None, (f"the standard error of recall is at least {bound:.2g}",))
 
 
 def fraction_within(points: Tensor, manifold: Tensor, k: int, name: str) -> Measurement:

@@ -19,7 +19,7 @@ from sitkit.runs.checkpoint import checkpoints, step_of
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import to_yaml
-from sitkit.runs.evaluate import Evaluation
+from sitkit.runs.evaluate import Evaluation, real_of
 from sitkit.runs.run_folder import RunFolder, read_config_of
 from sitkit.runs.sample_set import RECORD
 from sitkit.runtime.errors import UserError
@@ -28,7 +28,7 @@ from sitkit.runtime.tensors import open_tensors
 
 NOT_CURVES = ("step", "time")
 EQUAL_PLACES = "Equal places have equal noise and labels, so differences come from the sampling alone."
-HALVES = "halves: the same metric between two random halves of the data."
+REAL = "real: the same metric of n random examples of the data (at most half of them) against the others."
 
 
 class TrainingRecord(NamedTuple):
@@ -203,7 +203,7 @@ def _results(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[PagePar
             "metric": TableCell(metric_name(record)),
             "#value": number_cell(record["value"]),
             "#error": number_cell(record["stderr"], 2),
-            "#halves": number_cell(record["halves"]),
+            "#real": number_cell(real_of(record)),
             "sampling": TableCell(sampling_name(record["sampling"]["recipe"])),
             "#NFE": number_cell(record["sampling"]["nfe"]),
             "#n": number_cell(record["n"]),
@@ -213,7 +213,7 @@ def _results(folder: Path, records: Sequence[Mapping[str, Any]]) -> list[PagePar
         for record in records
     ]
     caveats = dict.fromkeys(note for record in records for note in record["notes"])
-    notes = [f"error: standard error over the samples.  {HALVES}", *caveats]
+    notes = [f"error: standard error over the samples.  {REAL}", *caveats]
     return [Table.of("Every evaluation of this run", rows, notes)]
 
 

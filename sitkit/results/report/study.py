@@ -12,7 +12,7 @@ from sitkit.results.report.figures import CostPoint, cost_chart, path_charts, tr
 from sitkit.results.report.page import Chart, Charts, Code, Facts, Notes, Page, PagePart, Section, Table
 from sitkit.results.report.run import (
     EQUAL_PLACES,
-    HALVES,
+    REAL,
     TrainingRecord,
     environment_facts,
     metric_name,
@@ -216,7 +216,7 @@ def _numbers(results: StudyResults, runs: Path, records: Records) -> Table:
             **({"#sampling seed": number_cell(cell.sample_seed)} if several else {}),
             "#value": _value(cell),
             "#error": number_cell(cell.stderr, 2),
-            "#halves": number_cell(cell.halves),
+            "#real": number_cell(cell.real),
             "#n": number_cell(cell.n),
             "#NFE": number_cell(cell.nfe),
             "again": _command(cell, runs, records),
@@ -224,7 +224,7 @@ def _numbers(results: StudyResults, runs: Path, records: Records) -> Table:
         for cell in results.cells
     ]
     caveats = dict.fromkeys(note for record in records.values() for note in record["notes"])
-    notes = [f"error: standard error over the samples of the cell.  {HALVES}", *caveats]
+    notes = [f"error: standard error over the samples of the cell.  {REAL}", *caveats]
     return Table.of(f"All {len(rows)} cells", rows, notes, folded=len(rows) > 24)
 
 

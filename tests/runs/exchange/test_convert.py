@@ -275,13 +275,13 @@ def test_a_converted_run_is_measured_against_statistics_in_a_file(tmp_path: Path
     assert result.status == 0, result.err
     (record,) = json.loads(result.out)
     output = call("evaluate", run, "-n", "6", "--steps", "2", "--set", metric, "--set", "run.track=false").out
-    assert "against the statistics in" in output and "halves:" not in output
+    assert "against the statistics in" in output and "real:" not in output
     with np.load(run / "samples" / record["samples"] / "samples.npz") as arrays:
         x = (arrays["images"] / 127.5 - 1).transpose(0, 3, 1, 2).reshape(6, d)
     spread = np.linalg.svd((x - x.mean(0)) / 5**0.5, compute_uv=False)
     truth = (x.mean(0) ** 2).sum() + (spread**2).sum() + d - 2 * spread.sum()
     # Images are divided in float32.
-    assert abs(record["value"] / truth - 1) < 1e-6 and record["halves"] is None and record["reference"]["n"] == 0
+    assert abs(record["value"] / truth - 1) < 1e-6 and record["real"] is None and record["reference"]["n"] == 0
 
 
 def test_latents_are_kept_as_they_are_and_have_no_picture(tmp_path: Path) -> None:
