@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sitkit.models.autoencoder import modelled
 from sitkit.registry import spec
+from sitkit.runs.config.records import LikelihoodRecord
 from sitkit.runs.config.sources import Spec, WeightsFlags, require_flags
 from sitkit.runs.diagnostics import heldout_examples
 from sitkit.runs.environment import environment
@@ -26,7 +27,7 @@ from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.files import exists, read_record, write_json
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress
 from sitkit.runtime.progress_bar import reporting
@@ -121,10 +122,11 @@ def likelihood(
         # Release 0.1 took the first ones.
         recipe["subset"] = "random"
     path = RunFolder(run.folder).likelihoods / f"{identity(run.identity, recipe, data.fingerprint)}.json"
-    if not path.is_file():
+    remedy = "Remove it, and the same command measures it again."
+    if not exists(path):
         with reporting(progress) as report:
             write_json(path, _measure(run, index, recipe, report))
-    return HeldoutLikelihood(path, read_json(path))
+    return HeldoutLikelihood(path, read_record(path, LikelihoodRecord, "the record of a likelihood", remedy))
 
 
 def _measure(run: Run, index: np.ndarray, recipe: dict[str, Any], progress: Progress) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from typing import Any, Literal
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import ResultLocation, number_identity
 from sitkit.runs.config.schema import Config
+from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder, folder_of
-from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.errors import Unreadable, UserError
+from sitkit.runtime.files import exists
 from sitkit.runtime.tensors import read_header
 
 LOGS = "logs"
@@ -100,28 +101,37 @@ def failure(log: Path, since: str) -> str | None:
 
 
 def trained(config: Config) -> bool:
-    """Return whether the training of a configuration is complete on disk."""
+    """Return whether the training of a configuration is complete on disk.  Raises UserError if its files cannot be read."""
     folder = RunFolder(folder_of(config))
     if not config.backbone.trainable:
         return folder.config.is_file()
     saved = checkpoints(folder.checkpoints)
     try:
         return bool(saved) and read_header(saved[-1])["step"] == config.train.steps
+    except Unreadable:
+        raise
     except UserError:
         return False
 
 
 def find_measurement(runs: Path, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
-    """Return the path within the runs and the record of a cell's number, or None; a number on other data does not count."""
+    """Return the path within the runs and the record of a cell's number, or None; a number on other data does not count.
+
+    Raises UserError for a record that cannot be read.
+    """
     folder = RunFolder(runs / place.run)
-    try:
-        data = _data_fingerprint(folder.environment, folder.environment.stat().st_mtime_ns)
-    except FileNotFoundError:
+    if not exists(folder.environment):
         return None
+    data = _data_fingerprint(folder.environment, folder.environment.stat().st_mtime_ns)
     path = folder.evaluations / f"{number_identity(place.samples, json.loads(place.metric), data)}.json"
-    return (path.relative_to(runs).as_posix(), read_json(path)) if path.is_file() else None
+    return (path.relative_to(runs).as_posix(), Evaluation.read(path).record) if exists(path) else None
 
 
 @functools.lru_cache(maxsize=4096)
 def _data_fingerprint(environment: Path, modified: int) -> str:
-    return read_json(environment)["data"]
+    record = RunFolder(environment.parent).read_environment()
+    if "data" not in record:
+        raise UserError(
+            f"{environment} has no fingerprint of the data: copy it again, or remove the folder of the run."
+        )
+    return record["data"]
