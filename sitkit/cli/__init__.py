@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+
+def open_closed_streams() -> None:
+    """Open the standard streams that are closed, on the null device; else the next file that is opened takes their place."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def main() -> None:
@@ -13,6 +24,7 @@ def main() -> None:
     """
     from sitkit.cli.interrupt import stop_at_once
 
+    open_closed_streams()
     stop_at_once()
     from sitkit.cli import console
     from sitkit.runtime.errors import UserError, WorkFailed

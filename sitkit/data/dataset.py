@@ -39,6 +39,9 @@ class Dataset(Component):
     def load(self) -> Examples:
         """Return all examples, checked.  Raises UserError, with the name of the file, if something cannot be read."""
 
+    def content(self) -> str:
+        return load_examples(self).fingerprint
+
     def source(self) -> Dataset:
         """Return the data that decoded samples are compared with: this set, or the images that latents are made from."""
         return self

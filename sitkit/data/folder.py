@@ -39,6 +39,9 @@ class ImageFolder(Dataset):
         super().__post_init__()
         require_at_least(1, size=self.size)
 
+    def places(self) -> tuple[str, ...]:
+        return ("path",)
+
     def load(self) -> Examples:
         import numpy as np
 

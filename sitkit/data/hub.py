@@ -54,6 +54,10 @@ class Hub(Dataset):
         super().__post_init__()
         require_at_least(1, size=self.size, window=self.window)
 
+    def places(self) -> tuple[str, ...]:
+        # A name on the hub is no path.
+        return ("path",) if Path(self.path).expanduser().exists() else ()
+
     def load(self) -> Examples:
         return self._streamed() if self.streaming else self._mapped()
 

@@ -47,6 +47,9 @@ class Latents(Dataset):
     path: str
     flip: bool | None = None
 
+    def places(self) -> tuple[str, ...]:
+        return ("path",)
+
     def load(self) -> Examples:
         import torch
 

@@ -36,6 +36,9 @@ class Npz(Dataset):
         if self.size is not None:
             require_at_least(1, size=self.size)
 
+    def places(self) -> tuple[str, ...]:
+        return ("path",)
+
     def load(self) -> Examples:
         import numpy as np
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from sitkit.data.dataset import SPLIT_SEED, Examples
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, random_halves
-from sitkit.registry import spec
+from sitkit.registry import essence, spec
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.hashing import identity
@@ -78,7 +78,7 @@ class Reference:
         if not metric.has_halves or self.n < SMALLEST_HALVES:
             return None
         features = extraction.fingerprint if extraction else ""
-        path = self.folder / f"halves-{identity(spec(metric), self.data.fingerprint, features, self.n)}.json"
+        path = self.folder / f"halves-{identity(essence(metric), self.data.fingerprint, features, self.n)}.json"
         if not path.is_file():
             try:
                 if isinstance(metric, FeatureMetric) and extraction is not None:

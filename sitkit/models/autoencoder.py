@@ -106,6 +106,13 @@ class SDVAE(Autoencoder):
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
         require_at_least(1, batch=self.batch)
 
+    def places(self) -> tuple[str, ...]:
+        # A name on the hub is no path.
+        return ("path",) if Path(self.path).expanduser().exists() else ()
+
+    def content(self) -> str:
+        return self.fingerprint()
+
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         config = self._network().config
         factor = 2 ** (len(config.block_out_channels) - 1)

@@ -9,11 +9,16 @@ because the name would be ambiguous.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import entry_points
+from types import FrameType
 
 from sitkit.registry.plugin import BrokenPlugin, Plugin, broken, installed, left_out, loaded, loaders, loading
 from sitkit.registry.registry import registries
@@ -50,17 +55,25 @@ BUILTINS = (
     "sitkit.evaluation.metrics.sliced_wasserstein",
 )
 GROUP = "sitkit.plugins"
+# Seconds after which the plugin that is being imported is named.
+SLOW = 10.0
 
 
 def find_plugins() -> Iterator[Plugin]:
     """Yield the installed plugins in the order of their names."""
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        package, version = (point.dist.name, point.dist.version) if point.dist else (point.module, "?")
-        yield Plugin(point.name, point.module, package, version)
+        valid = point.pattern.match(point.value)
+        module = valid["module"] if valid else point.value
+        package, version = (point.dist.name, point.dist.version) if point.dist else (module, "?")
+        yield Plugin(point.name, module, package, version)
 
 
-def load_plugins() -> None:
-    """Import the built-in modules, then every installed plugin that SITKIT_PLUGINS allows.  Once."""
+def load_plugins(limit: float | None = None) -> None:
+    """Import the built-in modules, then every installed plugin that SITKIT_PLUGINS allows.  Once.
+
+    Args:
+        limit: seconds after which the import of a plugin is given up, so that the plugin is broken; by default none.
+    """
     with loading.lock:
         if loading.started:
             return
@@ -73,7 +86,7 @@ def load_plugins() -> None:
         installed.extend(find_plugins())
         left_out.extend(plugin for plugin in installed if allowed is not None and plugin.name not in allowed)
         candidates = [plugin for plugin in installed if plugin not in left_out]
-        reasons = {plugin: reason for plugin in candidates if (reason := _import(plugin))}
+        reasons = {plugin: reason for plugin in candidates if (reason := _import(plugin, limit))}
         for table in (*registries.values(), *settings_files.values()):
             for plugin, reason in table.conflicts():
                 reasons.setdefault(plugin, reason)
@@ -96,17 +109,52 @@ def _warn_of_names_without_plugin(allowed: list[str]) -> None:
             warnings.warn(message, stacklevel=3)
 
 
-def _import(plugin: Plugin) -> str:
+def _import(plugin: Plugin, limit: float | None) -> str:
     """Import a plugin's module and register its files.  Return the reason if it failed, else ""."""
     loading.current = plugin
     try:
-        register_files(importlib.import_module(plugin.module), plugin)
-    except (Exception, SystemExit) as error:
+        # What a plugin prints would be in the middle of a command's JSON.
+        with contextlib.redirect_stdout(sys.stderr), _named_if_slow(plugin), _given_up_after(limit):
+            register_files(importlib.import_module(plugin.module), plugin)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         _withdraw(plugin)
         return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}."
     finally:
         loading.current = None
     return ""
+
+
+@contextlib.contextmanager
+def _named_if_slow(plugin: Plugin) -> Iterator[None]:
+    message = f"Plugin {plugin.name!r} ({plugin.module}) is still being imported after {SLOW:g} s."
+    timer = threading.Timer(SLOW, warnings.warn, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _given_up_after(limit: float | None) -> Iterator[None]:
+    """Raise TimeoutError in the block after a time, where the system has a timer for the main thread."""
+    if limit is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"its import did not end within {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _withdraw(plugin: Plugin) -> None:

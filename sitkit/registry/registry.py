@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from sitkit.registry.name_table import Claim, NameTable
 from sitkit.registry.plugin import Plugin, broken, ensure_loaded, left_out, owner
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.hashing import file_digest
 
 if TYPE_CHECKING:
     from sitkit.registry.measures import Measures
@@ -28,10 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Component(ABC):
-    """Base of all components.  The dataclass fields are the configuration."""
+    """Base of all components.  The dataclass fields are the configuration.
+
+    Class attribute `version`: raise it when a formula or the meaning of a default changes, so that results made before and
+    after have different identities.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     name: ClassVar[str] = ""
+    version: ClassVar[int] = 1
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
@@ -60,6 +66,14 @@ class Component(ABC):
         }
         bound = {name: value.bind(run) for name, value in inner.items()}
         return dataclasses.replace(self, **bound) if any(bound[name] is not inner[name] for name in inner) else self
+
+    def places(self) -> tuple[str, ...]:
+        """Return the fields that are paths on this machine.  Identities hold the `content` of the files, not the paths."""
+        return ()
+
+    def content(self) -> str:
+        """Return the SHA-256 of the files in `places`.  Raises UserError if one cannot be read."""
+        return file_digest(*(str(getattr(self, place)) for place in self.places()))
 
     @classmethod
     def test_fields(cls) -> Sequence[Mapping[str, Any]]:
@@ -125,6 +139,10 @@ class Registry(NameTable, Mapping[str, type[C]], Generic[C]):
                 raise UserError(f"{self.kind} {name!r} ({where}) is abstract: it lacks {lacks}.")
             if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
                 raise UserError(f"{self.kind} {name!r} ({where}) has fields: decorate it with @dataclass(frozen=True).")
+            if taken := {"name", "version"} & {field.name for field in dataclasses.fields(cls)}:
+                raise UserError(
+                    f"{self.kind} {name!r} ({where}) has a field {min(taken)!r}, which every component has."
+                )
             self.claim(name, Claim(cls, where, cls.__module__, owner(cls.__module__)))
             cls.name = name
             return cls

@@ -17,16 +17,16 @@ from sitkit.data.dataset import load_examples
 from sitkit.evaluation.extractors.extractor import Extraction, Extractor
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, Metric, require_comparable
 from sitkit.evaluation.reference import Reference
-from sitkit.registry import extractors, spec
+from sitkit.registry import essence, extractors, spec
 from sitkit.runs.changed_plugins import warn_of_changed_number
-from sitkit.runs.config.identity import file_digest, number_identity, sampling_identity
+from sitkit.runs.config.identity import number_identity, sampling_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.records import NumberRecord
 from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import Run, open_run
-from sitkit.runs.run_folder import RunFolder, read_config_of
+from sitkit.runs.run_folder import RunFolder, find_number, read_config_of
 from sitkit.runs.sample import draw_samples, label_notes
 from sitkit.runs.sample_set import SampleSet, keeps_samples
 from sitkit.runs.tracking.sync import METRICS, TrackedRun, run_id
@@ -34,6 +34,7 @@ from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import exists, read_record, to_json, write_file, write_json
+from sitkit.runtime.hashing import file_digest
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 
@@ -156,8 +157,10 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
     Raises:
         UserError: before any sample is drawn, for a metric that cannot be measured.
     """
-    folder = RunFolder(run.folder).evaluations
-    paths = {metric: folder / f"{evaluation_identity(run, metric)}.json" for metric in run.config.metric}
+    paths = {
+        metric: find_number(run.folder, evaluation_identity(run, metric), run.config, run.contents)
+        for metric in run.config.metric
+    }
     missing = [metric for metric, path in paths.items() if not exists(path)]
     for metric, path in paths.items():
         if metric not in missing:
@@ -218,8 +221,14 @@ def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress
 
 
 def evaluation_identity(run: Run, metric: Metric) -> str:
-    """Return the identity of a number: that of the samples, the metric and the reference data."""
-    return number_identity(sampling_identity(run.config, run.step), spec(metric), run.examples.fingerprint)
+    """Return the identity of a number: that of the samples, the metric and the reference data.
+
+    Raises UserError for a missing file of reference statistics.
+    """
+    if (file := getattr(metric, "reference", None)) is not None and not Path(file).expanduser().is_file():
+        raise UserError(f"{file}: there is no such file of reference statistics.")
+    samples = sampling_identity(run.config, run.step, run.identity)
+    return number_identity(samples, essence(metric), run.examples.fingerprint)
 
 
 def command(run: Run, metric: Metric) -> list[str]:
@@ -257,6 +266,7 @@ def _measure(
         measured: Measurement = metric.measure(samples.x, reference.x(), seed=SEED)
     file = getattr(metric, "reference", None)
     return {
+        "identity": evaluation_identity(run, metric),
         "metric": spec(metric),
         "value": measured.value,
         "stderr": measured.stderr,

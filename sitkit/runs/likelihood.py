@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from sitkit.models.autoencoder import modelled
-from sitkit.registry import spec
+from sitkit.registry import essence, samplers, spec
+from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.records import LikelihoodRecord
 from sitkit.runs.config.sources import Spec, WeightsFlags, require_flags
 from sitkit.runs.diagnostics import heldout_examples
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run, open_run
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import RunFolder, find_record, recorded_packages
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import exists, read_record, write_json
@@ -121,11 +122,19 @@ def likelihood(
     if len(index) < len(data.heldout):
         # Release 0.1 took the first ones.
         recipe["subset"] = "random"
-    path = RunFolder(run.folder).likelihoods / f"{identity(run.identity, recipe, data.fingerprint)}.json"
-    remedy = "Remove it, and the same command measures it again."
+
+    def recorded(record: dict[str, Any]) -> str:
+        packages, values = recorded_packages(record["environment"]), record["recipe"]
+        sampler = essence(samplers.parse(values["sampler"]), packages=packages)
+        training = training_identity(config, run.contents, packages)
+        return identity(training, values | {"sampler": sampler}, record["data"]["fingerprint"])
+
+    name = identity(run.identity, recipe | {"sampler": essence(config.sampler)}, data.fingerprint)
+    path = find_record(RunFolder(run.folder).likelihoods / f"{name}.json", "*.json", recorded)
     if not exists(path):
         with reporting(progress) as report:
-            write_json(path, _measure(run, index, recipe, report))
+            write_json(path, {"identity": name, **_measure(run, index, recipe, report)})
+    remedy = "Remove it, and the same command measures it again."
     return HeldoutLikelihood(path, read_record(path, LikelihoodRecord, "the record of a likelihood", remedy))
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import modelled_shape, prepare_data
+from sitkit.registry import Component
 from sitkit.registry.measures import Pairs
 from sitkit.runs import diagnostics
 from sitkit.runs.averages import load_weights
@@ -28,10 +29,10 @@ from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
 from sitkit.runs.config.records import DataRecord
 from sitkit.runs.config.sampling_presets import read_preset
-from sitkit.runs.config.schema import TRAINING_KEYS, Config
+from sitkit.runs.config.schema import TRAINING_KEYS, Config, to_plain
 from sitkit.runs.config.sources import Layer, SamplingFlags, flags_to_layer, locate, require_flags, validate
 from sitkit.runs.one_file import read_run_header, weights_name
-from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of
+from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of, recorded_contents
 from sitkit.runtime.distributed import device_of
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import exists, read_record
@@ -61,10 +62,15 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.source}, step {self.step}, weights {self.weights_name})"
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """The identity of the training, which determines the weights."""
-        return training_identity(self.config)
+        return training_identity(self.config, self.contents)
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """The fingerprints of the data and of the autoencoder, as the training recorded them."""
+        return recorded_contents(self.source)
 
     @property
     def source(self) -> Path:
@@ -292,17 +298,27 @@ def open_run(run: Run | str | Path, flags: Mapping[str, Any], verb: str) -> Run:
 
 
 def _with_settings(source: Path, config: Config, over: Layer | Config) -> Config:
-    """Return a run's configuration with other settings.  Raises UserError for a setting that the training fixed."""
-    if isinstance(over, Config):
-        own, plain, where = config.plain(), over.plain(), {}
-        fixed = [key for key in TRAINING_KEYS if plain[key] != own[key]]
-    else:
-        fixed, where = [key for key in TRAINING_KEYS if key in over.values], over.where
-    if fixed:
-        raise UserError(
-            f"{locate(where, fixed[:1])}{fixed[0]} was fixed when {source} was trained: train another run with it."
-        )
-    return over if isinstance(over, Config) else sampling_config(config, over)
+    """Return a run's configuration with other settings of sampling, and data or an autoencoder that moved.
+
+    Raises UserError for a setting that the training fixed, and for a path with other content.
+    """
+    where = {} if isinstance(over, Config) else over.where
+    given = over if isinstance(over, Config) else sampling_config(config, over)
+    for key in TRAINING_KEYS:
+        own, new = to_plain(getattr(config, key)), to_plain(getattr(given, key))
+        part = getattr(given, key)
+        places = part.places() if isinstance(part, Component) else ()
+        if own | dict.fromkeys(places) != new | dict.fromkeys(places):
+            raise UserError(
+                f"{locate(where, [key])}{key} was fixed when {source} was trained: train another run with it."
+            )
+        recorded = recorded_contents(source).get(key) if own != new else None
+        if recorded is not None and part.content() != recorded:
+            raise UserError(
+                f"{locate(where, [key])}{source} was trained on {key} of fingerprint {recorded[:12]}, and this is of "
+                f"fingerprint {part.content()[:12]}: give the path of the same {key}, or train another run."
+            )
+    return given
 
 
 def _read_network(source: Path, config: Config, data: Examples, step: int | None, device: str) -> tuple[int, nn.Module]:

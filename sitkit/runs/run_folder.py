@@ -7,16 +7,18 @@ runs/<slug>-<training identity>/
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sitkit.registry import essence, metrics
 from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
-from sitkit.runs.config.identity import slug, training_identity
+from sitkit.runs.config.identity import number_identity, recorded_samples, slug, training_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.plain_yaml import to_yaml
 from sitkit.runs.config.records import EnvironmentRecord, ShownNumber
@@ -24,7 +26,7 @@ from sitkit.runs.config.schema import SAMPLING_KEYS, TRAINING_KEYS, Config
 from sitkit.runs.config.sources import Layer, read_yaml, validate
 from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.runtime.files import exists, listed, read_record, write_file
+from sitkit.runtime.files import exists, listed, read_json, read_record, write_file
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.tensors import read_header
 
@@ -61,13 +63,113 @@ class RunFolder:
 
 
 def folder_of(config: Config) -> Path:
-    """Return the folder of the run of a configuration."""
-    return config.run.folder / f"{slug(config)}-{training_identity(config)}"
+    """Return the folder of the run of a configuration.
+
+    It is named by the identity of the training.  A run of the same training may have another name: release 0.1 made it, or
+    its data are not on this machine.
+    """
+    name, wanted = slug(config), training_identity(config)
+    folder = config.run.folder / f"{name}-{wanted}"
+    if not folder.is_dir():
+        for other in sorted(config.run.folder.glob(f"{name}-*/config.yaml")):
+            if _IDENTITY.search(other.parent.name) and _is_run_of(RunFolder(other.parent), config, wanted):
+                return other.parent
+    return folder
+
+
+def _is_run_of(files: RunFolder, config: Config, wanted: str) -> bool:
+    """Return whether a run has the training of a configuration: equal settings, and the same data or the same path of them."""
+    try:
+        record, contents = files.read_environment(), recorded_contents(files.path)
+        if "settings" in record:
+            training = record.get("training")
+        else:
+            training = training_identity(read_config_of(files.path), contents, recorded_packages(record))
+        if training == wanted:
+            return True
+        paths = _paths(config)
+        same = bool(paths) and training == training_identity(config, contents)
+        return same and _paths(read_config_of(files.path)) == paths
+    except UserError:
+        return False
+
+
+def _paths(config: Config) -> list[Path]:
+    """Return the absolute paths of a configuration's data and autoencoder."""
+    parts = (config.data, config.autoencoder)
+    return [Path(getattr(part, place)).expanduser().resolve() for part in parts for place in part.places()]
+
+
+def recorded_contents(source: Path) -> dict[str, str]:
+    """Return the fingerprints of "data" and "autoencoder" that a run's folder or file records."""
+    record = read_run_header(source)["fingerprints"] if source.is_file() else RunFolder(source).read_environment()
+    return {part: record[part] for part in ("data", "autoencoder") if part in record}
+
+
+def recorded_packages(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the packages of components in an environment, as `origins` makes them."""
+    return record.get("components") or {}
+
+
+def find_record(path: Path, records: str, identify: Callable[[dict[str, Any]], str]) -> Path:
+    """Return the path of a result that is named by its identity; that of release 0.1's record of it, if there is one.
+
+    Args:
+        path: the path that ends with the identity.
+        records: a pattern of the records beside it.
+        identify: returns the identity of a record of release 0.1, which holds none.
+    """
+    for record in [] if exists(path) else sorted(path.parent.glob(records)):
+        with contextlib.suppress(UserError, ValueError, LookupError, TypeError, AttributeError):
+            values = read_json(record)
+            if "identity" not in values and identify(values) == path.stem:
+                return path.parent / record.relative_to(path.parent).parts[0]
+    return path
+
+
+def find_samples(folder: Path, name: str, config: Config, contents: Mapping[str, str]) -> Path:
+    """Return the folder of the samples of an identity in a run's folder.
+
+    Args:
+        folder: the run's folder.
+        name: the identity of the samples.
+        config: the configuration of the run.
+        contents: its `recorded_contents`.
+    """
+    return find_record(
+        RunFolder(folder).samples / name,
+        "*/record.json",
+        lambda record: _recorded_samples(config, record["recipe"], record, contents),
+    )
+
+
+def find_number(folder: Path, name: str, config: Config, contents: Mapping[str, str]) -> Path:
+    """Return the file of the number of an identity in a run's folder; the arguments are those of `find_samples`."""
+
+    def identify(record: dict[str, Any]) -> str:
+        samples = _recorded_samples(config, record["sampling"]["recipe"], record, contents)
+        metric, reference = metrics.parse(record["metric"]), record["reference"]["sha256"]
+        packages = recorded_packages(record["environment"])
+        return number_identity(samples, essence(metric, content=reference, packages=packages), record["data"])
+
+    return find_record(RunFolder(folder).evaluations / f"{name}.json", "*.json", identify)
+
+
+def _recorded_samples(
+    config: Config, recipe: Mapping[str, Any], record: Mapping[str, Any], contents: Mapping[str, str]
+) -> str:
+    packages = recorded_packages(record["environment"])
+    return recorded_samples(config, recipe, training_identity(config, contents, packages), packages)
 
 
 def write_config(folder: Path, config: Config) -> None:
     """Write config.yaml, with every setting resolved."""
     write_file(RunFolder(folder).config, to_yaml(config.plain()))
+
+
+def written_identity(values: Mapping[str, Any]) -> str:
+    """Return the identity of the settings of a training as config.yaml has them, every default and path included."""
+    return identity({key: values.get(key) for key in TRAINING_KEYS})
 
 
 def read_config_of(source: Path) -> Config:
@@ -95,24 +197,25 @@ _RESTORE = "Restore it: `sitkit train` with the settings of the training writes 
 
 def _check_settings(files: RunFolder, values: Mapping[str, Any], config: Config) -> None:
     """Raise UserError if config.yaml is cut short, or its settings of the training are not those of the run's identity."""
-    named = _IDENTITY.search(files.path.name)
-    recorded = {*([named[1]] if named else []), *filter(None, [files.read_environment().get("training")])}
+    named, record = _IDENTITY.search(files.path.name), files.read_environment()
+    names = {*([named[1]] if named else []), *filter(None, [record.get("training")])}
     lacks = [key for key in SAMPLING_KEYS if values.get(key) is None]
     # The settings as they are written: a later release may add settings, which have no line in the file.
-    if not lacks and recorded <= {identity({key: values.get(key) for key in TRAINING_KEYS})}:
+    written = written_identity(values)
+    if "settings" in record:
+        right = written == record["settings"] and names <= {record["training"], record.get("formerly")}
+    else:
+        # Release 0.1 named a run by the settings as they are written; a converted run has no record.
+        right = names <= {written} or names <= {training_identity(config)}
+    if right and not lacks:
         return
     plain = {key: value for key, value in config.plain().items() if key in TRAINING_KEYS}
     lacks = [key for key in flat(plain) if key not in flat(values)] + lacks
-    wrong = sorted(recorded - {training_identity(config)})
-    newest = latest_checkpoint(files.checkpoints, lambda text: None) if wrong else None
+    newest = None if right else latest_checkpoint(files.checkpoints, lambda text: None)
     if newest is not None:
         check_settings_of_checkpoint(config, newest, read_header(newest))
-    reason = f"it has no {', '.join(lacks)}" if lacks else f"its settings have the identity {identity(plain)}"
-    if lacks or wrong:
-        raise UserError(
-            f"{files.config} was cut short or changed by hand: {reason}, and the settings of its training "
-            f"have the identity {', '.join(sorted(recorded))}. {_RESTORE}"
-        )
+    reason = f"it has no {', '.join(lacks)}" if lacks else "its settings are others than those of its training"
+    raise UserError(f"{files.config} was cut short or changed by hand: {reason}. {_RESTORE}")
 
 
 def check_settings_of_checkpoint(config: Config, path: Path, header: Mapping[str, Any]) -> None:
@@ -129,7 +232,8 @@ def check_settings_of_checkpoint(config: Config, path: Path, header: Mapping[str
     # The checkpoint of an earlier release has no value for a setting that is new.
     stored = validate(Config, stored, {}).plain()
     ours, theirs = (flat({key: plain[key] for key in TRAINING_KEYS}) for plain in (own, stored))
-    for key in ours | theirs:
+    moved = {f"{part}.{place}" for part in ("data", "autoencoder") for place in getattr(config, part).places()}
+    for key in (ours | theirs).keys() - moved:
         if ours.get(key) != theirs.get(key):
             folder = path.parent.parent
             raise UserError(
@@ -155,7 +259,8 @@ def check_unchanged(folder: Path, fingerprints: Mapping[str, str]) -> None:
     for part, fingerprint in fingerprints.items():
         if recorded.get(part, fingerprint) != fingerprint:
             raise UserError(
-                f"The {part} of {folder} changed since it was begun: give the old {part}, or remove the folder."
+                f"The {part} of {folder} changed since it was begun (fingerprint {recorded[part][:12]}, now "
+                f"{fingerprint[:12]}): give the old {part}, or remove the folder."
             )
 
 

@@ -25,7 +25,7 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import SamplingFlags
 from sitkit.runs.environment import environment
 from sitkit.runs.run import Run, open_run
-from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.run_folder import find_samples
 from sitkit.runs.sample_set import ARRAYS, SHARD, SampleSet, Shards, block_size, to_float, to_storage
 from sitkit.runtime import archives, rng
 from sitkit.runtime.distributed import joined
@@ -228,8 +228,9 @@ class SamplePlan:
 
     def record(self) -> dict[str, Any]:
         """Return the settings of the samples and the values that were derived from them."""
-        plan = self.plan
+        plan, run = self.plan, self.run
         return {
+            "identity": sampling_identity(run.config, run.step, run.identity),
             "recipe": sampling_recipe(self.run.config, self.run.step),
             "training": self.run.identity,
             "times": plan.times.tolist(),
@@ -294,7 +295,8 @@ def draw_samples(
         UserError: before any evaluation, for a setting that cannot give right samples.
         WorkFailed: for samples that are not finite.
     """
-    folder = RunFolder(run.folder).samples / sampling_identity(run.config, run.step)
+    name = sampling_identity(run.config, run.step, run.identity)
+    folder = find_samples(run.folder, name, run.config, run.contents)
     shards = Shards(folder, run.data_description, extractions, run.config.sample.n, keep)
     if (stored := shards.record) is not None:
         warn_of_changed_samples(stored, run.config)

@@ -100,9 +100,15 @@ def device_of(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not usable here: {str(error).splitlines()[0]}") from None
+        # A tensor on "meta" has no values.
+        usable = torch.zeros(1, device=device).cpu().numel() == 1
+    # torch raises errors of many types, as ModuleNotFoundError for a device whose package is missing.
+    except Exception:
+        usable = False
+    if not usable:
+        count, other = torch.accelerator.device_count(), torch.accelerator.current_accelerator()
+        devices = ["cpu", *(f"{other.type}:{number}" for number in range(count) if other)]
+        raise UserError(f"device {name!r} is not usable on this machine; usable: {', '.join(devices)}.")
     return device
 
 

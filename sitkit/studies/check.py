@@ -16,7 +16,7 @@ from sitkit.studies.cost import Cost, cost_of, obstacles
 from sitkit.studies.status import CellStatus, StudyStatus
 from sitkit.studies.study import Cell, Refused, Study, StudyFlags, StudyPlan, plan_untrained
 from sitkit.studies.study_file import flags_layer, read_study
-from sitkit.transport.interval import trainable_interval
+from sitkit.transport.interval import largest_weight, trainable_interval
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class CellForecast(CellStatus):
     """What one cell will do and cost, and what of it is on disk.
 
     times: the start and the end of its solve.  singular: why they are not 0 and 1.  steps: intervals, with a last step of
-    another kind; None for an adaptive solver, as nfe.  training: the interval of times of its training.
+    another kind; None for an adaptive solver, as nfe.  training: the interval of times of its training.  largest_weight: of
+    its loss, and the time of that weight.
     """
 
     times: tuple[float, float]
@@ -32,6 +33,7 @@ class CellForecast(CellStatus):
     steps: int | None
     nfe: int | None
     training: tuple[float, float]
+    largest_weight: tuple[float, float]
     cost: Cost
 
 
@@ -102,7 +104,7 @@ def check_plan(plan: StudyPlan) -> CheckReport:
     """Return the forecast of a plan; a cell that cannot be done on this machine is refused with its reason."""
     cells: list[CellForecast] = []
     refused = list(plan.refused)
-    training = functools.cache(trainable_interval)
+    training, weight = functools.cache(trainable_interval), functools.cache(largest_weight)
     for cell, status, reason in zip(plan.cells, StudyStatus(plan).cells(), obstacles(plan.cells), strict=True):
         solve = plan_untrained(cell.config)
         if reason or isinstance(solve, str):
@@ -122,6 +124,7 @@ def check_plan(plan: StudyPlan) -> CheckReport:
                 steps=None if solve.nfe is None else len(solve.times) - 1 + bool(solve.last_step),
                 nfe=solve.nfe,
                 training=training(config.interp, config.target, config.weight),
+                largest_weight=weight(config.interp, config.target, config.weight, config.timestep),
                 cost=cost,
             )
         )

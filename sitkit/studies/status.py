@@ -12,13 +12,13 @@ from typing import Any, Literal
 from sitkit.results.study_results import FACTS, CellResult, StudyResults, with_estimates, write_results
 from sitkit.results.table import as_csv, as_latex, as_markdown
 from sitkit.runs.checkpoint import checkpoints, step_of
-from sitkit.runs.config.identity import ResultLocation, label, locations_of
+from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import LeftOut, UserError
 from sitkit.runtime.files import update_file
 from sitkit.studies.study import Cell, Refused, StudyPlan, describe_setting
-from sitkit.studies.tasks import Task, find_measurement, trained
+from sitkit.studies.tasks import ResultLocation, Task, find_measurement, locations_of, trained
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class StudyStatus:
             step = steps[place.run]
             state = "trained" if finished[place.run] else "begun" if step else "todo"
             with broken.noting():
-                if find_measurement(self.runs, place) is not None:
+                if find_measurement(cell.config, place) is not None:
                     state = "measured"
             names = cell.row, cell.column, cell.seed, cell.sample_seed, place.run, place.measurement
             statuses.append(CellStatus(number, *names, state, step))
@@ -104,7 +104,9 @@ class StudyStatus:
         """Return the tasks to do, each once: a training, the measurements that wait for it, the next training."""
         tasks: dict[str, Task] = {}
         for cell, place in self.located:
-            if place.measurement not in tasks and not _on_disk(lambda place=place: find_measurement(self.runs, place)):
+            if place.measurement not in tasks and not _on_disk(
+                lambda cell=cell, place=place: find_measurement(cell.config, place)
+            ):
                 for task in _tasks(cell, place):
                     tasks.setdefault(task.key, task)
         # A training comes before its measurements, which come in the order of the cells.
@@ -156,12 +158,12 @@ class StudyStatus:
             "shown": {key: describe_setting(cell.config, key) for key in shown},
         }
         try:
-            measurement = find_measurement(self.runs, place)
+            measurement = find_measurement(cell.config, place)
         except UserError as error:
             return CellResult(**known, state="failed", failure=str(error))
         if measurement is not None:
             path, record = measurement
-            known |= {key: record.get(key) for key in ("value", "stderr", "halves", "n")}
+            known |= {key: record.get(key) for key in ("samples", "value", "stderr", "halves", "n")}
             return CellResult(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
         for task in _tasks(cell, place):
             if task.key in failed:

@@ -8,28 +8,82 @@ A task belongs to the folder of its run, not to a study: two studies that need t
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from platform import node
 from typing import Any, Literal
 
+from sitkit.registry import essence
 from sitkit.runs.checkpoint import checkpoints
-from sitkit.runs.config.identity import ResultLocation, number_identity
-from sitkit.runs.config.schema import Config
+from sitkit.runs.config.identity import final_step, number_identity, sampling_identity, training_identity
+from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runs.evaluate import Evaluation
-from sitkit.runs.run_folder import RunFolder, folder_of
+from sitkit.runs.run_folder import RunFolder, find_number, folder_of, recorded_contents
 from sitkit.runtime.errors import Unreadable, UserError
 from sitkit.runtime.files import exists
+from sitkit.runtime.hashing import identity
 from sitkit.runtime.tensors import read_header
 
 LOGS = "logs"
 FAILED = "failed:"
 ENTRY = re.compile(r"(?P<time>\d{4}-\d\d-\d\dT\S+) \S+ \d+ (?P<text>.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLocation:
+    """The identities of a cell's number: its training, its run's folder name, its samples, its measurement."""
+
+    training: str
+    run: str
+    samples: str
+    measurement: str
+
+
+def location_of(config: Config) -> ResultLocation:
+    """Return the identities of the number of a configuration."""
+    return locations_of([config])[0]
+
+
+def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
+    """Return the identities of the number of each configuration; common parts are computed once."""
+    known: dict[Any, Any] = {}
+
+    def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        try:
+            if key not in known:
+                known[key] = make()
+            return known[key]
+        except TypeError:
+            # A component with a field that has no hash, as a plugin may have.
+            return make()
+
+    locations = []
+    for config in configs:
+        step, metric = final_step(config), config.metric[0]
+        training = (config.run.folder, *(getattr(config, name) for name in TRAINING_KEYS))
+        sampling = (*training, config.sampler, config.diffusion, config.guidance, config.sample)
+        key, run = once(training, lambda config=config: _training_of(config))
+        samples = once(sampling, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
+        measurement = once(
+            (*sampling, metric), lambda samples=samples, metric=metric: identity(samples, essence(metric))
+        )
+        locations.append(ResultLocation(key, run, samples, measurement))
+    return locations
+
+
+def _training_of(config: Config) -> tuple[str, str]:
+    """Return the identity of a training and the name of its run's folder."""
+    folder, contents = folder_of(config), {}
+    # The work on a run that cannot be read says so itself.
+    with contextlib.suppress(UserError):
+        contents = recorded_contents(folder)
+    return training_identity(config, contents), folder.name
 
 
 @dataclass(frozen=True)
@@ -71,7 +125,7 @@ class Task:
         """True if the result is on disk."""
         if self.kind == "train":
             return trained(self.config)
-        return find_measurement(self.config.run.folder, self.place) is not None
+        return find_measurement(self.config, self.place) is not None
 
 
 def note(log: Path, text: str) -> None:
@@ -114,16 +168,18 @@ def trained(config: Config) -> bool:
         return False
 
 
-def find_measurement(runs: Path, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
+def find_measurement(config: Config, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
     """Return the path within the runs and the record of a cell's number, or None; a number on other data does not count.
 
     Raises UserError for a record that cannot be read.
     """
+    runs = config.run.folder
     folder = RunFolder(runs / place.run)
     if not exists(folder.environment):
         return None
     data = _data_fingerprint(folder.environment, folder.environment.stat().st_mtime_ns)
-    path = folder.evaluations / f"{number_identity(place.samples, json.loads(place.metric), data)}.json"
+    number = number_identity(place.samples, essence(config.metric[0]), data)
+    path = find_number(folder.path, number, config, recorded_contents(folder.path))
     return (path.relative_to(runs).as_posix(), Evaluation.read(path).record) if exists(path) else None
 
 

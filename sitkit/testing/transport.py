@@ -141,8 +141,8 @@ def invertible(target: Target) -> None:
 
 @lawful(Weighting)
 def positive(weighting: Weighting) -> None:
-    """r(t) is positive and finite inside (0, 1), and an error has the same weight for every target."""
-    t = inner_times()
+    """r(t) is positive and finite inside (0, 1), and without a floor an error has the same weight for every target."""
+    t, weighting = inner_times(), dataclasses.replace(weighting, floor=0.0)
     for name in interpolants.names():
         c = interpolants.create(name).coefficients(t)
         errors = {}

@@ -1,4 +1,8 @@
-"""Averages of the weights during training: average <- average + (1 - beta) (theta - average); the first is theta."""
+"""Averages of the weights during training: average <- average + (1 - beta) (theta - average); the first is theta.
+
+With the warm-up the decay of step k is min(decay, (1 + k) / (10 + k)), so the average covers the last tenth of a short
+training: with a constant decay of 0.9999 thousands of steps still hold the initial weights.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,10 @@ class EMA:
     shard.  Buffers and frozen parameters are not averaged: the averages use those of the network.
     """
 
-    def __init__(self, network: nn.Module, decays: Sequence[float], widths: Sequence[float] = ()) -> None:
-        self.network = network
+    def __init__(
+        self, network: nn.Module, decays: Sequence[float], widths: Sequence[float] = (), *, warmup: bool = False
+    ) -> None:
+        self.network, self.warmup = network, warmup
         self.names = [name for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad]
         self._profiles = {prefix(decays, decay): (decay, None) for decay in decays}
         self._profiles |= {power_prefix(width): (None, gamma(width)) for width in widths}
@@ -41,11 +47,19 @@ class EMA:
     def update(self, step: int) -> None:
         """Set average <- average + (1 - beta) (theta - average) after step `step` of the optimizer, which begins at 1.
 
-        beta is the decay, or (1 - 1/step)^(gamma + 1); 0 at the first step.
+        beta is the decay of the step, or (1 - 1/step)^(gamma + 1); 0 at the first step.
         """
         values = [_local(p) for p in self._parameters()]
         for key, (decay, exponent) in self._profiles.items():
-            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, _gain(step, decay, exponent))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_lerp_([_local(t) for t in self._averages[key]], values, self._gain(step, decay, exponent))  # pyright: ignore[reportPrivateImportUsage]
+
+    def _gain(self, step: int, decay: float | None, exponent: float | None) -> float:
+        """Return 1 - beta."""
+        if step == 1:
+            return 1.0
+        if decay is None:
+            return -math.expm1(((exponent or 0.0) + 1) * math.log1p(-1 / step))
+        return 1 - (min(decay, (1 + step) / (10 + step)) if self.warmup else decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every average by its name in a checkpoint; exponential averages with the whole state of the network."""
@@ -89,13 +103,6 @@ class EMA:
             tensors = {name: tensor.to(dtype) for name, tensor in whole.items()} | rest
             header = {"format": 1, "step": step, "widths": [width_of(key) for key in powers]}
             save_tensors(checkpoint_file(RunFolder(folder).snapshots, step), tensors, header)
-
-
-def _gain(step: int, decay: float | None, exponent: float | None) -> float:
-    """Return 1 - beta."""
-    if step == 1:
-        return 1.0
-    return 1 - decay if decay is not None else -math.expm1(((exponent or 0.0) + 1) * math.log1p(-1 / step))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ class TrainingInputs:
 
     def times(self, keys: Tensor) -> Tensor:
         """Return the training time of each key, (b,) -> (b,) float32, within the interval where the loss is finite."""
-        return self.config.timestep.map(rng.uniform(keys, rng.TIME)).clamp(*self.interval).float()
+        low, high = self.interval
+        times = low + (high - low) * self.config.timestep.map(rng.uniform(keys, rng.TIME))
+        return times.clamp(low, high).float()
 
 
 class Objective(nn.Module):

@@ -77,7 +77,7 @@ class Training:
         objective = objective_of(config, network, data).to(group.device)
         compiled = group.device.type == "cuda" if config.run.compile == "auto" else config.run.compile
         self.parallelized = Parallelized(objective, group, config.run.parallel, compiled)
-        self.averages = EMA(network, config.train.ema_decays, config.train.posthoc)
+        self.averages = EMA(network, config.train.ema_decays, config.train.posthoc, warmup=config.train.ema_warmup)
         self.optimization = Optimization(objective.parameters(), config.train)
         self.state = TrainingState(objective, self.averages, self.optimization, group)
         self.inputs = TrainingInputs(config, network, data.examples, group.device, group.rank, group.size)

@@ -20,10 +20,18 @@ from sitkit.runs.checkpoint import latest_checkpoint, step_of
 from sitkit.runs.config.identity import training_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import TrainingFlags, configure, require_flags
+from sitkit.runs.config.sources import TrainingFlags, assemble, layers_of, replaced, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
-from sitkit.runs.run_folder import LOCK, RunFolder, check_unchanged, folder_of, remove_results, write_config
+from sitkit.runs.run_folder import (
+    LOCK,
+    RunFolder,
+    check_unchanged,
+    folder_of,
+    remove_results,
+    write_config,
+    written_identity,
+)
 from sitkit.runs.sample import chosen_classes
 from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
@@ -35,6 +43,7 @@ from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.stops import REPEATED, Stopped, noted
 from sitkit.training.parallel import tf32
 from sitkit.training.step import Training, due
+from sitkit.transport.interval import largest_weight, weight_note
 
 
 class Busy(UserError):
@@ -71,10 +80,13 @@ def train(
         run = sitkit.train("digits", interp="gvp", steps=2000, settings={"train.lr": 1e-3})
     """
     require_flags(flags, TrainingFlags, "train")
-    settings = configure(config, **flags)
+    layers = layers_of(config, flags)
+    settings = assemble(layers)
     if not restart:
         settle_changed_plugins([settings], changed_plugin)
     with reporting(progress) as report:
+        for note in replaced(layers):
+            report(Event("train", message=note))
         folder = run_training(settings, report, restart)
     return load(folder, device=settings.run.device)
 
@@ -152,7 +164,10 @@ def _recorded(
             remove_results(folder)
         check_unchanged(folder, marks)
         write_config(folder, config)
-        record = {"processes": group.size, "training": training_identity(config), **marks}
+        training, named = training_identity(config, marks), folder.name.rpartition("-")[2]
+        record = {
+            "processes": group.size, "training": training, "settings": written_identity(config.plain()), **marks,
+        } | ({"formerly": named} if named != training else {})  # fmt: skip
         _describe(config, RunFolder(folder), environment(group.device) | record)
         _write_description(RunFolder(folder).data, data)
         tracked = TrackedRun(
@@ -181,6 +196,10 @@ def _describe(config: Config, files: RunFolder, now: dict[str, Any]) -> None:
     step, before = step_of(newest) if newest else 0, files.read_environment()
     if not before or step < config.train.steps:
         write_json(files.environment, continued(before, now, step) if before else now)
+    elif now["settings"] != before.get("settings", files.path.name.rpartition("-")[2]):
+        # The settings of the same training are written in another way: another path of the data, or a new setting.
+        keys = ("training", "settings", "formerly")
+        write_json(files.environment, before | {key: now[key] for key in keys if key in now})
 
 
 def _loop(
@@ -190,6 +209,9 @@ def _loop(
         progress(Event("train", message=f"backbone {config.backbone.name!r} is given, not trained."))
         return
     settings, alone = config.train, group.size == 1
+    note = weight_note(*largest_weight(config.interp, config.target, config.weight, config.timestep))
+    if note:
+        progress(Event("train", message=note))
     training = Training(config, network, data, folder, group, progress)
     steps, part, pin = training.resume(), training.inputs.part, group.device.type == "cuda"
     with (

@@ -17,6 +17,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.interpolant import Coefficients, Interpolant
 from sitkit.transport.target import Target, Velocity, determinant
+from sitkit.transport.timestep import Timestep
 from sitkit.transport.weighting import Weighting
 
 MARGIN = 1e-3
@@ -28,6 +29,8 @@ RHO_END, RHO_GRID = 1.0, 1.5
 LEFT_BY_END, LEFT_BY_LAST_STEP = 0.05, 0.07
 # Largest alpha at the start of an SDE: with a larger one pure noise is not a sample of p_t.
 LATEST_START = 0.25
+# A loss weight above this leaves the gradient to a few examples.
+LARGE_WEIGHT = 1000.0
 
 
 class Interval(NamedTuple):
@@ -215,3 +218,23 @@ def trainable_interval(interpolant: Interpolant, target: Target, weighting: Weig
         0.0 if finite(0.0) else _start_past_singularity(interpolant),
         1.0 if finite(1.0) else _end_before_singularity(interpolant),
     )
+
+
+def largest_weight(
+    interpolant: Interpolant, target: Target, weighting: Weighting, timestep: Timestep
+) -> tuple[float, float]:
+    """Return the largest loss weight r(t) at 1,001 quantiles of the training times, and its time."""
+    t0, t1 = trainable_interval(interpolant, target, weighting)
+    times = t0 + (t1 - t0) * timestep.map(torch.linspace(0, 1, 1001, dtype=torch.float64))
+    r = weighting.weight(coefficients_at(interpolant, times), target)
+    # The first of equal weights, which differ by roundings.
+    worst = int((r >= r.max() * (1 - 1e-9)).nonzero()[0])
+    return float(r[worst]), float(times[worst])
+
+
+def weight_note(weight: float, t: float) -> str:
+    """Return a sentence on the largest loss weight, or "" if it is 1 at most; a large one has advice."""
+    if weight <= 1 + 1e-9:
+        return ""
+    advice = "; few examples decide the gradient: set weight.floor, as 0.05, or use another weight"
+    return f"largest loss weight {weight:.4g}, at t = {t:.4g}{advice if weight > LARGE_WEIGHT else ''}."

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 class Target(Component):
     """A pair of weights (a, b): the network predicts y = a * data + b * noise.
 
-    A subclass defines `weights`, and may name in `weighting` the weighting that is used when the user gives none.
+    A subclass defines `weights`.  It may name in `weighting` the weighting that is used when the user gives none, and in
+    `floor` the smallest alpha and sigma that enter a weighting without a floor of its own.
     """
 
     weighting: ClassVar[str] = "velocity"
+    floor: ClassVar[float] = 0.0
 
     @abstractmethod
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
@@ -71,7 +73,12 @@ class Noise(Target):
 @final
 @targets.register("data")
 class Data(Target):
-    """The data y = data (a denoiser).  Singular where sigma = 0."""
+    """The data y = data (a denoiser).  Singular where sigma = 0.
+
+    The weight of the velocity's error grows as 1 / sigma^2; the floor 0.05 is that of Li and He 2025 (JiT, arXiv 2511.13720).
+    """
+
+    floor = 0.05
 
     def weights(self, c: Coefficients) -> tuple[Tensor, Tensor]:
         return c.alpha.new_ones(c.alpha.shape), c.alpha.new_zeros(c.alpha.shape)

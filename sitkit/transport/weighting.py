@@ -7,11 +7,11 @@ is r(t) |y_hat - y|^2 with r = (det_S / det_T)^2 and det = a sigma - b alpha (`s
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.registry import Component, weightings
-from sitkit.runtime.errors import require_positive
+from sitkit.runtime.errors import require_at_least, require_positive
 from sitkit.transport import target as spaces
 from sitkit.transport.interpolant import Coefficients
 from sitkit.transport.target import Target, determinant
@@ -24,21 +24,37 @@ if TYPE_CHECKING:
 class Weighting(Component):
     """A positive weight r(t) on the squared error of a prediction.
 
-    A subclass defines `weight`.
+    A subclass defines `weight`, and divides by the coefficients of `floored` alone.
+
+    Args:
+        floor: the smallest alpha and sigma that r divides by; 0 is none, and None the floor of the target, which is 0.05 for
+            the data and 0 for others.  Without it r of a singular target is unbounded at an end of the path.
     """
+
+    floor: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.floor is not None:
+            require_at_least(0, floor=self.floor)
+
+    def floored(self, c: Coefficients, target: Target) -> Coefficients:
+        """Return the coefficients with alpha and sigma of at least the floor."""
+        floor = target.floor if self.floor is None else self.floor
+        return c._replace(alpha=c.alpha.clamp_min(floor), sigma=c.sigma.clamp_min(floor)) if floor else c
 
     @abstractmethod
     def weight(self, c: Coefficients, target: Target) -> Tensor:
         """Return r(t) >= 0, of the coefficients' shape, which multiplies |y_hat - y|^2 of `target`."""
 
 
-def measured_in(space: Target, target: Target, c: Coefficients) -> Tensor:
+def measured_in(space: Target, target: Target, c: Coefficients, floored: Coefficients | None = None) -> Tensor:
     """Return r with which the squared error of one target becomes that of another.
 
     Args:
         space: the target S whose error is to be measured.
         target: the target T that the network predicts.
         c: the interpolant's coefficients at the times of the examples.
+        floored: those that the divisor det_T is made of, by default c; a weighting gives its `floored`.
 
     Returns:
         r = (det_S / det_T)^2, of the coefficients' shape; exactly 1 where the determinants are equal, also where both are
@@ -46,8 +62,9 @@ def measured_in(space: Target, target: Target, c: Coefficients) -> Tensor:
 
     With S the velocity and T the score r = lambda^2 sigma^2, the weight of SiT Eq. 46-50.
     """
-    of_space, of_target = determinant(space, c), determinant(target, c)
-    return (of_space / of_target).where(of_space != of_target, 1.0).square()
+    of_space = determinant(space, c)
+    of_target = determinant(target, c if floored is None else floored)
+    return (of_space / of_target).where(of_space != determinant(target, c), 1.0).square()
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,7 @@ class InSpace(Weighting):
     space: ClassVar[Target]
 
     def weight(self, c: Coefficients, target: Target) -> Tensor:
-        return measured_in(self.space, target, c)
+        return measured_in(self.space, target, c, self.floored(c, target))
 
 
 @final
@@ -105,8 +122,9 @@ class Likelihood(Weighting):
     """
 
     def weight(self, c: Coefficients, target: Target) -> Tensor:
-        rate = determinant(spaces.Velocity(), c) / (c.alpha * c.sigma)
-        return measured_in(spaces.Noise(), target, c) * rate
+        floored = self.floored(c, target)
+        rate = determinant(spaces.Velocity(), c) / (floored.alpha * floored.sigma)
+        return measured_in(spaces.Noise(), target, c, floored) * rate
 
 
 @final
@@ -124,8 +142,10 @@ class MinSNR(Weighting):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_positive(gamma=self.gamma)
 
     def weight(self, c: Coefficients, target: Target) -> Tensor:
-        snr = (c.alpha / c.sigma).square()
-        return measured_in(spaces.Data(), target, c) * snr.clamp_max(self.gamma)
+        floored = self.floored(c, target)
+        snr = (c.alpha / floored.sigma).square()
+        return measured_in(spaces.Data(), target, c, floored) * snr.clamp_max(self.gamma)

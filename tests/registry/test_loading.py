@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,7 @@ BROKEN = {
     "exits": ("import sys; sys.exit(3)\n", "SystemExit: 3"),
     "misses": ("import a_module_that_is_not_there\n", "No module named 'a_module_that_is_not_there'"),
     "typo": ("def (\n", "SyntaxError"),
+    "stops": ("class Stop(BaseException): ...\nraise Stop('now')\n", "Stop: now"),
     "vague": (ABSTRACT, "interpolant 'vague' (sitkit_vague.Vague) is abstract: it lacks coefficients"),
     "clash": (
         GOOD.format(name="linear"),
@@ -134,3 +138,39 @@ def test_an_unknown_name_mentions_the_plugin_that_did_not_load(tmp_path: Path) -
     assert done.returncode == 2
     assert "No interpolant named 'half'" in done.stderr and "Plugin 'raises'" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_entry_point_that_names_no_module_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "works", GOOD.format(name="works"))
+    for number, value in enumerate(("not a module!", "", "1:2:3")):
+        put(tmp_path, f"odd{number}", "")
+        (points,) = (tmp_path / f"sitkit_odd{number}-1.0.dist-info").glob("entry_points.txt")
+        points.write_text(f"[sitkit.plugins]\nodd{number} = {value}\n")
+    done = run("sitkit", "plugin", "list", "--json", site=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    states = {entry["name"]: entry["state"] for entry in json.loads(done.stdout)}
+    assert states == {"works": "loaded", "odd0": "broken", "odd1": "broken", "odd2": "broken"}
+
+
+def test_what_a_plugin_prints_at_import_is_not_in_the_output(tmp_path: Path) -> None:
+    put(tmp_path, "loud", "print('hello')\n" + GOOD.format(name="loud"))
+    done = run("sitkit", "list", "interpolants", "--json", site=tmp_path, cwd=tmp_path)
+    assert "loud" in [entry["name"] for entry in json.loads(done.stdout)["interpolants"]] and "hello" in done.stderr
+
+
+def test_an_import_that_never_ends_is_named_and_given_up(tmp_path: Path) -> None:
+    put(tmp_path, "endless", "import time\nwhile True: time.sleep(1)\n")
+    put(tmp_path, "works", GOOD.format(name="works"))
+    code = """if True:
+        from sitkit.registry import interpolants, loading
+        from sitkit.registry.plugin import broken
+        loading.SLOW = 0.2
+        loading.load_plugins(1.0)
+        print("works" in interpolants, *broken)
+    """
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "SITKIT_PLUGINS": "endless,works"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("True Plugin 'endless' (sitkit_endless) did not load: "), done.stderr
+    assert "TimeoutError: its import did not end within 1 s." in done.stdout
+    assert "Plugin 'endless' (sitkit_endless) is still being imported after 0.2 s." in done.stderr

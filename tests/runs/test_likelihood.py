@@ -25,7 +25,7 @@ from sitkit.runs.likelihood import dequantised, likelihood, standard_errors
 from sitkit.runs.run import Run, initial_network
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.hashing import identity
+from sitkit.runtime.files import write_json
 from sitkit.solvers.log_density import integrate_log_density, log_prior
 from sitkit.solvers.ode import Dopri5, Heun
 from sitkit.solvers.sampler import SolveSpec
@@ -203,7 +203,12 @@ def test_likelihood_agrees_with_the_closed_form_and_is_measured_once(tmp_path: P
     assert likelihood(run, n=30).record == result.record and result.path.stat().st_mtime_ns == before
     assert likelihood(run, n=29).path != result.path
     assert [p.parent.name for p in tmp_path.rglob("*.json")] == ["likelihoods"] * 2
-    assert identity(result.record["training"], result.record["recipe"], run.examples.fingerprint) == result.path.stem
+    assert result.record["identity"] == result.path.stem
+    # Release 0.1 named the file by every field of the sampler, and did not write the name into it.
+    older = result.path.with_name("0123456789ab.json")
+    result.path.rename(older)
+    write_json(older, {key: value for key, value in result.record.items() if key != "identity"})
+    assert likelihood(run, n=30).path == older != likelihood(run, n=30, seed=1).path
 
 
 def test_one_probe_and_four_agree_within_their_error(tmp_path: Path) -> None:

@@ -57,7 +57,10 @@ def test_a_single_process_is_the_whole_group() -> None:
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta2"])
 def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"device '{name}' is not usable here"), distributed.joined(name):
+    with (
+        pytest.raises(UserError, match=f"device '{name}' is not usable on this machine; usable: cpu"),
+        distributed.joined(name),
+    ):
         pass
 
 

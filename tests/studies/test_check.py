@@ -183,7 +183,7 @@ def test_the_study_does_what_the_check_says(tmp_path: Path) -> None:
 
 
 def _places(study: Path):
-    from sitkit.runs.config.identity import locations_of
+    from sitkit.studies.tasks import locations_of
 
     return locations_of(cell.config for cell in read_study(study).cells)
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from support import BASE, STUDY, call, run_study, trainings, write_study
 
-from sitkit.registry import spec
-from sitkit.runs.config.identity import final_step, locations_of, sampling_identity, slug, training_identity
+from sitkit.registry import essence, spec
+from sitkit.runs.config.identity import final_step, sampling_identity, slug, training_identity
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import identity
 from sitkit.studies.study import StudyPlan
 from sitkit.studies.study_file import read_study
+from sitkit.studies.tasks import locations_of
 
 HERE = tempfile.TemporaryDirectory(prefix="sitkit-studies-")
 
@@ -70,7 +71,7 @@ def test_the_locations_of_many_cells_are_those_of_each_cell_alone(
         config = cell.config
         samples = sampling_identity(config, final_step(config))
         assert place.training == training_identity(config) and place.run == f"{slug(config)}-{place.training}"
-        assert place.samples == samples and place.measurement == identity(samples, spec(config.metric[0]))
+        assert place.samples == samples and place.measurement == identity(samples, essence(config.metric[0]))
 
 
 @settings(max_examples=20)

@@ -37,6 +37,22 @@ def move(network: nn.Module, step: int) -> None:
             p.copy_(torch.sin(step / 7 + k).view_as(p))
 
 
+@pytest.mark.parametrize(("warmup", "initial"), [(True, 1e-9), (False, 0.994)])
+def test_the_decay_of_a_step_with_a_warm_up(warmup: bool, initial: float) -> None:
+    """The average is the explicit sum; after 60 steps the first weights count for 1e-9, without a warm-up for 0.994."""
+    network = nn.Linear(3, 2).double()
+    average, shares, sums = EMA(network, (0.9999,), warmup=warmup), np.zeros(0), []
+    for step in range(1, 61):
+        move(network, step)
+        average.update(step)
+        decay = min(0.9999, (1 + step) / (10 + step)) if warmup else 0.9999
+        shares = np.append(shares * decay, 1 - decay) if len(shares) else np.ones(1)
+        sums.append(network.weight.detach().clone())
+    assert shares[0] == pytest.approx(initial, rel=0.5 if warmup else 1e-3) or shares[0] < initial
+    expected = sum(share * weight for share, weight in zip(shares, sums, strict=True))
+    torch.testing.assert_close(average.tensors()["ema.weight"], expected, rtol=0, atol=1e-13)
+
+
 def profile(width: float, steps: int) -> np.ndarray:
     """Return the weight of each step in the power-function average, by its definition."""
     j, exponent = np.arange(steps + 1.0) / steps, gamma(width) + 1

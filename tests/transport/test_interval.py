@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sitkit.registry import diffusions, interpolants, targets, weightings
+from sitkit.registry import diffusions, interpolants, targets, timesteps, weightings
 from sitkit.runtime.errors import UserError
 from sitkit.transport import interval
 from sitkit.transport.diffusion import Constant
@@ -124,6 +124,18 @@ def test_training_times_are_finite(weighting: str) -> None:
             for value in (*target.weights(c), weight.weight(c, target)):
                 # The steepest is the score's error of a data prediction, (alpha / sigma^2)^2 = 1e12 at the margin.
                 assert bool((value.abs() <= 1.001e12).all()), (path, name)
+
+
+@pytest.mark.parametrize(
+    ("target", "weight", "largest", "at"),
+    [("velocity", "velocity", 1, None), ("data", "velocity", 400, 0.95), ("noise", "velocity", 1e6, 1e-3)],
+)
+def test_the_largest_weight_of_a_training(target: str, weight: str, largest: float, at: float | None) -> None:
+    path = interpolants.create("linear"), targets.create(target), weightings.create(weight)
+    r, t = interval.largest_weight(*path, timesteps.create("uniform"))
+    assert r == pytest.approx(largest, rel=1e-9) and (at is None or t == pytest.approx(at, abs=1e-6))
+    note = interval.weight_note(r, t)
+    assert bool(note) == (largest > 1) and ("weight.floor" in note) == (largest > interval.LARGE_WEIGHT)
 
 
 def test_training_runs_over_all_of_time_where_it_can() -> None:

@@ -54,7 +54,7 @@ def test_the_papers_losses(path: str) -> None:
         ("data", "velocity"): (c.sigma / det_v).square(),
     }
     for (weighting, target), expected in table.items():
-        r = weightings.create(weighting).weight(c, targets.create(target))
+        r = weightings.create(weighting, floor=0).weight(c, targets.create(target))
         # The determinants lose the digits of d_alpha sigma - alpha d_sigma, whose terms have one sign: 1e-15 each.
         torch.testing.assert_close(r, expected, rtol=1e-13, atol=0)
 
@@ -70,3 +70,27 @@ def test_likelihood_weight_of_the_vp_sde() -> None:
 def test_gamma_must_be_positive() -> None:
     with pytest.raises(UserError, match="gamma must be positive; got 0"):
         weightings.create("min-snr", gamma=0)
+
+
+def test_the_floor_of_the_data_target_is_that_of_jit() -> None:
+    """Their loss is that of v = (x - z) / max(1 - t, 0.05); a floor of 0 is none, and any other may be given."""
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    c, data = interpolants.create("linear").coefficients(t), targets.create("data")
+    for floor, smallest in ((None, 0.05), (0.2, 0.2)):
+        r = weightings.create("velocity", floor=floor).weight(c, data)
+        torch.testing.assert_close(r, (1 - t).clamp_min(smallest) ** -2, rtol=1e-12, atol=0)
+    assert weightings.create("velocity", floor=0).weight(c, data)[-1] == float("inf")
+    # The alpha of a noise prediction, which has no floor by default.
+    r = weightings.create("velocity", floor=0.1).weight(c, targets.create("noise"))
+    torch.testing.assert_close(r, t.clamp_min(0.1) ** -2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("weighting", weightings.names())
+def test_a_floor_changes_no_weight_inside_and_is_no_negative_number(weighting: str) -> None:
+    t = torch.linspace(0.06, 0.94, 89, dtype=torch.float64)
+    c = interpolants.create("linear").coefficients(t)
+    for target in map(targets.create, targets.names()):
+        free, floored = (weightings.create(weighting, floor=floor).weight(c, target) for floor in (0, 0.05))
+        assert torch.equal(free, floored)
+    with pytest.raises(UserError, match="floor must be at least 0; got -0.1"):
+        weightings.create(weighting, floor=-0.1)

@@ -19,6 +19,8 @@ from sitkit.registry.settings_files import settings_files
 
 plugin = typer.Typer(no_args_is_help=True, help="Packages that add components: write one, list them, test them.")
 app.add_typer(plugin, name="plugin")
+# Seconds that `plugin list` gives to the import of each plugin.
+LIST_LIMIT = 60.0
 STYLES = {"broken": "bold red", "not shown": "dim", "left out": "dim"}
 
 
@@ -65,7 +67,7 @@ def list_(json: bool = options.JSON) -> None:
     from sitkit.registry.plugin import installed
     from sitkit.testing.plugins import plugin_state
 
-    load_plugins()
+    load_plugins(LIST_LIMIT)
     entries: list[dict[str, Any]] = []
     for package in installed:
         state, reason = plugin_state(package)

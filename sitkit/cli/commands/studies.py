@@ -183,6 +183,8 @@ def check(
 
 
 def _print_checked(report: CheckReport) -> None:
+    from sitkit.transport.interval import weight_note
+
     solves: defaultdict[tuple[Any, ...], list[CellForecast]] = defaultdict(list)
     costs: defaultdict[tuple[str, ...], list[CellForecast]] = defaultdict(list)
     for cell in report.cells:
@@ -200,6 +202,8 @@ def _print_checked(report: CheckReport) -> None:
     console.table(("cell", "row", "column", "t", "NFE", "state"), rows, notes=notes)
     for t0, t1 in dict.fromkeys(cell.training for cell in report.cells if cell.training != (0.0, 1.0)):
         console.say(f"trained on t from {t0:.6g} to {t1:.6g}: target or weight is singular beyond")
+    for note in filter(None, dict.fromkeys(weight_note(*cell.largest_weight) for cell in report.cells)):
+        console.say(note)
     console.say("")
     rows = [(_range(cells), *cost) for cost, cells in costs.items()]
     names = ("cell", "states", "weights", "FLOPs", "training", "sampling", "run", "samples")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.data.stream import batch
 from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, network_fingerprint
-from sitkit.registry import extractors, spec
+from sitkit.registry import essence, extractors, spec
 from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress, silent
-from sitkit.runtime.tensors import load_tensors, save_tensors
+from sitkit.runtime.tensors import load_tensors, read_header, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
@@ -96,7 +96,7 @@ class RunClassifier(Extractor):
         """The network in the folder; one process trains and stores it if it is missing."""
         from filelock import FileLock
 
-        path = cache / f"run-classifier-{self._identity(data)}.safetensors"
+        path = self._file(data, cache)
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
@@ -107,8 +107,16 @@ class RunClassifier(Extractor):
         network.load_state_dict(tensors)
         return network, {key: header[key] for key in ("accuracy", "heldout", "steps")}
 
-    def _identity(self, data: Examples) -> str:
-        return hashlib.sha256(json.dumps([spec(self), data.fingerprint]).encode()).hexdigest()[:12]
+    def _file(self, data: Examples, cache: Path) -> Path:
+        """Return the file of the network in a folder; that of an earlier release, under another name, if there is one."""
+        path = cache / f"run-classifier-{identity(essence(self), data.fingerprint)}.safetensors"
+        for other in [] if path.is_file() else sorted(cache.glob("run-classifier-*.safetensors")):
+            with contextlib.suppress(UserError):
+                header = read_header(other)
+                made = essence(extractors.parse(header["spec"]), packages={})
+                if made == essence(self) and header["data"] == data.fingerprint:
+                    return other
+        return path
 
     def _train(self, data: Examples, device: device, progress: Progress) -> tuple[nn.Module, dict[str, Any]]:
         import torch

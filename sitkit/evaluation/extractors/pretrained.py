@@ -33,6 +33,9 @@ class Inception(Extractor):
     outputs: ClassVar[tuple[str, ...]] = ("features", "spatial", "logits")
     weights: str | None = None
 
+    def places(self) -> tuple[str, ...]:
+        return ("weights",)
+
     def require(self, data: Examples | None) -> None:
         if find_spec("torch_fidelity") is None:
             raise UserError("features 'inception' needs torch-fidelity: pip install 'sitkit[inception]'.")

@@ -35,6 +35,9 @@ class GaussianDistance(FeatureMetric):
     def __post_init__(self) -> None:
         require_resamples(self.bootstrap)
 
+    def places(self) -> tuple[str, ...]:
+        return ("reference",)
+
     @property
     def has_halves(self) -> bool:
         """Whether the reference has two halves: a file of statistics has none."""

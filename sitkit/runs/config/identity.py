@@ -1,25 +1,59 @@
-"""Identities of a training, of samples and of numbers: hashes of the settings that each depends on."""
+"""Identities of a training, of samples and of numbers: hashes of the settings that each depends on.
+
+A component counts by its name, its version and plugin, and the fields that differ from their defaults; a group of settings
+by what differs from the defaults.  So a field that a release adds changes no identity while it has its default.  A path of
+data counts by the fingerprint of the data.  Release 0.1 hashed every field: `run_folder` finds what it left.
+"""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sitkit.registry import Component, registries, spec
-from sitkit.runs.config.schema import TRAINING_KEYS, Config
-from sitkit.runtime.errors import UserError
+from sitkit.registry import Component, differing, essence, registries, spec
+from sitkit.runs.config.schema import TRAINING_KEYS, Config, SampleSettings, Settings
 from sitkit.runtime.hashing import hyphenated, identity
 
+Packages = Mapping[str, str]
 
-def training_identity(config: Config) -> str:
-    """Return the identity of a training: data, model, loss, optimiser and training seed, and nothing else."""
-    plain = config.plain()
-    return identity({key: plain[key] for key in TRAINING_KEYS})
+
+def training_identity(
+    config: Config, contents: Mapping[str, str] | None = None, packages: Packages | None = None
+) -> str:
+    """Return the identity of a training: data, model, loss, optimiser and training seed, and nothing else.
+
+    Args:
+        config: the configuration.
+        contents: the fingerprints of "data" and "autoencoder"; by default they are computed.
+        packages: the packages of plugins that a record of release 0.1 has; by default the installed ones.
+    """
+    return identity(dict(_training(config, contents or {}, packages)))
+
+
+def _training(config: Config, contents: Mapping[str, str], packages: Packages | None) -> Iterator[tuple[str, Any]]:
+    for key in TRAINING_KEYS:
+        value, field = getattr(config, key), Config.model_fields[key]
+        if not isinstance(value, Component):
+            part = _group(value, packages)
+            if part:
+                yield key, part
+        elif field.is_required():
+            yield key, essence(value, content=contents.get(key), packages=packages)
+        else:
+            yield from differing([(key, value, field.get_default(call_default_factory=True))], packages).items()
+
+
+def _group(group: Settings, packages: Packages | None, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what identifies a group of settings: its version unless that is 1, and what differs from the defaults."""
+    version = {"version": group.version} if group.version != 1 and packages is None else {}
+    fields = ((name, field) for name, field in type(group).model_fields.items() if name not in leave_out)
+    missing = dataclasses.MISSING
+    values = (
+        (name, getattr(group, name), missing if f.is_required() else f.get_default(call_default_factory=True))
+        for name, f in fields
+    )
+    return version | differing(values, packages)
 
 
 def slug(config: Config) -> str:
@@ -46,89 +80,45 @@ def sampling_identity(config: Config, step: int, training: str | None = None) ->
         step: the step of the checkpoint.
         training: the identity of the training, if it is known already.
     """
-    return identity(training or training_identity(config), sampling_recipe(config, step))
+    return identity(training or training_identity(config), sampling_essence(config, step))
+
+
+def sampling_essence(config: Config, step: int, packages: Packages | None = None) -> dict[str, Any]:
+    """Return what identifies samples beyond the training, as plain values; packages: as in `training_identity`."""
+    parts = {key: essence(getattr(config, key), packages=packages) for key in ("sampler", "diffusion", "guidance")}
+    return {"step": step, "sample": _group(config.sample, packages, _unused(config))} | parts
+
+
+def recorded_samples(config: Config, recipe: Mapping[str, Any], training: str, packages: Packages | None) -> str:
+    """Return the identity of the samples of a recipe in a record; the other arguments as in `training_identity`.
+
+    Raises UserError for a component that does not exist, and ValueError for a setting that does not.
+    """
+    parts = {key: registries[f"{key}s"].parse(recipe[key]) for key in ("sampler", "diffusion", "guidance")}
+    sample = SampleSettings.model_validate(recipe["sample"])
+    drawn = config.model_copy(update={**parts, "sample": sample})
+    return identity(training, sampling_essence(drawn, recipe["step"], packages))
+
+
+def _unused(config: Config) -> tuple[str, ...]:
+    # Only the steps of an adaptive solver depend on the rest of the batch.
+    return () if config.sampler.couples_batch else ("batch",)
 
 
 def sampling_recipe(config: Config, step: int) -> dict[str, Any]:
-    """Return everything beyond the training that a sample depends on, as plain values."""
-    settings = config.sample.model_dump(mode="json")
-    if not config.sampler.couples_batch:
-        # Only the steps of an adaptive solver depend on the rest of the batch.
-        del settings["batch"]
+    """Return everything beyond the training that a sample depends on, as plain values for records."""
     return {
         "step": step,
         "sampler": spec(config.sampler),
         "diffusion": spec(config.diffusion),
         "guidance": spec(config.guidance),
-        "sample": settings,
+        "sample": config.sample.model_dump(mode="json", exclude=set(_unused(config))),
     }
 
 
 def number_identity(samples: str, metric: Mapping[str, Any], data: str) -> str:
-    """Return the identity of a number by those of its samples and data, and the metric as plain values.
-
-    Raises:
-        UserError: for a missing file of reference statistics.
-    """
-    file = metric.get("reference")
-    return identity(samples, metric, data, *([file_digest(file)] if file else []))
-
-
-def file_digest(path: str) -> str:
-    """Return the SHA-256 of a file of reference statistics.  Raises UserError if it is missing."""
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        raise UserError(f"{path}: there is no such file of reference statistics.") from None
-    return _sha256_of(path, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(maxsize=16)
-def _sha256_of(path: str, *state: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class ResultLocation:
-    """The identities of a cell's number: its training, its run's folder name, its samples, its measurement, its metric."""
-
-    training: str
-    run: str
-    samples: str
-    measurement: str
-    metric: str
-
-
-def location_of(config: Config) -> ResultLocation:
-    """Return the identities of the number of a configuration."""
-    return locations_of([config])[0]
-
-
-def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
-    """Return the identities of the number of each configuration; common parts are computed once."""
-    known: dict[Any, Any] = {}
-
-    def once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        try:
-            if key not in known:
-                known[key] = make()
-            return known[key]
-        except TypeError:
-            # A component with a field that has no hash, as a plugin may have.
-            return make()
-
-    locations = []
-    for config in configs:
-        step, metric = final_step(config), config.metric[0]
-        training = tuple(getattr(config, name) for name in TRAINING_KEYS)
-        sampling = (*training, config.sampler, config.diffusion, config.guidance, config.sample)
-        key, name = once(training, lambda config=config: (training_identity(config), slug(config)))
-        samples = once(sampling, lambda c=config, step=step, key=key: sampling_identity(c, step, key))
-        plain = once((metric,), lambda metric=metric: spec(metric))
-        measurement = once((*sampling, metric), lambda samples=samples, plain=plain: identity(samples, plain))
-        locations.append(ResultLocation(key, f"{name}-{key}", samples, measurement, json.dumps(plain, sort_keys=True)))
-    return locations
+    """Return the identity of a number by those of its samples and data, and the essence of its metric."""
+    return identity(samples, metric, data)
 
 
 def final_step(config: Config) -> int:

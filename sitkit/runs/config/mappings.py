@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sitkit.registry import registries
+
 
 def flat(values: Any, key: str = "") -> dict[str, Any]:
     """Return nested mappings as one mapping with dotted keys."""
@@ -26,7 +28,8 @@ def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
 def merge(base: Any, over: Any) -> Any:
     """Return `over` on top of `base`.
 
-    A component that changes its name keeps no field of the old one; a component that keeps its name keeps its fields.
+    A component that keeps its name keeps its fields.  Of two presets of one component, the new one keeps the fields that no
+    preset of the component sets.  Another component keeps no field of the old one.
     """
     if isinstance(base, Mapping) and isinstance(over, str):
         over = {"name": over}
@@ -35,5 +38,16 @@ def merge(base: Any, over: Any) -> Any:
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return over
     if "name" in base and over.get("name", base["name"]) != base["name"]:
-        return dict(over)
+        return {**_common(base, over["name"]), **over}
     return {**base, **{k: merge(base.get(k), v) for k, v in over.items()}}
+
+
+def _common(fields: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """Return the fields of a component that stay if another preset of the same component takes its place."""
+    old = fields["name"]
+    for registry in registries.values() if isinstance(old, str) and isinstance(name, str) else ():
+        if old in registry and name in registry and registry[old] is registry[name]:
+            presets = [preset for other, preset in registry.presets().items() if registry[other] is registry[name]]
+            of_presets = {"name", *(field for preset in presets for field in preset.fields)}
+            return {field: value for field, value in fields.items() if field not in of_presets}
+    return {}

@@ -6,10 +6,11 @@ same name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -38,9 +39,13 @@ MOST_SEED = 2**63 - 1  # the range of a seed in torch, in files and in the track
 
 
 class Settings(BaseModel):
-    """A group of settings: typed, frozen, unknown keys refused; true and false are no numbers."""
+    """A group of settings: typed, frozen, unknown keys refused; true and false are no numbers.
+
+    Class attribute `version`: raise it when the meaning of a default changes, as in a component.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    version: ClassVar[int] = 1
 
     @field_validator("*", mode="before")
     @classmethod
@@ -62,7 +67,8 @@ class TrainSettings(Settings):
     tf32: float32 products in TF32 on GPUs that have it.
     nonfinite: a step with a gradient that is not finite stops the training, or is skipped.
     init: the full name of a run whose EMA weights the training starts from.
-    ema: one decay or several; samples use the first by default.
+    ema: one decay or several; samples use the first by default.  ema_warmup: the decay of step k is at most
+    (1 + k) / (10 + k), so that the average of a short training holds none of its initial weights; the paper has none.
     posthoc: relative widths of power-function averages to snapshot (EDM2 keeps 0.05 and 0.1), from which `sample.ema`
     rebuilds any other; every posthoc_every steps, by default a 32nd of the training, in posthoc_dtype.
     """
@@ -82,6 +88,7 @@ class TrainSettings(Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = True
     ema: float | tuple[float, ...] = 0.9999
+    ema_warmup: bool = True
     posthoc: tuple[float, ...] = ()
     posthoc_every: int | None = Field(None, ge=1)
     posthoc_dtype: Literal["float32", "float16"] = "float32"
@@ -223,6 +230,11 @@ class Config(Settings):
             values.setdefault("weight", registries["targets"].parse(values["target"]).weighting)
         with suppress(UserError):
             values.setdefault("diffusion", registries["samplers"].parse(values["sampler"]).default_diffusion())
+        with suppress(UserError):
+            if _is_older(values):
+                values = merge(values, {"train": {"ema_warmup": False}})
+                if registries["targets"].parse(values["target"]).floor:
+                    values = merge(values, {"weight": {"floor": 0.0}})
         return values
 
     @field_validator("metric", mode="before")
@@ -253,6 +265,14 @@ DEFAULTS: dict[str, Any] = {
     "guidance": "none",
     "metric": "frechet",
 }
+
+
+def _is_older(values: Mapping[str, Any]) -> bool:
+    """Whether release 0.1 wrote a configuration: it has every setting of `train` but this one, and weights had no floor."""
+    train = values.get("train")
+    return isinstance(train, Mapping) and set(TrainSettings.model_fields) - set(train) == {"ema_warmup"}
+
+
 SAMPLING_KEYS = ("sampler", "diffusion", "guidance", "sample", "metric", "run")
 # Every other setting determines the weights.
 TRAINING_KEYS = tuple(key for key in Config.model_fields if key not in SAMPLING_KEYS)

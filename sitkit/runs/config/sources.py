@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ValidationError
 
-from sitkit.registry import Component, Registry, registries
+from sitkit.registry import Component, Registry, essence, registries
 from sitkit.registry.settings_files import presets
 from sitkit.runs.config.mappings import flat, merge, nest
 from sitkit.runs.config.plain_yaml import NotYaml, parse_yaml
@@ -55,6 +55,31 @@ def assemble(layers: Sequence[Layer]) -> Config:
         leaves = tuple(f"{key}." for key in flat(layer.values))
         where = {key: place for key, place in where.items() if not key.startswith(leaves)} | layer.where
     return validate(Config, values, where)
+
+
+def replaced(layers: Sequence[Layer]) -> list[str]:
+    """Return a sentence for each component that a later layer replaces together with settings of an earlier one."""
+    values: Any = {}
+    notes = []
+    for layer in layers:
+        before, values = values, merge(values, layer.values)
+        for key, registry in component_keys().items():
+            old, new = before.get(key), values.get(key)
+            lost = flat(old).keys() - flat(new).keys() if isinstance(old, Mapping) else set()
+            if not lost:
+                continue
+            # A resolved configuration has every field; one with its default is no loss.  The files of data are not read.
+            try:
+                known = flat(essence(registry.parse(old), content=""))
+            except UserError:  # A setting that does not exist is replaced by one that does.
+                continue
+            name = new["name"] if isinstance(new, Mapping) else new
+            asked = registry.presets()[name].fields if name in registry.presets() else {}
+            fields = ", ".join(f"{field} = {known[field]}" for field in known if field in lost - asked.keys())
+            if fields:
+                place = locate(layer.where, [key])
+                notes.append(f"{place}{key} {name!r} takes the place of {old['name']!r} and of its {fields}.")
+    return notes
 
 
 def validate(model: type[Any], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
@@ -265,8 +290,14 @@ def configure(config: Config | str | Path = "digits", **flags: Unpack[TrainingFl
     Raises:
         UserError: for a name or a setting that does not exist or does not fit, with its place and the nearest right name.
     """
+    return assemble(layers_of(config, flags))
+
+
+def layers_of(config: Config | str | Path, flags: TrainingFlags) -> list[Layer]:
+    """Return the layers of a configuration, for `assemble`; the arguments are those of `configure`."""
     require_flags(flags, TrainingFlags, "configure")
+    flags = flags.copy()
     preset, settings = flags.pop("preset", None), flags.pop("settings", None)
     layers = [] if preset is None else [read_config(preset)]
     layers.append(Layer(config.plain()) if isinstance(config, Config) else read_config(config))
-    return assemble([*layers, flags_to_layer(flags, settings, TRAINING_SETTINGS)])
+    return [*layers, flags_to_layer(flags, settings, TRAINING_SETTINGS)]

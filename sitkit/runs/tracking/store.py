@@ -10,7 +10,7 @@ import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import urlopen
 
 if TYPE_CHECKING:
@@ -32,26 +32,28 @@ SETTINGS = {
 
 
 def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a relative SQLite path is made absolute."""
+    """Return MLFLOW_TRACKING_URI, or mlflow.db in the current directory; a SQLite path is made absolute and quoted."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     database = _database(uri)
-    return f"sqlite:///{database.resolve().as_posix()}" if database else uri
+    return f"sqlite:///{quote(database.resolve().as_posix())}" if database else uri
 
 
-def reach(patience: float) -> tuple[str, str]:
+def reach(patience: float, uri: str | None = None) -> tuple[str, str]:
     """Return the store's address, without user and password, and the reason why it cannot be used now, or "".
 
-    A server must answer its health check within `patience` seconds; a file must be a database, in a folder that can be
-    written.  Nothing is created.  MLflow checks addresses of other kinds when it is used.
+    The store is that of `tracking_uri`, unless an address is given.  A server must answer its health check within
+    `patience` seconds; a file must be a database, in a folder that can be written.  Nothing is created.  MLflow checks
+    addresses of other kinds when it is used.
     """
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     database = _database(uri)
     if database is not None:
         return uri, _unusable(database)
     if not uri.startswith(("http://", "https://")):
         return public(uri), ""
     try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=patience):
+        # This page needs no password, and urlopen cannot read one from an address.
+        with urlopen(f"{public(uri).rstrip('/')}/health", timeout=patience):
             return public(uri), ""
     except (OSError, ValueError) as error:
         return public(uri), f"does not answer: {getattr(error, 'reason', error)}"
@@ -68,7 +70,12 @@ def _unusable(database: Path) -> str:
 
 def _database(uri: str) -> Path | None:
     path = uri.partition("sqlite:///")[2].partition("?")[0]
-    return Path(path) if path else None
+    return Path(unquote(path)) if path else None
+
+
+def is_local(uri: str) -> bool:
+    """Whether an address is that of a database file."""
+    return _database(uri) is not None
 
 
 def public(uri: str) -> str:
@@ -90,14 +97,25 @@ def make_client(uri: str) -> MlflowClient:
         return MlflowClient(uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     # Two processes that create one database at once crash each other, and a kill would leave half of one.
-    with FileLock(f"{database}.lock", timeout=SERVER_TIMEOUT):
+    # Making one may take a minute on a busy machine.
+    with FileLock(f"{database}.lock"):
         if not database.exists() or database.stat().st_size == 0:
             for stale in database.parent.glob(f"{database.name}.tmp-*"):
                 stale.unlink()
             fresh = database.with_name(f"{database.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            MlflowClient(f"sqlite:///{fresh.as_posix()}")
+            MlflowClient(_address(fresh))
             os.replace(fresh, database)
-        return MlflowClient(uri)
+        return MlflowClient(_address(database))
+
+
+def _address(database: Path) -> str:
+    """Return the address of a database for SQLAlchemy.
+
+    With the name of the driver, because for others MLflow makes a folder with the quoted name.
+    """
+    from sqlalchemy import URL
+
+    return URL.create("sqlite+pysqlite", database=str(database)).render_as_string()
 
 
 def active_run(client: MlflowClient, number: str) -> Run | None:

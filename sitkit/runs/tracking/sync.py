@@ -93,6 +93,7 @@ class Cursor:
     uri, run: the address of the store and MLflow's id of the run.
     offset, last: the length of metrics.jsonl that was sent, and the line that ends there.
     artifacts: the [size, mtime_ns] that was sent of each path.
+    status: the status of the run in the store.
     """
 
     token: str
@@ -101,6 +102,7 @@ class Cursor:
     offset: int = 0
     last: str = ""
     artifacts: Mapping[str, list[int]] = field(default_factory=dict)
+    status: str = ""
 
 
 def run_id(folder: str | Path) -> str | None:
@@ -152,10 +154,11 @@ def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
     """Whether MLflow has all of a folder that a `Tracker` keeps, by the cursor.  mlflow is not imported."""
     if not (Path(folder) / TRACKED).exists():
         return False
-    tracked, _ = _read_tracked(Path(folder))
+    tracked, status = _read_tracked(Path(folder))
     cursor, metrics = _read_cursor(tracked.folder), tracked.folder / METRICS
     return (
         bool(cursor.run)
+        and cursor.status == status
         and cursor.uri == store.public(uri or store.tracking_uri())
         and cursor.offset == (metrics.stat().st_size if metrics.exists() else 0)
         and all(cursor.artifacts.get(_place(path, tracked.folder)) == _stamp(path) for path in tracked.files)
@@ -285,15 +288,19 @@ class _Sync:
         self.send_artifacts()
         if tracked.model is not None and status == "FINISHED":
             self.send_model(tracked.model)
-        if self.run.info.status == status:
-            return
+        if self.run.info.status != status:
+            self.send_status(status)
+        if self.cursor.status != status:
+            self.move(status=status)
+
+    def send_status(self, status: Status) -> None:
         if status == "RUNNING":
             self.client.update_run(self.cursor.run, status)
-        else:
-            # A run that is sent days later ended when its last line was written, not now.
-            path = self.folder / METRICS
-            ended = path.stat().st_mtime if path.exists() else time.time()
-            self.client.set_terminated(self.cursor.run, status, int(ended * 1000))
+            return
+        # A run that is sent days later ended when its last line was written, not now.
+        path = self.folder / METRICS
+        ended = path.stat().st_mtime if path.exists() else time.time()
+        self.client.set_terminated(self.cursor.run, status, int(ended * 1000))
 
     def nest(self, folder: Path, tags: Mapping[str, Any], parent: str) -> None:
         """Tag the run of another folder in the same store, and put it under `parent` unless it has a parent already."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Self
 
-from sitkit.runs.tracking.store import SERVER_TIMEOUT, public, tracking_uri
+from sitkit.runs.tracking.store import SERVER_TIMEOUT, is_local, public, reach, tracking_uri
 from sitkit.runs.tracking.sync import METRICS, Status, TrackedRun, catch_up, send_run
 
 
@@ -22,7 +22,8 @@ class Tracker:
         tracked: the folder and its description.
         enabled: False: nothing is done and nothing imported.
         interval: seconds between two syncs.
-        patience: the longest time in seconds that the end of the block waits.
+        patience: the longest time in seconds that the end of the block waits for a server that does not answer.  It waits
+            until a database is complete, and at most SERVER_TIMEOUT for a server that answers.
         on_warning: a function that receives a message.
     """
 
@@ -32,7 +33,7 @@ class Tracker:
         *,
         enabled: bool = True,
         interval: float = 30.0,
-        patience: float = SERVER_TIMEOUT,
+        patience: float = 2.0,
         on_warning: Callable[[str], object] = warnings.warn,
     ) -> None:
         self.tracked, self.enabled, self.interval, self.patience = tracked, enabled, interval, patience
@@ -56,9 +57,15 @@ class Tracker:
         self._status = "FINISHED" if kind is None else "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         self.tracked.write(self._status)
         self._leaving.set()
-        self._thread.join(self.patience)
+        reason = f"no answer within {SERVER_TIMEOUT:g} s"
+        if is_local(self.uri):
+            self._thread.join()
+        elif self._thread.is_alive() and (silence := reach(self.patience, self.uri)[1]):
+            reason = silence
+        else:
+            self._thread.join(SERVER_TIMEOUT)
         if self._thread.is_alive():
-            self._warn(f"no answer within {self.patience:g} s")
+            self._warn(reason)
 
     def _work(self) -> None:
         while not self._leaving.is_set():

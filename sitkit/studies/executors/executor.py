@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from platform import node
 from typing import Any, Literal, NamedTuple, Protocol
 
-from sitkit.runs.config.identity import location_of
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.locks import make_once
 from sitkit.runtime.progress import Event, Progress
-from sitkit.studies.tasks import FAILED, Task, failure, note
+from sitkit.studies.tasks import FAILED, Task, failure, location_of, note
 
 # Seconds that an executor waits for an event before it looks at something else.
 POLL_SECONDS = 1.0

@@ -19,9 +19,10 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, TrialPruned
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from sitkit.runs.config.identity import sampling_identity, sampling_recipe
+from sitkit.runs.config.identity import sampling_essence, sampling_identity
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run import Run
 from sitkit.runtime.errors import NotWritten, Unreadable, UserError, WorkFailed
@@ -45,7 +46,7 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
     run, spec = evaluator.run, evaluator.spec
     folder = run.folder / SEARCHES
     folder.mkdir(parents=True, exist_ok=True)
-    url = storage or f"sqlite:///{(folder / f'{name}.db').resolve().as_posix()}"
+    url = storage or database_url(folder / f"{name}.db")
     parts = spec.model_dump(mode="json", include={"objective", "space", "screen", "seed"})
     first = "minimize" if evaluator.metric.lower_is_better else "maximize"
     try:
@@ -60,7 +61,7 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
             )
             return optuna.create_study(
                 storage=database,
-                study_name=f"{name}-{identity(run.identity, sampling_recipe(run.config, run.step), parts)}",
+                study_name=f"{name}-{identity(run.identity, sampling_essence(run.config, run.step), parts)}",
                 directions=[first, "minimize"] if spec.objective.against else [first],
                 load_if_exists=True,
                 sampler=ByNumber(spec.seed),
@@ -88,6 +89,11 @@ def _first_line(error: BaseException) -> str:
     """Return the reason of a library in one sentence."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"{line.rstrip('.')}."
+
+
+def database_url(path: Path) -> str:
+    """Return the address of a database file, in which %, ? and # of its path are quoted."""
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string()
 
 
 def _public(url: str) -> str:
@@ -311,7 +317,7 @@ class TrialObjective:
             raise UserError(f"spends {nfe} evaluations a sample; objective.nfe allows {budget}.")
 
     def _note_repeat(self, trial: Trial, config: Config) -> None:
-        key = sampling_identity(config, self.evaluator.run.step)
+        key = sampling_identity(config, self.evaluator.run.step, self.evaluator.run.identity)
         trial.set_user_attr("sampling", key)
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if other.user_attrs.get("sampling") == key and other.number != trial.number:

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 
-from sitkit.registry import registries
+from sitkit.registry import backbones, registries
 from sitkit.registry.settings_files import presets
 from sitkit.runs.config.identity import label, sampling_identity, slug, training_identity
 from sitkit.runs.config.mappings import flat, merge
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import Layer, assemble, read_assignments, read_config, read_value, read_yaml
+from sitkit.runs.config.sources import Layer, assemble, read_assignments, read_config, read_value, read_yaml, replaced
 from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
@@ -93,6 +93,42 @@ def test_a_part_that_keeps_its_name_keeps_its_fields(old: dict[str, Any], new: d
     kept = {"name": "heun", **old, **new}
     assert merge({"name": "heun", **old}, {"name": "heun", **new}) == kept
     assert merge({"name": "heun", **old}, new) == kept
+
+
+def test_a_change_of_the_preset_keeps_what_no_preset_sets() -> None:
+    digits = read_config("digits")
+    small = assemble([digits, Layer({"backbone": "sit-xs/4"})]).backbone
+    assert small == backbones.create("sit-xs/4", time_scale=1000)
+    base = {"backbone": {"name": "sit-xs/2", "hidden_size": 48, "learn_sigma": True, "class_dropout": 0.0}}
+    assert merge(base, {"backbone": {"name": "sit-s/2", "qk_norm": True}}) == {
+        "backbone": {"name": "sit-s/2", "class_dropout": 0.0, "qk_norm": True}
+    }
+    # A resolved configuration has every field: the size and learn_sigma are those of the new preset.
+    resolved = assemble([digits]).plain()
+    assert assemble([Layer(resolved), Layer({"backbone": "sit-s/2"})]).backbone == backbones.create(
+        "sit-s/2", time_scale=1000
+    )
+    assert merge({"name": "kl", "norm": 2.0}, "sbdm") == {"name": "sbdm", "norm": 2.0}
+    assert merge({"name": "sit-xs/2", "time_scale": 9}, "mlp") == {"name": "mlp"}
+
+
+def test_settings_that_go_with_a_component_are_named() -> None:
+    digits = read_config("digits")
+    flags = Layer({"sampler": "euler-maruyama", "backbone": "sit-xs/4"}, {"sampler": "--sampler"})
+    assert replaced([digits, flags]) == [
+        "--sampler: sampler 'euler-maruyama' takes the place of 'heun' and of its steps = 25."
+    ]
+    assert replaced([Layer(assemble([digits]).plain()), flags]) == replaced([digits, flags])
+    # sit-s/2 sets the width, but not learn_sigma.
+    own = Layer({"backbone": {"name": "sit-xs/2", "hidden_size": 48}})
+    (note,) = replaced(
+        [Layer({"backbone": {**own.values["backbone"], "learn_sigma": False}}), Layer({"backbone": "sit-s/2"})]
+    )
+    assert note == "backbone 'sit-s/2' takes the place of 'sit-xs/2' and of its learn_sigma = False."
+    assert replaced([own, Layer({"backbone": "sit-s/2"})]) == []
+    wrong = Layer({"sampler": {"name": "heun", "stepz": 3}})
+    assert replaced([wrong, Layer({"sampler": "euler"})]) == []
+    assert replaced([digits, Layer({"interp": "gvp", "sampler": {"steps": 9}})]) == []
 
 
 @given(trees, trees)

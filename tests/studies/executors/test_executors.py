@@ -19,7 +19,6 @@ from rich.console import Console
 from support import BASE, STUDY, call, finish, read_csv, start, tiny, wait, write_study
 
 from sitkit.cli.live import LiveView
-from sitkit.runs.config.identity import location_of
 from sitkit.runs.config.sources import read_assignments
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.locks import make_once
@@ -30,7 +29,7 @@ from sitkit.studies.executors.local import gpus
 from sitkit.studies.scheduler import RETRIES, Work
 from sitkit.studies.status import StudyStatus
 from sitkit.studies.study_file import read_study
-from sitkit.studies.tasks import FAILED, Task, failure, note, now
+from sitkit.studies.tasks import FAILED, Task, failure, location_of, note, now
 
 # About a second of training with a checkpoint every few steps: long enough to kill it.
 LONG = BASE.replace("steps: 30", "steps: 300").replace("checkpoint_every: 5", "checkpoint_every: 25")

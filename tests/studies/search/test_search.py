@@ -33,7 +33,15 @@ from sitkit.studies.search import search
 from sitkit.studies.search.confirm import front, judge
 from sitkit.studies.search.evaluator import Evaluator, TrialResult
 from sitkit.studies.search.space import in_force, layer_of, read_search, steps_within_budget
-from sitkit.studies.search.trials import ByNumber, EnoughTrials, TrialObjective, distinct, open_study, quiet
+from sitkit.studies.search.trials import (
+    ByNumber,
+    EnoughTrials,
+    TrialObjective,
+    database_url,
+    distinct,
+    open_study,
+    quiet,
+)
 from sitkit.training.train import run_training
 
 SPACE = """
@@ -453,3 +461,11 @@ def test_the_search_of_the_experiments_is_valid() -> None:
     given = {"backbone": "sit-xs/2", "sampler": {"name": "heun", "steps": 25}}
     spec, axes = read_search(ROOT / "experiments" / "search.yaml", assemble([Layer(given)]))
     assert spec.objective.nfe == 50 and {axis.key for axis in axes} == set(spec.space)
+
+
+@pytest.mark.parametrize("name", ["my%20 runs", "a?b", "a#b"])
+def test_the_database_of_a_search_is_in_its_folder_for_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    optuna.create_study(storage=database_url(tmp_path / name / "s.db"))
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.db")] == [f"{name}/s.db"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
