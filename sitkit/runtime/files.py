@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Names of devices of Windows; they are reserved with every ending, too.
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
 
+# Control characters but line end and tab, characters that turn the direction of a text, and halves of characters.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def file_name(text: str, longest: int = 120) -> str:
     """Return a text as the name of a file or a folder that every system accepts; unchanged if it is such a name.
@@ -32,6 +35,15 @@ def file_name(text: str, longest: int = 120) -> str:
     """
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f]', "-", text)[:longest].rstrip(". ")
     return f"_{name}" if not name or _DEVICE.match(name) else name
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters written out (\\x1b), except for line ends and tabs.
+
+    A name in a file may hold any character, and a terminal obeys some: they clear the screen, or change the order of what is
+    read.
+    """
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def write_file(path: str | Path, data: bytes | str) -> None:

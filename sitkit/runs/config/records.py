@@ -11,7 +11,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sitkit.runtime.files import plain_name
 
+
+def _path_within(path: str) -> str:
+    for part in path.split("/"):
+        plain_name(part)
+    return path
+
+
 PlainName = Annotated[str, AfterValidator(plain_name)]
+PathWithin = Annotated[str, AfterValidator(_path_within)]
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 # Numbers that are not finite are words in JSON.
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
