@@ -90,7 +90,11 @@ class Run:
     @property
     def examples(self) -> Examples:
         """The data set of the training.  Raises UserError if it is missing or has changed since the training."""
-        examples, recorded = load_examples(self.config.data), _read_description(self.source)
+        try:
+            examples, recorded = load_examples(self.config.data), _read_description(self.source)
+        except UserError as error:
+            words = "".join(f" If the data moved: --set data.{place}=NEW." for place in self.config.data.places())
+            raise UserError(f"{error}{words}") from None
         if recorded is not None and recorded["fingerprint"] != examples.fingerprint:
             raise UserError(f"The data of {self.source} changed since it was trained: bring back the old ones.")
         return examples

@@ -101,14 +101,12 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         # A tensor on "meta" has no values.
-        usable = torch.zeros(1, device=device).cpu().numel() == 1
+        torch.zeros(1, device=device).cpu()
     # torch raises errors of many types, as ModuleNotFoundError for a device whose package is missing.
     except Exception:
-        usable = False
-    if not usable:
         count, other = torch.accelerator.device_count(), torch.accelerator.current_accelerator()
         devices = ["cpu", *(f"{other.type}:{number}" for number in range(count) if other)]
-        raise UserError(f"device {name!r} is not usable on this machine; usable: {', '.join(devices)}.")
+        raise UserError(f"device {name!r} is not usable on this machine; usable: {', '.join(devices)}.") from None
     return device
 
 

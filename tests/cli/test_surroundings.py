@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import pytest
 TRAIN = ("train", "points", "--steps", "2", "--set", "run.track=false", "--set", "train.batch=8")
 
 
-def sitkit(*words: str, cwd: Path, shell: str = "", **environment: str | None) -> subprocess.CompletedProcess[str]:
+def sitkit(
+    *words: str, cwd: Path, shell: str = "", environment: Mapping[str, str | None] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command; `shell` follows it, and a variable of value None is not set."""
-    names = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"} | environment
+    names = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"} | dict(environment or {})
     line = " ".join([sys.executable, "-m", "sitkit", *words, shell])
     env = {name: value for name, value in names.items() if value is not None}
     return subprocess.run(["sh", "-c", line], cwd=cwd, env=env, capture_output=True, text=True)
@@ -37,9 +40,9 @@ def test_closed_streams_change_no_result(shell: str, tmp_path: Path) -> None:
 def test_a_training_where_the_home_folder_or_the_encoding_is_missing(
     environment: dict[str, str | None], tmp_path: Path
 ) -> None:
-    done = sitkit(*TRAIN, cwd=tmp_path, **environment)
+    done = sitkit(*TRAIN, cwd=tmp_path, environment=environment)
     assert done.returncode == 0 and len(list(tmp_path.glob("runs/*/checkpoints/*.safetensors"))) == 1, done.stderr
-    listed = sitkit("list", "weightings", cwd=tmp_path, **environment)
+    listed = sitkit("list", "weightings", cwd=tmp_path, environment=environment)
     assert listed.returncode == 0 and "min-snr" in listed.stdout
 
 

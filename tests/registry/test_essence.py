@@ -43,10 +43,10 @@ def test_a_field_that_a_release_adds_identifies_nothing_until_it_is_set(plural: 
 
 
 def test_a_field_of_a_component_within_another_identifies_nothing_until_it_is_set(tmp_path: Path) -> None:
-    config = tiny(tmp_path, "sampler=heun")
-    assert "grid" not in essence(config.sampler)
+    heun: Any = tiny(tmp_path, "sampler=heun").sampler
+    assert "grid" not in essence(heun)
     for value, grid in ((0, None), (1, {"name": "uniform", "later": 1})):
-        sampler: Any = dataclasses.replace(config.sampler, grid=later(config.sampler.grid, value))
+        sampler: Any = dataclasses.replace(heun, grid=later(heun.grid, value))
         assert essence(sampler).get("grid") == grid
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,15 @@ def test_a_number_changed_by_hand_differs(folder: Path) -> None:
     result = call("verify", "study:ODE")
     assert result.status == 1 and "3 of 4 numbers are the same" in result.out
     assert "its samples are the same to the bit" in result.err and "nothing that is recorded" in result.err
+
+
+def test_stored_samples_and_caches_give_no_answer(folder: Path) -> None:
+    (number,) = numbers("study:ODE:gvp:0", Path("runs"))
+    stored = number.folder / "samples" / number.record["samples"]
+    for path in (*stored.glob("*.npz"), *stored.glob("*.safetensors"), *Path("runs/references").glob("*")):
+        path.write_bytes(b"nothing")
+    (verdict,) = verify_numbers([replace(number, record=number.record | {"samples": "0" * 12})])
+    assert verdict.verdict == "same" and verdict.samples is None
 
 
 def test_changed_weights_or_code_are_named(folder: Path) -> None:

@@ -327,7 +327,14 @@ def test_warm_up_and_clip_bound_the_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_average_is_over_the_weights_after_every_step(tmp_path: Path, decay: float) -> None:
-    config = tiny(tmp_path, f"train.ema={decay}", "run.checkpoint_every=1", "run.keep=100", "train.steps=8")
+    config = tiny(
+        tmp_path,
+        f"train.ema={decay}",
+        "train.ema_warmup=false",
+        "run.checkpoint_every=1",
+        "run.keep=100",
+        "train.steps=8",
+    )
     folder = run_training(config)
     average: dict[str, torch.Tensor] = {}
     for path in checkpoints(RunFolder(folder).checkpoints):

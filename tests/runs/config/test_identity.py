@@ -78,6 +78,9 @@ def test_moved_data_are_given_anew_and_other_data_are_refused(here: Path) -> Non
     (here / "elsewhere").mkdir()
     (here / "data/x.npz").rename(here / "elsewhere/x.npz")
     assert sitkit.load(folder).config.data == on("data/x.npz").data  # sampling needs no data
+    load_examples.cache_clear()
+    with pytest.raises(UserError, match=r"no such file.* If the data moved: --set data\.path=NEW"):
+        sitkit.evaluate(folder, n=5, metric="sliced-wasserstein")
     moved = sitkit.load(folder, settings={"data.path": "elsewhere/x.npz"})
     assert len(moved.examples) == 40
     (again,) = sitkit.evaluate(moved, n=4, metric="sliced-wasserstein")

@@ -286,7 +286,7 @@ def test_every_preset_is_valid(name: str) -> None:
 TRAINS = [
     "interp=gvp", "target=score", "weight=noise", "timestep=logit-normal", "coupling=minibatch-ot", "backbone.depth=2",
     "data.size=401", "data.law=moons", "train.steps=41", "train.batch=17", "train.lr=2e-3", "train.weight_decay=0.1",
-    "train.betas=[0.9, 0.99]", "train.warmup=1", "train.clip=1", "train.ema=0.9", "train.ema=[0.9, 0.99]", "train.posthoc=[0.1]", "train.posthoc_every=2", "train.posthoc_dtype=float16", "train.seed=1", "train.accumulate=2",
+    "train.betas=[0.9, 0.99]", "train.warmup=1", "train.clip=1", "train.ema=0.9", "train.ema=[0.9, 0.99]", "train.ema_warmup=false", "weight.floor=0.1", "train.posthoc=[0.1]", "train.posthoc_every=2", "train.posthoc_dtype=float16", "train.seed=1", "train.accumulate=2",
     "train.schedule=cosine", "train={schedule: linear, decay: 0.5}", "train={schedule: linear, lr_end: 1e-5}",
     "train.nonfinite=skip", "train.precision=bf16", "train.tf32=false", "train.init=other",
 ]  # fmt: skip
