@@ -37,6 +37,9 @@ def main() -> None:
     except (UserError, WorkFailed) as error:
         console.error(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except MemoryError as error:
+        console.error(f"the memory is not enough: {error or 'an allocation failed'}.")
+        sys.exit(1)
     except OSError as error:
         # A folder that cannot be written, or a full disk: the system's message names the file and the reason.
         console.error(f"{error.filename}: {error.strerror}." if error.filename and error.strerror else error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from sitkit.data.dataset import Dataset, Examples, split_holdout
 from sitkit.registry import datasets
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import exists, read_record
 from sitkit.runtime.tensors import load_tensors
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 INDEX, PLAN = "index.json", "plan.json"
+ENCODE_AGAIN = "Run the same `sitkit encode` again: it makes what is damaged or missing."
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -56,7 +57,7 @@ class Latents(Dataset):
         index = self._index()
         # hashlib and the disk work without Python's lock, so the digests of several shards are checked at the same time.
         with ThreadPoolExecutor(8) as pool:
-            shards = list(pool.map(functools.partial(_shard, folder), itertools.count(), index["rows"]))
+            shards = list(pool.map(functools.partial(read_shard, folder), itertools.count(), index["rows"]))
         labels = torch.cat([shard["labels"] for shard in shards]).numpy()
         train, heldout = split_holdout(len(labels), self.holdout)
         flip = bool(index["source"]["data"].get("flip", False)) if self.flip is None else self.flip
@@ -86,25 +87,31 @@ class Latents(Dataset):
 
     def _index(self) -> dict[str, Any]:
         folder = Path(self.path).expanduser()
-        try:
-            return json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if (folder / PLAN).is_file():
-                raise UserError(f"{folder}: not all is encoded yet; run the same `sitkit encode` again.") from None
-            raise UserError(f"{folder}: there are no latents; `sitkit encode` writes them.") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / INDEX}: cannot be read ({error}). Remove it and encode again.") from None
+        if exists(folder / INDEX):
+            return read_index(folder)
+        if exists(folder / PLAN):
+            raise UserError(f"{folder}: not all is encoded yet; run the same `sitkit encode` again.")
+        raise UserError(f"{folder}: there are no latents; `sitkit encode` writes them.")
 
 
-def _shard(folder: Path, number: int, rows: int) -> dict[str, Tensor]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the content of index.json.  Raises UserError for a damaged one."""
+    from sitkit.data.latents_record import IndexRecord
+
+    return read_record(folder / INDEX, IndexRecord, "the index of latents", ENCODE_AGAIN)
+
+
+def read_shard(folder: Path, number: int, rows: int) -> dict[str, Tensor]:
     """Return the tensors of a shard.  Raises UserError if it is missing, damaged, or not the one that belongs there."""
     path = shard_path(folder, number)
     # The file is memory-mapped: means and standard deviations are read when a batch needs them.
-    header, tensors = load_tensors(path, "shard of latents", "Remove it and encode again.")
+    header, tensors = load_tensors(path, "shard of latents", ENCODE_AGAIN)
+    if not {"mean", "std", "labels"} <= tensors.keys() or "sha256" not in header:
+        raise UserError(f"{path}: holds no latents. {ENCODE_AGAIN}")
     if tensors["labels"].shape != (rows,):
-        raise UserError(f"{path}: holds {len(tensors['labels'])} examples, not {rows}. Encode again.")
-    if header["number"] != number:
-        raise UserError(f"{path}: holds the latents of shard {header['number']}. Remove it and encode again.")
+        raise UserError(f"{path}: holds {len(tensors['labels'])} examples, not {rows}. {ENCODE_AGAIN}")
+    if header.get("number") != number:
+        raise UserError(f"{path}: holds the latents of shard {header.get('number')}. {ENCODE_AGAIN}")
     return tensors
 
 

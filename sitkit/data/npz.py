@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -55,29 +54,21 @@ class Npz(Dataset):
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
 
+    from sitkit.runtime import archives
+
     if not path.is_file():
         raise UserError(f"{path}: there is no such file. dataset 'npz' reads a NumPy archive (.npz) of images.")
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path}: not a whole NumPy archive (.npz), or cut short. Write it again by numpy.savez(path, images=...)."
         )
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "images" not in archive.files:
-                has = ", ".join(archive.files) or "none"
-                raise UserError(f"{path}: has no array 'images'.{suggest('images', archive.files)} It has: {has}.")
-            return {
-                key: np.asarray(archive[key]) for key in ("images", "labels", "label_names") if key in archive.files
-            }
-    except UserError:
-        raise
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        if "allow_pickle" in str(error):
-            raise UserError(
-                f"{path}: holds Python objects, which are refused because reading them can run code. "
-                "Save plain arrays: images uint8 (n, h, w, c), labels int (n,)."
-            ) from None
-        raise UserError(f"{path}: damaged ({error}). Write or copy it again.") from None
+    # The images, and the images with their channels first.
+    headers = archives.headers(path, copies=2)
+    if "images" not in headers:
+        has = ", ".join(headers) or "none"
+        raise UserError(f"{path}: has no array 'images'.{suggest('images', list(headers))} It has: {has}.")
+    with archives.opened(path) as archive:
+        return {key: np.asarray(archive[key]) for key in ("images", "labels", "label_names") if key in headers}
 
 
 def _images(path: Path, images: np.ndarray) -> np.ndarray:

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from sitkit.data.dataset import Dataset, Examples, load_examples
-from sitkit.data.latents import INDEX, PLAN, shard_path
+from sitkit.data.latents import INDEX, PLAN, read_index, read_shard, shard_path
+from sitkit.data.latents_record import PlanRecord
 from sitkit.data.stream import read_ahead
 from sitkit.models.autoencoder import Autoencoder
 from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runtime.distributed import ProcessGroup, joined
-from sitkit.runtime.errors import UserError, require_at_least
-from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.errors import Unreadable, UserError, require_at_least
+from sitkit.runtime.files import exists, read_record, write_json
 from sitkit.runtime.hashing import hyphenated, identity
 from sitkit.runtime.locks import divide_work
 from sitkit.runtime.progress import Event, Progress, silent
@@ -102,13 +103,14 @@ def encode(
     folder = Path(out or f"latents/{hyphenated((dataset.name, coder.name))}-{_identity(plan)}")
     _begin(folder, plan)
     with reporting(progress) as report, joined(device) as group:
-        if not (folder / INDEX).is_file():
-            report = report if group.lead else silent
+        report = report if group.lead else silent
+        encoding = _Encoding(folder, examples, coder, plan, group, report)
+        if not encoding.finished():
             if group.lead and (caveat := coder.caveat()):
                 report(Event("encode", message=caveat))
-            _Encoding(folder, examples, coder, plan, group, report).write_all()
+            encoding.write_all()
             _finish(folder, plan)
-    return Encoded(folder, read_json(folder / INDEX))
+    return Encoded(folder, read_index(folder))
 
 
 def _absolute(component: dict[str, Any]) -> dict[str, Any]:
@@ -127,8 +129,9 @@ def _identity(plan: dict[str, Any]) -> str:
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    if (folder / PLAN).is_file():
-        if _identity(read_json(folder / PLAN)) != _identity(plan):
+    recorded = _recorded_plan(folder)
+    if recorded is not None:
+        if _identity(recorded) != _identity(plan):
             raise UserError(
                 f"{folder} holds latents of other data, another autoencoder, or other shards: give another folder by --out."
             )
@@ -136,6 +139,20 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{folder} holds other things than latents: give another folder by --out.")
     else:
         write_json(folder / PLAN, plan)
+
+
+def _recorded_plan(folder: Path) -> dict[str, Any] | None:
+    """Return the plan of the latents in a folder, which the index repeats; None if there is neither."""
+    paths = [path for path in (folder / PLAN, folder / INDEX) if exists(path)]
+    reasons = []
+    for path in paths:
+        try:
+            return read_record(path, PlanRecord, "the plan of latents")
+        except UserError as error:
+            reasons.append(str(error))
+    if reasons:
+        raise UserError(f"{reasons[0]} So it is unknown what {folder} holds: remove the folder and encode again.")
+    return None
 
 
 @dataclass
@@ -155,11 +172,28 @@ class _Encoding:
         """Return when all processes together have written every shard."""
         count = len(self.plan["rows"])
         first = self.group.rank * count // self.group.size
-        divide_work(count, self._exists, self._write, self.folder / CLAIMS, first)
+        divide_work(count, self._whole, self._write, self.folder / CLAIMS, first)
         self.progress(Event("encode", len(self.examples), len(self.examples)))
 
-    def _exists(self, number: int) -> bool:
-        return shard_path(self.folder, number).is_file()
+    def finished(self) -> bool:
+        """Return whether the index and every shard are there and undamaged."""
+        try:
+            read_index(self.folder)
+        except Unreadable:
+            raise
+        except UserError:
+            return False
+        return all(map(self._whole, range(len(self.plan["rows"]))))
+
+    def _whole(self, number: int) -> bool:
+        """Return whether a shard is there and undamaged; its digest is computed once."""
+        try:
+            read_shard(self.folder, number, self.plan["rows"][number])
+        except Unreadable:
+            raise
+        except UserError:
+            return False
+        return True
 
     def _write(self, number: int) -> None:
         rows = self.plan["rows"]
@@ -170,7 +204,8 @@ class _Encoding:
             for x in batches:
                 parts.append(self._posterior(x))
                 self.written += len(x)
-                done = sum(itertools.compress(rows, map(self._exists, range(len(rows)))))
+                there = (shard_path(self.folder, k).is_file() for k in range(len(rows)) if k != number)
+                done = sum(itertools.compress(rows[:number] + rows[number + 1 :], there))
                 done += sum(len(mean) for mean, _ in parts)
                 rate = self.written / (time.monotonic() - self.began)
                 self.progress(Event("encode", done, len(self.examples), {"images/s": rate}))

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 import sys
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -260,6 +261,7 @@ def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
         if key not in known:
             hint = f"Its fields: {', '.join(known)}." if known else "It has no fields."
             raise UserError(f"{what} has no field {key!r}.{suggest(key, known)} {hint}", (key,))
+    _require_sound_numbers(cls, fields, what)
     try:
         return _adapter(cls).validate_python(dict(fields))
     except ValidationError as error:
@@ -272,6 +274,18 @@ def build(cls: type[C], fields: Mapping[str, Any], what: str) -> C:
             # The message of a component's own check begins with the field: "steps must be at least 1".
             path = tuple(word for word in [reason.partition(" ")[0]] if word in known)
         raise UserError(f"{what}: {f'{key}: ' if key else ''}{reason}", (*path, *inner)) from None
+
+
+def _require_sound_numbers(cls: type[Any], fields: Mapping[str, Any], what: str) -> None:
+    """Raise UserError for true or false in the place of a number, which pydantic reads as 1 or 0, and for past 64 bits."""
+    types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    for key, value in fields.items():
+        if isinstance(value, bool) and re.search(r"\b(int|float)\b", types[key]) and "bool" not in types[key]:
+            raise UserError(f"{what}: {key}: a number is needed; got {str(value).lower()}", (key,))
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(
+                f"{what}: {key}: a number of at most 64 bits is needed; got one of {value.bit_length()}", (key,)
+            )
 
 
 @functools.cache

@@ -37,6 +37,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, Field
 
 from sitkit.results.statistics import Estimate, Ranking, SeedPair, estimate, rank
+from sitkit.runs.config.records import PathWithin, PlainName
 from sitkit.runs.config.schema import Settings
 from sitkit.runs.config.sources import validate
 from sitkit.runtime.errors import UserError
@@ -63,16 +64,16 @@ class CellResult(Settings):
     reference: PublishedNumber | None = None
     metric: str = ""
     state: Literal["done", "failed", "refused", "todo"]
-    run: str | None = None
-    samples: str | None = None
-    evaluation: str | None = None
+    run: PlainName | None = None
+    samples: PlainName | None = None
+    evaluation: PathWithin | None = None
     value: float | None = None
     stderr: float | None = None
     real: float | None = Field(None, validation_alias=AliasChoices("real", "halves"))
     n: int | None = None
     nfe: int | None = None
     failure: str | None = None
-    log: str | None = None
+    log: PathWithin | None = None
     shown: dict[str, str] = {}
 
 

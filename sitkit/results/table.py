@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from sitkit.results.statistics import LEVEL, Estimate, Standing
 from sitkit.results.study_results import FACTS, CellResult, StudyResults
+from sitkit.runtime.files import visible
 
 CSV_COLUMNS = (
     "row", "column", "seed", "sample_seed", "metric", "value", "stderr", "real", "n", "nfe", "reference", "run",
@@ -81,7 +82,7 @@ def as_csv(results: StudyResults) -> str:
         line: dict[str, Any] = dict(cell) | {"reference": f"{cell.reference.number:g}" if cell.reference else None}
         # The rest of a reason names folders and checkpoints, which differ between machines.
         line["failure"] = first_sentence(cell.failure or "")
-        writer.writerow([line[column] for column in CSV_COLUMNS])
+        writer.writerow([visible(v) if isinstance(v := line[column], str) else v for column in CSV_COLUMNS])
     return text.getvalue()
 
 
@@ -162,18 +163,18 @@ def _legend(results: StudyResults) -> list[str]:
 def as_markdown(results: StudyResults) -> str:
     """Return the table in Markdown: bold and ≈ as the legend says, published numbers in brackets."""
     table = grid(results)
-    lines = [f"# {table.title}\n"] if table.title else []
+    lines = [f"# {' '.join(visible(table.title).split())}\n"] if table.title else []
     lines.append("| | " + " | ".join(map(_escaped, table.columns)) + " |")
     lines.append("|---|" + "---|" * len(table.columns))
     for row, line in table.rows:
         lines.append(f"| {_escaped(row)} | " + " | ".join(map(_markdown, line)) + " |")
-    notes = [line for note in table.notes for line in (note, "")]
+    notes = [line for note in table.notes for line in (visible(note), "")]
     return "\n".join([*lines, "", *notes]).rstrip("\n") + "\n"
 
 
 def _escaped(text: str) -> str:
     """Return the text with the characters escaped that Markdown would interpret within a table."""
-    return re.sub(r"([\\|*`<\[\]&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|*`<\[\]&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(visible(text).split()))
 
 
 def _markdown(cell: TableCell) -> str:
@@ -191,7 +192,7 @@ LATEX_MARKS = {"best": r"\textbf", "close": r"\textcolor{gray}", "failed": r"\te
 
 def latex(text: str) -> str:
     """Return the text with the characters escaped that LaTeX would interpret."""
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in visible(text))
 
 
 def as_latex(results: StudyResults) -> str:

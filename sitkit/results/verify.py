@@ -107,12 +107,12 @@ def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: P
     try:
         run = run_as_measured(number, root, device)
         (evaluation,) = measure_run(run, progress)
+        then = RunFolder(number.folder).samples / number.record["samples"] / ARRAYS
+        samples = _equal(then, RunFolder(run.folder).samples / evaluation.record["samples"] / ARRAYS)
     except (UserError, WorkFailed) as error:
         return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])
     record = evaluation.record
-    now = {key: record[key] for key in was}
-    then = RunFolder(number.folder).samples / number.record["samples"] / ARRAYS
-    samples = _equal(then, RunFolder(run.folder).samples / record["samples"] / ARRAYS)
+    now = {key: record.get(key) for key in was}
     if now == was:
         return Verification(number.name, number.path, "same", was, now, samples, "", [])
     reason = {None: "", True: "its samples are the same to the bit", False: "its samples differ"}[samples]
@@ -166,10 +166,9 @@ def _equal(a: Path, b: Path) -> bool | None:
     """Whether two archives hold the same arrays; None if one is missing."""
     if not (a.is_file() and b.is_file()):
         return None
-    with np.load(a, allow_pickle=False) as first, np.load(b, allow_pickle=False) as second:
-        names = first.files
-        if names != second.files:
-            return False
+    names = list(archives.headers(a))
+    if names != list(archives.headers(b)):
+        return False
     parts = (zip(archives.rows(a, name, SHARD), archives.rows(b, name, SHARD), strict=False) for name in names)
     return all(np.array_equal(x, y) for pairs in parts for x, y in pairs)
 

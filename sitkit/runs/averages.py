@@ -201,12 +201,7 @@ def _checkpoint_of(folder: Path, step: int | None = None) -> Path:
         raise UserError(
             f"{folder} has no checkpoint at step {step}; it has {', '.join(p.stem for p in paths) or 'none'}."
         )
-    damaged: list[str] = []
-    newest = latest_checkpoint(run.checkpoints, damaged.append)
-    if newest is None and paths:
-        read_header(paths[-1])  # Raises, with the damage.
-    for text in damaged:
-        warnings.warn(text, stacklevel=2)
+    newest = latest_checkpoint(run.checkpoints)
     if newest is None:
         again = shlex.join(["sitkit", "train", str(run.config)])
         raise UserError(f"{folder} has no checkpoint yet: continue its training with `{again}`.")

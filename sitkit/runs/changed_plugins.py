@@ -96,7 +96,12 @@ def settle_changed_plugins(configs: Iterable[Config], choice: ChangedPlugin | No
     if choice not in (None, *CHOICES):
         raise UserError(f"changed_plugin {choice!r}: no such choice. Known: {', '.join(CHOICES)}.")
     folders = {folder_of(config): config for config in configs}
-    stale = {folder: text for folder, config in folders.items() if (text := changed_since_training(folder, config))}
+    stale: dict[Path, str] = {}
+    for folder, config in folders.items():
+        # The work on a run that cannot be read says so itself.
+        with contextlib.suppress(UserError):
+            if text := changed_since_training(folder, config):
+                stale[folder] = text
     if stale and choice is None:
         more = f" The same for {len(stale) - 1} more runs." if len(stale) > 1 else ""
         raise UserError(

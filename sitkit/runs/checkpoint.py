@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import Unreadable, UserError
+from sitkit.runtime.files import listed, parse_json
 from sitkit.runtime.tensors import read_header
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         text = bytes(tensors[f"{OPTIMIZER}json"].tolist())
     except KeyError:
         raise UserError("The checkpoint holds no state of an optimizer, so training cannot continue from it.") from None
-    plain = json.loads(text)
+    plain = parse_json(text.decode(errors="replace"), "The optimizer's state in the checkpoint")
     state: dict[int, dict[str, Any]] = {int(number): dict(values) for number, values in plain["state"].items()}
     for name, tensor in tensors.items():
         if name.startswith(OPTIMIZER) and name != f"{OPTIMIZER}json":
@@ -87,8 +89,11 @@ def _check_fit(optimizer: Optimizer, groups: list[dict[str, Any]], state: Mappin
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """Return the files step-00000500.safetensors of a folder, sorted by step; none if there is no folder."""
-    return sorted((path for path in Path(folder).glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
+    """Return the files step-00000500.safetensors of a folder, sorted by step; none if there is no folder.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    return sorted((path for path in listed(Path(folder), "step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
@@ -101,21 +106,34 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _damage(path: Path) -> UserError | None:
-    try:
-        read_header(path)
-    except UserError as error:
-        return error
-    return None
-
-
 def latest_checkpoint(folder: str | Path, on_warning: Callable[[str], object] = warnings.warn) -> Path | None:
-    """Return the newest undamaged checkpoint of a folder, or None; a warning names each newer one that is damaged."""
+    """Return the newest undamaged checkpoint of a folder; a warning names each newer one that is damaged.
+
+    Args:
+        folder: the folder of the checkpoints.
+        on_warning: takes the sentence on a damaged checkpoint.
+
+    Returns:
+        The file; None if there is no checkpoint.
+
+    Raises:
+        UserError: if checkpoints are there and none can be used, or if the newest cannot be read.
+    """
+    damaged: list[UserError] = []
     for path in reversed(checkpoints(folder)):
-        error = _damage(path)
-        if error is None:
+        try:
+            read_header(path)
+        except Unreadable:
+            raise
+        except UserError as error:
+            damaged.append(error)
+        else:
+            for error in damaged:
+                on_warning(f"{error} It is passed over for the one before it.")
             return path
-        on_warning(f"{error} It is passed over for the one before it.")
+    if damaged:
+        again = shlex.join(["sitkit", "train", str(Path(folder).parent / "config.yaml"), "--restart"])
+        raise UserError(f"{damaged[0]} No checkpoint of {folder} can be used; `{again}` trains again from step 0.")
     return None
 
 
@@ -126,8 +144,16 @@ def prune_checkpoints(folder: str | Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1; got {keep}.")
-    undamaged = [path for path in checkpoints(folder) if _damage(path) is None]
+    undamaged = [path for path in checkpoints(folder) if _undamaged(path)]
     # safetensors writes to a file of its own, .tmpXXXXXX, before it renames it.
     partial = [path for pattern in ("step-*.safetensors.tmp-*", ".tmp??????") for path in Path(folder).glob(pattern)]
     for path in (*undamaged[:-keep], *partial):
         path.unlink(missing_ok=True)
+
+
+def _undamaged(path: Path) -> bool:
+    try:
+        read_header(path)
+    except UserError:
+        return False
+    return True

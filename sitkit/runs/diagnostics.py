@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor
 from sitkit.data.dataset import SPLIT_SEED, Examples
 from sitkit.models.autoencoder import Autoencoder, Identity, modelled
 from sitkit.registry.measures import Pairs
+from sitkit.runs.config.records import MeasuredPairs
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.files import exists, read_record, write_json
 from sitkit.solvers.ode import Heun
 from sitkit.transport import interval
 from sitkit.transport.field import Field
@@ -31,10 +33,19 @@ INTERVALS, CURVATURE_PATHS, PATH_SEED = 64, 64, 0
 def _stored(run: Run, name: str, key: str, measure: Callable[[], dict[str, Sequence[float]]]) -> Pairs:
     """Return (t, value) pairs from the file of a measurement beside the run's checkpoint, measured if there is none."""
     path = run.folder / f"{name}-{run.weights_name}-{run.step:08d}.json"
-    if not path.is_file():
+    if not exists(path):
         write_json(path, measure())
-    record = read_json(path)
-    return tuple(zip(record["times"], record[key], strict=True))
+    return read_pairs(path, key)
+
+
+def read_pairs(path: Path, key: str) -> Pairs:
+    """Return (t, value) pairs of the measurement in a file.  Raises UserError for a damaged file, with the remedy."""
+    remedy = "Remove it, and it is measured again."
+    record = read_record(path, MeasuredPairs, "the record of a measurement", remedy)
+    values = record.get(key)
+    if not isinstance(values, list) or [type(value) for value in values] != [float] * len(record["times"]):
+        raise UserError(f"{path} has no number {key!r} for each of its times. {remedy}")
+    return tuple(zip(record["times"], values, strict=True))
 
 
 def heldout_examples(run: Run, quantity: str, most: int) -> tuple[Examples, np.ndarray]:

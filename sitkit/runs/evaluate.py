@@ -21,6 +21,7 @@ from sitkit.registry import essence, extractors, spec
 from sitkit.runs.changed_plugins import warn_of_changed_number
 from sitkit.runs.config.identity import number_identity, sampling_identity
 from sitkit.runs.config.mappings import flat
+from sitkit.runs.config.records import NumberRecord
 from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
 from sitkit.runs.environment import environment
 from sitkit.runs.one_file import weights_fingerprint
@@ -32,7 +33,7 @@ from sitkit.runs.tracking.sync import METRICS, TrackedRun, run_id
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import joined
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json, to_json, write_file, write_json
+from sitkit.runtime.files import exists, read_record, to_json, write_file, write_json
 from sitkit.runtime.hashing import file_digest
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
@@ -40,12 +41,6 @@ from sitkit.runtime.progress_bar import reporting
 MAX_SAMPLES = 50_000
 # The seed of the random parts of metrics (bootstrap, directions, subsets, real examples).
 SEED = 0
-# The keys of a record, and of the record of its samples within it.
-RECORDED = {
-    "value", "stderr", "notes", "n", "nfe", "rounding", "metric", "features", "reference", "data", "run", "samples",
-    "sampling", "checkpoint", "seeds", "environment", "command",
-}  # fmt: skip
-SAMPLED = {"recipe", "nfe", "at_once", "kept"}
 
 
 @dataclass(frozen=True)
@@ -62,21 +57,10 @@ class Evaluation:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the record of a number.  Raises UserError with the keys that the file lacks, and how to measure it again."""
-        record = read_json(path)
-        lacks = sorted(RECORDED - (record.keys() if isinstance(record, dict) else set()))
-        if len(lacks) > len(RECORDED) // 2:
-            raise UserError(f"{path} is not the record of a number: give a file of a run's folder evaluations.")
-        if not lacks:
-            sampling = record["sampling"] if isinstance(record["sampling"], dict) else {}
-            lacks = [f"sampling.{key}" for key in sorted(SAMPLED - sampling.keys())]
-        if lacks:
-            again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
-            raise UserError(
-                f"{path} lacks {', '.join(lacks)}: it is of an older sitkit, or damaged.  Remove it, and measure the number "
-                f"again by `{again}` with its settings."
-            )
-        return cls(path, record)
+        """Read the record of a number.  Raises UserError for a damaged one, with the command that measures it again."""
+        again = shlex.join(["sitkit", "evaluate", str(path.parent.parent)])
+        remedy = f"Remove it, and measure the number again by `{again}` with its settings."
+        return cls(path, read_record(path, NumberRecord, "the record of a number", remedy))
 
     @property
     def value(self) -> float:
@@ -194,7 +178,7 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
         metric: find_number(run.folder, evaluation_identity(run, metric), run.config, run.contents)
         for metric in run.config.metric
     }
-    missing = [metric for metric, path in paths.items() if not path.is_file()]
+    missing = [metric for metric, path in paths.items() if not exists(path)]
     for metric, path in paths.items():
         if metric not in missing:
             warn_of_changed_number(Evaluation.read(path).record, run.config, metric)
@@ -209,7 +193,7 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
             for metric in missing[first:] + missing[:first]:
                 path = paths[metric]
                 with FileLock(samples.folder / f".{path.stem}.lock"):
-                    if not path.is_file():
+                    if not exists(path):
                         write_json(path, _measure(run, metric, samples, extractions, reference, progress))
             if group.lead and run.config.run.track:
                 _track(run, samples, [Evaluation.read(path) for path in paths.values()], progress)

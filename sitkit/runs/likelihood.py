@@ -20,6 +20,7 @@ from torch import Tensor
 from sitkit.models.autoencoder import modelled
 from sitkit.registry import essence, samplers, spec
 from sitkit.runs.config.identity import training_identity
+from sitkit.runs.config.records import LikelihoodRecord
 from sitkit.runs.config.sources import Spec, WeightsFlags, require_flags
 from sitkit.runs.diagnostics import heldout_examples
 from sitkit.runs.environment import environment
@@ -27,7 +28,7 @@ from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder, find_record, recorded_packages
 from sitkit.runtime import rng
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.files import exists, read_record, write_json
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress
 from sitkit.runtime.progress_bar import reporting
@@ -130,10 +131,11 @@ def likelihood(
 
     name = identity(run.identity, recipe | {"sampler": essence(config.sampler)}, data.fingerprint)
     path = find_record(RunFolder(run.folder).likelihoods / f"{name}.json", "*.json", recorded)
-    if not path.is_file():
+    if not exists(path):
         with reporting(progress) as report:
             write_json(path, {"identity": name, **_measure(run, index, recipe, report)})
-    return HeldoutLikelihood(path, read_json(path))
+    remedy = "Remove it, and the same command measures it again."
+    return HeldoutLikelihood(path, read_record(path, LikelihoodRecord, "the record of a likelihood", remedy))
 
 
 def _measure(run: Run, index: np.ndarray, recipe: dict[str, Any], progress: Progress) -> dict[str, Any]:

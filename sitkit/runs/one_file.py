@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sitkit.models.autoencoder import PACKED
+from sitkit.runs.config.records import FileRecord
 from sitkit.runs.config.schema import Config
 from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.files import checked_record
 from sitkit.runtime.tensors import digest_of, load_tensors, read_header
 
 if TYPE_CHECKING:
@@ -45,9 +47,11 @@ def read_run_header(path: Path) -> dict[str, Any]:
             f"{path} is a checkpoint; give the folder of its run: {path.parent.parent}. "
             "`sitkit convert RUN --to NAME.safetensors` makes one file of a run."
         )
-    if header["format"] != 1:
-        raise UserError(f"{path} is of format {header['format']}, which this sitkit does not read: upgrade it.")
-    return header
+    if header.get("format") != 1:
+        raise UserError(f"{path} is of format {header.get('format')}, which this sitkit does not read: upgrade it.")
+    return checked_record(
+        header, FileRecord, f"The header of {path}", "the description of a run", "Copy the file again."
+    )
 
 
 def settings_of_file(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from sitkit.runs.averages import load_weights
 from sitkit.runs.changed_plugins import warn_of_changed_plugins
 from sitkit.runs.config.identity import slug, training_identity
 from sitkit.runs.config.mappings import merge
+from sitkit.runs.config.records import DataRecord
 from sitkit.runs.config.sampling_presets import read_preset
 from sitkit.runs.config.schema import TRAINING_KEYS, Config, to_plain
 from sitkit.runs.config.sources import Layer, SamplingFlags, flags_to_layer, locate, require_flags, validate
@@ -34,7 +35,7 @@ from sitkit.runs.one_file import read_run_header, weights_name
 from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of, recorded_contents
 from sitkit.runtime.distributed import device_of
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.files import exists, read_record
 from sitkit.transport.field import Field
 
 
@@ -195,7 +196,8 @@ def _read_description(source: Path) -> dict[str, Any] | None:
     if source.is_file():
         return read_run_header(source)["data"]
     path = RunFolder(source).data
-    return read_json(path) if path.is_file() else None
+    remedy = "Copy it again, or remove it if the data are here."
+    return read_record(path, DataRecord, "the description of data", remedy) if exists(path) else None
 
 
 def fingerprints(config: Config) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,16 +20,23 @@ from sitkit.registry import essence, metrics
 from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
 from sitkit.runs.config.identity import number_identity, recorded_samples, slug, training_identity
 from sitkit.runs.config.mappings import flat
+from sitkit.runs.config.plain_yaml import to_yaml
+from sitkit.runs.config.records import EnvironmentRecord, ShownNumber
 from sitkit.runs.config.schema import SAMPLING_KEYS, TRAINING_KEYS, Config
-from sitkit.runs.config.sources import Layer, read_yaml, to_yaml, validate
+from sitkit.runs.config.sources import Layer, read_yaml, validate
 from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_file
 from sitkit.runtime.errors import UserError, suggest
-from sitkit.runtime.files import read_json, write_file
+from sitkit.runtime.files import exists, listed, read_json, read_record, write_file
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.tensors import read_header
 
+# The file in a run's folder that its training locks.
+LOCK = ".lock"
 # The end of a folder's name as `folder_of` makes it.
 _IDENTITY = re.compile(r"-([0-9a-f]{12})$")
+
+
+_RESTORE_ENVIRONMENT = "Copy it again, or train again from step 0 with --restart."
 
 
 class RunFolder:
@@ -49,7 +57,9 @@ class RunFolder:
 
     def read_environment(self) -> dict[str, Any]:
         """Return the record of code, packages and machine; empty if there is none."""
-        return read_json(self.environment) if self.environment.is_file() else {}
+        if not exists(self.environment):
+            return {}
+        return read_record(self.environment, EnvironmentRecord, "the record of a training", _RESTORE_ENVIRONMENT)
 
 
 def folder_of(config: Config) -> Path:
@@ -72,7 +82,7 @@ def _is_run_of(files: RunFolder, config: Config, wanted: str) -> bool:
     try:
         record, contents = files.read_environment(), recorded_contents(files.path)
         if "settings" in record:
-            training = record["training"]
+            training = record.get("training")
         else:
             training = training_identity(read_config_of(files.path), contents, recorded_packages(record))
         if training == wanted:
@@ -109,7 +119,7 @@ def find_record(path: Path, records: str, identify: Callable[[dict[str, Any]], S
         records: a pattern of the records beside it.
         identify: returns the identities of a record of release 0.1, which holds none.
     """
-    for record in [] if path.exists() else sorted(path.parent.glob(records)):
+    for record in [] if exists(path) else sorted(path.parent.glob(records)):
         with contextlib.suppress(UserError, ValueError, LookupError, TypeError, AttributeError):
             values = read_json(record)
             if "identity" not in values and path.stem in identify(values):
@@ -255,6 +265,19 @@ def check_unchanged(folder: Path, fingerprints: Mapping[str, str]) -> None:
             )
 
 
+def remove_results(folder: Path) -> None:
+    """Remove everything from a run's folder but the lock that its training holds.
+
+    The checkpoints go last: a process that is killed before leaves a training that continues as before.
+    """
+    checkpoints = RunFolder(folder).checkpoints
+    for path in sorted(folder.iterdir(), key=lambda path: path == checkpoints):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink(missing_ok=True)
+
+
 def run_folders(root: Path) -> list[Path]:
     """Return the run folders under a root, sorted by name."""
     return sorted(path.parent for path in Path(root).glob("*/config.yaml"))
@@ -359,7 +382,7 @@ def list_runs(root: str | Path = "runs") -> list[RunSummary]:
         except (UserError, OSError) as error:
             warnings.warn(f"{folder} is left out: {error}", stacklevel=2)
             continue
-        paths = sorted(RunFolder(folder).evaluations.glob("*.json"))
+        paths = listed(RunFolder(folder).evaluations, "*.json")
         values = [value for value in map(_value_of, paths) if value is not None]
         step, samplings = step_of(saved[-1]) if saved else 0, len(list(folder.glob("samples/*/record.json")))
         summaries.append(RunSummary(folder, step, steps, samplings, len(paths), tuple(values[:3])))
@@ -369,9 +392,8 @@ def list_runs(root: str | Path = "runs") -> list[RunSummary]:
 def _value_of(path: Path) -> tuple[str, float] | None:
     """Return the metric and the value of an evaluation; None, with a warning, for a record that cannot be read."""
     try:
-        record = read_json(path)
-        return record["metric"]["name"], float(record["value"])
-    except (UserError, LookupError, TypeError, ValueError) as error:
-        reason = error if isinstance(error, UserError) else f"{path} is not the record of an evaluation"
-        warnings.warn(f"{reason}. It is left out.".replace("..", "."), stacklevel=3)
+        record = read_record(path, ShownNumber, "the record of a number")
+    except UserError as error:
+        warnings.warn(f"{error} It is left out.", stacklevel=3)
         return None
+    return record["metric"]["name"], float(record["value"])

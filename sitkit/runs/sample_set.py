@@ -14,6 +14,7 @@ import functools
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from sitkit.evaluation import plots
 from sitkit.evaluation.extractors.extractor import Extraction
 from sitkit.evaluation.images import image_grid, to_uint8
 from sitkit.evaluation.metrics.metric import FeatureMetric, Metric
+from sitkit.runs.config.records import SamplesRecord
 from sitkit.runs.config.schema import Config
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.files import exists, read_record, write_json
 from sitkit.runtime.tensors import load_tensors, read_header, save_tensors
 
 RECORD, ARRAYS, PICTURE = "record.json", "samples.npz", "grid.png"
@@ -74,7 +76,7 @@ class SampleSet:
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of samples.npz."""
-        with archives.opened(self.folder / ARRAYS) as arrays:
+        with opened_samples(self.folder) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
     @property
@@ -91,6 +93,19 @@ class SampleSet:
         """Return every output of an extractor for the samples, from disk or computed from the samples."""
         path = features_file(self.folder, extraction)
         return load_tensors(path)[1] if path.is_file() else extraction(self.x)
+
+
+def read_samples_record(path: Path) -> dict[str, Any]:
+    """Return the record of samples.  Raises UserError for a damaged one, with the remedy."""
+    remedy = f"Remove the folder {path.parent}, and the same command draws the samples again."
+    return read_record(path, SamplesRecord, "the record of samples", remedy)
+
+
+def opened_samples(folder: Path) -> AbstractContextManager[Any]:
+    """Open the arrays of the samples in a folder.  Raises UserError for a damaged file, with the remedy."""
+    return archives.opened(
+        folder / ARRAYS, f"Remove the folder {folder}, and the same command draws the samples again."
+    )
 
 
 def to_float(stored: Tensor) -> Tensor:
@@ -147,7 +162,7 @@ class Shards:
     def record(self) -> dict[str, Any] | None:
         """The record, if the samples were drawn."""
         path = self.folder / RECORD
-        return read_json(path) if path.is_file() else None
+        return read_samples_record(path) if exists(path) else None
 
     @property
     def drawn(self) -> bool:
@@ -158,7 +173,7 @@ class Shards:
     @property
     def missing(self) -> list[Extraction]:
         """The extractors whose features are not in their final place."""
-        return [e for e in self.extractions if not features_file(self.folder, e).is_file()]
+        return [e for e in self.extractions if not exists(features_file(self.folder, e))]
 
     @property
     def finished(self) -> bool:
@@ -227,7 +242,7 @@ def _key(data: Examples) -> str:
 @functools.lru_cache(maxsize=1)
 def _stored_samples(folder: Path, key: str, written: int) -> np.ndarray:
     """Return the stored samples; `written` is the time of their record, so that new samples are read again."""
-    with archives.opened(folder / ARRAYS) as arrays:
+    with opened_samples(folder) as arrays:
         return arrays[key]
 
 

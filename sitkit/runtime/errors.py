@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -20,8 +21,33 @@ class UserError(ValueError):
         self.path = path
 
 
+class Unreadable(UserError):
+    """A file or a folder that is there and that the system does not let this process read."""
+
+
+def unreadable(path: object, error: OSError) -> Unreadable:
+    """Return the error of a path that cannot be read, with the system's reason."""
+    return Unreadable(f"{path} cannot be read: {error.strerror or error}.")
+
+
+class LeftOut(list[str]):
+    """What a page or a table goes on without: a sentence for each file that could not be read."""
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """End the block at a file that cannot be read, and note the reason."""
+        try:
+            yield
+        except (UserError, OSError) as error:
+            self.append(f"{error} It is left out.")
+
+
 class WorkFailed(RuntimeError):
     """Work that was possible but failed, as a loss that is not finite or a disk that is full."""
+
+
+class NotWritten(WorkFailed):
+    """A file that could not be written, as on a full disk."""
 
 
 def require_at_least(least: int, **values: float) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import replacing, to_json
+from sitkit.runtime.errors import UserError, unreadable
+from sitkit.runtime.files import parse_json, replacing, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,12 +106,14 @@ def open_tensors(path: Path, what: str = "checkpoint", remedy: str = OLDER_FILE)
     from safetensors import SafetensorError, safe_open
 
     try:
+        # safetensors calls every file that it cannot open a missing one.
+        path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
         raise UserError(f"There is no {what} {path}.") from None
     except OSError as error:
-        raise UserError(f"The {what} {path} cannot be read: {error.strerror or error}.") from None
+        raise unreadable(f"The {what} {path}", error) from None
     except SafetensorError as error:
         size = path.stat().st_size
         # Checked only now: the length at the start of a valid safetensors file may look like the magic of a pickle.
@@ -145,4 +146,7 @@ def _content(file: Any, path: str | Path) -> dict[str, Any]:
             f"{path} is a safetensors file without sitkit's header. "
             "Give a .safetensors file from the checkpoints folder of a run."
         )
-    return json.loads(text)
+    header = parse_json(text, f"The header of {path}")
+    if not isinstance(header, dict):
+        raise UserError(f"The header of {path} is not the description of its tensors: copy the file again.")
+    return header

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.evaluate import real_of
 from sitkit.runs.run_folder import RunFolder
+from sitkit.runtime.errors import LeftOut, UserError
 from sitkit.runtime.files import update_file
 from sitkit.studies.study import Cell, Refused, StudyPlan, describe_setting
 from sitkit.studies.tasks import ResultLocation, Task, find_measurement, locations_of, trained
@@ -74,16 +76,25 @@ class StudyStatus:
 
     def cells(self) -> list[CellStatus]:
         """Return the status of each possible cell, in order."""
-        finished = {run: trained(config) for run, config in self.trainings().items()}
-        saved = {run: checkpoints(RunFolder(self.runs / run).checkpoints)[-1:] for run in finished}
+        finished: dict[str, bool] = {}
+        steps: dict[str, int] = {}
+        broken = LeftOut()
+        for run, config in self.trainings().items():
+            finished[run], steps[run] = False, 0
+            with broken.noting():
+                finished[run] = trained(config)
+                steps[run] = max(map(step_of, checkpoints(RunFolder(self.runs / run).checkpoints)), default=0)
         statuses = []
         for number, (cell, place) in enumerate(self.located, 1):
-            step = max(map(step_of, saved[place.run]), default=0)
+            step = steps[place.run]
             state = "trained" if finished[place.run] else "begun" if step else "todo"
-            if find_measurement(cell.config, place) is not None:
-                state = "measured"
+            with broken.noting():
+                if find_measurement(cell.config, place) is not None:
+                    state = "measured"
             names = cell.row, cell.column, cell.seed, cell.sample_seed, place.run, place.measurement
             statuses.append(CellStatus(number, *names, state, step))
+        for text in dict.fromkeys(broken):
+            warnings.warn(text, stacklevel=2)
         return statuses
 
     def trainings(self) -> dict[str, Config]:
@@ -94,12 +105,14 @@ class StudyStatus:
         """Return the tasks to do, each once: a training, the measurements that wait for it, the next training."""
         tasks: dict[str, Task] = {}
         for cell, place in self.located:
-            if place.measurement not in tasks and find_measurement(cell.config, place) is None:
+            if place.measurement not in tasks and not _on_disk(
+                lambda cell=cell, place=place: find_measurement(cell.config, place)
+            ):
                 for task in _tasks(cell, place):
                     tasks.setdefault(task.key, task)
         # A training comes before its measurements, which come in the order of the cells.
         order = {key: i for i, key in enumerate(tasks)}
-        todo = [task for task in tasks.values() if task.kind == "measure" or not task.done]
+        todo = [task for task in tasks.values() if task.kind == "measure" or not _on_disk(lambda task=task: task.done)]
         return sorted(todo, key=lambda task: order[task.after or task.key])
 
     def results(self, failed: Mapping[str, str]) -> StudyResults:
@@ -145,7 +158,10 @@ class StudyStatus:
             "samples": place.samples,
             "shown": {key: describe_setting(cell.config, key) for key in shown},
         }
-        measurement = find_measurement(cell.config, place)
+        try:
+            measurement = find_measurement(cell.config, place)
+        except UserError as error:
+            return CellResult(**known, state="failed", failure=str(error))
         if measurement is not None:
             path, record = measurement
             known |= {key: record.get(key) for key in ("samples", "value", "stderr", "n")} | {"real": real_of(record)}
@@ -163,6 +179,14 @@ class StudyStatus:
         update_file(self.folder / "table.md", as_markdown(results))
         update_file(self.folder / "table.tex", as_latex(results))
         return StudyOutcome(self.plan, results, self.folder)
+
+
+def _on_disk(find: Callable[[], object]) -> bool:
+    """Return whether a result is found; one that cannot be read is not, and its task fails with the reason."""
+    try:
+        return bool(find())
+    except UserError:
+        return False
 
 
 def _tasks(cell: Cell, place: ResultLocation) -> tuple[Task, Task]:

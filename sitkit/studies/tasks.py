@@ -8,6 +8,7 @@ A task belongs to the folder of its run, not to a study: two studies that need t
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -22,9 +23,10 @@ from sitkit.registry import essence
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.identity import final_step, number_identity, sampling_identity, training_identity
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
+from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder, find_number, folder_of, recorded_contents
-from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.errors import Unreadable, UserError
+from sitkit.runtime.files import exists
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.tensors import read_header
 
@@ -77,8 +79,11 @@ def locations_of(configs: Iterable[Config]) -> list[ResultLocation]:
 
 def _training_of(config: Config) -> tuple[str, str]:
     """Return the identity of a training and the name of its run's folder."""
-    folder = folder_of(config)
-    return training_identity(config, recorded_contents(folder)), folder.name
+    folder, contents = folder_of(config), {}
+    # The work on a run that cannot be read says so itself.
+    with contextlib.suppress(UserError):
+        contents = recorded_contents(folder)
+    return training_identity(config, contents), folder.name
 
 
 @dataclass(frozen=True)
@@ -150,30 +155,39 @@ def failure(log: Path, since: str) -> str | None:
 
 
 def trained(config: Config) -> bool:
-    """Return whether the training of a configuration is complete on disk."""
+    """Return whether the training of a configuration is complete on disk.  Raises UserError if its files cannot be read."""
     folder = RunFolder(folder_of(config))
     if not config.backbone.trainable:
         return folder.config.is_file()
     saved = checkpoints(folder.checkpoints)
     try:
         return bool(saved) and read_header(saved[-1])["step"] == config.train.steps
+    except Unreadable:
+        raise
     except UserError:
         return False
 
 
 def find_measurement(config: Config, place: ResultLocation) -> tuple[str, dict[str, Any]] | None:
-    """Return the path within the runs and the record of a cell's number, or None; a number on other data does not count."""
+    """Return the path within the runs and the record of a cell's number, or None; a number on other data does not count.
+
+    Raises UserError for a record that cannot be read.
+    """
     runs = config.run.folder
     folder = RunFolder(runs / place.run)
-    try:
-        data = _data_fingerprint(folder.environment, folder.environment.stat().st_mtime_ns)
-    except FileNotFoundError:
+    if not exists(folder.environment):
         return None
+    data = _data_fingerprint(folder.environment, folder.environment.stat().st_mtime_ns)
     number = number_identity(place.samples, essence(config.metric[0]), data)
     path = find_number(folder.path, number, config, recorded_contents(folder.path))
-    return (path.relative_to(runs).as_posix(), read_json(path)) if path.is_file() else None
+    return (path.relative_to(runs).as_posix(), Evaluation.read(path).record) if exists(path) else None
 
 
 @functools.lru_cache(maxsize=4096)
 def _data_fingerprint(environment: Path, modified: int) -> str:
-    return read_json(environment)["data"]
+    record = RunFolder(environment.parent).read_environment()
+    if "data" not in record:
+        raise UserError(
+            f"{environment} has no fingerprint of the data: copy it again, or remove the folder of the run."
+        )
+    return record["data"]

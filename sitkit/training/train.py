@@ -24,7 +24,15 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import TrainingFlags, assemble, layers_of, replaced, require_flags
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
-from sitkit.runs.run_folder import RunFolder, check_unchanged, folder_of, write_config, written_identity
+from sitkit.runs.run_folder import (
+    LOCK,
+    RunFolder,
+    check_unchanged,
+    folder_of,
+    remove_results,
+    write_config,
+    written_identity,
+)
 from sitkit.runs.sample import chosen_classes
 from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
@@ -46,6 +54,7 @@ class Busy(UserError):
 def train(
     config: Config | str | Path = "digits",
     *,
+    restart: bool = False,
     changed_plugin: ChangedPlugin | None = None,
     progress: Progress | None = None,
     **flags: Unpack[TrainingFlags],
@@ -54,6 +63,7 @@ def train(
 
     Args:
         config: a configuration, the name of a preset, or a YAML file.
+        restart: train again from step 0, and remove the run's checkpoints, samples and numbers first.
         changed_plugin: what to do if the source of a plugin changed since the run was trained: "redo" removes the run with
             its samples and numbers and trains again, "keep" continues it or returns it as it is.
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
@@ -73,23 +83,24 @@ def train(
     require_flags(flags, TrainingFlags, "train")
     layers = layers_of(config, flags)
     settings = assemble(layers)
-    settle_changed_plugins([settings], changed_plugin)
+    if not restart:
+        settle_changed_plugins([settings], changed_plugin)
     with reporting(progress) as report:
         for note in replaced(layers):
             report(Event("train", message=note))
-        folder = run_training(settings, report)
+        folder = run_training(settings, report, restart)
     return load(folder, device=settings.run.device)
 
 
-def run_training(config: Config, progress: Progress = silent) -> Path:
+def run_training(config: Config, progress: Progress = silent, restart: bool = False) -> Path:
     """Train to config.train.steps and return the run's folder; continue from a checkpoint if the folder holds one.
 
     Under torchrun the processes share each batch.  All of them read the run's folder; only the lead writes to it.  On a
     CPU one process gives the same bits however often the work was killed and run again; another number of processes
-    gives the same weights up to rounding.
+    gives the same weights up to rounding.  restart: as in `train`.
 
     Raises:
-        UserError: before any work, if the configuration is impossible.
+        UserError: before any work, if the configuration is impossible, or the folder has checkpoints and none can be used.
         Busy: if another process trains the run.
         WorkFailed: if the loss or the gradient is not finite; it names the step, the last good checkpoint and the file
             with the examples of that step.
@@ -106,7 +117,7 @@ def run_training(config: Config, progress: Progress = silent) -> Path:
         network = initial_network(config, data=data.examples)
         if config.train.init is not None:
             start_from(network, config.train.init, config.run.folder)
-        with _recorded(config, data.examples, marks, folder, group, report):
+        with _recorded(config, data.examples, marks, folder, group, report, restart):
             group.barrier()
             _loop(config, network.to(group.device), data, folder, group, report)
             # The lead writes the last checkpoint, and every process may load it next.
@@ -132,7 +143,13 @@ def _require_possible(config: Config, group: ProcessGroup) -> None:
 
 @contextlib.contextmanager
 def _recorded(
-    config: Config, data: Examples, marks: dict[str, str], folder: Path, group: ProcessGroup, progress: Progress
+    config: Config,
+    data: Examples,
+    marks: dict[str, str],
+    folder: Path,
+    group: ProcessGroup,
+    progress: Progress,
+    restart: bool,
 ) -> Iterator[None]:
     """While the training runs, the lead holds the lock of the run's folder, describes the run in it, and tracks it."""
     if not group.lead:
@@ -140,10 +157,12 @@ def _recorded(
         return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
+        lock = FileLock(folder / LOCK, timeout=0).acquire()
     except Timeout:
         raise Busy(f"{folder} is being trained by another process.") from None
     with lock:
+        if restart:
+            remove_results(folder)
         check_unchanged(folder, marks)
         write_config(folder, config)
         training, named = training_identity(config, marks), folder.name.rpartition("-")[2]

@@ -122,11 +122,13 @@ def test_another_autoencoder_is_refused_before_any_work(folder: Path, tmp_path: 
     [
         (lambda f: shutil.rmtree(f), "there are no latents"),
         (lambda f: (f / "index.json").unlink(), "not all is encoded yet"),
-        (lambda f: (f / "index.json").write_text("{"), "index.json: cannot be read"),
+        (lambda f: (f / "index.json").write_text("{"), r"index.json:1: not JSON"),
+        (lambda f: (f / "index.json").write_bytes(b"\xff"), "index.json is not text in UTF-8"),
+        (lambda f: (f / "index.json").write_text("[]"), "index.json is not the index of latents\. .*encode` again"),
         (lambda f: (f / "shard-00002.safetensors").unlink(), "There is no shard of latents .*shard-00002.safetensors"),
         (
             lambda f: (f / "shard-00001.safetensors").write_bytes(b"\0" * 99),
-            "shard-00001.safetensors is damaged or cut short .* Remove it and encode again",
+            "shard-00001.safetensors is damaged or cut short .* the same `sitkit encode` again",
         ),
         (
             lambda f: shutil.copy(f / "shard-00003.safetensors", f / "shard-00001.safetensors"),
@@ -150,7 +152,7 @@ def test_every_flipped_bit_in_latents_is_noticed(folder: Path, tmp_path: Path) -
     draw = random.Random(0)
     for _ in range(20):
         path = draw.choice(sorted(mine.glob("shard-*.safetensors")))
-        with flipped_bit(path, draw), pytest.raises(UserError, match=rf"{path} is damaged: .*encode again"):
+        with flipped_bit(path, draw), pytest.raises(UserError, match=rf"{path} is damaged: .*encode` again"):
             datasets.create("latents", path=str(mine)).load()
     assert len(datasets.create("latents", path=str(mine)).load()) == 50
 

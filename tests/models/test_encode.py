@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +73,46 @@ def test_the_files_hold_index_posteriors_and_labels(made: Path) -> None:
 
 def test_a_killed_encoding_continues_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
     killed_encoding(made, tmp_path / "out", kills=1)
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a missing shard": lambda f: (f / "shard-00002.safetensors").unlink(),
+    "a shard cut short": lambda f: (f / "shard-00002.safetensors").write_bytes(b"\0" * 99),
+    "a flipped bit": lambda f: flipped(f / "shard-00002.safetensors"),
+    "another shard": lambda f: shutil.copy(f / "shard-00003.safetensors", f / "shard-00002.safetensors"),
+    "no index": lambda f: (f / "index.json").unlink(),
+    "a damaged index": lambda f: (f / "index.json").write_bytes(b"\xff"),
+    "no plan": lambda f: (f / "plan.json").unlink(),
+    "a damaged plan": lambda f: (f / "plan.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_is_damaged_or_missing_is_made_again(kind: str, made: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(made / "whole", tmp_path / "out")
+    DAMAGES[kind](out)
+    data, vae = parts(made)
+    encode(data, autoencoder=vae, out=out, per_shard=8)
+    expected, now = contents(made / "whole"), contents(out)
+    if "plan" in kind:
+        # The index repeats the plan.
+        expected.pop("plan.json"), now.pop("plan.json", None)
+    assert now == expected
+
+
+def test_a_folder_whose_plan_and_index_are_damaged_is_refused(made: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(made / "whole", tmp_path / "out")
+    for name in ("plan.json", "index.json"):
+        (out / name).write_text("{")
+    data, vae = parts(made)
+    with pytest.raises(UserError, match="remove the folder and encode again"):
+        encode(data, autoencoder=vae, out=out, per_shard=8)
 
 
 @pytest.mark.slow

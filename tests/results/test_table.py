@@ -119,6 +119,21 @@ def test_latex_has_every_row_and_column(rows: list[str], columns: list[str], val
         assert len(cells) == 1 + len(columns)
 
 
+def test_no_control_character_of_a_name_or_title_reaches_a_table() -> None:
+    hostile = "a\x1b[2J\x07\r\x9b1m\u202eb"
+    study = results([hostile], [hostile], [1.0, 2.0], title=hostile, notes=(hostile,))
+    for text in (as_csv(study), as_markdown(study), as_latex(study)):
+        assert not set(text) & set("\x1b\x07\r\x9b\u202e") and "x1b" in text
+
+
+@pytest.mark.parametrize("key", ["run", "samples", "evaluation", "log"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other", "a/../../b", "a//b"])
+def test_a_cell_names_no_file_outside_the_runs(key: str, path: str) -> None:
+    known: dict[str, Any] = {"row": "a", "column": "", "seed": 0, "sample_seed": 0, "state": "done"}
+    with pytest.raises(ValueError, match="a plain name is needed"):
+        CellResult(**known, **{key: path})
+
+
 def test_bold_and_grey_follow_the_comparison() -> None:
     """Three rows over two seeds: one row is clearly the best, then two rows are equal."""
     clear = grid(results(["a", "b", "c"], ["x"], [1.0, 1.1, 50.0, 50.1, 60.0, 60.2]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from support import call, copied, run_study, write_study
 from sitkit.results.diff import diff, environment_differences
 from sitkit.results.explain import explain_number
 from sitkit.results.lookup import cells_named, numbers
+from sitkit.results.report import report
 from sitkit.results.statistics import paired
 from sitkit.results.study_results import read_results
 from sitkit.results.verify import device_of_record, difference, verify_numbers
@@ -107,11 +110,16 @@ def test_an_incomplete_record_is_named_with_the_command_that_replaces_it(lost: s
     del (record[part] if part else record)[key]
     write_json(path, record)
     run = path.parent.parent
-    for words in (("explain", run), ("verify", run), ("report", run), ("report", "study"), ("explain", "study")):
+    named = f"{path.relative_to(folder).as_posix()} lacks {lost}: it is of an older sitkit, or damaged."
+    for words in (("explain", run), ("verify", run), ("explain", "study")):
         result = call(*words)
         assert result.status == 2 and result.err.count("error:") == 1, (words, result.err)
-        name = path.relative_to(folder).as_posix()
-        assert f"{name} lacks {lost}: it is of an older sitkit, or damaged." in result.err, (words, result.err)
+        assert named in result.err, (words, result.err)
+    # A page goes on without the number and names it.
+    for target, page in ((run, run / "report.html"), ("study", folder / "studies/study/report.html")):
+        with pytest.warns(UserWarning, match=re.escape(named)):
+            report(target)
+        assert f"lacks {lost}" in page.read_text()
     path.unlink()
     assert call("report", run).status == 0
 
@@ -121,7 +129,22 @@ def test_a_record_with_a_part_of_another_type_is_named(folder: Path) -> None:
     write_json(path, read_json(path) | {"sampling": "gone"})
     result = call("explain", path)
     assert result.status == 2 and result.err.count("error:") == 1
-    assert "lacks sampling.at_once, sampling.kept, sampling.nfe, sampling.recipe" in result.err
+    assert "has a wrong value: sampling: Input should be a valid dictionary" in result.err
+
+
+@pytest.mark.parametrize("place", ["run", "samples", "sampling.recipe.guidance.run"])
+@pytest.mark.parametrize("name", ["/etc", "../other", "a/b", "..", "a\\b", "a\x1b[2Jb", ""])
+def test_a_record_names_nothing_outside_its_folder(place: str, name: str, folder: Path, tmp_path: Path) -> None:
+    path = sorted(folder.glob("runs/*/evaluations/*.json"))[0]
+    record = read_json(path)
+    *parts, key = place.split(".")
+    functools.reduce(lambda value, part: value[part], parts, record)[key] = name
+    write_json(path, record)
+    before = sorted(folder.rglob("*"))
+    for command in ("explain", "verify"):
+        result = call(command, path)
+        assert result.status == 2 and "a plain name is needed" in result.err and "\x1b" not in result.err, result.err
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_an_explanation_has_the_commands_that_compute_the_number(folder: Path) -> None:

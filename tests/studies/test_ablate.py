@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,30 @@ def test_a_cell_that_fails_is_a_failed_row_and_the_others_complete(tmp_path: Pat
     assert call("ablate", study, "--runs", tmp_path / "runs").status == 0
     assert stamps(tmp_path / "runs" / rows[0]["run"]) == before
     assert all(row["failure"] == "" for row in read_csv(tmp_path))
+
+
+def test_a_study_goes_on_past_a_broken_number_and_a_broken_run_and_names_them(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "own"))
+    before = read_csv(folder)
+    number = next(
+        path for path in folder.glob("runs/*/evaluations/*.json") if path.parent.parent.name == before[0]["run"]
+    )
+    number.write_bytes(b'{"value": \xff}')
+    (folder / "runs" / before[2]["run"] / "environment.json").write_text("[1]")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = call("ablate", folder / "study.yaml", "--runs", folder / "runs")
+    after = read_csv(folder)
+    assert result.status == 1 and "Traceback" not in result.err, result.err
+    assert sorted(row["value"] != "" for row in after[:2]) == [False, True]
+    assert [row["value"] for row in after[2:]] == ["", ""]
+    assert f"{number} is not text in UTF-8" in result.err and "environment.json is not the record" in result.err
+    number.unlink()
+    (folder / "runs" / before[2]["run"] / "environment.json").write_bytes(
+        (whole / "runs" / before[2]["run"] / "environment.json").read_bytes()
+    )
+    assert call("ablate", folder / "study.yaml", "--runs", folder / "runs").status == 0
+    assert read_csv(folder) == before
 
 
 def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -359,6 +361,69 @@ def test_training_continues_from_the_checkpoint_before_a_damaged_one(tmp_path: P
     with pytest.warns(UserWarning, match="damaged or cut short"):
         run_training(config)
     assert weights(folder) == whole and losses(folder) == before
+
+
+def as_a_file(folder: Path) -> str:
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    return "Not a directory"
+
+
+def as_a_loop(folder: Path) -> str:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.name)
+    return "Too many levels of symbolic links"
+
+
+def as_a_dangling_link(folder: Path) -> str:
+    shutil.rmtree(folder)
+    folder.symlink_to("gone")
+    return "is a link to gone, which is not there"
+
+
+def all_cut_short(folder: Path) -> str:
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    return "is damaged or cut short"
+
+
+@pytest.mark.parametrize("break_it", [as_a_file, as_a_loop, as_a_dangling_link, all_cut_short])
+def test_checkpoints_that_cannot_be_used_are_not_trained_again_unless_restart_says_so(
+    break_it: Callable[[Path], str], tmp_path: Path
+) -> None:
+    config = tiny(tmp_path, "run.checkpoint_every=10", "run.log_every=5")
+    folder = run_training(config)
+    whole, before = weights(folder), losses(folder)
+    reason = break_it(RunFolder(folder).checkpoints)
+    with pytest.raises(UserError, match=reason):
+        run_training(config)
+    assert losses(folder) == before
+    (folder / "evaluations").mkdir()
+    (folder / "evaluations/of-the-old-weights.json").touch()
+    run_training(config, restart=True)
+    assert weights(folder) == whole and losses(folder) == before and not (folder / "evaluations").exists()
+
+
+def test_too_many_open_files_are_the_reason_and_no_training_begins_again(tmp_path: Path) -> None:
+    """safetensors says "no such file" when the process has no file left to open."""
+    folder = run_training(tiny(tmp_path))
+    script = (
+        "import resource, sys; from sitkit.runs.checkpoint import latest_checkpoint; from safetensors import safe_open\n"
+        "import torch; from sitkit.runtime.tensors import read_header; files = []\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "try:\n    while True: files.append(open('/dev/null'))\nexcept OSError: pass\n"
+        "files[0].close()\n"
+        "for free in (True, False):\n"
+        "    try: print(latest_checkpoint(sys.argv[1], lambda text: print('passed over', text)))\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+        "    files[0] = open('/dev/null') if free else None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, RunFolder(folder).checkpoints], capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.endswith(".safetensors") or "Too many open files" in first, done.stdout
+    assert second.startswith("Unreadable") and "Too many open files" in second, done.stdout
 
 
 def test_rows_after_the_checkpoint_and_damaged_rows_are_removed(tmp_path: Path) -> None:

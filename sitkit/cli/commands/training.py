@@ -31,6 +31,9 @@ def train(
         autocompletion=complete(presets),
     ),
     training: options.TrainingOptions,
+    restart: bool = options.running_option(
+        "--restart", help="Train again from step 0: remove the run's checkpoints, samples and numbers first."
+    ),
     changed_plugin: str | None = options.CHANGED_PLUGIN,
     running: options.RunningOptions,
 ) -> None:
@@ -38,7 +41,7 @@ def train(
 
     settings = running.training_settings(**vars(training))
     name, below = config or preset or "digits", preset if config else None
-    flags = {"preset": below, "settings": settings, "changed_plugin": changed_plugin}
+    flags = {"preset": below, "settings": settings, "restart": restart, "changed_plugin": changed_plugin}
     folder = console.call(sitkit.train, name, **flags).folder
     previews = sorted((folder / "previews").glob("*.png"))
     words = shlex.quote(str(folder))

@@ -269,21 +269,16 @@ def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
     import numpy as np
     import torch
 
+    from sitkit.runtime import archives
+
     keys = ("mu_s", "sigma_s") if reads == "spatial" else ("mu", "sigma")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of reference statistics.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file.files]
-            if missing:
-                raise UserError(
-                    f"{path} has no {' and no '.join(missing)}; it has {', '.join(file.files) or 'nothing'}."
-                )
-            mean, covariance = (torch.from_numpy(np.asarray(file[key], np.float64)) for key in keys)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} is not an .npz of plain arrays: {str(error).splitlines()[0]}") from None
+    with archives.opened(path) as file:
+        missing = [key for key in keys if key not in file.files]
+        if missing:
+            raise UserError(f"{path} has no {' and no '.join(missing)}; it has {', '.join(file.files) or 'nothing'}.")
+        mean, covariance = (torch.from_numpy(np.asarray(file[key], np.float64)) for key in keys)
     d = len(mean) if mean.ndim == 1 else -1
     if covariance.shape != (d, d) or not bool(mean.isfinite().all() and covariance.isfinite().all()):
         shapes = f"{keys[0]} {tuple(mean.shape)} and {keys[1]} {tuple(covariance.shape)}"

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from sitkit.evaluation.plots import Curve, path_curves
-from sitkit.registry import diffusions
+from sitkit.registry import diffusions, spec
 from sitkit.registry.measures import UNTRAINED, Pairs, Untrained
 from sitkit.results.report.charts import line_chart
 from sitkit.results.report.page import Chart
 from sitkit.runs.config import identity
 from sitkit.runs.config.schema import Config
-from sitkit.runtime.files import read_json
+from sitkit.runs.diagnostics import read_pairs
+from sitkit.runtime.errors import LeftOut
 
 CostPoint = tuple[int, float, float | None]
 
@@ -78,15 +79,19 @@ class StoredMeasures(Untrained):
     def velocity_losses(self) -> Pairs:
         """Return the (t, L_t) pairs of the latest checkpoint for which they were measured."""
         files = sorted(self.folder.glob("velocity-loss-*.json"))
-        losses = read_json(files[-1]) if files else {"times": [], "smoothed": []}
-        return tuple(zip(losses["times"], losses["smoothed"], strict=True))
+        return read_pairs(files[-1], "smoothed") if files else ()
 
 
-def path_charts(folder: Path, config: Config, records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Return charts of the interpolant of a run, and of the diffusions of its evaluations, against time."""
+def path_charts(folder: Path, config: Config, records: Sequence[Mapping[str, Any]], broken: LeftOut) -> list[Chart]:
+    """Return charts of the interpolant of a run, and of the diffusions of its evaluations, against time.
+
+    `broken` receives a diffusion that cannot be shown.
+    """
     texts = dict.fromkeys(json.dumps(record["sampling"]["recipe"]["diffusion"]) for record in records)
-    forms = [diffusions.parse(json.loads(text)) for text in texts] or [config.diffusion]
-    bound = [form.bind(StoredMeasures(folder)) for form in forms]
+    bound = []
+    for plain in map(json.loads, texts or [json.dumps(spec(config.diffusion))]):
+        with broken.noting():
+            bound.append(diffusions.parse(plain).bind(StoredMeasures(folder)))
     name, t = identity.label(config.interp), torch.linspace(0, 1, 201, dtype=torch.float64)
     coefficients, rates = path_curves(config.interp, t)
     c = config.interp.coefficients(t)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +16,15 @@ from sitkit.results.report.sample_sheets import MAX_SHEETS, sample_parts
 from sitkit.results.reproduce import evaluate_command, train_command
 from sitkit.results.table import TableCell, number, number_cell
 from sitkit.runs.changed_plugins import changed_since_training, warn_of_changed_plugins
-from sitkit.runs.checkpoint import checkpoints, step_of
+from sitkit.runs.checkpoint import latest_checkpoint, step_of
 from sitkit.runs.config.identity import label
+from sitkit.runs.config.plain_yaml import to_yaml
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import to_yaml
 from sitkit.runs.evaluate import Evaluation, real_of
 from sitkit.runs.run_folder import RunFolder, read_config_of
-from sitkit.runs.sample_set import RECORD
-from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runs.sample_set import RECORD, read_samples_record
+from sitkit.runtime.errors import LeftOut
+from sitkit.runtime.files import listed
 from sitkit.runtime.tensors import open_tensors
 
 NOT_CURVES = ("step", "time")
@@ -32,22 +33,37 @@ REAL = "real: the same metric of n random examples of the data (at most half of 
 
 
 class TrainingRecord(NamedTuple):
-    """The training of a run as its folder records it: configuration, last step, logged rows, environment."""
+    """The training of a run as its folder records it: configuration, newest checkpoint, logged rows, environment."""
 
     folder: Path
     config: Config
-    step: int
+    checkpoint: Path | None
     rows: list[dict[str, Any]]
     environment: dict[str, Any]
 
+    @property
+    def step(self) -> int:
+        """The step of the newest checkpoint; 0 without one."""
+        return step_of(self.checkpoint) if self.checkpoint else 0
 
-def read_training(folder: Path) -> TrainingRecord:
-    """Return the record of the training in a folder, finished or not."""
+
+def read_training(folder: Path, broken: LeftOut) -> TrainingRecord:
+    """Return the record of the training in a folder, finished or not; `broken` receives checkpoints that are passed over."""
     run, config = RunFolder(folder), read_config_of(folder)
     warn_of_changed_plugins(folder, config)
-    files = checkpoints(run.checkpoints)
-    step = step_of(files[-1]) if files else 0
-    return TrainingRecord(folder, config, step, list(_read_rows(run.metrics)), run.read_environment())
+    newest = None
+    with broken.noting():
+        newest = latest_checkpoint(run.checkpoints, broken.append)
+    return TrainingRecord(folder, config, newest, list(_read_rows(run.metrics)), run.read_environment())
+
+
+def read_evaluations(paths: Iterable[Path], broken: LeftOut) -> dict[Path, dict[str, Any]]:
+    """Return the records of the numbers in files; `broken` receives those that cannot be read."""
+    records: dict[Path, dict[str, Any]] = {}
+    for path in paths:
+        with broken.noting():
+            records[path] = Evaluation.read(path).record
+    return records
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -64,9 +80,11 @@ def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def run_page(folder: Path) -> Page:
     """Return the page of the run in a folder. Raises UserError if its configuration cannot be read."""
-    training = read_training(folder)
+    broken, records = LeftOut(), []
+    training = read_training(folder, broken)
     config = training.config
-    records = [Evaluation.read(path).record for path in sorted(RunFolder(folder).evaluations.glob("*.json"))]
+    with broken.noting():
+        records = [*read_evaluations(listed(RunFolder(folder).evaluations, "*.json"), broken).values()]
     records.sort(key=lambda r: (r["metric"]["name"], r["sampling"]["nfe"], r["value"]))
     finished = training.step >= config.train.steps or not config.backbone.trainable
     lead = (
@@ -75,21 +93,28 @@ def run_page(folder: Path) -> Page:
         + (f"{number(training.step)} steps of {config.train.batch}." if finished else "not finished.")
     )
     environment = [Facts(environment_facts(training.environment))] if training.environment else []
+    samples, paths = _samples(training, broken), figures.path_charts(folder, config, records, broken)
     sections = [
-        Section("Summary", "", [Facts(_facts(training, records)), *_alarms(training, finished)]),
+        Section(
+            "Summary", "", [Facts(_facts(training, records)), *_alarms(training, finished), *notes_on_left_out(broken)]
+        ),
         Section("Results", "Each number with the command that reproduces it.", _results(folder, records)),
         Section("Quality and cost", "Evaluations of the network for one sample.", _costs(records)),
         Section("Training", "The mean of each logged interval of steps.", _curves(training)),
-        Section("Samples", EQUAL_PLACES, _samples(training)),
-        Section(
-            "Path",
-            "Time runs from noise, t = 0, to data, t = 1.",
-            [Charts(figures.path_charts(folder, config, records))],
-        ),
+        Section("Samples", EQUAL_PLACES, samples),
+        Section("Path", "Time runs from noise, t = 0, to data, t = 1.", [Charts(paths)]),
         Section("Configuration", "", _configuration(training)),
         Section("Environment", "", environment),
     ]
     return Page(folder.name, "Run", lead, sections)
+
+
+def notes_on_left_out(broken: LeftOut) -> list[Notes]:
+    """Return the files that a page goes on without, and warn of each."""
+    messages = [*dict.fromkeys(broken)]
+    for text in messages:
+        warnings.warn(text, stacklevel=2)
+    return [Notes(messages, alarm=True)] if messages else []
 
 
 def _facts(training: TrainingRecord, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -99,7 +124,7 @@ def _facts(training: TrainingRecord, records: Sequence[Mapping[str, Any]]) -> di
         "interpolant": _one_line(plain["interp"]),
         "target": _one_line(plain["target"]),
         "weight": _one_line(plain["weight"]),
-        "backbone": label(config.backbone) + _parameters(training.folder),
+        "backbone": label(config.backbone) + _parameters(training.checkpoint),
         "optimiser": f"AdamW, lr {config.train.lr:g}, batch {config.train.batch}",
         "steps": f"{number(training.step)} of {number(config.train.steps)}",
         "training seed": str(config.train.seed),
@@ -140,12 +165,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _parameters(folder: Path) -> str:
-    """The number of weights of the newest checkpoint's network; "" without a checkpoint."""
-    files = checkpoints(RunFolder(folder).checkpoints)
-    if not files:
+def _parameters(checkpoint: Path | None) -> str:
+    """The number of weights of the network in a checkpoint; "" without a checkpoint."""
+    if checkpoint is None:
         return ""
-    with open_tensors(files[-1]) as file:
+    with open_tensors(checkpoint) as file:
         count = sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys() if k.startswith("model."))  # noqa: SIM118
     return f", {count / 1e6:.3g} M parameters"
 
@@ -243,18 +267,17 @@ def _curves(training: TrainingRecord) -> list[Charts]:
     return [Charts(charts)] if charts else []
 
 
-def _samples(training: TrainingRecord) -> list[PagePart]:
+def _samples(training: TrainingRecord, broken: LeftOut) -> list[PagePart]:
     files = sorted(RunFolder(training.folder).samples.glob(f"*/{RECORD}"), key=lambda path: path.parent.stat().st_mtime)
     if not files:
         return [Notes([f"There are no samples yet: sitkit sample {training.folder}."])]
     samples = []
     for path in files[:MAX_SHEETS]:
-        record = read_json(path)
-        if not {"recipe", "nfe"} <= record.keys():
-            raise UserError(f"{path} lacks its recipe: it is of an older sitkit or damaged. Remove {path.parent}.")
-        caption = f"{record['nfe']} evaluations, seed {record['recipe']['sample']['seed']}"
-        samples.append((path.parent, sampling_name(record["recipe"]), caption))
-    return sample_parts(training.config, samples, len(files), "sets of samples are in the run's folder.")
+        with broken.noting():
+            record = read_samples_record(path)
+            caption = f"{record['nfe']} evaluations, seed {record['recipe']['sample']['seed']}"
+            samples.append((path.parent, sampling_name(record["recipe"]), caption))
+    return sample_parts(training.config, samples, len(files), "sets of samples are in the run's folder.", broken)
 
 
 def _configuration(training: TrainingRecord) -> list[Code]:

@@ -12,9 +12,8 @@ from sitkit.evaluation.images import image_sheet, size_of, smaller, to_uint8
 from sitkit.results.report.page import Notes, PagePart, Sheet, Sheets
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
-from sitkit.runs.sample_set import ARRAYS, PICTURE
-from sitkit.runtime import archives
-from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runs.sample_set import PICTURE, opened_samples
+from sitkit.runtime.errors import LeftOut, UserError, WorkFailed
 
 MAX_SHEETS = 48
 # Minimum size of one image in pixels of the page; `image_sheet` makes larger images smaller.
@@ -22,7 +21,7 @@ SHEET_CELL, COLUMNS, SMALL, LARGE = 28, 10, 60, 20
 
 
 def sample_parts(
-    config: Config | None, samples: Sequence[tuple[Path, str, str]], total: int, where: str
+    config: Config | None, samples: Sequence[tuple[Path, str, str]], total: int, where: str, broken: LeftOut
 ) -> list[PagePart]:
     """Return the sheets of the data and of sets of samples, with a note on the sets that are not shown.
 
@@ -31,16 +30,20 @@ def sample_parts(
         samples: folder, title and caption of each set.
         total: the number of all sets; `samples` has at most `MAX_SHEETS`.
         where: the end of the note.
+        broken: receives the sets that cannot be read.
     """
-    data = [data_sheet(config)] if config else []
-    sheets = [sheet for sheet in (*data, *(sample_sheet(*sample) for sample in samples)) if sheet]
+    sheets = [data_sheet(config)] if config else []
+    for sample in samples:
+        with broken.noting():
+            sheets.append(sample_sheet(*sample))
+    sheets = [sheet for sheet in sheets if sheet]
     parts: list[PagePart] = [Sheets(sheets)] if sheets else []
     return parts + ([Notes([f"{total - MAX_SHEETS} more {where}"])] if total > MAX_SHEETS else [])
 
 
 def sample_sheet(folder: Path, title: str, caption: str) -> Sheet | None:
     """Return the first samples of a folder, in order of their index; None for points without a plot."""
-    with archives.opened(folder / ARRAYS) as arrays:
+    with opened_samples(folder) as arrays:
         images = arrays.get("images")
         n = len(arrays["labels"])
     if images is None:

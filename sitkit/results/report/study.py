@@ -16,6 +16,8 @@ from sitkit.results.report.run import (
     TrainingRecord,
     environment_facts,
     metric_name,
+    notes_on_left_out,
+    read_evaluations,
     read_training,
 )
 from sitkit.results.report.sample_sheets import MAX_SHEETS, sample_parts
@@ -23,9 +25,10 @@ from sitkit.results.reproduce import evaluate_command
 from sitkit.results.study_results import CellResult, StudyResults, read_results, runs_of
 from sitkit.results.table import TableCell, format_estimate, grid, number, number_cell
 from sitkit.runs.config.identity import label
-from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import RECORD
+from sitkit.runtime.errors import LeftOut
+from sitkit.runtime.files import exists
 
 MAX_CURVES = 8
 Records = Mapping[str, Mapping[str, Any]]
@@ -35,26 +38,31 @@ def study_page(folder: Path) -> Page:
     """Return the page of the study in a folder. Raises UserError if its results.json cannot be read."""
     results = read_results(folder)
     runs = runs_of(folder, results)
-    records = {
-        cell.evaluation: Evaluation.read(runs / cell.evaluation).record for cell in results.cells if cell.evaluation
-    }
+    broken, trainings = LeftOut(), {}
+    files = {runs / cell.evaluation: cell.evaluation for cell in results.cells if cell.evaluation}
+    records = {files[path]: record for path, record in read_evaluations(files, broken).items()}
     names = list(dict.fromkeys(cell.run for cell in results.cells if cell.run))
-    trainings = {name: read_training(runs / name) for name in names if RunFolder(runs / name).config.is_file()}
+    for name in names:
+        with broken.noting():
+            if exists(RunFolder(runs / name).config):
+                trainings[name] = read_training(runs / name, broken)
     columns = f" and {len(results.columns)} columns" if len(results.columns) > 1 else ""
     lead = (
         f"{len(results.rows)} rows{columns}, {len(results.cells)} cells from {len(names)} trainings, "
         f"{len(results.seeds)} training seed{'s' * (len(results.seeds) != 1)}. {results.source}"
     )
     seed = min(results.seeds, default=0)
+    samples, paths = _samples(results, runs, trainings, broken), _paths(trainings, records, broken)
+    summary = [Facts(_facts(results, records, len(names))), *_alarms(results), *notes_on_left_out(broken)]
     sections = [
-        Section("Summary", "", [Facts(_facts(results, records, len(names))), *_alarms(results)]),
+        Section("Summary", "", summary),
         Section(
             "Table", "The results of the study. Click a heading to sort.", [_table(results), *_comparison(results)]
         ),
         Section("Quality and cost", "Evaluations of the network for one sample.", _costs(results)),
-        Section("Samples", f"Of training seed {seed}. {EQUAL_PLACES}", _samples(results, runs, trainings)),
+        Section("Samples", f"Of training seed {seed}. {EQUAL_PLACES}", samples),
         Section("Training", "Losses of different targets have different units.", _losses(results, trainings, seed)),
-        Section("Path", "Time runs from noise, t = 0, to data, t = 1.", _paths(trainings, records)),
+        Section("Path", "Time runs from noise, t = 0, to data, t = 1.", paths),
         Section("Failures", "", _failures(results)),
         Section("Every number", "Each with the command that reproduces it.", [_numbers(results, runs, records)]),
         Section("Again", "", [Code("Run or continue the study", shlex.join(results.command))]),
@@ -156,7 +164,9 @@ def _firsts(results: StudyResults) -> list[CellResult]:
     return list(first.values())
 
 
-def _samples(results: StudyResults, runs: Path, trainings: Mapping[str, TrainingRecord]) -> list[PagePart]:
+def _samples(
+    results: StudyResults, runs: Path, trainings: Mapping[str, TrainingRecord], broken: LeftOut
+) -> list[PagePart]:
     cells = _firsts(results)
     samples = []
     for cell in cells[:MAX_SHEETS]:
@@ -165,7 +175,7 @@ def _samples(results: StudyResults, runs: Path, trainings: Mapping[str, Training
             caption = f"{number(cell.value, 3)} at {cell.nfe} evaluations"
             samples.append((folder, f"{cell.row}, {cell.column}" if cell.column else cell.row, caption))
     config = next((training.config for training in trainings.values()), None)
-    return sample_parts(config, samples, len(cells), "are in the folders of the runs.")
+    return sample_parts(config, samples, len(cells), "are in the folders of the runs.", broken)
 
 
 def _losses(results: StudyResults, trainings: Mapping[str, TrainingRecord], seed: int) -> list[Charts]:
@@ -180,13 +190,14 @@ def _losses(results: StudyResults, trainings: Mapping[str, TrainingRecord], seed
     return [Charts(charts)] if charts else []
 
 
-def _paths(trainings: Mapping[str, TrainingRecord], records: Records) -> list[Charts]:
+def _paths(trainings: Mapping[str, TrainingRecord], records: Records, broken: LeftOut) -> list[Charts]:
     by_path: dict[str, tuple[TrainingRecord, list[Mapping[str, Any]]]] = {}
     for record in records.values():
         training = trainings.get(record["run"])
         if training is not None:
             by_path.setdefault(label(training.config.interp), (training, []))[1].append(record)
-    charts = [c for training, group in by_path.values() for c in path_charts(training.folder, training.config, group)]
+    groups = by_path.values()
+    charts = [c for training, group in groups for c in path_charts(training.folder, training.config, group, broken)]
     return [Charts(charts)] if charts else []
 
 

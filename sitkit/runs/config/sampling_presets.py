@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sitkit.registry.settings_files import presets
+from sitkit.runs.config.plain_yaml import to_yaml
 from sitkit.runs.config.schema import Config
-from sitkit.runs.config.sources import Layer, read_yaml, to_yaml
+from sitkit.runs.config.sources import Layer, read_yaml
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import write_file
 

@@ -5,7 +5,6 @@ YAML is 1.2 and nothing in it is executed; an error names file, line, key and th
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from pydantic import BaseModel, ValidationError
 from sitkit.registry import Component, Registry, essence, registries
 from sitkit.registry.settings_files import presets
 from sitkit.runs.config.mappings import flat, merge, nest
+from sitkit.runs.config.plain_yaml import NotYaml, parse_yaml
 from sitkit.runs.config.schema import DEFAULTS, Config, to_plain
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.runtime.files import exists, read_text
 
 if TYPE_CHECKING:
     from sitkit.data.dataset import Dataset
@@ -137,65 +138,18 @@ def read_yaml(path: Path | str, text: str | None = None) -> Layer:
     Raises:
         UserError: with file and line.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     if text is None:
         file = Path(path)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not exists(file):
             near = suggest(file.name, [p.name for p in file.parent.glob("*.y*ml")])
-            raise UserError(f"There is no file {file}.{near}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read: {error}.") from None
-    try:
-        tree = YAML(typ="rt").load(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}:{mark.line + 1}: {error.problem}." if mark else f"{path}: {error}") from None  # pyright: ignore[reportAttributeAccessIssue]
+            raise UserError(f"There is no file {file}.{near}")
+        text = read_text(file)
+    tree, where = parse_yaml(text, str(path))
     if tree is None:
         return Layer({}, {})
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values, got {'a list' if isinstance(tree, list) else repr(tree)}.")
-    where: dict[str, str] = {}
-    return Layer(_unwrap(tree, str(path), "", where), where)
-
-
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """Return plain values as YAML that `read_yaml` reads back, keys in their order."""
-    from ruamel.yaml import YAML
-
-    text = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
-    yaml.dump(dict(values), text)
-    return text.getvalue()
-
-
-def _unwrap(node: Any, path: str, key: str, where: dict[str, str]) -> Any:
-    """Return plain values of ruamel's tree, and record the line of each.  Raises UserError for a tag, which could run code."""
-    tag = getattr(getattr(node, "tag", None), "value", None)
-    if tag is not None:
-        raise UserError(
-            f"{locate(where, key.split('.'))}{key or path}: the tag {tag!r} is not read: write a plain value."
-        )
-    if isinstance(node, Mapping):
-        plain = {}
-        for name, value in node.items():
-            full = f"{key}.{name}" if key else str(name)
-            where[full] = f"{path}:{node.lc.key(name)[0] + 1}"  # pyright: ignore[reportAttributeAccessIssue]
-            plain[str(name)] = _unwrap(value, path, full, where)
-        return plain
-    if isinstance(node, list):
-        for i in range(len(node)):
-            where[f"{key}.{i}"] = f"{path}:{node.lc.item(i)[0] + 1}"  # pyright: ignore[reportAttributeAccessIssue]
-        return [_unwrap(value, path, f"{key}.{i}", where) for i, value in enumerate(node)]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+    return Layer(tree, where)
 
 
 def read_config(name: str | Path) -> Layer:
@@ -203,16 +157,15 @@ def read_config(name: str | Path) -> Layer:
     return read_yaml(presets.find(name))
 
 
-def read_value(text: str) -> Any:
-    """Return a value as YAML 1.2 reads it: 1e-4 is a number, true a truth value, [1, 2] a list."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+def read_value(text: str, place: str = "value") -> Any:
+    """Return a value as YAML 1.2 reads it: 1e-4 is a number, true a truth value, [1, 2] a list; else the text.
 
+    Raises UserError that begins with the place for YAML that is not read.
+    """
     try:
-        value = YAML(typ="rt").load(text)
-    except YAMLError:
+        return parse_yaml(text, place)[0]
+    except NotYaml:
         return text
-    return _unwrap(value, "", "", {})
 
 
 def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
@@ -223,7 +176,7 @@ def read_assignments(assignments: Sequence[str], flag: str = "--set") -> Layer:
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
             raise UserError(f"{flag} {text}: write key=value, as in {flag} train.lr=2e-4.")
-        values = merge(values, nest({key: read_value(value)}))
+        values = merge(values, nest({key: read_value(value, f"{flag} {key}")}))
         where[key] = f"{flag} {text}"
     return Layer(values, where)
 

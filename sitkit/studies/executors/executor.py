@@ -61,10 +61,13 @@ def perform(task: Task, since: str, progress: Progress) -> TaskEnd:
     try:
         if make_once(task.path.with_suffix(".lock"), over, lambda: ends.append(_do(task, progress))):
             return ends[0]
+        if task.done:
+            return TaskEnd("done")
     except OSError as error:
         return TaskEnd("failed", f"{task.path.parent} cannot be written: {error.strerror or error}.")
-    if task.done:
-        return TaskEnd("done")
+    except UserError as error:
+        # What is there of the task cannot be read.
+        return TaskEnd("failed", str(error))
     reason = failure(task.path, since)
     return TaskEnd("busy") if reason is None else TaskEnd("failed", reason)
 

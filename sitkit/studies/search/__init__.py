@@ -2,7 +2,7 @@
 
 Nothing is trained and nothing is measured twice.  A setting that cannot give right samples is refused before any work,
 with its reason.  Several processes or machines may share a study; a process that is killed loses nothing, because the same
-command continues the study and repeats the trials of dead processes.  Only this package imports optuna.
+command continues the study with the trials of dead processes: it ends with the same trials.  Only this package imports optuna.
 
     runs/<run>/searches/<name>.db  .json  .csv  .png          runs/<run>/presets/<name>.yaml
 """
@@ -24,7 +24,7 @@ from sitkit.runtime.progress_bar import reporting
 from sitkit.studies.search.confirm import SearchOutcome, conclude
 from sitkit.studies.search.evaluator import Evaluator
 from sitkit.studies.search.space import read_search
-from sitkit.studies.search.trials import SEARCHES, open_study, run_trials
+from sitkit.studies.search.trials import SEARCHES, open_study, run_trials, stored
 
 __all__ = ["SearchOutcome", "search"]
 
@@ -68,7 +68,8 @@ def search(
     with reporting(progress) as report:
         evaluator = Evaluator(run, spec, axes, report)
         study = open_study(evaluator, name, storage or spec.storage)
-        run_trials(study, evaluator, wanted)
-        # Processes that share a study end together: the first confirms, the others read its numbers.
-        with FileLock(run.folder / SEARCHES / f"{name}.lock"):
-            return conclude(study, evaluator, name)
+        with stored(run):
+            run_trials(study, evaluator, wanted)
+            # Processes that share a study end together: the first confirms, the others read its numbers.
+            with FileLock(run.folder / SEARCHES / f"{name}.lock"):
+                return conclude(study, evaluator, name)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from sitkit.evaluation import plots
@@ -237,14 +236,13 @@ def tally(trials: Sequence[FrozenTrial]) -> tuple[dict[str, int], dict[str, int]
     measured = distinct(trials)
     ends = [trial.user_attrs.get("kind") for trial in trials if trial.state == TrialState.PRUNED]
     with quiet():
-        retried = [trial for trial in trials if RetryHeartbeatStaleTrialCallback.retry_history(trial)]
-    counts = {
-        "measured": len(measured),
-        "repeated": sum(t.state == TrialState.COMPLETE for t in trials) - len(measured),
-        "refused": ends.count("refused"),
-        "failed": ends.count("failed"),
-        "taken over": len({t.number for t in measured} & {t.number for t in retried}),
-    }
+        counts = {
+            "measured": len(measured),
+            "repeated": sum(t.state == TrialState.COMPLETE for t in trials) - len(measured),
+            "refused": ends.count("refused"),
+            "failed": ends.count("failed"),
+            "taken over": sum(t.state == TrialState.FAIL and "sampling" in t.user_attrs for t in trials),
+        }
     return counts, dict(Counter(t.user_attrs["reason"] for t in trials if t.user_attrs.get("kind") == "refused"))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -13,16 +14,18 @@ from pathlib import Path
 from typing import Any, final
 
 import optuna
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning, TrialPruned
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, TrialPruned
+from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from sitkit.runs.config.identity import sampling_essence, sampling_identity
 from sitkit.runs.config.schema import Config
-from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runs.run import Run
+from sitkit.runtime.errors import NotWritten, Unreadable, UserError, WorkFailed
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event
 from sitkit.studies.search.evaluator import Evaluator
@@ -34,6 +37,8 @@ MAX_UNPRODUCTIVE = 100
 # Trials at random before TPE models the past ones.
 STARTUP = 10
 POLL = 0.5
+# Seconds to wait for another process that writes to a database.
+PATIENCE = 60.0
 
 
 def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.Study:
@@ -50,10 +55,9 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
             database = RDBStorage(
                 url,
                 # SQLite's own 5 s are too few where several processes write.
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {},
+                engine_kwargs={"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else {},
                 heartbeat_interval=spec.heartbeat,
                 grace_period=3 * spec.heartbeat,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
             )
             return optuna.create_study(
                 storage=database,
@@ -66,8 +70,25 @@ def open_study(evaluator: Evaluator, name: str, storage: str | None) -> optuna.S
         reason = str(error).rstrip(". ")
         raise UserError(f"storage {_public(url)!r} needs its driver: {reason}.") from None
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WorkFailed(f"The study at {_public(url)} cannot be opened: {reason}") from None
+        raise WorkFailed(f"The study at {_public(url)} cannot be opened: {_first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def stored(run: Run) -> Iterator[None]:
+    """Turn a failure of the database, as on a full disk, into WorkFailed with one line."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = _first_line(error.__cause__ or error)
+        raise WorkFailed(
+            f"The search of {run.folder} stopped at its database: {cause} The same command continues."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the reason of a library in one sentence."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{line.rstrip('.')}."
 
 
 def database_url(path: Path) -> str:
@@ -91,11 +112,12 @@ def quiet() -> Iterator[None]:
 
 @final
 class ByNumber(optuna.samplers.BaseSampler):
-    """Optuna's TPE with a generator of its own for each trial, seeded by the trial's number.
+    """Optuna's TPE with a generator of its own for each trial, seeded by the trial's place.
 
-    A single generator would begin again after a restart and propose past settings; two processes of one study would
-    propose the same ones.  After a proposal that repeats an earlier one, the next is drawn at random: in a space of few
-    settings TPE alone would repeat it again and again.
+    The place is the number of trials before it that did not fail, so that the trial after a dead one takes its place and
+    proposes what that one did.  A single generator would begin again after a restart and propose past settings; two
+    processes of one study would propose the same ones.  After a proposal that repeats an earlier one, the next is drawn at
+    random: in a space of few settings TPE alone would repeat it again and again.
     """
 
     def __init__(self, seed: int) -> None:
@@ -103,17 +125,18 @@ class ByNumber(optuna.samplers.BaseSampler):
         self._sampler: optuna.samplers.BaseSampler = self._make(0, STARTUP)
 
     @quiet()
-    def _make(self, number: int, startup: int) -> optuna.samplers.BaseSampler:
-        seed = int(identity(self._seed, number)[:8], 16)
+    def _make(self, place: int, startup: int) -> optuna.samplers.BaseSampler:
+        seed = int(identity(self._seed, place)[:8], 16)
         # `group` models settings that exist only with some choices apart from the rest.
         return optuna.samplers.TPESampler(
             n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True
         )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        past = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-        startup = trial.number + 1 if past and "repeats" in past[-1].user_attrs else STARTUP
-        self._sampler = self._make(trial.number, startup)
+        before = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number and t.state != TrialState.FAIL]
+        past = [t for t in before if t.state.is_finished()]
+        startup = len(before) + 1 if past and "repeats" in past[-1].user_attrs else STARTUP
+        self._sampler = self._make(len(before), startup)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._sampler.infer_relative_search_space(study, trial)
@@ -134,11 +157,27 @@ class EnoughTrials(Exception):
 def run_trials(study: optuna.Study, evaluator: Evaluator, wanted: int) -> None:
     """Run trials until the study has `wanted` measured ones.
 
-    Trials of other processes are waited for; those of dead processes are done again.
+    Trials of other processes are waited for; those of dead processes fail, and the next trials take their places.
     """
-    objective = TrialObjective(study, evaluator, wanted)
+    with _alive(evaluator.run.folder / SEARCHES) as process:
+        _run_trials(study, TrialObjective(study, evaluator, wanted, process), evaluator, wanted)
+
+
+@contextlib.contextmanager
+def _alive(folder: Path) -> Iterator[str]:
+    """Yield the name of a file that this process locks, so that others see whether it lives."""
+    path = folder / f".process-{uuid.uuid4().hex}.lock"
+    try:
+        with FileLock(path):
+            yield path.name
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _run_trials(study: optuna.Study, objective: TrialObjective, evaluator: Evaluator, wanted: int) -> None:
     waiting = False
     while True:
+        _fail_dead_trials(study, evaluator)
         trials = study.get_trials(deepcopy=False)
         measured = distinct(trials)
         evaluator.progress(Event("search", min(len(measured), wanted), wanted, _best(measured, evaluator)))
@@ -150,7 +189,8 @@ def run_trials(study: optuna.Study, evaluator: Evaluator, wanted: int) -> None:
             return
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         with quiet():
-            if len(measured) + len(running) < wanted:
+            # A trial that has just begun may be of a process that died then: the next proposal depends on whether it did.
+            if len(measured) + len(running) < wanted and all(map(_begun, running)):
                 waiting = False
                 study.optimize(objective, n_trials=1, catch=(EnoughTrials,))
                 continue
@@ -158,7 +198,6 @@ def run_trials(study: optuna.Study, evaluator: Evaluator, wanted: int) -> None:
                 waiting = True
                 evaluator.progress(Event("search", message=f"waiting for {len(running)} trials of other processes."))
             fail_stale_trials(study)
-        _fail_dead_trials(study, running, timedelta(seconds=3 * evaluator.spec.heartbeat))
         time.sleep(POLL)
 
 
@@ -175,20 +214,37 @@ def distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return list(first.values())
 
 
-def _fail_dead_trials(study: optuna.Study, running: Sequence[FrozenTrial], grace: timedelta) -> None:
-    """End trials whose process died before its first heartbeat: for Optuna they would run for ever."""
-    for trial in running:
-        start = trial.datetime_start
-        # A trial that replaces a dead one copies its attributes, so the mark is the trial's own number.
-        marked = trial.user_attrs.get("begun") == trial.number
-        if not marked and start is not None and datetime.now() - start > grace:
+def _begun(trial: FrozenTrial) -> bool:
+    """Return whether the objective of a trial was called."""
+    return "process" in trial.user_attrs
+
+
+def _fail_dead_trials(study: optuna.Study, evaluator: Evaluator) -> None:
+    """End the trials of dead processes, which for Optuna would run until their heartbeat is missed, or for ever.
+
+    A process is dead if its lock is free.  A process of another machine may have its lock in a folder that this one
+    does not see; Optuna's heartbeat decides about it.
+    """
+    grace = timedelta(seconds=3 * evaluator.spec.heartbeat)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        begun, start = _begun(trial), trial.datetime_start
+        lock = evaluator.run.folder / SEARCHES / trial.user_attrs.get("process", "")
+        if (begun and lock.is_file() and _free(lock)) or (not begun and start and datetime.now() - start > grace):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
+def _free(lock: Path) -> bool:
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
 def _unproductive(trials: Sequence[FrozenTrial]) -> int:
-    """Return the number of trials since the last new measurement, without those that replace dead ones."""
+    """Return the number of trials that ended since the last new measurement, without those of dead processes."""
     since = itertools.takewhile(lambda trial: not is_measured(trial), reversed(trials))
-    return sum(trial.state == TrialState.PRUNED or "repeats" in trial.user_attrs for trial in since)
+    return sum(trial.state in (TrialState.PRUNED, TrialState.COMPLETE) for trial in since)
 
 
 def _report_exhausted(trials: Sequence[FrozenTrial], measured: int, count: int, evaluator: Evaluator) -> None:
@@ -208,10 +264,11 @@ def _best(measured: Sequence[FrozenTrial], evaluator: Evaluator) -> dict[str, fl
 class TrialObjective:
     """One trial: propose settings, refuse them before any work or measure them, and keep the facts with the trial."""
 
-    def __init__(self, study: optuna.Study, evaluator: Evaluator, wanted: int) -> None:
-        self.study, self.evaluator, self.wanted = study, evaluator, wanted
+    def __init__(self, study: optuna.Study, evaluator: Evaluator, wanted: int, process: str) -> None:
+        self.study, self.evaluator, self.wanted, self.process = study, evaluator, wanted, process
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
+        trial.set_user_attr("process", self.process)
         self._require_missing(trial)
         chosen: dict[str, Any] = {}
         screen = self.evaluator.spec.screen
@@ -220,10 +277,12 @@ class TrialObjective:
             config = self.evaluator.setting(chosen, screen.n, screen.seed)
             self._within_budget(self.evaluator.cost(config))
             trial.set_user_attr("chosen", chosen)
-            trial.set_user_attr("begun", trial.number)
             self._note_repeat(trial, config)
             value, nfe, seconds = self.evaluator.measure(config)
             self._within_budget(nfe)
+        except (NotWritten, Unreadable):
+            # A full disk is no fault of the setting.
+            raise
         except UserError as error:
             raise self._prune(trial, chosen, "refused", error) from None
         except WorkFailed as error:

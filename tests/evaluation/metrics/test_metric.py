@@ -513,7 +513,7 @@ def test_statistics_in_a_file_take_the_place_of_the_reference(tmp_path: Path) ->
     np.savez(tmp_path / "objects.npz", mu=np.array([{}]), sigma=covariance)
     for name, message in (
         ("none.npz", "no such file"), ("part.npz", "has no sigma; it has mu"), ("wrong.npz", "are not mean and covariance"),
-        ("objects.npz", "is not an .npz of plain arrays"),
+        ("objects.npz", "holds Python objects, which are refused"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             Frechet(reference=str(tmp_path / name)).compare(x, x)

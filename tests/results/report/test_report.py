@@ -31,8 +31,8 @@ from sitkit.results.statistics import Estimate
 from sitkit.results.study_results import read_results, runs_of
 from sitkit.results.table import TableCell
 from sitkit.results.table import format_estimate as shown
-from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.errors import LeftOut, UserError
+from sitkit.runtime.files import read_json, write_json
 
 MADE = tempfile.TemporaryDirectory(prefix="sitkit-reports-")
 LARGEST = 5_000_000
@@ -133,27 +133,43 @@ def test_the_page_has_the_numbers_of_the_folder() -> None:
     [
         ("checkpoints/*.safetensors", "is damaged or cut short"),
         ("samples/*/samples.npz", "is damaged"),
-        ("samples/*/record.json", "lacks its recipe"),
+        ("samples/*/record.json", "is not the record of samples"),
         ("evaluations/*.json", "is not the record of a number"),
+        ("velocity-loss-*.json", "is not the record of a measurement"),
         ("environment.json", None),
     ],
 )
-def test_a_damaged_file_is_named(pattern: str, message: str | None, tmp_path: Path) -> None:
+def test_a_page_goes_on_past_a_damaged_file_and_names_it(pattern: str, message: str | None, tmp_path: Path) -> None:
     folder = copied(measured("digits"), tmp_path)
+    if pattern.startswith("velocity"):
+        path = sorted(folder.glob("evaluations/*.json"))[0]
+        record = read_json(path)
+        record["sampling"]["recipe"]["diffusion"] = {"name": "kl-eta", "eta": 1.0}
+        write_json(path, record)
+        (folder / "velocity-loss-ema-00000020.json").touch()
     path = sorted(folder.glob(pattern))[0]
     path.write_text("{}")
-    result = call("report", folder)
-    if message is None:
-        assert result.status == 0
-    else:
-        assert (
-            result.status == 2 and str(path) in result.err and message in result.err and result.err.count("error:") == 1
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        listed = call("runs", "--runs", tmp_path)
+        result, listed = call("report", folder), call("runs", "--runs", tmp_path)
+    text = (folder / "report.html").read_text()
+    assert result.status == 0 and "Traceback" not in result.err, result.err
+    if message is not None:
+        for output in (result.err, html.unescape(text)):
+            assert str(path) in output and message in output, output[:2000]
     assert listed.status == 0
-    assert ("is not the record of an evaluation" in listed.err) == pattern.startswith("evaluations")
+    assert ("is not the record of a number" in listed.err) == pattern.startswith("evaluations")
+
+
+def test_a_page_takes_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
+    folder = copied(measured("digits"), tmp_path)
+    (newest,) = (folder / "checkpoints").glob("*.safetensors")
+    shutil.copy(newest, newest.with_name("step-00000030.safetensors"))
+    newest.with_name("step-00000030.safetensors").write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="step-00000030.safetensors is damaged .* passed over"):
+        report(folder)
+    text = (folder / "report.html").read_text()
+    assert "20 of 20" in text and "parameters" in text
 
 
 def test_the_command_of_a_number_computes_it_again(tmp_path: Path) -> None:
@@ -513,5 +529,5 @@ def test_a_command_is_copied_whole(chromium: Offline) -> None:
 def test_the_best_of_a_metric_that_rises_is_the_largest() -> None:
     records = [{"metric": {"name": name}, "value": value} for name, value in (("precision", 0.2), ("precision", 0.7))]
     assert not lower_is_better(records[0]) and lower_is_better({"metric": {"name": "frechet"}})
-    facts = _facts(read_training(measured("digits")), records)
+    facts = _facts(read_training(measured("digits"), LeftOut()), records)
     assert facts["best precision"] == "0.7"

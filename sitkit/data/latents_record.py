@@ -1,0 +1,59 @@
+"""The JSON records of encoded latents: the keys that are read, and the types of their values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+
+
+class Origin(BaseModel):
+    """The fingerprint of the data or of the autoencoder."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    fingerprint: str
+
+
+class Coder(Origin):
+    """The autoencoder as plain values."""
+
+    component: dict[str, Any]
+
+
+class EncodedData(Origin):
+    """The data as plain values."""
+
+    data: dict[str, Any]
+
+
+class PlanRecord(BaseModel):
+    """The content of plan.json: what is to be encoded."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    format: Positive
+    shape: list[Positive]
+    dtype: str
+    rows: list[Positive] = Field(min_length=1)
+    class_names: list[str]
+    autoencoder: Coder
+    source: EncodedData
+
+
+class Statistics(BaseModel):
+    """The mean and the standard deviation of each channel."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    mean: list[float]
+    std: list[float]
+
+
+class IndexRecord(PlanRecord):
+    """The content of index.json, which is written once everything is encoded."""
+
+    fingerprint: str
+    statistics: Statistics
