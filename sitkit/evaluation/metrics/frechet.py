@@ -22,7 +22,7 @@ BLOCK_ROWS = 4096
 # The number of subset sizes for the extrapolation, from a tenth of the samples to all samples.
 SIZES = 15
 # Relative rounding of the entries of a covariance in a file: some files are of float32.
-ROUNDING = 1e-6
+ENTRY_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -231,14 +231,14 @@ def frechet_delta_error(samples: ProjectedSamples, roots: Tensor, axes: Tensor) 
     return math.sqrt(total / (n * (n - 1)))
 
 
-class Extrapolation(NamedTuple):
+class ExtrapolatedDistance(NamedTuple):
     """The distance for infinitely many samples; its standard error is `wider` times that of the distance of all samples."""
 
     value: float
     wider: float
 
 
-def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> Extrapolation:
+def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> ExtrapolatedDistance:
     """Return the distance for infinitely many samples: the limit at 0 of a line against 1/n, the order of the bias.
 
     The line is a least-squares fit to the distances of random subsets of SIZES sizes from n / 10 to n. `whole` is the
@@ -258,7 +258,7 @@ def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> Extrapol
     shares = (weights[-1] / n).repeat(n)
     for rows, weight in zip(subsets, weights / sizes, strict=False):
         shares[rows] += weight
-    return Extrapolation(float(weights @ y), math.sqrt(n) * float(shares.norm()))
+    return ExtrapolatedDistance(float(weights @ y), math.sqrt(n) * float(shares.norm()))
 
 
 def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:
@@ -291,7 +291,7 @@ def _require_covariance(covariance: Tensor, name: str) -> None:
     """Raise UserError for a matrix that is not symmetric, or has a negative eigenvalue beyond the rounding of float32."""
     import torch
 
-    tolerance = ROUNDING * float(covariance.abs().max())
+    tolerance = ENTRY_ROUNDING * float(covariance.abs().max())
     skew = float((covariance - covariance.T).abs().max())
     if skew > tolerance:
         raise UserError(f"{name} is not symmetric (entries differ by up to {skew:.3g}), so it is no covariance.")
