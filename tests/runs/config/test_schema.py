@@ -470,3 +470,9 @@ def test_each_whole_number_of_the_settings_has_a_bound(group: type[Settings]) ->
             for value in (10**30, (10**30, 10**30 + 1)):
                 with pytest.raises(ValidationError):
                     group.model_validate({name: value})
+
+
+@pytest.mark.parametrize("times", ["[false, 1.0]", "[[true]]", "[0.0, 99999999999999999999]"])
+def test_the_numbers_of_a_list_are_checked_as_a_number_is(times: str) -> None:
+    with pytest.raises(UserError, match="times: a number"):
+        assemble([read_assignments([f"sampler.grid={{name: explicit, times: {times}}}"])])
