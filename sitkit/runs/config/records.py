@@ -221,6 +221,42 @@ class LikelihoodRecord(Record):
     round_trip: RoundTrip
 
 
+class CheckpointRecord(Record):
+    """The header of a checkpoint, and of a snapshot of averages."""
+
+    step: Whole
+    config: dict[str, Any] = {}
+    schedule: dict[str, Any] = {}
+    widths: list[float] = []
+
+
+class CursorRecord(Record):
+    """The content of tracking.json."""
+
+    token: str
+    uri: str
+    run: str
+    offset: Whole
+    last: str
+    artifacts: dict[str, list[int]]
+    status: str = ""
+
+
+class TrackedRecord(Record):
+    """The content of tracked.json."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    experiment: str
+    params: dict[str, Any] | None
+    tags: dict[str, Any] | None
+    patterns: list[str]
+    parent: str | None
+    model: list[int] | None = None
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
 class MeasuredPairs(Record):
     """A quantity that was measured at several times."""
 
