@@ -27,6 +27,7 @@ from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_record, read_row, to_json, write_json
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
@@ -43,6 +44,8 @@ METRICS_A_CALL, ENTRIES_A_CALL = 1000, 100
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 CUT = " ... (cut)"
 SEND_AGAIN = "Remove it: the run is then sent again, as a new one."
+# Seconds; making a database takes a minute on a busy machine.
+LONGEST_SYNC = 600.0
 # A time in seconds, and a number, that MLflow can hold.
 LATEST, LARGEST = 10**11, 10**308
 # Lines of metrics.jsonl between two writes of the cursor.
@@ -135,12 +138,16 @@ def send_run(
 
     Any error of MLflow is raised; nothing is lost by it.
     """
+    uri = uri or store.tracking_uri()
+    with _alone(tracked.folder, uri):
+        _Sync(tracked, uri).send(status, on_warning)
+
+
+def _alone(folder: Path, uri: str) -> FileLock:
+    """Return the lock of the sync of a folder; other commands on it, and a sync that was abandoned at exit, may hold it."""
     from filelock import FileLock
 
-    uri = uri or store.tracking_uri()
-    # A sync that was abandoned at exit may still run while the next one begins.
-    with FileLock(tracked.folder / "tracking.lock", timeout=store.SERVER_TIMEOUT):
-        _Sync(tracked, uri).send(status, on_warning)
+    return FileLock(folder / "tracking.lock", timeout=LONGEST_SYNC if store.is_local(uri) else store.SERVER_TIMEOUT)
 
 
 def catch_up(
@@ -152,8 +159,11 @@ def catch_up(
     """
     if not (Path(folder) / TRACKED).exists() or is_sent(folder, uri=uri):
         return False
-    tracked, status = _read_tracked(Path(folder))
-    send_run(tracked, status, uri=uri, on_warning=on_warning)
+    uri = uri or store.tracking_uri()
+    with _alone(Path(folder), uri):
+        # Read under the lock: the command that tracks the folder may have ended meanwhile.
+        tracked, status = _read_tracked(Path(folder))
+        _Sync(tracked, uri).send(status, on_warning)
     return True
 
 

@@ -62,12 +62,20 @@ class Tracker:
         reason = f"no answer within {SERVER_TIMEOUT:g} s"
         if is_local(self.uri):
             self._thread.join()
-        elif self._thread.is_alive() and (silence := reach(self.patience, self.uri)[1]):
+        elif self._thread.is_alive() and (silence := self._silence()):
             reason = silence
         else:
             self._thread.join(SERVER_TIMEOUT)
         if self._thread.is_alive():
             self._warn(reason)
+
+    def _silence(self) -> str:
+        """Return why the server does not answer within the patience, or ""; a socket's own limit is for each part of an answer."""
+        reasons: list[str] = []
+        probe = threading.Thread(target=lambda: reasons.append(reach(self.patience, self.uri)[1]), daemon=True)
+        probe.start()
+        probe.join(self.patience)
+        return reasons[0] if reasons else f"no whole answer within {self.patience:g} s"
 
     def _work(self) -> None:
         while not self._leaving.is_set():
