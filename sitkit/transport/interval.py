@@ -243,5 +243,5 @@ def weight_note(weight: float, t: float) -> str:
     """Return a sentence on the largest loss weight, or "" if it is 1 at most; a large one has advice."""
     if weight <= 1 + 1e-9:
         return ""
-    advice = "; few examples decide the gradient: set weight.floor, as 0.05, or use another weight"
+    advice = "; few examples decide the gradient: set weight.floor, as 0.25, or use another weight"
     return f"largest loss weight {weight:.4g}, at t = {t:.4g}{advice if weight > LARGE_WEIGHT else ''}."
