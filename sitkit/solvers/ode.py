@@ -11,8 +11,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import WorkFailed, require_at_least, require_positive
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, stage_times
+from sitkit.runtime.errors import WorkFailed, require_positive, require_within
+from sitkit.solvers.sampler import (
+    MOST_INTERVALS,
+    Plan,
+    Problem,
+    Sampler,
+    SolveSpec,
+    evaluations,
+    ode_interval,
+    stage_times,
+)
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -121,7 +130,7 @@ class FixedStepODE(ODESampler):
         super().__post_init__()
         if not hasattr(self, "tableau"):
             raise ValueError(f"{type(self).__name__} sets no tableau: give its Butcher tableau, a sitkit.Tableau.")
-        require_at_least(1, steps=self.steps)
+        require_within(1, MOST_INTERVALS, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.solvers.moments import require_moments

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, generator
 from sitkit.registry import metrics
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class MMD(FeatureMetric):
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
         if not self.widths or not all(0 < width < math.inf for width in self.widths):
             raise ValueError(f"widths must be positive and finite, at least one; got {self.widths}.")
-        require_at_least(1, block=self.block)
+        require_within(1, 2**20, block=self.block)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         scale = rms_distance(reference) if self.scale is None else self.scale
@@ -83,9 +83,10 @@ class KID(FeatureMetric):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        require_at_least(1, degree=self.degree, block=self.block)
-        require_at_least(0, subsets=self.subsets)
-        require_at_least(2, size=self.size)
+        require_within(1, 100, degree=self.degree)
+        require_within(1, 2**20, block=self.block)
+        require_within(0, 10**6, subsets=self.subsets)
+        require_within(2, 10**9, size=self.size)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
         kernel = polynomial(self.degree)

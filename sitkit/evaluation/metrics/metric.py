@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from sitkit.evaluation.extractors.extractor import Extractor, Pixels
 from sitkit.registry import Component
-from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.errors import UserError, WorkFailed, require_within
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -196,9 +196,10 @@ def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resam
 
 
 def require_resamples(bootstrap: int) -> None:
-    """Raise ValueError unless `bootstrap` is 0 (no standard error) or at least 2."""
+    """Raise ValueError unless `bootstrap` is 0 (no standard error) or 2 to 1,000,000."""
     if bootstrap < 0 or bootstrap == 1:
         raise ValueError(f"bootstrap must be 0 (off) or at least 2 resamples; got {bootstrap}.")
+    require_within(0, 10**6, bootstrap=bootstrap)
 
 
 def require_comparable(samples: Tensor, reference: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement, bootstrap_error, generator, require_resamples
 from sitkit.registry import metrics
-from sitkit.runtime.errors import require_at_least
+from sitkit.runtime.errors import require_within
 
 # Directions in memory at once, so that memory does not grow with `projections`.
 DIRECTIONS_AT_ONCE = 32
@@ -40,7 +40,7 @@ class SlicedWasserstein(FeatureMetric):
     bootstrap: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(1, projections=self.projections)
+        require_within(1, 10**6, projections=self.projections)
         require_resamples(self.bootstrap)
 
     def compare(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> Measurement:
