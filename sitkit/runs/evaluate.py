@@ -24,7 +24,6 @@ from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.records import NumberRecord
 from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
 from sitkit.runs.environment import environment
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder, find_number, read_config_of
 from sitkit.runs.sample import draw_samples, label_notes
@@ -37,6 +36,7 @@ from sitkit.runtime.files import exists, read_record, to_json, write_file, write
 from sitkit.runtime.hashing import file_digest
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
+from sitkit.runtime.tensors import digest_of
 
 MAX_SAMPLES = 50_000
 # The seed of the random parts of metrics (bootstrap, directions, subsets, real examples).
@@ -300,7 +300,7 @@ def _measure(
         "training": run.identity,
         "data": run.examples.fingerprint,
         "checkpoint": {
-            "step": run.step, "weights": run.weights_name, "fingerprint": weights_fingerprint(run.network.state_dict()),
+            "step": run.step, "weights": run.weights_name, "fingerprint": digest_of(run.network.state_dict()),
         },
         "samples": samples.folder.name,
         "labels": config.sample.model_dump(mode="json")["labels"],

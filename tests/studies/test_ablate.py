@@ -19,11 +19,11 @@ import sitkit
 from sitkit.results.table import format_estimate
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import load
 from sitkit.runs.run_folder import run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
+from sitkit.runtime.tensors import digest_of
 from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.study_file import read_study
 from sitkit.studies.tasks import trained
@@ -367,6 +367,6 @@ columns: {fast: {sample: {ema: 0.5}}, slow: {sample: {ema: 0.999}}}
         weights = record["checkpoint"]
         assert (weights["weights"], weights["fingerprint"]) == (
             run.weights_name,
-            weights_fingerprint(run.network.state_dict()),
+            digest_of(run.network.state_dict()),
         )
     assert cells[0].value != cells[1].value
