@@ -26,7 +26,7 @@ from sitkit.evaluation.metrics.metric import FeatureMetric
 from sitkit.results.statistics import LEVEL, Estimate, SeedPair, paired, rank
 
 # Samples, reference points, dimensions, and the share of the studies; the smallest cost the least.
-SIZES = ((128, 300, 16, 0.65), (256, 500, 32, 0.25), (512, 700, 64, 0.07), (1000, 1000, 64, 0.03))
+SIZES = ((128, 200, 16, 0.8), (256, 300, 32, 0.14), (512, 600, 64, 0.04), (1000, 1000, 64, 0.02))
 LAWS = {"equal": 0.0, "apart": 0.15}
 ROWS = 24
 # The errors of these metrics include that of the reference.

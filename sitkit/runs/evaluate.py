@@ -131,7 +131,8 @@ def evaluate(
         metric: one metric or several; names may be joined by commas.  By default those of the run.
         features: the extractor in whose feature space every metric compares.
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
-        flags: as in `sample`.  Without `n` as many samples are drawn as there are examples, at most 50,000.
+        flags: as in `sample`.  Without `n` as many samples are drawn as there are examples, at most 50,000.  Without
+            `sample.labels` classes are drawn as often as in the data where balanced ones would bias the number.
 
     Returns:
         One evaluation a metric: its value with a standard error, and the record.
@@ -143,12 +144,19 @@ def evaluate(
     run = open_run(run, flags, "evaluate")
     if metric is not None or features is not None:
         run = run.with_settings(flags_to_layer({"metric": _named_metrics(metric, features, run)}))
-    settings = flags_to_layer({}, flags.get("settings")).values
-    if flags.get("n") is None and "n" not in settings.get("sample", {}):
-        n = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
-        run = run.with_settings(Layer({"sample": {"n": n}}))
+    given, defaults = flags_to_layer({}, flags.get("settings")).values.get("sample", {}), dict[str, Any]()
+    if flags.get("n") is None and "n" not in given:
+        defaults["n"] = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
+    if "labels" not in given and _unlike_data(run):
+        defaults["labels"] = "data"
+    run = run.with_settings(Layer({"sample": defaults}))
     with reporting(progress) as report:
         return measure_run(run, report)
+
+
+def _unlike_data(run: Run) -> bool:
+    """Whether labels are balanced, and the classes of the data are not."""
+    return run.config.sample.labels == "balanced" and bool(label_notes(run.config, run.labelled))
 
 
 def _named_metrics(
@@ -253,6 +261,8 @@ def command(run: Run, metric: Metric) -> list[str]:
     config, written = run.config.plain(), read_config_of(run.source).plain()
     settings = {key: config[key] for key in ("sampler", "diffusion", "guidance") if config[key] != written[key]}
     sample = {key: value for key, value in config["sample"].items() if value != written["sample"].get(key)}
+    if _unlike_data(run):
+        sample["labels"] = "balanced"  # Not the default of `evaluate` for these data.
     settings |= {f"sample.{key}": value for key, value in sample.items() if key not in ("n", "batch")}
     settings["metric"] = [spec(metric)]
     words = ["sitkit", "evaluate", str(run.source), "--step", str(run.step), "-n", str(run.config.sample.n)]

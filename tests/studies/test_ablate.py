@@ -22,7 +22,7 @@ from sitkit.runs.config.sources import read_assignments
 from sitkit.runs.run import load
 from sitkit.runs.run_folder import run_folders
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.tensors import digest_of
 from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.study_file import read_study
@@ -223,6 +223,15 @@ def test_a_study_goes_on_past_a_broken_number_and_a_broken_run_and_names_them(wh
     )
     assert call("ablate", folder / "study.yaml", "--runs", folder / "runs").status == 0
     assert read_csv(folder) == before
+
+
+def test_the_table_says_that_the_classes_are_not_those_of_the_data(whole: Path, tmp_path: Path) -> None:
+    folder, note = tmp_path / "again", "labels: the samples are of classes cat alone"
+    shutil.copytree(whole, folder)
+    for path in folder.glob("runs/*/evaluations/*.json"):
+        write_json(path, read_json(path) | {"notes": [note, "kernel scale 2"]})
+    assert run_study(folder / "study.yaml").results.notes[-1] == note
+    assert (folder / "studies/study/table.md").read_text().count(note) == 1
 
 
 def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -> None:
