@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.registry import essence, metrics
-from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
+from sitkit.runs.checkpoint import checkpoints, header_of_checkpoint, latest_checkpoint, step_of
 from sitkit.runs.config.identity import number_identity, recorded_samples, slug, training_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.plain_yaml import to_yaml
@@ -28,7 +28,6 @@ from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import exists, listed, read_json, read_record, write_file
 from sitkit.runtime.hashing import identity
-from sitkit.runtime.tensors import read_header
 
 # The file in a run's folder that its training locks.
 LOCK = ".lock"
@@ -214,7 +213,7 @@ def _check_settings(files: RunFolder, values: Mapping[str, Any], config: Config)
     lacks = [key for key in flat(plain) if key not in flat(values)] + lacks
     newest = None if right else latest_checkpoint(files.checkpoints, lambda text: None)
     if newest is not None:
-        check_settings_of_checkpoint(config, newest, read_header(newest))
+        check_settings_of_checkpoint(config, newest, header_of_checkpoint(newest))
     reason = f"it has no {', '.join(lacks)}" if lacks else "its settings are others than those of its training"
     raise UserError(f"{files.config} was cut short or changed by hand: {reason}. {_RESTORE}")
 

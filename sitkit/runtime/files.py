@@ -173,6 +173,15 @@ def parse_json(text: str, place: object) -> Any:
         ) from None
 
 
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """Return the row in a line of metrics.jsonl; None for a line that is cut short, damaged, or has no step."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63 else None
+
+
 def read_record(path: str | Path, model: type[BaseModel], what: str, remedy: str = "") -> dict[str, Any]:
     """Return the record in a JSON file, as it is written.  Raises UserError that names the file and the keys of a fault.
 

@@ -12,8 +12,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import WorkFailed, require_at_least, require_positive
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, stage_times
+from sitkit.runtime.errors import WorkFailed, require_positive, require_within
+from sitkit.solvers.sampler import (
+    MOST_INTERVALS,
+    Plan,
+    Problem,
+    Sampler,
+    SolveSpec,
+    evaluations,
+    ode_interval,
+    stage_times,
+)
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -122,7 +131,7 @@ class FixedStepODE(ODESampler):
         super().__post_init__()
         if not hasattr(self, "tableau"):
             raise ValueError(f"{type(self).__name__} sets no tableau: give its Butcher tableau, a sitkit.Tableau.")
-        require_at_least(1, steps=self.steps)
+        require_within(1, MOST_INTERVALS, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.solvers.moments import require_moments
@@ -249,7 +258,7 @@ class AdaptiveODE(ODESampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(rtol=self.rtol, atol=self.atol)
-        require_at_least(1, max_nfe=self.max_nfe)
+        require_within(1, 10**12, max_nfe=self.max_nfe)
 
     def plan(self, spec: SolveSpec) -> Plan:
         import torch

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from sitkit.transport.interval import Interval
 
 
+# A bound far above every use; a finer grid is a slip.
+MOST_INTERVALS = 10**6
+
+
 class Sample(NamedTuple):
     """The samples of a solve, and its cost.
 

@@ -59,7 +59,7 @@ def test_the_value_of_real_data_is_at_the_n_of_the_samples(folders: dict[str, Pa
     metric = metrics.create("frechet")
     assert evaluation.real == metric.real(data.read(np.arange(len(data))), 300)
     assert evaluation.real_n == evaluation.n == 300
-    assert 0 < evaluation.real < evaluation.value
+    assert evaluation.real is not None and 0 < evaluation.real < evaluation.value
     old = {key: value for key, value in evaluation.record.items() if key not in ("real", "real_n")}
     read = Evaluation(evaluation.path, old | {"halves": 0.5})
     assert (read.real, read.real_n) == (0.5, 898)

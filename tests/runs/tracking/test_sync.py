@@ -220,18 +220,23 @@ def test_invalid_lines_are_named_and_the_rest_is_sent(store: str, folder: Path) 
     log(folder, range(1))
     with (folder / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 1, "ti{"torn\n[1]\n{"time": 3.0, "loss": 1}\n\xff\xfe\n')
+        file.write(
+            b'{"step": 1, "time": NaN}\n{"step": 1, "time": 1e300}\n{"step": 1e30, "time": 1}\n'
+            + b"[" * 100_000
+            + b"\n"
+        )
     log(folder, range(1, 2))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "time": 1700000002.0, "lo')
     messages: list[str] = []
     send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     check_whole(store, folder, 2)
-    assert len(messages) == 4 and all("metrics.jsonl has a line" in text for text in messages)
+    assert len(messages) == 8 and all("metrics.jsonl has a line" in text for text in messages)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f'ss": {1 / 3}, "rate": 2}}\n')
     send_run(TrackedRun(folder, "n"), on_warning=messages.append)
     check_whole(store, folder, 3)
-    assert len(messages) == 4
+    assert len(messages) == 8
 
 
 def test_a_child_run_is_nested(store: str, tmp_path: Path, folder: Path) -> None:
@@ -596,6 +601,31 @@ def test_a_run_whose_end_was_not_sent_is_not_complete(store: str, folder: Path) 
     cursor = read_json(folder / "tracking.json")
     write_json(folder / "tracking.json", {key: value for key, value in cursor.items() if key != "status"})
     assert not is_sent(folder) and catch_up(folder) and is_sent(folder)
+
+
+@pytest.mark.parametrize("name", ["tracking.json", "tracked.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"{}", b"[1]", b'{"token": 1}', b"[" * 10_000, b'{"name": "n", "status": "GONE"}']
+)
+def test_a_damaged_record_of_the_tracking_is_named_and_stops_nothing(
+    store: str, tmp_path: Path, name: str, content: bytes
+) -> None:
+    parent, child = tmp_path / "parent", tmp_path / "parent" / "child"
+    child.mkdir(parents=True)
+    log(parent, range(2))
+    log(child, range(2))
+    TrackedRun(child, "child").write("FINISHED")
+    send_run(TrackedRun(child, "child"), "FINISHED")
+    (child / name).write_bytes(content)
+    assert not is_sent(child)
+    messages: list[str] = []
+    with Tracker(TrackedRun(parent, "parent", children={child: {}}), on_warning=messages.append):
+        pass
+    assert len(messages) == 1 and str(child / name) in messages[0], messages
+    assert client(store).get_run(run_id(parent)).info.status == "FINISHED" and is_sent(parent)
+    with Tracker(TrackedRun(child, "child"), on_warning=messages.append):
+        pass
+    assert (name == "tracked.json") == (len(messages) == 1), messages
 
 
 def test_a_database_is_waited_for(store: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
