@@ -37,6 +37,7 @@ from sitkit.runtime.hashing import file_digest
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import digest_of
+from sitkit.solvers.sampler import Sampler
 
 MAX_SAMPLES = 50_000
 # The seed of the random parts of metrics (bootstrap, directions, subsets, real examples).
@@ -210,6 +211,7 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
 
 def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
     """Return the extractors of the metrics, built.  Raises UserError for a metric that cannot be measured."""
+    require_measurable(run.config.sample.n, run.config.sampler)
     data = load_examples(run.config.data.source())
     extractions: dict[Extractor, Extraction] = {}
     for metric in metrics:
@@ -220,9 +222,22 @@ def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Ex
             metric.require(extractions[metric.features])
     if any(metric.reads_data for metric in metrics) and not len(data):
         data.read(np.arange(0))  # Raises, with the reason why the data are missing.
-    if run.config.sample.n < 2:
-        raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
     return extractions
+
+
+def require_measurable(n: int, sampler: Sampler) -> None:
+    """Raise UserError if no metric can measure samples.
+
+    Args:
+        n: the number of samples.
+        sampler: their sampler.
+    """
+    if n < 2:
+        raise UserError(f"A metric needs at least 2 samples; got {n}. Ask for more.")
+    if sampler.partial:
+        raise UserError(
+            "Samples of a part of the path are not data, so no metric measures them: leave sampler.partial unset."
+        )
 
 
 def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress: Progress) -> None:

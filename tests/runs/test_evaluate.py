@@ -103,6 +103,24 @@ def test_identities_follow_the_sampling_the_metric_and_the_reference(folders: di
     assert evaluation_identity(opened(folders["points"], "sample.batch=9"), metric) == evaluation_identity(base, metric)
 
 
+def test_samples_of_a_part_of_the_path_are_drawn_and_never_measured(tmp_path: Path) -> None:
+    """From unit noise at t = 0.5 the samples are wider than the data, so they are drawn only with `partial`."""
+    run = copied(trained("points"), tmp_path)
+    part = ("--set", "sampler.t0=0.5", "--set", "sampler.steps=4", "--set", "sample.n=40")
+    refused = call("sample", run, *part)
+    assert (
+        refused.status == 2 and "does not lead from noise to data" in refused.err and "sampler.partial" in refused.err
+    )
+    partial = (*part, "--set", "sampler.partial=true")
+    assert call("sample", run, *partial).status == 0
+    (samples,) = (run / "samples").glob("*/record.json")
+    record = read_json(samples)
+    assert record["recipe"]["sampler"]["partial"] is True and record["times"][0] == 0.5
+    measured = call("evaluate", run, *partial)
+    assert measured.status == 2 and "no metric measures them" in measured.err
+    assert not list((run / "evaluations").glob("*.json"))
+
+
 def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="at least 2 samples"):
         measure_run(opened(folders["points"], "sample.n=1"))
