@@ -107,8 +107,9 @@ def open_tensors(path: Path, what: str = "checkpoint", remedy: str = OLDER_FILE)
     from safetensors import SafetensorError, safe_open
 
     try:
-        # safetensors calls every file that it cannot open a missing one.
-        path.open("rb").close()
+        # safetensors calls every file that it cannot open or read a missing one.
+        with path.open("rb") as file:
+            file.read(8)
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:

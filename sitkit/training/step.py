@@ -17,7 +17,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import show
 from sitkit.runtime import rng
 from sitkit.runtime.distributed import ProcessGroup
-from sitkit.runtime.files import read_row, to_json, write_file
+from sitkit.runtime.files import read_bytes, read_row, to_json, write_file
 from sitkit.runtime.progress import Event, Progress
 from sitkit.solvers.ode import Heun
 from sitkit.training.divergence import LossWindow
@@ -170,7 +170,7 @@ class Training:
 
 def forget_rows(path: Path, step: int) -> None:
     """Remove from a log the rows after `step`, which the training writes again, and rows that are damaged."""
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = read_bytes(path).splitlines(keepends=True)
     kept = [line for line in lines if (row := read_row(line)) is not None and row["step"] <= step]
     if kept != lines:
         write_file(path, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))

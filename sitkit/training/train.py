@@ -37,7 +37,7 @@ from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import to_json, write_json
+from sitkit.runtime.files import read_bytes, to_json, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.stops import REPEATED, Stopped, noted
@@ -178,7 +178,7 @@ def _write_description(path: Path, data: Examples) -> None:
     """Write the description of the data; one of release 0.1, without counts and standard deviation, stays as it is."""
     described = description(data)
     older = {key: value for key, value in described.items() if key not in ("counts", "std")}
-    if not path.is_file() or path.read_bytes() != (to_json(older, indent=2) + "\n").encode():
+    if not path.is_file() or read_bytes(path) != (to_json(older, indent=2) + "\n").encode():
         write_json(path, described)
 
 

@@ -81,8 +81,9 @@ class TrackedRun:
 
     @property
     def files(self) -> list[Path]:
-        """The files of the folder that match a pattern, sorted."""
-        return sorted({path for pattern in self.patterns for path in self.folder.glob(pattern) if path.is_file()})
+        """The files of the folder that match a pattern, sorted; a link out of the folder is left out."""
+        found = {path for pattern in self.patterns for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(path for path in found if path.resolve().is_relative_to(self.folder))
 
     def write(self, status: Status) -> None:
         """Write the description and a status to tracked.json, from which `catch_up` sends the run."""

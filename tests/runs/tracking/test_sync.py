@@ -206,6 +206,16 @@ def test_values_that_mlflow_would_refuse_are_adapted(store: str, folder: Path) -
     assert {key: len(points(store, folder, key)) for key in run.data.metrics} == before
 
 
+def test_a_link_out_of_the_folder_is_not_sent(store: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (folder / "a.png").write_text("y")
+    (folder / "b.png").symlink_to("a.png")
+    (folder / "c.png").symlink_to(tmp_path / "secret")
+    log(folder, range(1))
+    send_run(TrackedRun(folder, "n"))
+    assert sorted(file.path for file in client(store).list_artifacts(run_id(folder))) == ["a.png", "b.png"]
+
+
 def test_a_curve_longer_than_one_call_arrives_whole(store: str, folder: Path) -> None:
     wide = {f"class/{i}": float(i) for i in range(2300)}
     log(folder, range(1), **wide)
