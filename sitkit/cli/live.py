@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sitkit.cli import console
 from sitkit.runtime.progress import Event, Progress
-from sitkit.runtime.progress_bar import format_values, shown
+from sitkit.runtime.progress_bar import format_values, terminal_text
 
 if TYPE_CHECKING:
     from sitkit.studies.scheduler import TaskStatus, Work
@@ -75,7 +75,7 @@ class LiveView:
         named = rows if len(rows) <= room else (active or rows)[:room]
         table = console.empty_table(("", *columns), plan.study.title)
         for row in named:
-            table.add_row(shown(row), *(_cell(states[row, column]) for column in columns))
+            table.add_row(terminal_text(row), *(_cell(states[row, column]) for column in columns))
         if len(named) < len(rows):
             table.add_row(f"[dim]and {len(rows) - len(named)} more rows[/]")
         return table
@@ -129,7 +129,7 @@ def _tasks(running: list[TaskStatus], room: int) -> list[Any]:
         state, part = state_of(task), task.part
         values = format_values(task.event.values) if task.event else ""
         bar = ProgressBar(total=100, completed=100 * part, width=20)
-        words = Text(state, style=COLORS[state]), shown(task.task.place.run)
+        words = Text(state, style=COLORS[state]), terminal_text(task.task.place.run)
         table.add_row(*words, bar, f"{part:.0%}", values, clock(task.seconds))
     if len(running) > room:
         table.add_row(f"[dim]and {len(running) - room} more[/]")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, final
 
 from sitkit.data.dataset import MOST_POINTS, Dataset, Examples, in_memory
 from sitkit.registry import datasets
-from sitkit.runtime.archives import require_memory
 from sitkit.runtime.errors import UserError, require_within
 
 if TYPE_CHECKING:
@@ -94,6 +93,7 @@ class GaussianMixture(Dataset):
     def load(self) -> Examples:
         import numpy as np
 
+        from sitkit.runtime.archives import require_memory
         from sitkit.transport.closed_form import sample_law
 
         # Of a matrix for each component, and of the points, some copies are in memory together.
@@ -128,6 +128,8 @@ class Points(Dataset):
 
     def load(self) -> Examples:
         import numpy as np
+
+        from sitkit.runtime.archives import require_memory
 
         draw, part, parts, own_noise = {
             "checkerboard": (_checkerboard, "square", 8, 0.0),

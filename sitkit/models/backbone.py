@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # Bounds far above every use.
-WIDEST, DEEPEST = 2**20, 10**4
+MOST_CHANNELS, MOST_LAYERS = 2**20, 10**4
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,10 @@ class SiTBackbone(Backbone):
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        require_within(1, WIDEST, patch_size=self.patch_size, hidden_size=self.hidden_size, num_heads=self.num_heads)
-        require_within(1, DEEPEST, depth=self.depth)
+        require_within(
+            1, MOST_CHANNELS, patch_size=self.patch_size, hidden_size=self.hidden_size, num_heads=self.num_heads
+        )
+        require_within(1, MOST_LAYERS, depth=self.depth)
         require_within(0, 1024, mlp_ratio=self.mlp_ratio)
         if self.hidden_size % self.num_heads:
             raise ValueError(
@@ -162,8 +164,8 @@ class MLPBackbone(Backbone):
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_within(1, WIDEST, hidden_size=self.hidden_size)
-        require_within(1, DEEPEST, depth=self.depth)
+        require_within(1, MOST_CHANNELS, hidden_size=self.hidden_size)
+        require_within(1, MOST_LAYERS, depth=self.depth)
         _conditioning(self.class_dropout, self.time_scale)
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:

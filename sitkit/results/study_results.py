@@ -69,7 +69,7 @@ class CellResult(Settings):
     evaluation: PathWithin | None = None
     value: float | None = None
     stderr: float | None = None
-    real: float | None = Field(None, validation_alias=AliasChoices("real", "halves"))
+    real: float | None = Field(default=None, validation_alias=AliasChoices("real", "halves"))
     n: int | None = None
     nfe: int | None = None
     failure: str | None = None

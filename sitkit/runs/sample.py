@@ -107,6 +107,8 @@ def in_proportion(counts: tuple[int, ...], n: int) -> list[int]:
 
 # A smaller share of samples of other classes is not said: the digits differ from balanced by 0.6 %.
 SAID_SHARE = 0.02
+# The beginning of such a note.
+LABELS = "labels: "
 
 
 def label_notes(config: Config, data: Examples) -> tuple[str, ...]:
@@ -121,10 +123,10 @@ def label_notes(config: Config, data: Examples) -> tuple[str, ...]:
         return ()
     if isinstance(rule, tuple) and set(drawn) != set(data.present_classes):
         names = ", ".join(data.class_names[label] for label in sorted(set(drawn)))
-        return (f"the samples are of classes {names} alone, and are compared with all classes of the data.",)
+        return (f"{LABELS}the samples are of classes {names} alone, and are compared with all classes of the data.",)
     rule = rule if isinstance(rule, str) else "as listed"
     return (
-        f"labels are {rule} and the data's classes have other frequencies: {others:.0%} of the samples would be of another "
+        f"{LABELS}{rule}, and the data's classes have other frequencies: {others:.0%} of the samples would be of another "
         "class with sample.labels=data.",
     )
 

@@ -21,7 +21,7 @@ def reporting(progress: Progress | None) -> Iterator[Progress]:
     """Yield the function that receives the events of a piece of work.
 
     `progress` itself if there is one.  Otherwise a live bar, in a terminal or in Jupyter, which appears when the work is
-    longer than two seconds; elsewhere nothing is shown.
+    longer than two seconds; elsewhere nothing is terminal_text.
     """
     if progress is not None:
         yield progress
@@ -52,7 +52,7 @@ def bars(console: Any, delay: float = 0.0) -> Iterator[Progress]:
 
     def report(event: Event) -> None:
         if event.message:
-            table.console.print(shown(event.message))
+            table.console.print(terminal_text(event.message))
         _update(table, tasks, event)
         if not table.live.is_started and time.monotonic() - began >= delay:
             table.start()
@@ -123,7 +123,7 @@ def _table(console: Any) -> Any:
 def _update(table: Any, tasks: dict[str, Any], event: Event) -> None:
     if not event.total:
         return
-    stage, numbers = shown(event.stage), shown(format_values(event.values))
+    stage, numbers = terminal_text(event.stage), terminal_text(format_values(event.values))
     if event.stage not in tasks or event.done < table.tasks[table.task_ids.index(tasks[event.stage])].completed:
         if event.stage in tasks:
             table.remove_task(tasks[event.stage])
@@ -139,7 +139,7 @@ def log_lines(console: Any, every: float = 5.0) -> Iterator[Progress]:
 
     def report(event: Event) -> None:
         if event.message:
-            console.print(shown(event.message))
+            console.print(terminal_text(event.message))
         now, stage, place = time.monotonic(), (event.task, event.stage), (event.done, event.total)
         if place == last.get(stage):
             return
@@ -147,12 +147,12 @@ def log_lines(console: Any, every: float = 5.0) -> Iterator[Progress]:
             times[stage], last[stage] = now, place
             task = f"{event.task}: " if event.task else ""
             line = f"{task}{event.stage} {event.done}/{event.total} {format_values(event.values)}"
-            console.print(shown(line.rstrip()))
+            console.print(terminal_text(line.rstrip()))
 
     yield report
 
 
-def shown(text: object) -> str:
+def terminal_text(text: object) -> str:
     """Return a text for a terminal: nothing in it is markup, and no control character reaches the terminal."""
     from rich.markup import escape
 

@@ -111,7 +111,7 @@ class SDESampler(Sampler):
         from sitkit.solvers.moments import LARGEST_ERROR, require_moments
 
         plan = self._first_plan(spec)
-        if not (spec.partial or self.accept_bias):
+        if not (self.partial or self.accept_bias):
             for rho in LATER_STARTS:
                 moments = self.moments(spec, plan)
                 if moments is None or moments.error <= LARGEST_ERROR:
@@ -121,7 +121,7 @@ class SDESampler(Sampler):
                     later = self._plan(spec, plan.last_step, rho)
                     known = self.moments(spec, later)
                     plan = later if known is not None and known.error <= LARGEST_ERROR else plan
-        return require_moments(self, spec, plan if spec.partial else self._judge_last_step(spec, plan))
+        return require_moments(self, spec, plan if self.partial else self._judge_last_step(spec, plan))
 
     def _judge_last_step(self, spec: SolveSpec, plan: Plan) -> Plan:
         """Return a plan that says what its last step takes of the spread of data.  Raises UserError if it is too much."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
-from filelock import FileLock, Timeout
 from torch import nn
 
 from sitkit.data.dataset import Examples
@@ -25,11 +24,11 @@ from sitkit.runs.config.sources import TrainingFlags, assemble, layers_of, repla
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
 from sitkit.runs.run_folder import (
-    LOCK,
     RunFolder,
     check_unchanged,
     folder_of,
     remove_results,
+    training_lock,
     write_config,
     written_identity,
 )
@@ -45,10 +44,6 @@ from sitkit.runtime.stops import REPEATED, Stopped, noted
 from sitkit.training.parallel import tf32
 from sitkit.training.step import Training, due
 from sitkit.transport.interval import largest_weight, weight_note
-
-
-class Busy(UserError):
-    """Another process is training the run."""
 
 
 def train(
@@ -83,8 +78,7 @@ def train(
     require_flags(flags, TrainingFlags, "train")
     layers = layers_of(config, flags)
     settings = assemble(layers)
-    if not restart:
-        settle_changed_plugins([settings], changed_plugin)
+    restart = restart or bool(settle_changed_plugins([settings], changed_plugin))
     with reporting(progress) as report:
         for note in replaced(layers):
             report(Event("train", message=note))
@@ -156,11 +150,7 @@ def _recorded(
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / LOCK, timeout=0).acquire()
-    except Timeout:
-        raise Busy(f"{folder} is being trained by another process.") from None
-    with lock:
+    with training_lock(folder):
         if restart:
             remove_results(folder)
         check_unchanged(folder, marks)

@@ -27,7 +27,7 @@ class Weighting(Component):
     A subclass defines `weight`, and divides by the coefficients of `floored` alone.
 
     Args:
-        floor: the smallest alpha and sigma that r divides by; 0 is none, and None the floor of the target, which is 0.05 for
+        floor: the smallest alpha and sigma that r divides by; 0 is none, and None the floor of the target, which is 0.25 for
             the data and 0 for others.  Without it r of a singular target is unbounded at an end of the path.
     """
 

@@ -186,12 +186,10 @@ def divided(reference: Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
     return reference[order[:n]], reference[order[n:]]
 
 
-def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resamples: int, seed: int) -> float | None:
-    """Return the standard deviation of `statistic` over resamples of the rows with replacement; None for 0 resamples."""
+def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resamples: int, seed: int) -> float:
+    """Return the standard deviation of `statistic` over resamples of the rows with replacement."""
     import torch
 
-    if resamples == 0:
-        return None
     rng = generator(seed)
     draws = (torch.randint(len(samples), (len(samples),), generator=rng) for _ in range(resamples))
     return float(torch.tensor([statistic(samples[rows]) for rows in draws], dtype=torch.float64).std())
