@@ -69,6 +69,7 @@ def main() -> None:
         report[name] = dataclasses.asdict(count) | {"seconds": seconds}
         numbers = [f"{getattr(count, kind)}" for kind in table.KINDS]
         rows.append(f"| {name} | {count.trials:,} | {' | '.join(numbers)} | {seconds:.0f} |")
+        print(rows[-1], *count.faults, sep="\n", file=sys.stderr, flush=True)
     machine = {"platform": platform.platform(), "python": platform.python_version(), "load": os.getloadavg()[0]}
     print(json.dumps({"machine": machine, "seed": options.seed, "drills": report}, indent=2))
     head = ["drill", "trials", *table.KINDS, "seconds"]

