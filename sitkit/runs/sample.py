@@ -36,6 +36,7 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance
+from sitkit.solvers.moments import NOTED_LOSS
 from sitkit.solvers.sampler import Plan, Sample, Sampler, SolveSpec
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.field import require_unconditional
@@ -306,6 +307,8 @@ def draw_samples(
     with joined(run.config.run.device) as group:
         if not shards.finished:
             plan = SamplePlan(run)
+            if group.lead and abs(plan.plan.spread_lost) > NOTED_LOSS:
+                progress(Event("sample", message=f"{plan.plan.notes[-1]}."))
             report = ProgressReporter(shards, progress, "features" if shards.drawn else "sample")
             make, first = functools.partial(_make, shards, plan, report), group.rank * shards.count // group.size
             divide_work(shards.count, shards.done, make, folder / "shards", first)

@@ -13,6 +13,7 @@ from sitkit.data.dataset import load_examples
 from sitkit.models.autoencoder import median_std
 from sitkit.registry import autoencoders, datasets, diffusions, interpolants, samplers, targets
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.progress import Event
 from sitkit.solvers.sampler import SolveSpec
 from sitkit.testing import STD, gaussian_moments
 
@@ -96,5 +97,14 @@ def test_samples_of_a_run_keep_the_spread_of_its_data(tmp_path: Path) -> None:
     assert recorded == pytest.approx(float(stds[stds > 0].median()), rel=0.04)
     samples = sitkit.sample(run, n=2, **sde)
     assert 0 < samples.record["spread_lost"] <= 0.02 and samples.record["last_step"] < 0.04
+    said: list[Event] = []
+    sitkit.sample(
+        run,
+        n=2,
+        sampler=sde["sampler"],
+        settings={**sde["settings"], "sampler.last_step_size": 0.04},
+        progress=said.append,
+    )
+    assert [event.message for event in said if "takes 3." in event.message]
     report = sitkit.check(str(run.folder), settings={"sampler": {"name": "euler-maruyama", "last_step": "tweedie"}})
     assert report.cells[0].spread_lost == samples.record["spread_lost"]
