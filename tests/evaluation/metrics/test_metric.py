@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sitkit.evaluation.extractors.extractor import Pixels
-from sitkit.evaluation.metrics.frechet import SFID, Frechet, frechet, root
+from sitkit.evaluation.metrics.frechet import SFID, Frechet, ProjectedSamples, fit_gaussian, frechet, root
 from sitkit.evaluation.metrics.inception_score import InceptionScore, inception_score
 from sitkit.evaluation.metrics.kernel import KID, MMD, discrepancy, gaussians, rms_distance
 from sitkit.evaluation.metrics.metric import FeatureMetric, Metric, divided
@@ -191,7 +191,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 @example(3, 24, 16, 0)
 def test_frechet_is_the_formula_for_any_numbers_of_points_and_dimensions(n: int, m: int, d: int, seed: int) -> None:
     x, y = normal(n, d, seed=seed) @ positive(d, 1) + 1, normal(m, d, seed=seed + 1)
-    measured = Frechet(bootstrap=2).compare(x, y)
+    measured = Frechet().compare(x, y)
     expected = by_eigenvalues(*moments(x), *moments(y), min(n - 1, m - 1, d))
     scale = float(x.var(0).sum() + y.var(0).sum())
     # The formula knows an eigenvalue to 1e-16 of the largest, and its root to 1e-16 / (2 root): 1e-11 for a root of 1e-5,
@@ -199,8 +199,9 @@ def test_frechet_is_the_formula_for_any_numbers_of_points_and_dimensions(n: int,
     assert measured.value == pytest.approx(expected, abs=1e-10 * scale)
     assert measured.value == pytest.approx(frechet(y, x), abs=1e-12 * scale)
     # A resample's products are taken from those of all: the same number as from its points alone.
-    draws = [frechet(x[torch.randint(n, (n,), generator=chance)], y) for chance in [rng(0)] for _ in range(2)]
-    assert measured.stderr == pytest.approx(abs(draws[0] - draws[1]) / math.sqrt(2), abs=1e-12 * scale)
+    rows = torch.randint(n, (n,), generator=rng(0))
+    resample = ProjectedSamples.by(x, fit_gaussian(y)).take(rows).distance()
+    assert resample == pytest.approx(frechet(x[rows], y), abs=1e-12 * scale)
 
 
 def test_frechet_of_gaussians_on_the_line() -> None:
@@ -350,8 +351,8 @@ def test_the_error_of_mmd_is_the_jackknife_less_the_part_of_pairs() -> None:
     assert stderr == pytest.approx(math.sqrt(variance), rel=1e-9)
 
 
-@pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_mmd_is_unbiased_and_its_error_is_right(shift: float) -> None:
+@pytest.mark.parametrize(("shift", "high"), [(0.0, 1.33), (1.0, 1.15)])
+def test_mmd_is_unbiased_and_its_error_is_right(shift: float, high: float) -> None:
     """Mean over repeats against E k = (s^2 / (s^2 + 2))^{d/2} exp(-|shift|^2 / (2 (s^2 + 2))) of Gaussians."""
     n, m, d, repeats = 40, 30, 2, 600
     scale = 1.0
@@ -366,9 +367,10 @@ def test_mmd_is_unbiased_and_its_error_is_right(shift: float) -> None:
     error = values.std().item() / math.sqrt(repeats)
     # The biased estimator lies (1 - 1/3)(1/40 + 1/30) = 0.039 above, some 40 of these errors.
     assert abs(values.mean().item() - truth) < 4 * error < 0.01
-    # The spread of 600 is known to 1 / sqrt(1200) = 3 %; the jackknife alone is sqrt 2 too large for equal laws.
+    # The spread of 600 is known to 1 / sqrt(1200) = 3 %.  For equal laws the jackknife alone is sqrt 2 too large, and the
+    # floor of half of it adds 23 % here: it varies much in 2 dimensions.
     ratio = math.sqrt(sum(r.stderr**2 for r in results if r.stderr is not None) / repeats) / values.std().item()
-    assert 0.85 < ratio < 1.15
+    assert 0.85 < ratio < high
 
 
 def test_mmd_invariances_and_its_scale() -> None:
