@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 
@@ -37,8 +38,11 @@ def main() -> None:
     except (UserError, WorkFailed) as error:
         console.error(error)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except MemoryError as error:
-        console.error(f"the memory is not enough: {error or 'an allocation failed'}.")
+    except (MemoryError, RuntimeError) as error:
+        # torch's error of the memory of a CPU has no type of its own.
+        if not (isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error))):
+            raise
+        console.error(f"the memory is not enough: {(str(error) or 'an allocation failed').splitlines()[0]}")
         sys.exit(1)
     except OSError as error:
         # A folder that cannot be written, or a full disk: the system's message names the file and the reason.

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
 from sitkit.cli.interrupt import CONTINUE, resumable
 from sitkit.runtime.files import visible
 from sitkit.runtime.progress import Progress
-from sitkit.runtime.progress_bar import bars, log_lines
+from sitkit.runtime.progress_bar import bars, log_lines, terminal_text
 
 T = TypeVar("T")
 # Under torchrun only the first process prints, but an error of any process is printed.
@@ -30,24 +29,24 @@ err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, quiet=Q
 loud = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
-def _shown(text: object) -> str:
-    """Return a text for a terminal: nothing in it is markup, and no control character reaches the terminal."""
-    return escape(visible(str(text)))
-
-
 def error(message: object) -> None:
     """Print an error message on standard error."""
-    loud.print(f"[bold red]error:[/] {_shown(message)}")
+    loud.print(f"[bold red]error:[/] {terminal_text(message)}")
 
 
 def warn(message: object) -> None:
     """Print a warning on standard error; the work continues."""
-    err.print(f"[yellow]warning:[/] {_shown(message)}")
+    err.print(f"[yellow]warning:[/] {terminal_text(message)}")
 
 
 def say(message: str) -> None:
     """Print a line on standard output, never folded, so that a path or a command in it can be copied."""
-    out.print(_shown(message), soft_wrap=True)
+    out.print(terminal_text(message), soft_wrap=True)
+
+
+def note(message: object) -> None:
+    """Print a line on standard error."""
+    err.print(terminal_text(message))
 
 
 def show_warnings() -> None:
@@ -103,8 +102,10 @@ def call(verb: Callable[..., T], *values: Any, state: str = CONTINUE, **flags: A
 def empty_table(columns: Sequence[str], title: str = "", whole: int = 0) -> Table:
     """Return a table without rows; the first `whole` columns are never folded."""
     # A cell is folded and never cut, so that a name, a path or a command in it can be copied.
-    headings = [Column(_shown(column), overflow="fold", no_wrap=i < whole) for i, column in enumerate(columns)]
-    return Table(*headings, title=_shown(title) or None, title_justify="left", header_style="bold", show_edge=False)
+    headings = [Column(terminal_text(column), overflow="fold", no_wrap=i < whole) for i, column in enumerate(columns)]
+    return Table(
+        *headings, title=terminal_text(title) or None, title_justify="left", header_style="bold", show_edge=False
+    )
 
 
 def table(
@@ -121,13 +122,13 @@ def table(
     rendered = empty_table(columns, title, len(columns) - 1 if cut else 0)
     for row in rows:
         row = [*row[:-1], Text(visible(str(row[-1])), overflow="ellipsis", no_wrap=True)] if cut else row
-        rendered.add_row(*(value if isinstance(value, Text) else _shown(value) for value in row))
+        rendered.add_row(*(value if isinstance(value, Text) else terminal_text(value) for value in row))
     if cut and not out.is_terminal:
         # In a file or a pipe nothing is cut.
         rendered.width = out.measure(rendered, options=out.options.update(width=10_000)).maximum
     out.print(rendered)
     for note in notes:
-        out.print(f"[dim]{_shown(note)}[/]")
+        out.print(f"[dim]{terminal_text(note)}[/]")
 
 
 @contextmanager

@@ -75,12 +75,14 @@ def resumable(state: str = CONTINUE) -> Iterator[None]:
             raise
         from sitkit.cli import console
 
-        console.err.print(f"\nstopped; {state}: {_command()}", markup=False)
+        console.note(f"\nstopped; {state}: {_command()}")
         signum = error.signum if isinstance(error, stops.Stopped) else (pressed or [signal.SIGINT])[0]
         sys.exit(status_of(signum))
 
 
 def _command() -> str:
+    from sitkit.runtime.files import visible
+
     size = os.environ.get("WORLD_SIZE", "1")
     start = ["sitkit"] if size == "1" else ["torchrun", f"--nproc-per-node={size}", "-m", "sitkit"]
-    return shlex.join([*start, *sys.argv[1:]])
+    return visible(shlex.join([*start, *sys.argv[1:]]))

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from sitkit.cli import console
 from sitkit.runtime.progress import Event, Progress
-from sitkit.runtime.progress_bar import format_values
+from sitkit.runtime.progress_bar import format_values, terminal_text
 
 if TYPE_CHECKING:
     from sitkit.studies.scheduler import TaskStatus, Work
@@ -46,7 +45,7 @@ def live_view() -> Iterator[tuple[Progress, Watch]]:
 def print_message(event: Event) -> None:
     """Print the message of an event; the view itself shows the progress."""
     if event.message and event.stage != "start":
-        console.err.print(escape(event.message))
+        console.note(event.message)
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ class LiveView:
         rows, columns = (list(dict.fromkeys(names)) for names in zip(*states, strict=True))
         # Without room for every row, rows whose cells are all done or all planned are left out first.
         active = [row for row in rows if any(states[row, column].keys() - {"done", "planned"} for column in columns)]
-        shown = rows if len(rows) <= room else (active or rows)[:room]
+        named = rows if len(rows) <= room else (active or rows)[:room]
         table = console.empty_table(("", *columns), plan.study.title)
-        for row in shown:
-            table.add_row(escape(row), *(_cell(states[row, column]) for column in columns))
-        if len(shown) < len(rows):
-            table.add_row(f"[dim]and {len(rows) - len(shown)} more rows[/]")
+        for row in named:
+            table.add_row(terminal_text(row), *(_cell(states[row, column]) for column in columns))
+        if len(named) < len(rows):
+            table.add_row(f"[dim]and {len(rows) - len(named)} more rows[/]")
         return table
 
     def _state(self, training: str, measurement: str) -> str:
@@ -130,7 +129,7 @@ def _tasks(running: list[TaskStatus], room: int) -> list[Any]:
         state, part = state_of(task), task.part
         values = format_values(task.event.values) if task.event else ""
         bar = ProgressBar(total=100, completed=100 * part, width=20)
-        words = Text(state, style=COLORS[state]), escape(task.task.place.run)
+        words = Text(state, style=COLORS[state]), terminal_text(task.task.place.run)
         table.add_row(*words, bar, f"{part:.0%}", values, clock(task.seconds))
     if len(running) > room:
         table.add_row(f"[dim]and {len(running) - room} more[/]")

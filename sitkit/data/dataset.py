@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # The held-out examples depend on the data alone: they are the same for every training seed.
 SPLIT_SEED = 2401_08740
+# Bounds far above every use: the side of an image in pixels, the points of a toy set, the numbers of one example.
+LARGEST_IMAGE, MOST_POINTS, LARGEST_EXAMPLE = 2**16, 2**28, 2**32
 
 
 @dataclass(frozen=True, kw_only=True)

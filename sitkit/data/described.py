@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
-from sitkit.data.dataset import Dataset, Examples, fingerprint
+from sitkit.data.dataset import LARGEST_EXAMPLE, Dataset, Examples, fingerprint
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,9 @@ class Absent(Dataset):
         super().__post_init__()
         if not self.shape or min(self.shape) < 1 or self.num_classes < 0:
             raise ValueError(f"shape must be positive, num_classes 0 or more; got {self.shape} and {self.num_classes}.")
+        require_within(0, 10**6, num_classes=self.num_classes)
+        if math.prod(self.shape) > LARGEST_EXAMPLE:
+            raise ValueError(f"shape has at most {LARGEST_EXAMPLE:,} numbers; got {self.shape}.")
 
     def load(self) -> Examples:
         mark = fingerprint(f"{self.shape} {self.num_classes}")

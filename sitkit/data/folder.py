@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
+from sitkit.data.dataset import LARGEST_IMAGE, Dataset, Examples, fingerprint, split_holdout
 from sitkit.data.decoding import EXTENSIONS, Pictures, Source, check_images, picture_examples
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 
 KINDS = f"{', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}"
 
@@ -37,7 +37,7 @@ class ImageFolder(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(1, size=self.size)
+        require_within(1, LARGEST_IMAGE, size=self.size)
 
     def places(self) -> tuple[str, ...]:
         return ("path",)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, fingerprint, split_holdout
+from sitkit.data.dataset import LARGEST_IMAGE, Dataset, Examples, fingerprint, split_holdout
 from sitkit.data.decoding import Pictures, Source, check_images, picture_examples
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, require_at_least, suggest
+from sitkit.runtime.errors import UserError, require_within, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,8 @@ class Hub(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(1, size=self.size, window=self.window)
+        require_within(1, LARGEST_IMAGE, size=self.size)
+        require_within(1, 10**6, window=self.window)
 
     def places(self) -> tuple[str, ...]:
         # A name on the hub is no path.

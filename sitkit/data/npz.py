@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from sitkit.data.dataset import Dataset, Examples, in_memory
+from sitkit.data.dataset import LARGEST_IMAGE, Dataset, Examples, in_memory
 from sitkit.data.decoding import centre_square
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, require_at_least, suggest
+from sitkit.runtime.errors import UserError, require_within, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ class Npz(Dataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size is not None:
-            require_at_least(1, size=self.size)
+            require_within(1, LARGEST_IMAGE, size=self.size)
 
     def places(self) -> tuple[str, ...]:
         return ("path",)

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
-from sitkit.data.dataset import Dataset, Examples, in_memory
+from sitkit.data.dataset import MOST_POINTS, Dataset, Examples, in_memory
 from sitkit.registry import datasets
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,9 @@ class GaussianMixture(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(1, dim=self.dim, components=self.components, size=self.size)
-        require_at_least(0, seed=self.seed)
+        require_within(1, 2**16, dim=self.dim, components=self.components)
+        require_within(1, MOST_POINTS, size=self.size)
+        require_within(0, 2**63 - 1, seed=self.seed)
         if not 0 <= self.spread < math.inf:
             raise ValueError(f"spread must be at least 0 and finite; got {self.spread}.")
         if not 0 < self.width < math.inf:
@@ -92,8 +93,11 @@ class GaussianMixture(Dataset):
     def load(self) -> Examples:
         import numpy as np
 
+        from sitkit.runtime.archives import require_memory
         from sitkit.transport.closed_form import sample_law
 
+        # Of a matrix for each component, and of the points, some copies are in memory together.
+        require_memory(24 * (self.components * self.dim**2 + self.size * self.dim), "dataset 'gaussian-mixture'")
         law = self.mixture()
         x, y = sample_law(law, self.size, self.seed)
         names = tuple(f"group {label}" for label in range(law.num_classes))
@@ -117,13 +121,15 @@ class Points(Dataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(1, size=self.size)
-        require_at_least(0, seed=self.seed)
+        require_within(1, MOST_POINTS, size=self.size)
+        require_within(0, 2**63 - 1, seed=self.seed)
         if self.noise is not None and not 0 <= self.noise < math.inf:
             raise ValueError(f"noise must be at least 0 and finite; got {self.noise}.")
 
     def load(self) -> Examples:
         import numpy as np
+
+        from sitkit.runtime.archives import require_memory
 
         draw, part, parts, own_noise = {
             "checkerboard": (_checkerboard, "square", 8, 0.0),
@@ -131,6 +137,7 @@ class Points(Dataset):
             "eight-gaussians": (_eight_gaussians, "gaussian", 8, 0.1),
             "two-spirals": (_two_spirals, "spiral", 2, 0.02),
         }[self.law]
+        require_memory(100 * self.size, "dataset 'points'")
         rng = np.random.default_rng(self.seed)
         labels = rng.integers(parts, size=self.size)
         centres = np.stack(draw(rng.random((2, self.size)), labels), axis=1)

@@ -8,6 +8,7 @@ A hash covers the fingerprints of the data and the extractor and the numbers of 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
@@ -84,7 +85,8 @@ class Reference:
         n = self.real_n(n)
         features = extraction.fingerprint if extraction else ""
         path = self.folder / f"real-{identity(essence(metric), self.data.fingerprint, features, self.n, n)}.json"
-        if not path.is_file():
+        value = _stored(path)
+        if value is None:
             try:
                 if isinstance(metric, FeatureMetric) and extraction is not None:
                     parts = divided(self.features(extraction, learnt)[metric.reads], n, 0)
@@ -95,8 +97,14 @@ class Reference:
                 # The metric itself was measured: only these sets are too small, as for k neighbours among k points.
                 return None
             write_json(path, {"value": value, "metric": spec(metric), "data": self.data.fingerprint, "n": n})
-        value = float(read_json(path)["value"])
         return value if math.isfinite(value) else None
+
+
+def _stored(path: Path) -> float | None:
+    """Return the number in a file; None for a file that is missing or damaged."""
+    with contextlib.suppress(UserError, LookupError, TypeError, ValueError, OverflowError):
+        return float(read_json(path)["value"])
+    return None
 
 
 def _features(reference: Reference, extraction: Extraction, progress: Progress) -> Mapping[str, Tensor]:

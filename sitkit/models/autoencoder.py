@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 from sitkit.data.dataset import SPLIT_SEED, Dataset, Examples, load_examples
 from sitkit.data.latents import Posterior
 from sitkit.registry import Component, autoencoders, spec
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 from sitkit.runtime.tensors import digest_of, load_tensors
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class SDVAE(Autoencoder):
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite; got {self.scale}.")
-        require_at_least(1, batch=self.batch)
+        require_within(1, 2**24, batch=self.batch)
 
     def places(self) -> tuple[str, ...]:
         # A name on the hub is no path.

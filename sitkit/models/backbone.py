@@ -9,12 +9,15 @@ Importing this module does not import torch: `build` imports the networks.
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from sitkit.registry import Component, backbones
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from sitkit.data.dataset import Examples
     from sitkit.transport.interpolant import Interpolant
     from sitkit.transport.target import Target
+
+
+# Bounds far above every use.
+MOST_CHANNELS, MOST_LAYERS = 2**20, 10**4
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,35 @@ class Backbone(Component):
         return None
 
 
+@contextmanager
+def limited(most: float, message: str) -> Iterator[None]:
+    """Raise UserError with a message if the block makes more than `most` parameters of networks, or the memory is not enough.
+
+    A layer's parameter is counted when its memory is promised and before a value is written to it.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    here, total = threading.get_ident(), 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        if parameter is not None and threading.get_ident() == here:
+            total += parameter.numel()
+            if total > most:
+                raise UserError(message)
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except RuntimeError as error:
+        # torch's error of the memory of a CPU has no type of its own.
+        if "allocate memory" not in str(error):
+            raise
+        raise UserError(message) from None
+    finally:
+        hook.remove()
+
+
 @final
 @backbones.register("sit")
 @dataclass(frozen=True)
@@ -85,8 +121,11 @@ class SiTBackbone(Backbone):
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        require_at_least(1, patch_size=self.patch_size, hidden_size=self.hidden_size)
-        require_at_least(1, depth=self.depth, num_heads=self.num_heads)
+        require_within(
+            1, MOST_CHANNELS, patch_size=self.patch_size, hidden_size=self.hidden_size, num_heads=self.num_heads
+        )
+        require_within(1, MOST_LAYERS, depth=self.depth)
+        require_within(0, 1024, mlp_ratio=self.mlp_ratio)
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_heads; got {self.hidden_size} and {self.num_heads}."
@@ -125,7 +164,8 @@ class MLPBackbone(Backbone):
     time_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_at_least(1, hidden_size=self.hidden_size, depth=self.depth)
+        require_within(1, MOST_CHANNELS, hidden_size=self.hidden_size)
+        require_within(1, MOST_LAYERS, depth=self.depth)
         _conditioning(self.class_dropout, self.time_scale)
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:

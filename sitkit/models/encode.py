@@ -28,7 +28,7 @@ from sitkit.data.stream import read_ahead
 from sitkit.models.autoencoder import Autoencoder
 from sitkit.registry import autoencoders, datasets, spec
 from sitkit.runtime.distributed import ProcessGroup, joined
-from sitkit.runtime.errors import Unreadable, UserError, require_at_least
+from sitkit.runtime.errors import Unreadable, UserError, require_within
 from sitkit.runtime.files import exists, read_record, write_json
 from sitkit.runtime.hashing import hyphenated, identity
 from sitkit.runtime.locks import divide_work
@@ -82,7 +82,7 @@ def encode(
     Raises:
         UserError: before any work, if the examples have no latents, or if the folder holds other latents.
     """
-    require_at_least(1, per_shard=per_shard)
+    require_within(1, 2**24, per_shard=per_shard)
     dataset, coder = datasets.parse(data), autoencoders.parse(autoencoder)
     if not coder.encodes:
         raise UserError(

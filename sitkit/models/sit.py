@@ -188,7 +188,9 @@ class SiT(nn.Module):
         self.x_embedder = PatchEmbedder(self.channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size, time_scale)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        self.pos_embed = nn.Parameter(positions(self.rows, self.columns, hidden_size)[None], requires_grad=False)
+        # Its size is known to `limited` before its values are computed.
+        self.pos_embed = nn.Parameter(torch.empty(1, self.rows * self.columns, hidden_size), requires_grad=False)
+        self.pos_embed.data = positions(self.rows, self.columns, hidden_size)[None]
         self.blocks = nn.ModuleList(Block(hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch_size, self.channels * (2 if learn_sigma else 1))
         initialise(self)

@@ -14,7 +14,7 @@ import inspect
 import re
 import sys
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
@@ -280,12 +280,23 @@ def _require_sound_numbers(cls: type[Any], fields: Mapping[str, Any], what: str)
     """Raise UserError for true or false in the place of a number, which pydantic reads as 1 or 0, and for past 64 bits."""
     types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
     for key, value in fields.items():
-        if isinstance(value, bool) and re.search(r"\b(int|float)\b", types[key]) and "bool" not in types[key]:
-            raise UserError(f"{what}: {key}: a number is needed; got {str(value).lower()}", (key,))
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise UserError(
-                f"{what}: {key}: a number of at most 64 bits is needed; got one of {value.bit_length()}", (key,)
-            )
+        numbers = re.search(r"\b(int|float)\b", types[key]) and "bool" not in types[key]
+        for part in _parts(value):
+            if isinstance(part, bool) and numbers:
+                raise UserError(f"{what}: {key}: a number is needed; got {str(part).lower()}", (key,))
+            if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                raise UserError(
+                    f"{what}: {key}: a number of at most 64 bits is needed; got one of {part.bit_length()}", (key,)
+                )
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield the values in nested lists."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _parts(part)
+    else:
+        yield value
 
 
 @functools.cache

@@ -12,10 +12,10 @@ from sitkit.results.lookup import NamedEvaluation, numbers
 from sitkit.results.statistics import LEVEL, Comparison, paired
 from sitkit.runs.config.schema import TRAINING_KEYS
 from sitkit.runs.environment import code_version
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import load_weights
 from sitkit.runs.run_folder import RunFolder, find_run, read_config_of
 from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import digest_of
 
 Stage = Literal["training", "sampling", "evaluation", "nothing"]
 # Packages that compute nothing.
@@ -123,7 +123,7 @@ def _weights(folder: Path) -> Any:
     if not config.backbone.trainable:
         return None
     step, state, _ = load_weights(folder, config)
-    return step, weights_fingerprint(state)
+    return step, digest_of(state)
 
 
 def _of_numbers(a: list[NamedEvaluation], b: list[NamedEvaluation], first: str, second: str) -> Differences:

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sitkit.results.statistics import Estimate, SeedPair
-from sitkit.results.study_results import FILE, STUDIES, CellResult, StudyResults, find_study, read_results, runs_of
+from sitkit.results.study_results import (
+    FILE,
+    STUDIES,
+    CellResult,
+    StudyResults,
+    evaluation_of,
+    find_study,
+    read_results,
+    runs_of,
+)
 from sitkit.runs.evaluate import Evaluation
 from sitkit.runs.run_folder import RunFolder, find_run
 from sitkit.runtime.errors import UserError, suggest
@@ -110,8 +119,7 @@ def _of_study(study: Path, rest: str) -> list[NamedEvaluation]:
     runs = runs_of(study, results)
     return [
         NamedEvaluation(path, Evaluation.read(path).record, cell, study)
-        for cell in done
-        if (path := runs / str(cell.evaluation))
+        for path, cell in ((evaluation_of(runs, cell), cell) for cell in done)
     ]
 
 

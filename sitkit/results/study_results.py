@@ -41,7 +41,7 @@ from sitkit.runs.config.records import PathWithin, PlainName
 from sitkit.runs.config.schema import Settings
 from sitkit.runs.config.sources import validate
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import file_name, read_json, to_json, update_file
+from sitkit.runtime.files import file_name, inside, read_json, to_json, update_file
 
 FILE, STUDIES = "results.json", "studies"
 
@@ -69,7 +69,7 @@ class CellResult(Settings):
     evaluation: PathWithin | None = None
     value: float | None = None
     stderr: float | None = None
-    real: float | None = Field(None, validation_alias=AliasChoices("real", "halves"))
+    real: float | None = Field(default=None, validation_alias=AliasChoices("real", "halves"))
     n: int | None = None
     nfe: int | None = None
     failure: str | None = None
@@ -150,6 +150,12 @@ def read_results(path: Path | str) -> StudyResults:
         return validate(StudyResults, values, {})
     except UserError as error:
         raise UserError(f"{file} is not the results of a study: {error}") from None
+
+
+def evaluation_of(runs: Path, cell: CellResult) -> Path:
+    """Return the file of a cell's number in the folder of runs.  Raises UserError if a link leads out of its run."""
+    run, _, rest = str(cell.evaluation).partition("/")
+    return inside(runs / run, rest)
 
 
 def runs_of(path: Path | str, results: StudyResults) -> Path:

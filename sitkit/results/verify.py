@@ -20,6 +20,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import ARRAYS, SHARD
 from sitkit.runtime import archives
 from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.files import inside
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 
@@ -103,11 +104,13 @@ def _folder(number: NamedEvaluation) -> str:
 
 
 def _verify(number: NamedEvaluation, root: Path, device: str | None, progress: Progress) -> Verification:
-    was = {key: number.record[key] for key in VALUES if key in number.record}
+    # Release 0.1, whose records have "halves", estimated standard errors in another way.
+    left_out = {"stderr"} if "halves" in number.record else set[str]()
+    was = {key: number.record[key] for key in VALUES if key in number.record and key not in left_out}
     try:
         run = run_as_measured(number, root, device)
         (evaluation,) = measure_run(run, progress)
-        then = RunFolder(number.folder).samples / number.record["samples"] / ARRAYS
+        then = inside(RunFolder(number.folder).samples, f"{number.record['samples']}/{ARRAYS}")
         samples = _equal(then, RunFolder(run.folder).samples / evaluation.record["samples"] / ARRAYS)
     except (UserError, WorkFailed) as error:
         return Verification(number.name, number.path, "impossible", was, None, None, str(error), [])

@@ -25,13 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sitkit.runs.checkpoint import checkpoint_file, checkpoints, latest_checkpoint, step_of
+from sitkit.runs.checkpoint import (
+    checkpoint_file,
+    checkpoints,
+    header_of_checkpoint,
+    latest_checkpoint,
+    read_checkpoint,
+    step_of,
+)
 from sitkit.runs.config.schema import Config, TrainSettings
 from sitkit.runs.one_file import weights_of_file
 from sitkit.runs.run_folder import RunFolder, check_settings_of_checkpoint
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import write_json
-from sitkit.runtime.tensors import load_tensors, read_header
 
 WIDEST = 12**-0.5  # gamma = 0: all weights equal
 # Relative L2 errors of a rebuilt profile: `rebuild` warns above the first and refuses above the second.
@@ -165,9 +171,9 @@ def rebuild(folder: Path, width: float, step: int | None = None) -> tuple[int, d
     end = steps[-1] if step is None else step
     if end > steps[-1]:
         raise UserError(f"The snapshots of {folder} end at step {steps[-1]}, before step {end}.")
-    files = {at: load_tensors(path)[1] for at, path in zip(steps, paths, strict=True)}
+    files = {at: read_checkpoint(path)[1] for at, path in zip(steps, paths, strict=True)}
     newest = files[steps[-1]]
-    widths: list[float] = read_header(paths[-1])["widths"]
+    widths: list[float] = header_of_checkpoint(paths[-1])["widths"]
     snapshots = [(w, at) for w in widths for at in steps]
     try:
         fit = fit_profile(snapshots, width, end)
@@ -231,7 +237,7 @@ def load_weights(source: Path, config: Config, step: int | None = None) -> tuple
             )
         return *rebuild(source, decay, step), RunFolder(source).snapshots
     path = _checkpoint_of(source, step)
-    header, tensors = load_tensors(path)
+    header, tensors = read_checkpoint(path)
     check_settings_of_checkpoint(config, path, header)
     start = "model." if config.sample.weights == "raw" else prefix(decays, decays[0] if decay is None else decay)
     state = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

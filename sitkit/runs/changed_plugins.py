@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -83,12 +81,15 @@ def warn_of_changed_number(record: Mapping[str, Any], config: Config, metric: Co
     warn_of_changed_samples(record["sampling"], config)
 
 
-def settle_changed_plugins(configs: Iterable[Config], choice: ChangedPlugin | None) -> None:
-    """Refuse, keep or remove the runs of configurations that were trained with another source of a plugin.
+def settle_changed_plugins(configs: Iterable[Config], choice: ChangedPlugin | None) -> list[Path]:
+    """Refuse, keep or return the runs of configurations that were trained with another source of a plugin.
 
     Args:
         configs: configurations of trainings.
-        choice: "redo" removes such runs with their samples and numbers, so that they are made again; "keep" warns.
+        choice: "redo" returns such runs, "keep" warns.
+
+    Returns:
+        The folders of the runs to train again.
 
     Raises:
         UserError: for a run that was trained with another source, without a choice.
@@ -108,12 +109,8 @@ def settle_changed_plugins(configs: Iterable[Config], choice: ChangedPlugin | No
             f"{next(iter(stale.values()))}{more} Give --changed-plugin redo to remove such runs with their numbers and make "
             "them again, or --changed-plugin keep to use them as they are."
         )
-    for folder, text in stale.items():
-        if choice == "keep":
-            warnings.warn(text, stacklevel=3)
-            continue
-        # Several processes may do this at the same time: one of them renames the folder.
-        removed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(removed)
-            shutil.rmtree(removed, ignore_errors=True)
+    if choice == "redo":
+        return list(stale)
+    for text in stale.values():
+        warnings.warn(text, stacklevel=3)
+    return []

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sitkit.runs.config.records import CheckpointRecord
 from sitkit.runtime.errors import Unreadable, UserError
-from sitkit.runtime.files import listed, parse_json
-from sitkit.runtime.tensors import read_header
+from sitkit.runtime.files import checked_record, listed, parse_json
+from sitkit.runtime.tensors import OLDER_FILE, load_tensors, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,6 +107,19 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
+def header_of_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the header of a checkpoint or a snapshot.  Raises UserError if it is damaged."""
+    return checked_record(
+        read_header(path), CheckpointRecord, f"The header of {path}", "that of a checkpoint", OLDER_FILE
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header and the tensors of a checkpoint or a snapshot.  Raises UserError if it is damaged."""
+    header_of_checkpoint(path)
+    return load_tensors(path)
+
+
 def latest_checkpoint(folder: str | Path, on_warning: Callable[[str], object] = warnings.warn) -> Path | None:
     """Return the newest undamaged checkpoint of a folder; a warning names each newer one that is damaged.
 
@@ -122,7 +136,7 @@ def latest_checkpoint(folder: str | Path, on_warning: Callable[[str], object] = 
     damaged: list[UserError] = []
     for path in reversed(checkpoints(folder)):
         try:
-            read_header(path)
+            header_of_checkpoint(path)
         except Unreadable:
             raise
         except UserError as error:
@@ -153,7 +167,7 @@ def prune_checkpoints(folder: str | Path, keep: int) -> None:
 
 def _undamaged(path: Path) -> bool:
     try:
-        read_header(path)
+        header_of_checkpoint(path)
     except UserError:
         return False
     return True

@@ -24,7 +24,6 @@ from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.records import NumberRecord
 from sitkit.runs.config.sources import Layer, SamplingFlags, Spec, flags_to_layer
 from sitkit.runs.environment import environment
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import Run, open_run
 from sitkit.runs.run_folder import RunFolder, find_number, read_config_of
 from sitkit.runs.sample import draw_samples, label_notes
@@ -37,6 +36,8 @@ from sitkit.runtime.files import exists, read_record, to_json, write_file, write
 from sitkit.runtime.hashing import file_digest
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
+from sitkit.runtime.tensors import digest_of
+from sitkit.solvers.sampler import Sampler
 
 MAX_SAMPLES = 50_000
 # The seed of the random parts of metrics (bootstrap, directions, subsets, real examples).
@@ -131,7 +132,8 @@ def evaluate(
         metric: one metric or several; names may be joined by commas.  By default those of the run.
         features: the extractor in whose feature space every metric compares.
         progress: a function that receives events; by default a live bar in a terminal or in Jupyter.
-        flags: as in `sample`.  Without `n` as many samples are drawn as there are examples, at most 50,000.
+        flags: as in `sample`.  Without `n` as many samples are drawn as there are examples, at most 50,000.  Without
+            `sample.labels` classes are drawn as often as in the data where balanced ones would bias the number.
 
     Returns:
         One evaluation a metric: its value with a standard error, and the record.
@@ -143,12 +145,19 @@ def evaluate(
     run = open_run(run, flags, "evaluate")
     if metric is not None or features is not None:
         run = run.with_settings(flags_to_layer({"metric": _named_metrics(metric, features, run)}))
-    settings = flags_to_layer({}, flags.get("settings")).values
-    if flags.get("n") is None and "n" not in settings.get("sample", {}):
-        n = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
-        run = run.with_settings(Layer({"sample": {"n": n}}))
+    given, defaults = flags_to_layer({}, flags.get("settings")).values.get("sample", {}), dict[str, Any]()
+    if flags.get("n") is None and "n" not in given:
+        defaults["n"] = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
+    if "labels" not in given and _unlike_data(run):
+        defaults["labels"] = "data"
+    run = run.with_settings(Layer({"sample": defaults}))
     with reporting(progress) as report:
         return measure_run(run, report)
+
+
+def _unlike_data(run: Run) -> bool:
+    """Whether labels are balanced, and the classes of the data are not."""
+    return run.config.sample.labels == "balanced" and bool(label_notes(run.config, run.labelled))
 
 
 def _named_metrics(
@@ -202,6 +211,7 @@ def measure_run(run: Run, progress: Progress = silent) -> list[Evaluation]:
 
 def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Extractor, Extraction]:
     """Return the extractors of the metrics, built.  Raises UserError for a metric that cannot be measured."""
+    require_measurable(run.config.sample.n, run.config.sampler)
     data = load_examples(run.config.data.source())
     extractions: dict[Extractor, Extraction] = {}
     for metric in metrics:
@@ -212,9 +222,22 @@ def _extractions(run: Run, metrics: list[Metric], progress: Progress) -> dict[Ex
             metric.require(extractions[metric.features])
     if any(metric.reads_data for metric in metrics) and not len(data):
         data.read(np.arange(0))  # Raises, with the reason why the data are missing.
-    if run.config.sample.n < 2:
-        raise UserError(f"A metric needs at least 2 samples; got {run.config.sample.n}. Ask for more.")
     return extractions
+
+
+def require_measurable(n: int, sampler: Sampler) -> None:
+    """Raise UserError if no metric can measure samples.
+
+    Args:
+        n: the number of samples.
+        sampler: their sampler.
+    """
+    if n < 2:
+        raise UserError(f"A metric needs at least 2 samples; got {n}. Ask for more.")
+    if sampler.partial:
+        raise UserError(
+            "Samples of a part of the path are not data, so no metric measures them: leave sampler.partial unset."
+        )
 
 
 def _track(run: Run, samples: SampleSet, evaluations: list[Evaluation], progress: Progress) -> None:
@@ -253,6 +276,8 @@ def command(run: Run, metric: Metric) -> list[str]:
     config, written = run.config.plain(), read_config_of(run.source).plain()
     settings = {key: config[key] for key in ("sampler", "diffusion", "guidance") if config[key] != written[key]}
     sample = {key: value for key, value in config["sample"].items() if value != written["sample"].get(key)}
+    if _unlike_data(run):
+        sample["labels"] = "balanced"  # Not the default of `evaluate` for these data.
     settings |= {f"sample.{key}": value for key, value in sample.items() if key not in ("n", "batch")}
     settings["metric"] = [spec(metric)]
     words = ["sitkit", "evaluate", str(run.source), "--step", str(run.step), "-n", str(run.config.sample.n)]
@@ -300,7 +325,7 @@ def _measure(
         "training": run.identity,
         "data": run.examples.fingerprint,
         "checkpoint": {
-            "step": run.step, "weights": run.weights_name, "fingerprint": weights_fingerprint(run.network.state_dict()),
+            "step": run.step, "weights": run.weights_name, "fingerprint": digest_of(run.network.state_dict()),
         },
         "samples": samples.folder.name,
         "labels": config.sample.model_dump(mode="json")["labels"],

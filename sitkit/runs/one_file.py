@@ -10,7 +10,6 @@ It is safetensors: nothing in it is executed, and other tools read the weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
 
 
 KIND = "run"
-
-
-def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a network's state: names, types, shapes and values."""
-    return digest_of(state)
 
 
 def weights_name(config: Config) -> str:
@@ -78,7 +72,7 @@ def weights_of_file(path: Path, config: Config, step: int | None) -> tuple[int, 
     if config.autoencoder.fingerprint() != fingerprints["autoencoder"]:
         raise UserError(f"{path}: the autoencoder {config.autoencoder} is not that of its training.")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(PACKED)}
-    if weights_fingerprint(tensors) != fingerprints["weights"]:
+    if digest_of(tensors) != fingerprints["weights"]:
         raise UserError(f"{path}: the weights changed since the file was written: copy it again.")
     return int(header["step"]), tensors
 

@@ -20,6 +20,7 @@ from torch import nn
 from sitkit.data.dataset import Examples, load_examples
 from sitkit.data.described import from_description
 from sitkit.models.autoencoder import median_std, modelled_shape, prepare_data
+from sitkit.models.backbone import limited
 from sitkit.registry import Component
 from sitkit.registry.measures import Pairs
 from sitkit.runs import diagnostics
@@ -33,6 +34,7 @@ from sitkit.runs.config.schema import TRAINING_KEYS, Config, to_plain
 from sitkit.runs.config.sources import Layer, SamplingFlags, flags_to_layer, locate, require_flags, validate
 from sitkit.runs.one_file import read_run_header, weights_name
 from sitkit.runs.run_folder import RunFolder, check_unchanged, find_run, locate_run, read_config_of, recorded_contents
+from sitkit.runtime.archives import memory_left
 from sitkit.runtime.distributed import device_of
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import exists, read_record
@@ -216,18 +218,29 @@ def use_threads(config: Config) -> None:
         torch.set_num_threads(config.run.threads)
 
 
-def initial_network(config: Config, seed: int | None = None, data: Examples | None = None) -> nn.Module:
+def initial_network(
+    config: Config,
+    seed: int | None = None,
+    data: Examples | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> nn.Module:
     """Return the network of a configuration with its initial weights.
 
     Args:
         config: the configuration.
         seed: the seed of the weights; by default the training seed.
         data: the data set, or its description if the network is trained; by default the data set is loaded.
+        state: the weights that the network will be given, if there are any.  A network that is far larger is refused.
     """
     data = data if data is not None and config.backbone.trainable else load_examples(config.data)
-    with torch.random.fork_rng(devices=[]):
+    shape, left = modelled_shape(config.autoencoder, data), memory_left()
+    # Tied weights are counted more often than they are stored.
+    most = min(left // 4, left if state is None else 4 * sum(tensor.numel() for tensor in state.values()))
+    place = f"the {left / 2**30:.1f} GiB of memory that are left" if most == left // 4 else "the weights of its run"
+    message = f"the parameters of backbone {config.backbone.name!r} do not fit into {place}."
+    with torch.random.fork_rng(devices=[]), limited(most, message):
         torch.manual_seed(config.train.seed if seed is None else seed)
-        network = config.backbone.build(modelled_shape(config.autoencoder, data), data.num_classes)
+        network = config.backbone.build(shape, data.num_classes)
     return config.backbone.prepare(network, interpolant=config.interp, target=config.target, examples=data)
 
 
@@ -336,14 +349,14 @@ def _with_settings(source: Path, config: Config, over: Layer | Config) -> Config
 
 def _read_network(source: Path, config: Config, data: Examples, step: int | None, device: str) -> tuple[int, nn.Module]:
     """Return (step, network on the device) with the weights that config.sample names."""
-    network = initial_network(config, data=data)
     if not source.is_file():
         check_unchanged(source, {"autoencoder": config.autoencoder.fingerprint()})
     if config.backbone.trainable:
         step, state, path = load_weights(source, config, step)
+        network = initial_network(config, data=data, state=state)
         _load_state(network, state, path)
     else:
-        step = 0
+        step, network = 0, initial_network(config, data=data)
     return step, network.to(device_of(device)).eval().requires_grad_(False)
 
 

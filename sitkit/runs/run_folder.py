@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sitkit.registry import essence, metrics
-from sitkit.runs.checkpoint import checkpoints, latest_checkpoint, step_of
+from sitkit.runs.checkpoint import checkpoints, header_of_checkpoint, latest_checkpoint, step_of
 from sitkit.runs.config.identity import number_identity, recorded_samples, slug, training_identity
 from sitkit.runs.config.mappings import flat
 from sitkit.runs.config.plain_yaml import to_yaml
@@ -28,15 +28,10 @@ from sitkit.runs.one_file import SCHEME, download, read_run_header, settings_of_
 from sitkit.runtime.errors import UserError, suggest
 from sitkit.runtime.files import exists, listed, read_json, read_record, write_file
 from sitkit.runtime.hashing import identity
-from sitkit.runtime.tensors import read_header
+from sitkit.runtime.locks import locked
 
-# The file in a run's folder that its training locks.
 LOCK = ".lock"
-# The end of a folder's name as `folder_of` makes it.
 _IDENTITY = re.compile(r"-([0-9a-f]{12})$")
-
-
-_RESTORE_ENVIRONMENT = "Copy it again, or train again from step 0 with --restart."
 
 
 class RunFolder:
@@ -59,7 +54,8 @@ class RunFolder:
         """Return the record of code, packages and machine; empty if there is none."""
         if not exists(self.environment):
             return {}
-        return read_record(self.environment, EnvironmentRecord, "the record of a training", _RESTORE_ENVIRONMENT)
+        remedy = "Copy it again, or train again from step 0 with --restart."
+        return read_record(self.environment, EnvironmentRecord, "the record of a training", remedy)
 
 
 def folder_of(config: Config) -> Path:
@@ -214,7 +210,7 @@ def _check_settings(files: RunFolder, values: Mapping[str, Any], config: Config)
     lacks = [key for key in flat(plain) if key not in flat(values)] + lacks
     newest = None if right else latest_checkpoint(files.checkpoints, lambda text: None)
     if newest is not None:
-        check_settings_of_checkpoint(config, newest, read_header(newest))
+        check_settings_of_checkpoint(config, newest, header_of_checkpoint(newest))
     reason = f"it has no {', '.join(lacks)}" if lacks else "its settings are others than those of its training"
     raise UserError(f"{files.config} was cut short or changed by hand: {reason}. {_RESTORE}")
 
@@ -265,8 +261,13 @@ def check_unchanged(folder: Path, fingerprints: Mapping[str, str]) -> None:
             )
 
 
+def training_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a run's folder.  Raises Busy if another process trains the run."""
+    return locked(folder / LOCK, f"{folder} is being trained by another process.")
+
+
 def remove_results(folder: Path) -> None:
-    """Remove everything from a run's folder but the lock that its training holds.
+    """Remove everything from a run's folder, whose lock this process holds, but the lock.
 
     The checkpoints go last: a process that is killed before leaves a training that continues as before.
     """

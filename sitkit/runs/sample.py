@@ -36,6 +36,7 @@ from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.tensors import save_tensors
 from sitkit.solvers.guidance import Guidance
+from sitkit.solvers.moments import NOTED_LOSS
 from sitkit.solvers.sampler import Plan, Sample, Sampler, SolveSpec
 from sitkit.transport.diffusion import Diffusion
 from sitkit.transport.field import require_unconditional
@@ -107,6 +108,8 @@ def in_proportion(counts: tuple[int, ...], n: int) -> list[int]:
 
 # A smaller share of samples of other classes is not said: the digits differ from balanced by 0.6 %.
 SAID_SHARE = 0.02
+# The beginning of such a note.
+LABELS = "labels: "
 
 
 def label_notes(config: Config, data: Examples) -> tuple[str, ...]:
@@ -121,10 +124,10 @@ def label_notes(config: Config, data: Examples) -> tuple[str, ...]:
         return ()
     if isinstance(rule, tuple) and set(drawn) != set(data.present_classes):
         names = ", ".join(data.class_names[label] for label in sorted(set(drawn)))
-        return (f"the samples are of classes {names} alone, and are compared with all classes of the data.",)
+        return (f"{LABELS}the samples are of classes {names} alone, and are compared with all classes of the data.",)
     rule = rule if isinstance(rule, str) else "as listed"
     return (
-        f"labels are {rule} and the data's classes have other frequencies: {others:.0%} of the samples would be of another "
+        f"{LABELS}{rule}, and the data's classes have other frequencies: {others:.0%} of the samples would be of another "
         "class with sample.labels=data.",
     )
 
@@ -304,6 +307,8 @@ def draw_samples(
     with joined(run.config.run.device) as group:
         if not shards.finished:
             plan = SamplePlan(run)
+            if group.lead and abs(plan.plan.spread_lost) > NOTED_LOSS:
+                progress(Event("sample", message=f"{plan.plan.notes[-1]}."))
             report = ProgressReporter(shards, progress, "features" if shards.drawn else "sample")
             make, first = functools.partial(_make, shards, plan, report), group.rank * shards.count // group.size
             divide_work(shards.count, shards.done, make, folder / "shards", first)

@@ -93,13 +93,17 @@ def headers(path: Path, copies: int = 1) -> dict[str, ArrayHeader]:
                 )
             found[info.filename.removesuffix(".npy")] = ArrayHeader(shape, dtype)
             total += there
-    if copies * total > (left := memory_left()):
-        needed = f"{copies} copies of them are needed, and" if copies > 1 else "and"
+    require_memory(copies * total, f"{path}, unpacked" if copies == 1 else f"{path}, unpacked {copies} times,")
+    return found
+
+
+def require_memory(size: float, what: str) -> None:
+    """Raise UserError if the memory that is left for this process is less than `size` bytes, which `what` needs."""
+    if size > (left := memory_left()):
         raise UserError(
-            f"{path} unpacks to {total / 2**30:.1f} GiB, {needed} {left / 2**30:.1f} GiB of memory are left for this process: "
+            f"{what} needs {size / 2**30:,.1f} GiB, and {left / 2**30:.1f} GiB of memory are left for this process: "
             "give it more memory, or fewer or smaller arrays."
         )
-    return found
 
 
 def memory_left() -> int:

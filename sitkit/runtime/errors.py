@@ -50,18 +50,20 @@ class NotWritten(WorkFailed):
     """A file that could not be written, as on a full disk."""
 
 
-def require_at_least(least: int, **values: float) -> None:
-    """Raise ValueError for the first of the named values that is below `least` or not a number."""
+def require_within(least: int, most: float, **values: float) -> None:
+    """Raise UserError for the first of the named values that is below `least`, above `most` or not a number."""
     for name, value in values.items():
         if not value >= least:
-            raise ValueError(f"{name} must be at least {least}; got {value}.")
+            raise UserError(f"{name} must be at least {least}; got {value}.")
+        if value > most:
+            raise UserError(f"{name} must be at most {most:,}; got {value:,}.")
 
 
 def require_positive(**values: float) -> None:
-    """Raise ValueError for the first of the named values that is not above 0."""
+    """Raise UserError for the first of the named values that is not above 0."""
     for name, value in values.items():
         if not value > 0:
-            raise ValueError(f"{name} must be positive; got {value:g}.")
+            raise UserError(f"{name} must be positive; got {value:g}.")
 
 
 def suggest(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:

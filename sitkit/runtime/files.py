@@ -144,14 +144,20 @@ def listed(folder: Path, pattern: str) -> list[Path]:
         raise unreadable(folder, error) from None
 
 
-def read_text(path: str | Path) -> str:
-    """Return the text in a file.  Raises UserError that names the file and the system's reason."""
+def read_bytes(path: str | Path) -> bytes:
+    """Return the bytes in a file.  Raises UserError that names the file and the system's reason."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text in a file.  Raises UserError that names the file and the system's reason."""
+    try:
+        return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: byte {error.start} is {error.object[error.start]:#x}.") from None
 
@@ -171,6 +177,15 @@ def parse_json(text: str, place: object) -> Any:
         raise UserError(
             f"{place}: not JSON that can be read: a number is too long, or lists are nested too deeply."
         ) from None
+
+
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """Return the row in a line of metrics.jsonl; None for a line that is cut short, damaged, or has no step."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63 else None
 
 
 def read_record(path: str | Path, model: type[BaseModel], what: str, remedy: str = "") -> dict[str, Any]:
@@ -207,3 +222,11 @@ def plain_name(name: str) -> str:
     if not name or name != Path(name).name or "\\" in name or name == ".." or not name.isprintable():
         raise ValueError(f"a plain name is needed, without folders; got {name!r}.")
     return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path that a record names in a folder.  Raises UserError if a link leads from it out of the folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{path} leads to {path.resolve()}, out of {folder}: a record names files of its folder alone.")
+    return path

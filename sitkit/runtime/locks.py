@@ -6,10 +6,28 @@ Ranks under torchrun, jobs on several machines with one file system, and a singl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from sitkit.runtime.errors import UserError
+
+
+class Busy(UserError):
+    """Another process does the work."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, reason: str) -> Iterator[None]:
+    """Hold the lock on a file.  Raises Busy with the reason if another process holds it."""
+    try:
+        lock = FileLock(path, timeout=0).acquire()
+    except Timeout:
+        raise Busy(reason) from None
+    with lock:
+        yield
 
 
 def divide_work(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from sitkit.runtime.files import visible
 from sitkit.runtime.progress import Event, Progress, silent
 
 # Seconds that work may take before Python shows a bar for it.
@@ -20,7 +21,7 @@ def reporting(progress: Progress | None) -> Iterator[Progress]:
     """Yield the function that receives the events of a piece of work.
 
     `progress` itself if there is one.  Otherwise a live bar, in a terminal or in Jupyter, which appears when the work is
-    longer than two seconds; elsewhere nothing is shown.
+    longer than two seconds; elsewhere nothing is terminal_text.
     """
     if progress is not None:
         yield progress
@@ -46,14 +47,12 @@ def _in_jupyter() -> bool:
 @contextmanager
 def bars(console: Any, delay: float = 0.0) -> Iterator[Progress]:
     """Yield a function that draws a bar for each stage of the work, from `delay` seconds on."""
-    from rich.markup import escape
-
     table = _table(console)
     began, tasks = time.monotonic(), {}
 
     def report(event: Event) -> None:
         if event.message:
-            table.console.print(escape(event.message))
+            table.console.print(terminal_text(event.message))
         _update(table, tasks, event)
         if not table.live.is_started and time.monotonic() - began >= delay:
             table.start()
@@ -91,7 +90,7 @@ def _jupyter_bars(delay: float) -> Iterator[Progress]:
     def report(event: Event) -> None:
         nonlocal last
         if event.message:
-            print(event.message)
+            print(visible(event.message))
         _update(table, tasks, event)
         now = time.monotonic()
         if now - began >= delay and now - last >= 0.2:
@@ -124,33 +123,40 @@ def _table(console: Any) -> Any:
 def _update(table: Any, tasks: dict[str, Any], event: Event) -> None:
     if not event.total:
         return
+    stage, numbers = terminal_text(event.stage), terminal_text(format_values(event.values))
     if event.stage not in tasks or event.done < table.tasks[table.task_ids.index(tasks[event.stage])].completed:
         if event.stage in tasks:
             table.remove_task(tasks[event.stage])
-        tasks[event.stage] = table.add_task(event.stage, total=event.total, numbers="")
-    table.update(tasks[event.stage], completed=event.done, total=event.total, numbers=format_values(event.values))
+        tasks[event.stage] = table.add_task(stage, total=event.total, numbers="")
+    table.update(tasks[event.stage], completed=event.done, total=event.total, numbers=numbers)
 
 
 @contextmanager
 def log_lines(console: Any, every: float = 5.0) -> Iterator[Progress]:
     """Yield a function that prints a line for each stage every few seconds, for a log."""
-    from rich.markup import escape
-
     times: dict[tuple[str, str], float] = {}
     last: dict[tuple[str, str], tuple[int, int]] = {}
 
     def report(event: Event) -> None:
         if event.message:
-            console.print(escape(event.message))
+            console.print(terminal_text(event.message))
         now, stage, place = time.monotonic(), (event.task, event.stage), (event.done, event.total)
         if place == last.get(stage):
             return
         if event.total and (event.done == event.total or now - times.get(stage, -every) >= every):
             times[stage], last[stage] = now, place
             task = f"{event.task}: " if event.task else ""
-            console.print(f"{task}{event.stage} {event.done}/{event.total} {format_values(event.values)}".rstrip())
+            line = f"{task}{event.stage} {event.done}/{event.total} {format_values(event.values)}"
+            console.print(terminal_text(line.rstrip()))
 
     yield report
+
+
+def terminal_text(text: object) -> str:
+    """Return a text for a terminal: nothing in it is markup, and no control character reaches the terminal."""
+    from rich.markup import escape
+
+    return escape(visible(str(text)))
 
 
 def format_values(values: Mapping[str, float]) -> str:

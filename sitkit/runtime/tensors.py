@@ -84,7 +84,8 @@ def load_tensors(
         UserError: for a file that is missing, cut short, changed since it was written, a pickle, or without sitkit's header.
     """
     with open_tensors(Path(path), what, remedy) as file:
-        header, tensors = _content(file, path), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = _content(file, path)
+        tensors = _Parts(path, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         recorded, stat = header.pop(DIGEST_KEY, None), Path(path).stat()
         state = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if recorded is not None and state not in _checked:
@@ -106,8 +107,9 @@ def open_tensors(path: Path, what: str = "checkpoint", remedy: str = OLDER_FILE)
     from safetensors import SafetensorError, safe_open
 
     try:
-        # safetensors calls every file that it cannot open a missing one.
-        path.open("rb").close()
+        # safetensors calls every file that it cannot open or read a missing one.
+        with path.open("rb") as file:
+            file.read(8)
         with safe_open(path, framework="pt") as file:
             yield file
     except FileNotFoundError:
@@ -149,4 +151,15 @@ def _content(file: Any, path: str | Path) -> dict[str, Any]:
     header = parse_json(text, f"The header of {path}")
     if not isinstance(header, dict):
         raise UserError(f"The header of {path} is not the description of its tensors: copy the file again.")
-    return header
+    return _Parts(path, header)
+
+
+class _Parts(dict[str, Any]):
+    """The header or the tensors of a file; a part that is missing is a UserError that names the file."""
+
+    def __init__(self, path: object, parts: Mapping[str, Any]) -> None:
+        super().__init__(parts)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self.path} lacks {name}: it is of an older sitkit, or damaged. Copy it again.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, final
 
 from sitkit.registry import Component, guidances
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_within
 from sitkit.transport.target import Target, Velocity, determinant
 
 Weights = Literal["ema", "raw"]
@@ -221,8 +221,8 @@ class ClassifierFree(Extrapolation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.channels is not None and self.channels < 1:
-            raise ValueError(f"channels must be at least 1; got {self.channels}.")
+        if self.channels is not None:
+            require_within(1, 2**20, channels=self.channels)
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must lie in [0, 1]; got {self.rescale:g}.")
 
@@ -336,6 +336,11 @@ class Autoguidance(Extrapolation):
 
     # The weak network, of a bound copy alone.
     _weak: ClassVar[Any] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None:
+            require_within(0, 10**12, step=self.step)
 
     def guide(self, network: Network, null_class: int, gains: Gains = is_velocity) -> Network:
         from sitkit.transport.field import Counted

@@ -92,6 +92,8 @@ def integrate_log_density(
     """Return the log-density of data, the noise that they flow to, and the cost.  Parameters as in `log_prob`."""
     if not isinstance(sampler, ODESampler):
         raise UserError("a likelihood needs an ODE sampler, such as 'dopri5' or 'heun'.")
+    if sampler.partial:
+        raise UserError("a likelihood needs the whole path from data to noise: leave sampler.partial unset.")
     if probes < 1:
         raise UserError(f"probes must be at least 1; got {probes}.")
 

@@ -165,7 +165,7 @@ def _tableau_step(tableau: Tableau, h: float, readings: Iterator[GaussianReading
 
 def require_moments(sampler: Sampler, spec: SolveSpec, plan: Plan) -> Plan:
     """Return a plan.  Raises UserError, with the reason, if its samples cannot keep the moments of data."""
-    if not spec.partial:
+    if not sampler.partial:
         _require_span(sampler, spec, plan)
         _require_grid(sampler, spec, plan)
     return plan
@@ -186,7 +186,7 @@ def _require_span(sampler: Sampler, spec: SolveSpec, plan: Plan) -> None:
         return
     raise UserError(
         f"a solve from t = {start:.4g} to {end:.4g} on {spec.interpolant.name!r} does not lead from noise to data: {fault}. "
-        "Leave t0 and t1 unset, or use times over the whole of [0, 1].  In Python, partial=True solves a part of the path."
+        "Leave t0 and t1 unset, or use times over the whole of [0, 1]; sampler.partial=true solves a part of the path."
     )
 
 

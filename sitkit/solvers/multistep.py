@@ -27,8 +27,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import UserError, require_at_least
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval
+from sitkit.runtime.errors import UserError, require_within
+from sitkit.solvers.sampler import MOST_INTERVALS, Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval
 from sitkit.transport.diffusion import KL, Diffusion
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.timestep import Power, Timestep
@@ -166,7 +166,7 @@ class Multistep(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(1, steps=self.steps)
+        require_within(1, MOST_INTERVALS, steps=self.steps)
 
     def interval(self, spec: SolveSpec) -> Interval:
         """Return where the solve starts and stops.  Raises UserError for a w that the sampler does not integrate."""

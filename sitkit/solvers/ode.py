@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,8 +12,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import WorkFailed, require_at_least, require_positive
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, ode_interval, stage_times
+from sitkit.runtime.errors import WorkFailed, require_positive, require_within
+from sitkit.solvers.sampler import (
+    MOST_INTERVALS,
+    Plan,
+    Problem,
+    Sampler,
+    SolveSpec,
+    evaluations,
+    ode_interval,
+    stage_times,
+)
 from sitkit.transport.timestep import Timestep, Uniform
 
 if TYPE_CHECKING:
@@ -121,7 +131,7 @@ class FixedStepODE(ODESampler):
         super().__post_init__()
         if not hasattr(self, "tableau"):
             raise ValueError(f"{type(self).__name__} sets no tableau: give its Butcher tableau, a sitkit.Tableau.")
-        require_at_least(1, steps=self.steps)
+        require_within(1, MOST_INTERVALS, steps=self.steps)
 
     def plan(self, spec: SolveSpec) -> Plan:
         from sitkit.solvers.moments import require_moments
@@ -224,10 +234,6 @@ class RK4(FixedStepODE):
     steps: int = 62
 
 
-# The largest number of evaluations of an adaptive solve.  A trained network takes some hundreds at the default tolerances.
-MAX_EVALUATIONS = 20_000
-
-
 @dataclass(frozen=True)
 class AdaptiveODE(ODESampler):
     """An embedded Runge-Kutta pair for dx = v dt with adaptive steps, through torchdiffeq.
@@ -238,6 +244,8 @@ class AdaptiveODE(ODESampler):
     Args:
         rtol: the relative tolerance of a step's error.
         atol: the absolute tolerance.
+        max_nfe: the largest number of evaluations of the velocity, a guided one counted once.  A trained network takes some
+            hundreds at the default tolerances.
     """
 
     method: ClassVar[str]
@@ -245,10 +253,12 @@ class AdaptiveODE(ODESampler):
 
     rtol: float = 1e-5
     atol: float = 1e-5
+    max_nfe: int = 20_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(rtol=self.rtol, atol=self.atol)
+        require_within(1, 10**12, max_nfe=self.max_nfe)
 
     def plan(self, spec: SolveSpec) -> Plan:
         import torch
@@ -268,8 +278,8 @@ class AdaptiveODE(ODESampler):
         spent: list[Tensor] = []
 
         def counted(t: Tensor, state: State) -> State:
-            if len(spent) == MAX_EVALUATIONS:
-                raise self._failed(spent, "the field is too stiff or the tolerances are too small")
+            if len(spent) == self.max_nfe:
+                raise self._failed(spent, "that is max_nfe, so the field is too stiff or the tolerances are too small")
             spent.append(t)
             return slope(t, state)
 
@@ -278,13 +288,16 @@ class AdaptiveODE(ODESampler):
                 counted, start, times, every, method=self.method, rtol=self.rtol, atol=self.atol, options=options
             )
         except AssertionError as error:
-            # torchdiffeq's own words on a step of size 0 and on a state that is not finite.
-            reason = "its states are not finite" if "finite" in str(error) else "its step size fell to 0"
-            raise self._failed(spent, reason) from None
+            # torchdiffeq's own words on a step of size 0 and on a state that is not finite.  A first velocity that is not
+            # finite makes the size of the first step NaN.
+            unbounded = "finite" in str(error) or not bool(spent[-1].isfinite())
+            raise self._failed(
+                spent, f"its {'states are not finite' if unbounded else 'step size fell to 0'}"
+            ) from None
 
     def _failed(self, spent: list[Tensor], reason: str) -> WorkFailed:
         # The newest evaluations are the stages of one step.
-        newest = [float(t) for t in spent[-self.order :]]
+        newest = [t for t in map(float, spent[-self.order :]) if math.isfinite(t)]
         return WorkFailed(
             f"sampler {self.name!r} cannot go on at t = {newest[-1]:.6g} (step size {max(newest) - min(newest):.3g}, "
             f"{len(spent)} evaluations): {reason}. Use a sampler of fixed steps, as 'heun', or other weights."

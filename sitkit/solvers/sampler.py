@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from sitkit.transport.interval import Interval
 
 
+# A bound far above every use; a finer grid is a slip.
+MOST_INTERVALS = 10**6
+
+
 class Sample(NamedTuple):
     """The samples of a solve, and its cost.
 
@@ -69,14 +73,12 @@ class SolveSpec:
         target: the quantity that the network predicts.
         diffusion: w(t) of the SDE; None is the sampler's default.
         guidance: the guidance; None is no guidance.
-        partial: whether a part of the path is wanted.  Otherwise a plan that does not lead from noise to data is refused.
     """
 
     interpolant: Interpolant
     target: Target
     diffusion: Diffusion | None = None
     guidance: Guidance | None = None
-    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Sampler(Component):
         t1: where to stop; None derives it.
         clip: "paper" takes the margins of SiT Table 10 in place of the derived margins wherever an end is singular: 1e-5
             for an ODE, 1e-3 for the start of an SDE.
+        partial: whether a part of the path is wanted, as in editing: the noise is then the state at t0, and the samples are
+            the states at t1, which no metric measures.  Otherwise a solve that does not lead from noise to data is refused.
     """
 
     order: ClassVar[int]
@@ -101,6 +105,7 @@ class Sampler(Component):
     t0: float | None = field(default=None, kw_only=True)
     t1: float | None = field(default=None, kw_only=True)
     clip: Literal["derived", "paper"] = field(default="derived", kw_only=True)
+    partial: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         low, high = self.t0 if self.t0 is not None else 0.0, self.t1 if self.t1 is not None else 1.0
@@ -142,7 +147,6 @@ class Sampler(Component):
         guidance: Guidance | None = None,
         seeds: Tensor | Sequence[int] | None = None,
         trajectory: bool = False,
-        partial: bool = False,
     ) -> Sample:
         """Integrate from noise to data.
 
@@ -156,8 +160,6 @@ class Sampler(Component):
             seeds: (b,) integers, each of a Brownian path that depends neither on the batch nor on the number of steps; by
                 default fresh ones from torch's global generator.
             trajectory: whether to keep the states on the grid.
-            partial: whether a part of the path is wanted, as in editing: the noise is then the state at the start t0, and
-                the result is the state at the end t1.  Otherwise a solve that does not lead from noise to data is refused.
 
         Returns:
             The samples and their cost.
@@ -172,7 +174,7 @@ class Sampler(Component):
 
         from sitkit.transport.field import Counted
 
-        plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance, partial))
+        plan = self.plan(SolveSpec(field.interpolant, field.target, diffusion, guidance))
         keys = keys_of(seeds, noise)
         # A state of half precision is solved in float32; the network takes it as before.
         dtype, half = noise.dtype, noise.dtype.itemsize < 4

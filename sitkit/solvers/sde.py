@@ -11,8 +11,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, final
 
 from sitkit.registry import samplers
-from sitkit.runtime.errors import UserError, require_at_least, require_positive
-from sitkit.solvers.sampler import Plan, Problem, Sampler, SolveSpec, evaluations, stage_times, with_user_ends
+from sitkit.runtime.errors import UserError, require_positive, require_within
+from sitkit.solvers.sampler import (
+    MOST_INTERVALS,
+    Plan,
+    Problem,
+    Sampler,
+    SolveSpec,
+    evaluations,
+    stage_times,
+    with_user_ends,
+)
 from sitkit.transport.diffusion import Diffusion, Sigma
 from sitkit.transport.interpolant import Interpolant
 from sitkit.transport.timestep import Timestep, Uniform
@@ -76,7 +85,7 @@ class SDESampler(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(1 if self.last_step == "none" else 2, steps=self.steps)
+        require_within(1 if self.last_step == "none" else 2, MOST_INTERVALS, steps=self.steps)
         if self.last_step_size is not None and not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size must lie in (0, 1); got {self.last_step_size:g}.")
         if self.data_std is not None:
@@ -102,7 +111,7 @@ class SDESampler(Sampler):
         from sitkit.solvers.moments import LARGEST_ERROR, require_moments
 
         plan = self._first_plan(spec)
-        if not (spec.partial or self.accept_bias):
+        if not (self.partial or self.accept_bias):
             for rho in LATER_STARTS:
                 moments = self.moments(spec, plan)
                 if moments is None or moments.error <= LARGEST_ERROR:
@@ -112,7 +121,7 @@ class SDESampler(Sampler):
                     later = self._plan(spec, plan.last_step, rho)
                     known = self.moments(spec, later)
                     plan = later if known is not None and known.error <= LARGEST_ERROR else plan
-        return require_moments(self, spec, plan if spec.partial else self._judge_last_step(spec, plan))
+        return require_moments(self, spec, plan if self.partial else self._judge_last_step(spec, plan))
 
     def _judge_last_step(self, spec: SolveSpec, plan: Plan) -> Plan:
         """Return a plan that says what its last step takes of the spread of data.  Raises UserError if it is too much."""

@@ -14,6 +14,7 @@ from typing import Unpack
 
 from sitkit.runs.changed_plugins import ChangedPlugin, settle_changed_plugins
 from sitkit.runs.config.sources import require_flags
+from sitkit.runs.run_folder import remove_results, training_lock
 from sitkit.runtime import distributed
 from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.progress import Progress, silent
@@ -108,7 +109,10 @@ def run_study(
             "use --workers, or --executor ray.  A training that `torchrun -m sitkit train` has done is not done again."
         )
     status = study_status(study, keep_going, **flags)
-    settle_changed_plugins((cell.config for cell, _ in status.located), changed_plugin)
+    stale = settle_changed_plugins((cell.config for cell, _ in status.located), changed_plugin)
+    for folder in stale:
+        with training_lock(folder):
+            remove_results(folder)
     tasks = status.missing()
     if not keep_going and not isinstance(executor, Ray):
         # The data may lie on the cluster alone.

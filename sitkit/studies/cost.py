@@ -24,8 +24,10 @@ from sitkit.models.autoencoder import Autoencoder, prepare_data
 from sitkit.models.backbone import Backbone
 from sitkit.runs.averages import snapshot_bytes
 from sitkit.runs.config.schema import Config
+from sitkit.runs.evaluate import require_measurable
 from sitkit.runs.sample_set import block_size, keeps_samples
 from sitkit.runtime.errors import UserError
+from sitkit.solvers.sampler import Sampler
 from sitkit.studies.study import Cell
 
 FLOAT = 4
@@ -102,11 +104,17 @@ def obstacles(cells: Iterable[Cell]) -> Iterator[str]:
     obstacle = functools.cache(_obstacle)
     for cell in cells:
         config = cell.config
-        yield obstacle(config.backbone, config.autoencoder, config.data, config.metric, config.sample.n)
+        samples = config.sample.n, config.sampler
+        yield obstacle(config.backbone, config.autoencoder, config.data, config.metric, *samples)
 
 
 def _obstacle(
-    backbone: Backbone, autoencoder: Autoencoder, dataset: Dataset, metrics: tuple[Metric, ...], n: int
+    backbone: Backbone,
+    autoencoder: Autoencoder,
+    dataset: Dataset,
+    metrics: tuple[Metric, ...],
+    n: int,
+    sampler: Sampler,
 ) -> str:
     try:
         data = prepare_data(dataset, autoencoder)
@@ -117,9 +125,10 @@ def _obstacle(
                 if metric.reads not in metric.features.outputs:
                     outputs = ", ".join(metric.features.outputs)
                     return f"{metric.name} reads {metric.reads}; features {metric.features.name!r} give {outputs}."
+        require_measurable(n, sampler)
     except UserError as error:
         return str(error)
-    return "" if n > 1 else f"A metric needs at least 2 samples; got {n}. Ask for more."
+    return ""
 
 
 def require_cells(cells: Sequence[Cell]) -> None:

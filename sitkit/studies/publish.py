@@ -14,7 +14,8 @@ from sitkit.results.study_results import FILE, StudyResults, read_results, runs_
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.tracking.sync import METRICS, TrackedRun, is_sent
 from sitkit.runs.tracking.tracker import Tracker
-from sitkit.runtime.files import read_json, to_json, write_file, write_json
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import exists, inside, read_bytes, read_json, to_json, write_file, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 
 DIGEST = "published.json"
@@ -47,13 +48,14 @@ def publish(folder: Path, progress: Progress = silent) -> None:
 
 def _write(folder: Path) -> bool:
     """Write the report and the metrics of the results in a folder; return False if they are written already."""
-    digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    if (folder / DIGEST).exists() and read_json(folder / DIGEST) == digest:
-        return False
+    digest = hashlib.sha256(read_bytes(folder / FILE)).hexdigest()
+    with contextlib.suppress(UserError):
+        if read_json(folder / DIGEST) == digest:
+            return False
     report(folder)
-    rows = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
-    row = {"step": rows.count("\n"), "time": time.time(), **_numbers(read_results(folder))}
-    write_file(folder / METRICS, rows + to_json(row) + "\n")
+    rows = read_bytes(folder / METRICS) if exists(folder / METRICS) else b""
+    row = {"step": rows.count(b"\n"), "time": time.time(), **_numbers(read_results(folder))}
+    write_file(folder / METRICS, rows + f"{to_json(row)}\n".encode())
     write_json(folder / DIGEST, digest)
     return True
 
@@ -89,5 +91,6 @@ def _children(folder: Path, results: StudyResults) -> dict[Path, dict[str, Any]]
         trainings[runs / cell.run] = tag
         if cell.samples is not None:
             tags = {f"sitkit.{key}": str(getattr(cell, key)) for key in ("row", "column", "seed")}
-            cells[RunFolder(runs / cell.run).samples / cell.samples] = tag | tags
+            with contextlib.suppress(UserError):  # A link out of the run is not sent.
+                cells[inside(RunFolder(runs / cell.run).samples, cell.samples)] = tag | tags
     return trainings | cells

@@ -16,6 +16,7 @@ from sitkit.runs.config.identity import label
 from sitkit.runs.config.schema import Config
 from sitkit.runs.evaluate import real_of
 from sitkit.runs.run_folder import RunFolder
+from sitkit.runs.sample import LABELS
 from sitkit.runtime.errors import LeftOut, UserError
 from sitkit.runtime.files import update_file
 from sitkit.studies.study import Cell, Refused, StudyPlan, describe_setting
@@ -118,12 +119,13 @@ class StudyStatus:
     def results(self, failed: Mapping[str, str]) -> StudyResults:
         """Return the results of each cell; `failed` holds the reasons of failed tasks by key."""
         plan, study, located = self.plan, self.plan.study, iter(self.located)
+        notes = dict.fromkeys(study_notes(plan))
         cells = [
             CellResult(
                 row=entry.row, column=entry.column, seed=None, sample_seed=None, state="refused", failure=entry.reason
             )
             if isinstance(entry, Refused)
-            else self._result(*next(located), failed)
+            else self._result(*next(located), failed, notes)
             for entry in plan.entries
         ]
         return with_estimates(
@@ -140,12 +142,15 @@ class StudyStatus:
                 sample_seeds=_in_order(cell.sample_seed for cell in plan.cells),
                 show=study.show,
                 lower_is_better={m.name: m.lower_is_better for cell in plan.cells for m in cell.config.metric[:1]},
-                notes=tuple(study_notes(plan)),
+                notes=tuple(notes),
                 cells=tuple(cells),
             )
         )
 
-    def _result(self, cell: Cell, place: ResultLocation, failed: Mapping[str, str]) -> CellResult:
+    def _result(
+        self, cell: Cell, place: ResultLocation, failed: Mapping[str, str], notes: dict[str, None]
+    ) -> CellResult:
+        """Return the result of a cell, and add what its record says of the classes to the notes."""
         shown = [key for key in self.plan.study.show if key not in FACTS and key not in self._columns]
         known: dict[str, Any] = {
             "row": cell.row,
@@ -164,6 +169,7 @@ class StudyStatus:
             return CellResult(**known, state="failed", failure=str(error))
         if measurement is not None:
             path, record = measurement
+            notes |= dict.fromkeys(note for note in record["notes"] if note.startswith(LABELS))
             known |= {key: record.get(key) for key in ("samples", "value", "stderr", "n")} | {"real": real_of(record)}
             return CellResult(**known, state="done", evaluation=path, nfe=record["sampling"]["nfe"])
         for task in _tasks(cell, place):

@@ -32,14 +32,15 @@ from sitkit.models.autoencoder import median_std
 from sitkit.registry.measures import Untrained
 from sitkit.results.study_results import PublishedNumber
 from sitkit.runs.config.identity import label
-from sitkit.runs.config.schema import Config, Settings
+from sitkit.runs.config.schema import MOST_SEED, Config, Settings
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.sample import plan_solve
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.solvers.sampler import Plan, Sampler, SolveSpec
 
-Seeds = tuple[Annotated[int, Field(ge=0)], ...]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+Seeds = tuple[Seed, ...]
 
 
 class StudyFlags(TypedDict, total=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -29,6 +30,8 @@ from sitkit.studies.study import Cell, Refused, Study, StudyFlags, StudyPlan, pl
 
 # Keys of a row that are not settings.
 ROW_KEYS = ("label", "paper", "columns")
+# A bound far above every use.
+MOST_CELLS = 10**6
 # A study must have at least one of these keys.
 NEEDED = ("rows", "columns", "grid", "seeds", "sample_seeds", "set", "base", "bases", "metric")
 # Settings that are groups; every other key of a configuration takes a component.
@@ -72,6 +75,10 @@ def read_study(path: Path | str, **flags: Unpack[StudyFlags]) -> StudyPlan:
     over = flags_layer(flags)
     layers.append(over)
     assemble(layers)  # A mistake below the cells is a mistake of all of them.
+    cells = len(study.rows) * max(1, len(study.columns)) * math.prod(map(len, study.grid.values()))
+    cells *= len(study.seeds or (0,)) * len(study.sample_seeds or (0,))
+    if cells > MOST_CELLS:
+        raise UserError(f"{path}: {cells:,} cells; a study has at most {MOST_CELLS:,}: cross fewer values.")
     entries = list(_Crossing(study, str(path), where, layers))
     if not entries:
         raise UserError(f"{locate(where, ['exclude'])}every cell of the study is excluded.")

@@ -20,7 +20,7 @@ from platform import node
 from typing import Any, Literal
 
 from sitkit.registry import essence
-from sitkit.runs.checkpoint import checkpoints
+from sitkit.runs.checkpoint import checkpoints, header_of_checkpoint
 from sitkit.runs.config.identity import final_step, number_identity, sampling_identity, training_identity
 from sitkit.runs.config.schema import TRAINING_KEYS, Config
 from sitkit.runs.evaluate import Evaluation
@@ -28,7 +28,6 @@ from sitkit.runs.run_folder import RunFolder, find_number, folder_of, recorded_c
 from sitkit.runtime.errors import Unreadable, UserError
 from sitkit.runtime.files import exists
 from sitkit.runtime.hashing import identity
-from sitkit.runtime.tensors import read_header
 
 LOGS = "logs"
 FAILED = "failed:"
@@ -161,7 +160,7 @@ def trained(config: Config) -> bool:
         return folder.config.is_file()
     saved = checkpoints(folder.checkpoints)
     try:
-        return bool(saved) and read_header(saved[-1])["step"] == config.train.steps
+        return bool(saved) and header_of_checkpoint(saved[-1])["step"] == config.train.steps
     except Unreadable:
         raise
     except UserError:

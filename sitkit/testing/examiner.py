@@ -244,7 +244,7 @@ class Examiner:
         steps = max(16, 512 >> sampler.order)
 
         def error(steps: int) -> float:
-            end = over_the_middle(sampler, steps).sample(ideal, start, seeds=self.keys[:100], partial=True).x
+            end = over_the_middle(sampler, steps).sample(ideal, start, seeds=self.keys[:100]).x
             return float((end - self.flow(interpolant)).square().mean().sqrt())
 
         return math.log2(error(steps) / error(2 * steps))
@@ -260,8 +260,8 @@ class Examiner:
 
     def _flow(self, interpolant: str) -> Tensor:
         """Return the ends of the flow over `MIDDLE` on an interpolant, the same for every target."""
-        exact = Dopri8(rtol=1e-12, atol=1e-12, t0=MIDDLE[0], t1=MIDDLE[1])
-        return exact.sample(self.field(interpolant, "velocity"), self.noise[:100], partial=True).x
+        exact = Dopri8(rtol=1e-12, atol=1e-12, t0=MIDDLE[0], t1=MIDDLE[1], partial=True)
+        return exact.sample(self.field(interpolant, "velocity"), self.noise[:100]).x
 
     def _solve(
         self, ideal: Field, sampler: Sampler, w: Diffusion | None, planned: int | None

@@ -242,9 +242,9 @@ def over_the_middle(sampler: Sampler, steps: int) -> Sampler:
         steps: the number of steps over `MIDDLE`.
 
     Returns:
-        A sampler of the same class.
+        A sampler of the same class, `partial`.
     """
-    values: dict[str, Any] = {"steps": steps, "t0": MIDDLE[0], "t1": MIDDLE[1], "last_step": "none"}
+    values: dict[str, Any] = {"steps": steps, "t0": MIDDLE[0], "t1": MIDDLE[1], "last_step": "none", "partial": True}
     known = {f.name for f in dataclasses.fields(sampler)}
     return dataclasses.replace(sampler, **{k: v for k, v in values.items() if k in known})
 
@@ -260,7 +260,7 @@ def flow_error(sampler: Sampler, field: Field) -> float:
         The largest error over 64 starts.
     """
     noise = _noise(64, 1)
-    result = sampler.sample(field, noise, seeds=range(64), partial=True)
+    result = sampler.sample(field, noise, seeds=range(64))
     start, end = (gaussian_moments(field.interpolant, float(t)) for t in result.times[[0, -1]])
     truth = end[0] + end[1] * (noise - start[0]) / start[1]
     return float((result.x - truth).abs().max())
@@ -286,10 +286,10 @@ def weak_error(sampler: Sampler, field: Field, steps: int) -> float:
     noise, keys = _noise(rows, 1), sample_keys(0, torch.arange(rows))
     middle, diffusion = over_the_middle(sampler, steps), Sigma()
     try:
-        middle.plan(SolveSpec(field.interpolant, field.target, diffusion, partial=True))
+        middle.plan(SolveSpec(field.interpolant, field.target, diffusion))
     except UserError:
         diffusion = None
-    result = middle.sample(field, noise, diffusion=diffusion, seeds=keys, partial=True)
+    result = middle.sample(field, noise, diffusion=diffusion, seeds=keys)
     path = path_on(keys, noise, result.times)
     increments = torch.cat([path(t) for t in result.times.tolist()], 1).diff()
     regressors = torch.cat((torch.ones_like(noise), noise, increments), 1)

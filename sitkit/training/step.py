@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +17,7 @@ from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import show
 from sitkit.runtime import rng
 from sitkit.runtime.distributed import ProcessGroup
-from sitkit.runtime.files import to_json, write_file
+from sitkit.runtime.files import read_bytes, read_row, to_json, write_file
 from sitkit.runtime.progress import Event, Progress
 from sitkit.solvers.ode import Heun
 from sitkit.training.divergence import LossWindow
@@ -172,14 +170,7 @@ class Training:
 
 def forget_rows(path: Path, step: int) -> None:
     """Remove from a log the rows after `step`, which the training writes again, and rows that are damaged."""
-    rows = path.read_text(encoding="utf-8").splitlines()
-    kept = [row for row in rows if _step_of(row) <= step]
-    if kept != rows:
-        write_file(path, "".join(row + "\n" for row in kept))
-
-
-def _step_of(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+    lines = read_bytes(path).splitlines(keepends=True)
+    kept = [line for line in lines if (row := read_row(line)) is not None and row["step"] <= step]
+    if kept != lines:
+        write_file(path, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))

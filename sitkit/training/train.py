@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
-from filelock import FileLock, Timeout
 from torch import nn
 
 from sitkit.data.dataset import Examples
@@ -25,11 +24,11 @@ from sitkit.runs.config.sources import TrainingFlags, assemble, layers_of, repla
 from sitkit.runs.environment import continued, environment
 from sitkit.runs.run import Run, fingerprints, initial_network, load, start_from, use_threads
 from sitkit.runs.run_folder import (
-    LOCK,
     RunFolder,
     check_unchanged,
     folder_of,
     remove_results,
+    training_lock,
     write_config,
     written_identity,
 )
@@ -38,17 +37,13 @@ from sitkit.runs.tracking.sync import TrackedRun
 from sitkit.runs.tracking.tracker import Tracker
 from sitkit.runtime.distributed import ProcessGroup, joined
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import to_json, write_json
+from sitkit.runtime.files import read_bytes, to_json, write_json
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.progress_bar import reporting
 from sitkit.runtime.stops import REPEATED, Stopped, noted
 from sitkit.training.parallel import tf32
 from sitkit.training.step import Training, due
 from sitkit.transport.interval import largest_weight, weight_note
-
-
-class Busy(UserError):
-    """Another process is training the run."""
 
 
 def train(
@@ -83,8 +78,7 @@ def train(
     require_flags(flags, TrainingFlags, "train")
     layers = layers_of(config, flags)
     settings = assemble(layers)
-    if not restart:
-        settle_changed_plugins([settings], changed_plugin)
+    restart = restart or bool(settle_changed_plugins([settings], changed_plugin))
     with reporting(progress) as report:
         for note in replaced(layers):
             report(Event("train", message=note))
@@ -156,11 +150,7 @@ def _recorded(
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / LOCK, timeout=0).acquire()
-    except Timeout:
-        raise Busy(f"{folder} is being trained by another process.") from None
-    with lock:
+    with training_lock(folder):
         if restart:
             remove_results(folder)
         check_unchanged(folder, marks)
@@ -188,7 +178,7 @@ def _write_description(path: Path, data: Examples) -> None:
     """Write the description of the data; one of release 0.1, without counts and standard deviation, stays as it is."""
     described = description(data)
     older = {key: value for key, value in described.items() if key not in ("counts", "std")}
-    if not path.is_file() or path.read_bytes() != (to_json(older, indent=2) + "\n").encode():
+    if not path.is_file() or read_bytes(path) != (to_json(older, indent=2) + "\n").encode():
         write_json(path, described)
 
 

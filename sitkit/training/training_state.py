@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,11 +13,13 @@ from sitkit.runs.checkpoint import (
     load_optimizer,
     optimizer_tensors,
     prune_checkpoints,
+    read_checkpoint,
 )
 from sitkit.runs.config.schema import Config
 from sitkit.runs.run_folder import RunFolder, check_settings_of_checkpoint
 from sitkit.runtime.distributed import ProcessGroup
-from sitkit.runtime.tensors import load_tensors, save_tensors
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.tensors import OLDER_FILE, save_tensors
 from sitkit.training.ema import EMA
 from sitkit.training.objective import Objective
 from sitkit.training.optimizer import Optimization
@@ -55,8 +58,18 @@ class TrainingState:
         newest = self.group.broadcast(latest_checkpoint(RunFolder(folder).checkpoints) if self.group.lead else None)
         if newest is None:
             return 0
-        header, tensors = load_tensors(newest)
+        header, tensors = read_checkpoint(newest)
         check_settings_of_checkpoint(config, newest, header)
+        try:
+            self._restore(header, tensors)
+        except UserError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{newest} does not fit the training of its run: {reason}. {OLDER_FILE}") from None
+        return int(header["step"])
+
+    def _restore(self, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         for prefix, module in self._modules().items():
             own = module.state_dict()
             saved = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -68,4 +81,3 @@ class TrainingState:
             moments.update({name: shard_like(m, parameter) for name, m in moments.items() if name != "step"})
         if "schedule" in header:
             self.optimization.schedule.load_state_dict(header["schedule"])
-        return int(header["step"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from sitkit.registry import Component, interpolants
+from sitkit.runtime.errors import require_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,6 +155,7 @@ class DDPM(Interpolant):
                 "needs 0 < beta_min < beta_max <= 0.1 and at least 100 levels; "
                 f"got {self.beta_min}, {self.beta_max} and {self.levels}."
             )
+        require_within(100, 10**6, levels=self.levels)
         # Between levels beta is that of half a step before: below this bound abar would rise at the data end.
         if 2 * self.beta_min * (self.levels - 1) <= self.beta_max - self.beta_min:
             raise ValueError(

@@ -203,21 +203,27 @@ def check_grid(interpolant: Interpolant, target: Target, diffusion: Diffusion | 
         )
 
 
-def trainable_interval(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[float, float]:
-    """Return the times (t0, t1) between which the target and its weight are finite.
-
-    They are 0 and 1, less a `MARGIN` at each end where they are not finite.  SiT clips the training of vp-sbdm in the same
-    way, at t = 1 - 1e-5, where sigma is 1e-3.
-    """
+def finite_ends(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[bool, bool]:
+    """Return whether the target and its weight are finite at t = 0, and whether they are at t = 1."""
 
     def finite(t: float) -> bool:
         c = coefficients_at(interpolant, t)
         values = (*target.weights(c), weighting.weight(c, target))
         return all(float(value.abs()) < INFINITE for value in values)
 
+    return finite(0.0), finite(1.0)
+
+
+def trainable_interval(interpolant: Interpolant, target: Target, weighting: Weighting) -> tuple[float, float]:
+    """Return the times (t0, t1) between which the target and its weight are finite.
+
+    They are 0 and 1, less a `MARGIN` at each end where they are not finite.  SiT clips the training of vp-sbdm in the same
+    way, at t = 1 - 1e-5, where sigma is 1e-3.
+    """
+    start, end = finite_ends(interpolant, target, weighting)
     return (
-        0.0 if finite(0.0) else _start_past_singularity(interpolant),
-        1.0 if finite(1.0) else _end_before_singularity(interpolant),
+        0.0 if start else _start_past_singularity(interpolant),
+        1.0 if end else _end_before_singularity(interpolant),
     )
 
 
@@ -237,5 +243,5 @@ def weight_note(weight: float, t: float) -> str:
     """Return a sentence on the largest loss weight, or "" if it is 1 at most; a large one has advice."""
     if weight <= 1 + 1e-9:
         return ""
-    advice = "; few examples decide the gradient: set weight.floor, as 0.05, or use another weight"
+    advice = "; few examples decide the gradient: set weight.floor, as 0.25, or use another weight"
     return f"largest loss weight {weight:.4g}, at t = {t:.4g}{advice if weight > LARGE_WEIGHT else ''}."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self, final
 
 from sitkit.registry import Component, timesteps
-from sitkit.runtime.errors import UserError, require_at_least, require_positive
+from sitkit.runtime.errors import UserError, require_positive, require_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,7 +157,7 @@ class Discrete(Timestep):
     levels: int = 1000
 
     def __post_init__(self) -> None:
-        require_at_least(1, levels=self.levels)
+        require_within(1, 10**9, levels=self.levels)
 
     def map(self, u: Tensor) -> Tensor:
         import torch

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.registry import Component, weightings
-from sitkit.runtime.errors import require_at_least, require_positive
+from sitkit.runtime.errors import require_positive, require_within
 from sitkit.transport import target as spaces
 from sitkit.transport.interpolant import Coefficients
 from sitkit.transport.target import Target, determinant
@@ -27,7 +27,7 @@ class Weighting(Component):
     A subclass defines `weight`, and divides by the coefficients of `floored` alone.
 
     Args:
-        floor: the smallest alpha and sigma that r divides by; 0 is none, and None the floor of the target, which is 0.05 for
+        floor: the smallest alpha and sigma that r divides by; 0 is none, and None the floor of the target, which is 0.25 for
             the data and 0 for others.  Without it r of a singular target is unbounded at an end of the path.
     """
 
@@ -35,7 +35,7 @@ class Weighting(Component):
 
     def __post_init__(self) -> None:
         if self.floor is not None:
-            require_at_least(0, floor=self.floor)
+            require_within(0, 1, floor=self.floor)
 
     def floored(self, c: Coefficients, target: Target) -> Coefficients:
         """Return the coefficients with alpha and sigma of at least the floor."""

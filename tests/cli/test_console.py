@@ -30,7 +30,13 @@ def test_a_fact_without_a_value_has_no_line(capsys: pytest.CaptureFixture[str]) 
 
 def test_no_control_character_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "a\x1b[2J\x07\r\u202eb"
-    for show in (console.error, console.warn, console.say, lambda text: console.table([text], [[text]], text, [text])):
+    for show in (
+        console.error,
+        console.warn,
+        console.say,
+        console.note,
+        lambda text: console.table([text], [[text]], text, [text]),
+    ):
         show(hostile)
     shown = capsys.readouterr()
     assert not set(shown.out + shown.err) & set("\x1b\x07\r\u202e") and "x1b" in shown.out and "x1b" in shown.err

@@ -18,6 +18,7 @@ LONG = {"encode", "feeding", "gpu", "sampling", "scaling", "study", "train"}
 # The numbers that each benchmark must print, as paths into its JSON.
 NUMBERS = {
     "encode": ("encode.images_per_second", "encode.baseline_images_per_second", "encode.processor_ratio"),
+    "error_rates": ("paired.0.trials", "column.1.trials", "metrics.0.all.ratio", "metrics.7.equal.ratio"),
     "feeding": ("need.images_per_second", "read_ahead_by_threads.latents.2.over_need", "bare_loop_over_the_folder.images_per_second"),
     "frechet": ("cases.0.processor", "cases.0.floor_seconds", "cases.0.peak_mib"),
     "gpu": ("training.eager.mfu", "training.eager.over_baseline", "sampling.heun.images_per_second", "sampling.euler-maruyama.images_per_second"),

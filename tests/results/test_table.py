@@ -131,7 +131,7 @@ def test_no_control_character_of_a_name_or_title_reaches_a_table() -> None:
 def test_a_cell_names_no_file_outside_the_runs(key: str, path: str) -> None:
     known: dict[str, Any] = {"row": "a", "column": "", "seed": 0, "sample_seed": 0, "state": "done"}
     with pytest.raises(ValueError, match="a plain name is needed"):
-        CellResult(**known, **{key: path})
+        CellResult.model_validate(known | {key: path})
 
 
 def test_bold_and_grey_follow_the_comparison() -> None:

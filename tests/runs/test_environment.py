@@ -17,10 +17,10 @@ from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import Layer
 from sitkit.runs.environment import code_version, continued, environment, git_state
 from sitkit.runs.evaluate import measure_run
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import load
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.files import read_json, to_json, write_json
+from sitkit.runtime.tensors import digest_of
 from sitkit.training.train import run_training
 
 
@@ -164,6 +164,6 @@ def test_the_record_of_a_number_has_all_that_it_depends_on(tmp_path: Path) -> No
     assert record["data"] == record["reference"]["fingerprint"] == run.examples.fingerprint
     assert record["seeds"] == {"train": 0, "sample": 3, "metric": 0}
     assert record["nfe"] == record["sampling"]["nfe"] > 0 and record["rounding"] == "none"
-    weights = weights_fingerprint(run.network.state_dict())
+    weights = digest_of(run.network.state_dict())
     assert record["checkpoint"] == {"step": 40, "weights": "ema", "fingerprint": weights} and record["n"] == 20
     assert record["environment"]["device"] == "cpu" and record["environment"]["threads"] >= 1

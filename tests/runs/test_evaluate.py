@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from support import call, copied, finish, start, trained, wait
+from support import call, copied, finish, start, tiny, trained, wait
 
 from sitkit.registry import metrics
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.evaluate import Evaluation, evaluation_identity, measure_run
+from sitkit.runs.evaluate import Evaluation, evaluate, evaluation_identity, measure_run
 from sitkit.runs.run import Run, load
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
+from sitkit.training.train import run_training
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_the_value_of_real_data_is_at_the_n_of_the_samples(folders: dict[str, Pa
     metric = metrics.create("frechet")
     assert evaluation.real == metric.real(data.read(np.arange(len(data))), 300)
     assert evaluation.real_n == evaluation.n == 300
-    assert 0 < evaluation.real < evaluation.value
+    assert evaluation.real is not None and 0 < evaluation.real < evaluation.value
     old = {key: value for key, value in evaluation.record.items() if key not in ("real", "real_n")}
     read = Evaluation(evaluation.path, old | {"halves": 0.5})
     assert (read.real, read.real_n) == (0.5, 898)
@@ -102,6 +103,24 @@ def test_identities_follow_the_sampling_the_metric_and_the_reference(folders: di
     assert evaluation_identity(opened(folders["points"], "sample.batch=9"), metric) == evaluation_identity(base, metric)
 
 
+def test_samples_of_a_part_of_the_path_are_drawn_and_never_measured(tmp_path: Path) -> None:
+    """From unit noise at t = 0.5 the samples are wider than the data, so they are drawn only with `partial`."""
+    run = copied(trained("points"), tmp_path)
+    part = ("--set", "sampler.t0=0.5", "--set", "sampler.steps=4", "--set", "sample.n=40")
+    refused = call("sample", run, *part)
+    assert (
+        refused.status == 2 and "does not lead from noise to data" in refused.err and "sampler.partial" in refused.err
+    )
+    partial = (*part, "--set", "sampler.partial=true")
+    assert call("sample", run, *partial).status == 0
+    (samples,) = (run / "samples").glob("*/record.json")
+    record = read_json(samples)
+    assert record["recipe"]["sampler"]["partial"] is True and record["times"][0] == 0.5
+    measured = call("evaluate", run, *partial)
+    assert measured.status == 2 and "no metric measures them" in measured.err
+    assert not list((run / "evaluations").glob("*.json"))
+
+
 def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="at least 2 samples"):
         measure_run(opened(folders["points"], "sample.n=1"))
@@ -113,6 +132,31 @@ def test_a_sample_too_small_to_measure_is_refused(folders: dict[str, Path]) -> N
 # Three shards of points, and 300 of the classifier's steps left out: its features are what crosses processes.
 SHARED = ("sampler.steps=200", "sample.n=1300", "sample.seed=7", "run.track=false")
 METRICS = '[{"name": "frechet", "features": {"name": "run-classifier", "steps": 5, "width": 8}}, {"name": "mmd"}]'
+
+
+def test_without_labels_classes_are_drawn_as_often_as_in_the_data(tmp_path: Path) -> None:
+    """9 of 10 examples are of class 0: balanced labels would make 4 of 10 samples of another class."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", images=pixels, labels=np.repeat([0, 1], (36, 4)))
+    data = f"data={{name: npz, path: {tmp_path / 'd.npz'}}}"
+    folder = run_training(tiny(tmp_path / "runs", data, "train.steps=0", base="digits"))
+    settings = {"sampler": {"name": "euler", "steps": 1}, "run.track": False}
+
+    def measured(**labels: str) -> Evaluation:
+        (found,) = evaluate(folder, metric="mmd", n=20, settings={**settings, **labels})
+        return found
+
+    as_data, balanced = measured(), measured(**{"sample.labels": "balanced"})
+    notes = [[note for note in found.record["notes"] if "40%" in note] for found in (as_data, balanced)]
+    assert as_data.record["labels"] == "data" and notes[0] == []
+    assert balanced.record["labels"] == "balanced" and len(notes[1]) == 1
+    before = set(folder.glob("evaluations/*"))
+    for found in (as_data, balanced):
+        assert call(*found.record["command"][1:], "--set", "run.track=false").status == 0
+    assert set(folder.glob("evaluations/*")) == before, "the command of a number gives the number"
+    # The digits' classes differ from balanced ones by 0.6 %, which is left as it is.
+    (digits,) = evaluate(copied(trained("digits"), tmp_path), metric="mmd", n=20, settings=settings)
+    assert digits.record["labels"] == "balanced"
 
 
 def numbers(folder: Path) -> list[tuple[str, float, float | None, float]]:

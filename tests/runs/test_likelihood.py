@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 import pytest
 import torch
+from support import copied, trained
 
 from sitkit.data.dataset import Dataset, Examples, in_memory
 from sitkit.data.dataset import load_examples as examples_of
@@ -22,9 +23,9 @@ from sitkit.runs.config.schema import Config
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runs.diagnostics import heldout_examples
 from sitkit.runs.likelihood import dequantised, likelihood, standard_errors
-from sitkit.runs.run import Run, initial_network
+from sitkit.runs.run import Run, initial_network, load
 from sitkit.runtime import rng
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, WorkFailed
 from sitkit.runtime.files import write_json
 from sitkit.solvers.log_density import integrate_log_density, log_prior
 from sitkit.solvers.ode import Dopri5, Heun
@@ -220,10 +221,22 @@ def test_one_probe_and_four_agree_within_their_error(tmp_path: Path) -> None:
     assert 0 < abs(one.value - four.value) < 4 * error
 
 
+def test_weights_that_are_not_finite_end_a_likelihood_with_one_line(tmp_path: Path) -> None:
+    run = load(copied(trained("points"), tmp_path))
+    for weights in run.network.parameters():
+        weights.fill_(float("nan"))
+    with pytest.raises(
+        WorkFailed, match=r"^sampler 'dopri5' cannot go on at t = .* evaluations\): .* not finite\. .*$"
+    ):
+        likelihood(run, n=4)
+    assert not list((run.folder / "likelihoods").glob("*"))
+
+
 def test_impossible_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
     run = run_of(tmp_path, data={"name": "gaussian-mixture", "size": 200})
     sde = samplers.create("euler-maruyama")
-    for wrong in ({"n": 0}, {"probes": 0}, {"sampler": sde}):
+    part = samplers.create("heun", t0=0.5, partial=True)
+    for wrong in ({"n": 0}, {"probes": 0}, {"sampler": sde}, {"sampler": part}):
         with pytest.raises(UserError):
             likelihood(run, **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="holdout"):

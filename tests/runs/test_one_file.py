@@ -6,6 +6,7 @@ import base64
 import http.server
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,34 @@ def test_one_file_samples_and_evaluates_as_its_run_does(folder: Path, tmp_path: 
     assert run.shape == (1, 8, 8) and run.field.null_class == 10 and run.step == 20
     x = sitkit.samplers.create("heun", steps=2).sample(run.field, torch.randn(3, 1, 8, 8), torch.arange(3)).x
     assert x.shape == (3, 1, 8, 8) and bool(x.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        ("backbone", {"depth": 10_000, "hidden_size": 2**20}),
+        ("backbone", {"depth": 10_000}),
+        ("backbone", {"hidden_size": 2**20}),
+        ("data", {"shape": [1, 2**16, 2**16]}),
+        ("data", {"shape": [1, 2**11, 2**11]}),
+        ("data", {"shape": [1, 2**20, 2**20]}),
+        ("data", {"class_names": ["a"] * 10**6}),
+    ],
+)
+def test_a_file_that_describes_a_huge_network_is_refused_before_it_is_built(
+    folder: Path, group: str, values: dict[str, Any]
+) -> None:
+    """The weights take 0.5 MB.  A network that is filled with values would take 1 GB or more."""
+    call("convert", folder, "--to", "one.safetensors")
+    header, tensors = load_tensors("one.safetensors")
+    (header["config"] if group == "backbone" else header)[group] |= values
+    save_tensors("two.safetensors", tensors, header)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = call("sample", "two.safetensors", *DRAW)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert result.status == 2 and result.err.count("\n") == 1, result.err
+    assert "do not fit into the weights of its run" in result.err or "an example has at most" in result.err
+    assert grown < 400 * 1024
 
 
 def test_other_tools_read_the_weights_and_the_settings(folder: Path) -> None:

@@ -20,12 +20,11 @@ from sitkit.models.backbone import Backbone
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import Layer, read_assignments
 from sitkit.runs.evaluate import measure_run
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import initial_network, load, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
-from sitkit.runtime.tensors import load_tensors, save_tensors
+from sitkit.runtime.tensors import digest_of, load_tensors, save_tensors
 from sitkit.training.train import run_training
 
 
@@ -189,9 +188,9 @@ def test_the_weights_of_a_record_are_those_that_its_settings_name(tmp_path: Path
         (evaluation,) = measure_run(run)
         checkpoint = read_json(evaluation.path)["checkpoint"]
         fresh = load(folder, device="cpu", settings=over)
-        fingerprint = weights_fingerprint(fresh.network.state_dict())
+        fingerprint = digest_of(fresh.network.state_dict())
         assert checkpoint == {"step": 40, "weights": fresh.weights_name, "fingerprint": fingerprint}
-        assert fingerprint == weights_fingerprint(load(folder, settings=run.config).network.state_dict())
+        assert fingerprint == digest_of(load(folder, settings=run.config).network.state_dict())
         fingerprints[fresh.weights_name] = fingerprint
     assert fingerprints["ema"] == fingerprints["ema-0.5"] and len(set(fingerprints.values())) == 4
 

@@ -17,6 +17,7 @@ from sitkit.runs.config.identity import training_identity
 from sitkit.runs.run_folder import RunFolder, find_run, folder_of, run_folders
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import read_json
+from sitkit.runtime.tensors import load_tensors, save_tensors
 from sitkit.training.train import run_training
 
 
@@ -142,3 +143,19 @@ def test_a_broken_run_or_record_hides_nothing_else(run: Path) -> None:
         "d.json is not the",
     ):
         assert sum(name in message for message in messages) == 1, messages
+
+
+@pytest.mark.parametrize(
+    "header", [{}, {"step": "3"}, {"step": 3, "config": 5}, {"step": -1}, {"step": 2.5}, {"widths": "a"}]
+)
+def test_a_checkpoint_of_another_form_is_passed_over_for_the_one_before_it(
+    run: Path, header: dict[str, object]
+) -> None:
+    """Its digest is right: it is no damage of a disk."""
+    folder = RunFolder(run).checkpoints
+    newest = checkpoints(folder)[-1]
+    save_tensors(folder / "step-00000999.safetensors", load_tensors(newest)[1], header)
+    with pytest.warns(UserWarning, match="step-00000999.* It is passed over"):
+        assert sitkit.load(run, device="cpu").step == int(newest.stem[5:])
+    with pytest.raises(UserError, match="step-00000999"):
+        sitkit.load(run, device="cpu", step=999)

@@ -399,12 +399,12 @@ def test_without_label_dropout_nothing_is_drawn_without_a_label(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("counts", "rule", "said"),
     [
-        ((90, 10), "balanced", "labels are balanced and the data's classes have other frequencies: 40%"),
+        ((90, 10), "balanced", "labels: balanced, and the data's classes have other frequencies: 40%"),
         ((90, 10), "data", None),
         ((50, 50), "balanced", None),
         ((0, 40, 40), "balanced", None),
         ((90, 10), "none", None),
-        ((90, 10), "[1]", "the samples are of classes 1 alone, and are compared with all classes of the data"),
+        ((90, 10), "[1]", "labels: the samples are of classes 1 alone, and are compared with all classes of the data"),
         ((90, 10), "[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]", None),
     ],
 )

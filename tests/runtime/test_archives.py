@@ -93,7 +93,7 @@ def test_an_archive_that_unpacks_to_more_than_the_memory_is_refused_before_it_is
     )
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
     message, peak = done.stdout.splitlines()
-    assert message.startswith("UserError") and "unpacks to 1.1 GiB" in message, done.stdout
+    assert message.startswith("UserError") and "unpacked needs 1.1 GiB" in message, done.stdout
     # NumPy alone takes about 60 MB.
     assert int(peak) < 400_000
 

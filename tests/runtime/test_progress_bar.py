@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,6 +25,16 @@ def test_a_callback_receives_the_events() -> None:
     with progress_bar.reporting(events.append) as report:
         report(Event("train", 1, 2))
     assert events == [Event("train", 1, 2)]
+
+
+@pytest.mark.parametrize("show", [progress_bar.bars, progress_bar.log_lines])
+def test_no_control_character_of_an_event_reaches_the_terminal(show: Any) -> None:
+    """A bar itself writes escape sequences of colours and of the cursor, and no bell, title or cleared screen."""
+    screen, hostile = Terminal(), "a\x1b[2J\x1b]0;b\x07c\u202e[red]"
+    with show(Console(file=screen, width=200, highlight=False)) as report:
+        report(Event(hostile, 1, 2, {hostile: 1.0}, hostile, hostile))
+    text = screen.getvalue()
+    assert "\x1b[2J" not in text and not set(text) & set("\x07\u202e") and "\\x07" in text and "[red]" in text
 
 
 def test_nothing_is_shown_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,12 @@ def start(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @cache
 def flow(path: str, t0: float, t1: float) -> Tensor:
     """The end of the exact flow from t0: an error near 1e-11, below every error measured against it."""
-    sampler = Dopri8(rtol=1e-12, atol=1e-12, t0=t0, t1=t1)
-    return sampler.sample(ideal(path), start(40)[0], partial=True).x
+    sampler = Dopri8(rtol=1e-12, atol=1e-12, t0=t0, t1=t1, partial=True)
+    return sampler.sample(ideal(path), start(40)[0]).x
 
 
 def error(sampler: Multistep, field: Field, path: str) -> float:
-    result = sampler.sample(field, start(40)[0], partial=True)
+    result = dataclasses.replace(sampler, partial=True).sample(field, start(40)[0])
     truth = flow(path, float(result.times[0]), float(result.times[-1]))
     return float((result.x - truth).square().mean().sqrt())
 
@@ -173,9 +173,9 @@ def denoiser(field: Field, x: Tensor, t: Tensor) -> Tensor:
 def test_2m_in_lambda_is_the_published_solver(eta: float) -> None:
     """The formulas of Lu et al. in h and exp, first and last step of first order; vp-sbdm's lambda is finite at t = 0."""
     field, (x, keys) = ideal("vp-sbdm"), start(20)
-    sampler = DPMSolver2MSDE(steps=12, variable="lambda", grid=Uniform())
     # With 12 steps the samples are off, and a plan without `partial` is refused.
-    result = sampler.sample(field, x, diffusion=KL(eta), seeds=keys, partial=True)
+    sampler = DPMSolver2MSDE(steps=12, variable="lambda", grid=Uniform(), partial=True)
+    result = sampler.sample(field, x, diffusion=KL(eta), seeds=keys)
     alphas, sigmas, lams = lambdas(field, result.times)
     path = path_on(keys, x, result.times)
     walked = [path(t) for t in result.times.tolist()]
@@ -301,19 +301,17 @@ def test_guided_evaluations_are_those_planned(name: str, dtype: torch.dtype, int
     """Also where an end of the interval is a time of the grid, for every precision of the state."""
     field = ideal("gvp")
     guidance = ClassifierFree(2.0, interval)
-    sampler = samplers.create(name, steps=20, grid=Uniform())
+    sampler = samplers.create(name, steps=20, grid=Uniform(), partial=True)
 
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return field.network(x, t, torch.zeros_like(y))
 
     calls = Counted(network)
     noise = start(3)[0].to(dtype)
-    result = sampler.sample(field.through(calls), noise, 0, guidance=guidance, seeds=range(3), partial=True)
+    result = sampler.sample(field.through(calls), noise, 0, guidance=guidance, seeds=range(3))
     inside = sum(interval[0] - 1e-9 <= i / 20 <= interval[1] + 1e-9 for i in range(20))
     assert calls.rows == 3 * (20 + inside)
-    assert (
-        result.nfe == sampler.plan(SolveSpec(field.interpolant, field.target, None, guidance, True)).nfe == 20 + inside
-    )
+    assert result.nfe == sampler.plan(SolveSpec(field.interpolant, field.target, None, guidance)).nfe == 20 + inside
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -221,12 +221,12 @@ def test_uneven_grids_keep_the_law() -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_given_ends_are_used_or_refused(name: str) -> None:
-    given: dict[str, Any] = {"t0": 0.2, "t1": 0.7}
+    given: dict[str, Any] = {"t0": 0.2, "t1": 0.7, "partial": True}
     if "last_step" in {f.name for f in fields(samplers[name])}:
         given["last_step"] = "none"
     sampler = samplers.create(name, **given)
     begin = gaussian_moments(PLAIN[0], 0.2)
-    result = sampler.sample(field(), begin[0] + begin[1] * start(300, 8), seeds=range(300), partial=True)
+    result = sampler.sample(field(), begin[0] + begin[1] * start(300, 8), seeds=range(300))
     assert (float(result.times[0]), float(result.times[-1])) == (0.2, 0.7)
     # 2,400 numbers of standard deviation 0.37: standard errors 0.008 and 0.005, and as much again for the steps.
     assert (float(result.x.mean()), float(result.x.std())) == pytest.approx(gaussian_moments(PLAIN[0], 0.7), abs=0.03)

@@ -19,11 +19,11 @@ import sitkit
 from sitkit.results.table import format_estimate
 from sitkit.runs.checkpoint import checkpoints
 from sitkit.runs.config.sources import read_assignments
-from sitkit.runs.one_file import weights_fingerprint
 from sitkit.runs.run import load
 from sitkit.runs.run_folder import run_folders
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.files import read_json, write_json
+from sitkit.runtime.tensors import digest_of
 from sitkit.solvers.sampler import SolveSpec
 from sitkit.studies.study_file import read_study
 from sitkit.studies.tasks import trained
@@ -225,6 +225,15 @@ def test_a_study_goes_on_past_a_broken_number_and_a_broken_run_and_names_them(wh
     assert read_csv(folder) == before
 
 
+def test_the_table_says_that_the_classes_are_not_those_of_the_data(whole: Path, tmp_path: Path) -> None:
+    folder, note = tmp_path / "again", "labels: the samples are of classes cat alone"
+    shutil.copytree(whole, folder)
+    for path in folder.glob("runs/*/evaluations/*.json"):
+        write_json(path, read_json(path) | {"notes": [note, "kernel scale 2"]})
+    assert run_study(folder / "study.yaml").results.notes[-1] == note
+    assert (folder / "studies/study/table.md").read_text().count(note) == 1
+
+
 def test_a_dry_run_prints_cells_and_trainings_and_does_nothing(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     words = ("ablate", study, "--runs", tmp_path / "runs", "--dry-run")
@@ -367,6 +376,6 @@ columns: {fast: {sample: {ema: 0.5}}, slow: {sample: {ema: 0.999}}}
         weights = record["checkpoint"]
         assert (weights["weights"], weights["fingerprint"]) == (
             run.weights_name,
-            weights_fingerprint(run.network.state_dict()),
+            digest_of(run.network.state_dict()),
         )
     assert cells[0].value != cells[1].value

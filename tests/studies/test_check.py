@@ -125,6 +125,7 @@ REFUSED = [
     ("backbone: {name: mlp, hidden_size: 16, depth: 1}", "backbone: sit-xs/2", "not states of shape 2"),
     ("metric: sliced-wasserstein", "metric: {name: sfid, features: pixels}", "reads spatial"),
     ("n: 50", "n: 1", "at least 2 samples"),
+    ("labels: none}", "labels: none}\nsampler: {name: heun, partial: true}", "leave sampler.partial unset"),
     ("{name: points, law: moons, size: 400}", "{name: npz, path: nothing.npz}", "nothing.npz"),
 ]
 

@@ -428,9 +428,12 @@ def test_too_many_open_files_are_the_reason_and_no_training_begins_again(tmp_pat
 
 def test_rows_after_the_checkpoint_and_damaged_rows_are_removed(tmp_path: Path) -> None:
     path = RunFolder(tmp_path).metrics
-    path.write_text('{"step": 5}\n{"step": 10}\n{"step": 15}\n{"ste')
+    odd = (
+        b'{"step": 7, "loss": "\xff"}\n{"step": "7"}\n{"step": NaN}\n{"step": true}\n' + b"[" * 100_000 + b"\n\0\n[7]\n"
+    )
+    path.write_bytes(b'{"step": 5}\n' + odd + b'{"step": 10}\n{"step": 15}\n{"ste')
     forget_rows(path, 10)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10]
+    assert [json.loads(line)["step"] for line in path.read_bytes().splitlines()] == [5, 10]
 
 
 def test_the_work_after_a_step_depends_on_the_settings_alone(tmp_path: Path) -> None:

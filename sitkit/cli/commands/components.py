@@ -155,7 +155,7 @@ def certify(
     for line in certificate.wrong:
         console.error(line)
     summary = ", ".join(f"{certificate.count(verdict)} {verdict}" for verdict in ("right", "refused", "wrong"))
-    console.err.print(f"{summary}, {certificate.seconds:.0f} s")
+    console.note(f"{summary}, {certificate.seconds:.0f} s")
     if certificate.wrong:
         raise typer.Exit(1)
 

@@ -54,5 +54,5 @@ def convert(
         imported = sitkit.convert(source, code=kind, heads=heads, classes=classes, vae=vae, runs=runs)
         result, notes, next_source = {"run": imported.folder}, imported.notes, str(imported.folder)
     for note in notes:
-        console.err.print(note, markup=False)
+        console.note(note)
     console.facts(**result, next=next_source and f"sitkit sample {shlex.quote(next_source)}")

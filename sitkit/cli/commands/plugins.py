@@ -124,6 +124,6 @@ def test(
         for law in result.failures:
             console.error(f"{result.plugin.package}, {law.subject}, {law.law}: {law.reason}")
     counts = Counter(law.outcome for result in results for law in result.verdicts)
-    console.err.print(f"{counts['holds']} laws hold, {counts['not shown']} not shown here, {counts['broken']} broken")
+    console.note(f"{counts['holds']} laws hold, {counts['not shown']} not shown here, {counts['broken']} broken")
     if counts["broken"]:
         raise typer.Exit(1)

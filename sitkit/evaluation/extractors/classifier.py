@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from sitkit.data.stream import batch
 from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, network_fingerprint
 from sitkit.registry import essence, extractors, spec
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 from sitkit.runtime.hashing import identity
 from sitkit.runtime.progress import Event, Progress, silent
 from sitkit.runtime.tensors import load_tensors, read_header, save_tensors
@@ -49,8 +49,9 @@ class RunClassifier(Extractor):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_at_least(1, steps=self.steps)
-        require_at_least(0, seed=self.seed)
+        require_within(1, 10**9, steps=self.steps)
+        require_within(0, 2**63 - 1, seed=self.seed)
+        require_within(1, 2**16, width=self.width)
         if self.width < 8 or self.width % 8:
             raise ValueError(f"width must be a multiple of 8; got {self.width}.")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from sitkit.evaluation.extractors.extractor import SPATIAL_CHANNELS, Extraction, Extractor, colours, network_fingerprint
 from sitkit.registry import extractors
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import UserError, require_within
 from sitkit.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ class Dinov2(Extractor):
 
     model: str = "facebook/dinov2-large"
     size: int = 224
+
+    def __post_init__(self) -> None:
+        require_within(1, 2**12, size=self.size)
 
     def require(self, data: Examples | None) -> None:
         if find_spec("transformers") is None:

@@ -59,16 +59,22 @@ class GaussianDistance(FeatureMetric):
         kept = roots > rounding(d, (projected.total_variance() * projected.trace).sqrt())
         value = projected.distance(roots)
         if self.bootstrap:
-            error = bootstrap_error(lambda rows: projected.take(rows).distance(), torch.arange(n), self.bootstrap, seed)
+            spread = bootstrap_error(
+                lambda rows: projected.take(rows).distance(), torch.arange(n), self.bootstrap, seed
+            )
         else:
-            error = frechet_delta_error(projected, roots[kept], axes[kept])
+            spread = frechet_delta_error(projected, roots[kept], axes[kept])
+        # The delta method counts the part of second order twice, and resampling three times.
+        counted = 3 if self.bootstrap else 2
+        second = min(second_order_variance(roots[kept], n), spread**2 / counted)
+        first = spread**2 - counted * second
         sizes = {"samples": n} | ({"reference": len(reference)} if self.reference is None else {})
         notes = rank_notes(sizes, d, int(kept.sum()))
         if self.extrapolate:
             notes.append(f"extrapolated to infinitely many samples; at {n} it is {value:.6g}")
-            value, wider = extrapolated(projected, value, seed)
-            error = None if error is None else error * wider
-        return Measurement(value, error, tuple(notes))
+            value, *factors = extrapolated(projected, value, seed)
+            first, second = first * factors[0], second * factors[1]
+        return Measurement(value, math.sqrt(first + second), tuple(notes))
 
     def value(self, samples: Tensor, reference: Tensor, *, seed: int = 0) -> float:
         projected = self._project(samples, reference)
@@ -100,7 +106,7 @@ class Frechet(GaussianDistance):
 
     Args:
         bootstrap: resamples of the samples for the standard error, with the reference fixed; 0: the delta method, at the
-            cost of one more product.
+            cost of one more product. Either is less the part of second order that it counts too often.
         extrapolate: use the intercept of a line through the distances of subsets against 1/n.
         reference: an .npz with `mu` and `sigma` (as published by ADM) in place of the data.
 
@@ -218,7 +224,7 @@ def frechet_delta_error(samples: ProjectedSamples, roots: Tensor, axes: Tensor) 
     2 (mu1 - mu2) and by S1 it is I - T, with T the optimal map between the covariances.
     roots (r,) and axes (r, k) are the singular values of `cross` above rounding and their right singular vectors. With
     them c^T T c = sum_k (p.axis_k)^2 / root_k for the product p of c.
-    This is the limit of the bootstrap for many resamples, to first order in 1/sqrt(n). It does not include the bias.
+    It does not include the bias.
     """
     n, mean, middle = len(samples.x), samples.x.mean(0), samples.products.mean(0)
     slope, level = 2 * (mean - samples.mean), samples.total_variance() - roots.sum()
@@ -231,19 +237,31 @@ def frechet_delta_error(samples: ProjectedSamples, roots: Tensor, axes: Tensor) 
     return math.sqrt(total / (n * (n - 1)))
 
 
+def second_order_variance(roots: Tensor, n: int) -> float:
+    """Return the part of the distance's variance that falls as 1/n^2: most of it for samples that are nearly the reference.
+
+    To second order the distance is |m|^2 + sum_ij K_ij^2 / (2 r_i r_j (r_i + r_j)), with the roots r, the error m of the
+    mean and the error K of S2^{1/2} S1 S2^{1/2} in its eigenvectors. The moments of m and K are those of Gaussian samples.
+    """
+    pairs = (roots[:, None] * roots / (roots[:, None] + roots)).triu()
+    return 2 / n**2 * float(roots.square().sum() + pairs.square().sum())
+
+
 class ExtrapolatedDistance(NamedTuple):
-    """The distance for infinitely many samples; its standard error is `wider` times that of the distance of all samples."""
+    """The distance for infinitely many samples; `first`, `second`: factors of the parts of the variance of all samples."""
 
     value: float
-    wider: float
+    first: float
+    second: float
 
 
 def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> ExtrapolatedDistance:
     """Return the distance for infinitely many samples: the limit at 0 of a line against 1/n, the order of the bias.
 
     The line is a least-squares fit to the distances of random subsets of SIZES sizes from n / 10 to n. `whole` is the
-    distance of all samples. The intercept is a weighted sum of the distances, and each distance is a mean of influences to
-    first order. So a sample's influence enters with the sum of weight / size over its subsets.
+    distance of all samples. The intercept is a weighted sum of the distances. To first order a distance is a mean over
+    its points, and to second order a mean over its pairs of points, so the variances of both follow from the numbers of
+    points that two subsets share.
     """
     import torch
 
@@ -255,10 +273,12 @@ def extrapolated(samples: ProjectedSamples, whole: float, seed: int) -> Extrapol
     inverse = 1 / sizes
     centred = inverse - inverse.mean()
     weights = 1 / SIZES - inverse.mean() * centred / centred.square().sum()
-    shares = (weights[-1] / n).repeat(n)
-    for rows, weight in zip(subsets, weights / sizes, strict=False):
-        shares[rows] += weight
-    return ExtrapolatedDistance(float(weights @ y), math.sqrt(n) * float(shares.norm()))
+    members = torch.ones(SIZES, n, dtype=torch.float64)
+    for row, rows in zip(members, subsets, strict=False):
+        row.fill_(0)[rows] = 1
+    common, points, pairs = members @ members.T, weights / sizes, weights / sizes.square()
+    first, second = n * points @ common @ points, n**2 * pairs @ common.square() @ pairs
+    return ExtrapolatedDistance(float(weights @ y), float(first), float(second))
 
 
 def read_statistics(path: Path, reads: str) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from sitkit.evaluation.extractors.extractor import Extractor
 from sitkit.evaluation.extractors.pretrained import Inception
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement
 from sitkit.registry import metrics
-from sitkit.runtime.errors import require_at_least
+from sitkit.runtime.errors import require_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class InceptionScore(FeatureMetric):
     split: int = 5000
 
     def __post_init__(self) -> None:
-        require_at_least(2, split=self.split)
+        require_within(2, 10**9, split=self.split)
 
     @property
     def reads_data(self) -> bool:

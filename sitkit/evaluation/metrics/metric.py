@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from sitkit.evaluation.extractors.extractor import Extractor, Pixels
 from sitkit.registry import Component
-from sitkit.runtime.errors import UserError, WorkFailed
+from sitkit.runtime.errors import UserError, WorkFailed, require_within
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -186,21 +186,20 @@ def divided(reference: Tensor, n: int, seed: int) -> tuple[Tensor, Tensor]:
     return reference[order[:n]], reference[order[n:]]
 
 
-def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resamples: int, seed: int) -> float | None:
-    """Return the standard deviation of `statistic` over resamples of the rows with replacement; None for 0 resamples."""
+def bootstrap_error(statistic: Callable[[Tensor], float], samples: Tensor, resamples: int, seed: int) -> float:
+    """Return the standard deviation of `statistic` over resamples of the rows with replacement."""
     import torch
 
-    if resamples == 0:
-        return None
     rng = generator(seed)
     draws = (torch.randint(len(samples), (len(samples),), generator=rng) for _ in range(resamples))
     return float(torch.tensor([statistic(samples[rows]) for rows in draws], dtype=torch.float64).std())
 
 
 def require_resamples(bootstrap: int) -> None:
-    """Raise ValueError unless `bootstrap` is 0 (no standard error) or at least 2."""
+    """Raise ValueError unless `bootstrap` is 0 (no standard error) or 2 to 1,000,000."""
     if bootstrap < 0 or bootstrap == 1:
         raise ValueError(f"bootstrap must be 0 (off) or at least 2 resamples; got {bootstrap}.")
+    require_within(0, 10**6, bootstrap=bootstrap)
 
 
 def require_comparable(samples: Tensor, reference: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from sitkit.evaluation.metrics.metric import FeatureMetric, Measurement
 from sitkit.registry import metrics
-from sitkit.runtime.errors import UserError, require_at_least
+from sitkit.runtime.errors import UserError, require_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ class Neighbourhoods(FeatureMetric):
     k: int = 3
 
     def __post_init__(self) -> None:
-        require_at_least(1, k=self.k)
+        require_within(1, 10**6, k=self.k)
 
 
 @final

@@ -24,7 +24,7 @@ from sitkit.runs.evaluate import Evaluation, real_of
 from sitkit.runs.run_folder import RunFolder, read_config_of
 from sitkit.runs.sample_set import RECORD, read_samples_record
 from sitkit.runtime.errors import LeftOut
-from sitkit.runtime.files import listed
+from sitkit.runtime.files import exists, listed, read_bytes, read_row
 from sitkit.runtime.tensors import open_tensors
 
 NOT_CURVES = ("step", "time")
@@ -54,7 +54,10 @@ def read_training(folder: Path, broken: LeftOut) -> TrainingRecord:
     newest = None
     with broken.noting():
         newest = latest_checkpoint(run.checkpoints, broken.append)
-    return TrainingRecord(folder, config, newest, list(_read_rows(run.metrics)), run.read_environment())
+    rows: list[dict[str, Any]] = []
+    with broken.noting():
+        rows += _read_rows(run.metrics)
+    return TrainingRecord(folder, config, newest, rows, run.read_environment())
 
 
 def read_evaluations(paths: Iterable[Path], broken: LeftOut) -> dict[Path, dict[str, Any]]:
@@ -68,14 +71,8 @@ def read_evaluations(paths: Iterable[Path], broken: LeftOut) -> dict[Path, dict[
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl, without rows that are incomplete."""
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                yield row
+    if exists(path):
+        yield from filter(None, map(read_row, read_bytes(path).splitlines()))
 
 
 def run_page(folder: Path) -> Page:

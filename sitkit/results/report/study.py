@@ -22,13 +22,13 @@ from sitkit.results.report.run import (
 )
 from sitkit.results.report.sample_sheets import MAX_SHEETS, sample_parts
 from sitkit.results.reproduce import evaluate_command
-from sitkit.results.study_results import CellResult, StudyResults, read_results, runs_of
+from sitkit.results.study_results import CellResult, StudyResults, evaluation_of, read_results, runs_of
 from sitkit.results.table import TableCell, format_estimate, grid, number, number_cell
 from sitkit.runs.config.identity import label
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runs.sample_set import RECORD
 from sitkit.runtime.errors import LeftOut
-from sitkit.runtime.files import exists
+from sitkit.runtime.files import exists, inside
 
 MAX_CURVES = 8
 Records = Mapping[str, Mapping[str, Any]]
@@ -39,7 +39,11 @@ def study_page(folder: Path) -> Page:
     results = read_results(folder)
     runs = runs_of(folder, results)
     broken, trainings = LeftOut(), {}
-    files = {runs / cell.evaluation: cell.evaluation for cell in results.cells if cell.evaluation}
+    files: dict[Path, str] = {}
+    for cell in results.cells:
+        with broken.noting():
+            if cell.evaluation:
+                files[evaluation_of(runs, cell)] = cell.evaluation
     records = {files[path]: record for path, record in read_evaluations(files, broken).items()}
     names = list(dict.fromkeys(cell.run for cell in results.cells if cell.run))
     for name in names:
@@ -170,10 +174,11 @@ def _samples(
     cells = _firsts(results)
     samples = []
     for cell in cells[:MAX_SHEETS]:
-        folder = RunFolder(runs / (cell.run or "")).samples / (cell.samples or "")
-        if (folder / RECORD).is_file():
-            caption = f"{number(cell.value, 3)} at {cell.nfe} evaluations"
-            samples.append((folder, f"{cell.row}, {cell.column}" if cell.column else cell.row, caption))
+        with broken.noting():
+            folder = inside(RunFolder(runs / (cell.run or "")).samples, cell.samples or "")
+            if (folder / RECORD).is_file():
+                caption = f"{number(cell.value, 3)} at {cell.nfe} evaluations"
+                samples.append((folder, f"{cell.row}, {cell.column}" if cell.column else cell.row, caption))
     config = next((training.config for training in trainings.values()), None)
     return sample_parts(config, samples, len(cells), "are in the folders of the runs.", broken)
 

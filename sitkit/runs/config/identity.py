@@ -18,6 +18,7 @@ from sitkit.registry import Component, differing, essence, registries, spec
 from sitkit.runs.config.schema import TRAINING_KEYS, Config, SampleSettings, Settings
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.hashing import hyphenated, identity
+from sitkit.transport.interval import finite_ends
 
 Packages = Mapping[str, str]
 
@@ -46,6 +47,10 @@ def _training(config: Config, contents: Mapping[str, str], packages: Packages | 
             yield key, essence(value, content=contents.get(key), packages=packages)
         else:
             yield from differing([(key, value, field.get_default(call_default_factory=True))], packages).items()
+    finite = finite_ends(config.interp, config.target, config.weight)
+    # Release 0.1 moved the times of an end without a finite loss; now all times are scaled.
+    if packages is None and not all(finite):
+        yield "finite_ends", list(finite)
 
 
 def _group(group: Settings, packages: Packages | None, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sitkit.registry import registries
+from sitkit.runs.config.plain_yaml import DEEPEST
+from sitkit.runtime.errors import UserError
 
 
 def flat(values: Any, key: str = "") -> dict[str, Any]:
@@ -16,9 +18,11 @@ def flat(values: Any, key: str = "") -> dict[str, Any]:
 
 
 def nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with dotted keys as nested mappings, later ones on top."""
+    """Return settings with dotted keys as nested mappings, later ones on top.  Raises UserError for a key of many parts."""
     values: Any = {}
     for key, value in settings.items():
+        if key.count(".") >= DEEPEST:
+            raise UserError(f"{key[:40]}...: keys are nested more than {DEEPEST} deep.")
         for part in reversed(key.split(".")):
             value = {part: value}
         values = merge(values, value)

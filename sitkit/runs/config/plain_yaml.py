@@ -7,6 +7,7 @@ nests without end or has a number of thousands of digits is refused at once.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from sitkit.runtime.errors import UserError
 
 # Bounds far above every file of settings.
+LONGEST_TEXT = 10**6
 MOST_VALUES = 20_000
 DEEPEST = 32
 LONGEST_NUMBER = 100
@@ -61,6 +63,12 @@ def _require_plain(text: str, place: str) -> None:
     """Raise UserError for YAML that is not read.  The events of the text are counted, an alias as all that it stands for."""
     from ruamel.yaml import YAML, events
 
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"{place}: a text of {len(text):,} characters; settings have at most {LONGEST_TEXT:,}.")
+    for number, line in enumerate(text.splitlines(), 1):
+        # The parser is slow for a line that opens hundreds of brackets.
+        if line.count("[") + line.count("{") > DEEPEST and _open_brackets(line) > DEEPEST:
+            raise UserError(f"{place}:{number}: lists and keys are nested more than {DEEPEST} deep.")
     values, key = 0, ""
     sizes: dict[str, int] = {}
     # A frame for each list and mapping that is open: its anchor, the count before it, and the keys of a mapping.
@@ -69,6 +77,8 @@ def _require_plain(text: str, place: str) -> None:
     key_next: list[bool] = []
     for event in YAML(typ="rt", pure=True).parse(text):
         here = f"{place}:{event.start_mark.line + 1}"
+        if isinstance(event, events.DocumentStartEvent) and event.version not in (None, (1, 2)):
+            raise UserError(f"{here}: YAML {'.'.join(map(str, event.version))} is not read: YAML is 1.2 here.")
         if isinstance(event, (events.SequenceEndEvent, events.MappingEndEvent)):
             anchor, before, _ = frames.pop()
             key_next.pop()
@@ -107,6 +117,11 @@ def _require_plain(text: str, place: str) -> None:
             raise UserError(
                 f"{here}: more than {MOST_VALUES:,} values, counting each alias (*name) as what it stands for."
             )
+
+
+def _open_brackets(line: str) -> int:
+    """Return the largest number of brackets that are open at one time."""
+    return max(itertools.accumulate((c in "[{") - (c in "]}") for c in line))
 
 
 def _new_key(event: Any, keys: set[str], here: str) -> str:

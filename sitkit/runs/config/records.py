@@ -5,10 +5,12 @@ A record may have more keys, and those of sitkit 0.1 have fewer.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sitkit.data.dataset import LARGEST_EXAMPLE
 from sitkit.runtime.files import plain_name
 
 
@@ -20,6 +22,14 @@ def _path_within(path: str) -> str:
 
 PlainName = Annotated[str, AfterValidator(plain_name)]
 PathWithin = Annotated[str, AfterValidator(_path_within)]
+
+
+def _moderate(shape: list[int]) -> list[int]:
+    if math.prod(shape) > LARGEST_EXAMPLE:
+        raise ValueError(f"an example has at most {LARGEST_EXAMPLE:,} numbers; got {shape}.")
+    return shape
+
+
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 # Numbers that are not finite are words in JSON.
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
@@ -57,7 +67,7 @@ class EnvironmentRecord(Record):
 class DataRecord(Record):
     """The content of data.json: what sampling needs to know of the data."""
 
-    shape: list[Whole]
+    shape: Annotated[list[Whole], AfterValidator(_moderate)]
     class_names: list[str]
     fingerprint: str
     bin_width: float | None = None
@@ -209,6 +219,42 @@ class LikelihoodRecord(Record):
     probes: Whole
     nfe: Whole
     round_trip: RoundTrip
+
+
+class CheckpointRecord(Record):
+    """The header of a checkpoint, and of a snapshot of averages."""
+
+    step: Whole
+    config: dict[str, Any] = {}
+    schedule: dict[str, Any] = {}
+    widths: list[float] = []
+
+
+class CursorRecord(Record):
+    """The content of tracking.json."""
+
+    token: str
+    uri: str
+    run: str
+    offset: Whole
+    last: str
+    artifacts: dict[str, list[int]]
+    status: str = ""
+
+
+class TrackedRecord(Record):
+    """The content of tracked.json."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    experiment: str
+    params: dict[str, Any] | None
+    tags: dict[str, Any] | None
+    patterns: list[str]
+    parent: str | None
+    model: list[int] | None = None
+    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
 class MeasuredPairs(Record):

@@ -75,14 +75,14 @@ class TrainSettings(Settings):
 
     steps: int = Field(400_000, ge=0, le=MOST_STEPS)
     batch: int = Field(256, ge=1, le=MOST_EXAMPLES)
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=MOST_EXAMPLES)
     lr: float = Field(1e-4, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     decay: float = Field(1.0, gt=0, le=1)
     lr_end: float = Field(0.0, ge=0, allow_inf_nan=False)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     betas: tuple[float, float] = (0.9, 0.999)
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0, le=MOST_STEPS)
     clip: float | None = Field(None, gt=0, allow_inf_nan=False)
     nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -90,7 +90,7 @@ class TrainSettings(Settings):
     ema: float | tuple[float, ...] = 0.9999
     ema_warmup: bool = True
     posthoc: tuple[float, ...] = ()
-    posthoc_every: int | None = Field(None, ge=1)
+    posthoc_every: int | None = Field(None, ge=1, le=MOST_STEPS)
     posthoc_dtype: Literal["float32", "float16"] = "float32"
     init: str | None = None
     seed: int = Field(0, ge=0, le=MOST_SEED)
@@ -192,10 +192,10 @@ class RunSettings(Settings):
     workers: int = Field(2, ge=0, le=4096)
     compile: Literal["auto"] | bool = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    log_every: int = Field(50, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
-    sample_every: int = Field(1000, ge=0)
-    keep: int = Field(2, ge=1)
+    log_every: int = Field(50, ge=1, le=MOST_STEPS)
+    checkpoint_every: int = Field(1000, ge=1, le=MOST_STEPS)
+    sample_every: int = Field(1000, ge=0, le=MOST_STEPS)
+    keep: int = Field(2, ge=1, le=MOST_STEPS)
     keep_samples: bool | None = None
     track: bool = True
     log_model: bool = False

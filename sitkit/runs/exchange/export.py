@@ -15,11 +15,11 @@ from sitkit.models.backbone import SiTBackbone
 from sitkit.registry import origins
 from sitkit.runs.config.identity import label
 from sitkit.runs.config.sources import Layer
-from sitkit.runs.one_file import HUB_FILE, KIND, SCHEME, parse_address, upload, weights_fingerprint
+from sitkit.runs.one_file import HUB_FILE, KIND, SCHEME, parse_address, upload
 from sitkit.runs.run import Run, open_run
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import replacing
-from sitkit.runtime.tensors import save_tensors
+from sitkit.runtime.tensors import digest_of, save_tensors
 
 
 def _write_run(run: Run, path: Path) -> Path:
@@ -36,7 +36,7 @@ def _write_run(run: Run, path: Path) -> Path:
         "data": description(run.data_description),
         "fingerprints": {
             "training": run.identity, "data": run.data_description.fingerprint,
-            "autoencoder": run.config.autoencoder.fingerprint(), "weights": weights_fingerprint(state),
+            "autoencoder": run.config.autoencoder.fingerprint(), "weights": digest_of(state),
         },
         "components": origins(),
     }  # fmt: skip

@@ -115,7 +115,8 @@ def _address(database: Path) -> str:
     """
     from sqlalchemy import URL
 
-    return URL.create("sqlite+pysqlite", database=str(database)).render_as_string()
+    # SQLite's own 5 s are too few where several processes write.
+    return URL.create("sqlite+pysqlite", database=str(database), query={"timeout": "60"}).render_as_string()
 
 
 def active_run(client: MlflowClient, number: str) -> Run | None:

@@ -7,9 +7,9 @@ something is sent.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-import json
 import shutil
 import tempfile
 import time
@@ -21,10 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sitkit.runs.config.records import CursorRecord, TrackedRecord
 from sitkit.runs.tracking import store
-from sitkit.runtime.files import read_json, to_json, write_json
+from sitkit.runtime.errors import UserError
+from sitkit.runtime.files import read_record, read_row, to_json, write_json
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
@@ -40,6 +43,11 @@ MODEL = "model"
 METRICS_A_CALL, ENTRIES_A_CALL = 1000, 100
 LONGEST_PARAM, LONGEST_TAG = 6000, 8000
 CUT = " ... (cut)"
+SEND_AGAIN = "Remove it: the run is then sent again, as a new one."
+# Seconds; making a database takes a minute on a busy machine.
+LONGEST_SYNC = 600.0
+# A time in seconds, and a number, that MLflow can hold.
+LATEST, LARGEST = 10**11, 10**308
 # Lines of metrics.jsonl between two writes of the cursor.
 LINES_A_GROUP = 250
 
@@ -76,8 +84,9 @@ class TrackedRun:
 
     @property
     def files(self) -> list[Path]:
-        """The files of the folder that match a pattern, sorted."""
-        return sorted({path for pattern in self.patterns for path in self.folder.glob(pattern) if path.is_file()})
+        """The files of the folder that match a pattern, sorted; a link out of the folder is left out."""
+        found = {path for pattern in self.patterns for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(path for path in found if path.resolve().is_relative_to(self.folder))
 
     def write(self, status: Status) -> None:
         """Write the description and a status to tracked.json, from which `catch_up` sends the run."""
@@ -106,9 +115,10 @@ class Cursor:
 
 
 def run_id(folder: str | Path) -> str | None:
-    """Return MLflow's id of the run of a folder (for `parent`), or None if it was never sent."""
-    path = Path(folder) / CURSOR
-    return (read_json(path)["run"] or None) if path.exists() else None
+    """Return MLflow's id of the run of a folder (for `parent`), or None if it was never sent or its record is damaged."""
+    with contextlib.suppress(UserError):
+        return (_read_cursor(Path(folder)).run or None) if (Path(folder) / CURSOR).exists() else None
+    return None
 
 
 def send_run(
@@ -128,12 +138,16 @@ def send_run(
 
     Any error of MLflow is raised; nothing is lost by it.
     """
+    uri = uri or store.tracking_uri()
+    with _alone(tracked.folder, uri):
+        _Sync(tracked, uri).send(status, on_warning)
+
+
+def _alone(folder: Path, uri: str) -> FileLock:
+    """Return the lock of the sync of a folder; other commands on it, and a sync that was abandoned at exit, may hold it."""
     from filelock import FileLock
 
-    uri = uri or store.tracking_uri()
-    # A sync that was abandoned at exit may still run while the next one begins.
-    with FileLock(tracked.folder / "tracking.lock", timeout=store.SERVER_TIMEOUT):
-        _Sync(tracked, uri).send(status, on_warning)
+    return FileLock(folder / "tracking.lock", timeout=LONGEST_SYNC if store.is_local(uri) else store.SERVER_TIMEOUT)
 
 
 def catch_up(
@@ -145,17 +159,23 @@ def catch_up(
     """
     if not (Path(folder) / TRACKED).exists() or is_sent(folder, uri=uri):
         return False
-    tracked, status = _read_tracked(Path(folder))
-    send_run(tracked, status, uri=uri, on_warning=on_warning)
+    uri = uri or store.tracking_uri()
+    with _alone(Path(folder), uri):
+        # Read under the lock: the command that tracks the folder may have ended meanwhile.
+        tracked, status = _read_tracked(Path(folder))
+        _Sync(tracked, uri).send(status, on_warning)
     return True
 
 
 def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
-    """Whether MLflow has all of a folder that a `Tracker` keeps, by the cursor.  mlflow is not imported."""
+    """Whether MLflow has all of a folder that a `Tracker` keeps, by undamaged records of it.  mlflow is not imported."""
     if not (Path(folder) / TRACKED).exists():
         return False
-    tracked, status = _read_tracked(Path(folder))
-    cursor, metrics = _read_cursor(tracked.folder), tracked.folder / METRICS
+    try:
+        tracked, status = _read_tracked(Path(folder))
+        cursor, metrics = _read_cursor(tracked.folder), tracked.folder / METRICS
+    except UserError:
+        return False
     return (
         bool(cursor.run)
         and cursor.status == status
@@ -166,7 +186,7 @@ def is_sent(folder: str | Path, *, uri: str | None = None) -> bool:
 
 
 def _read_tracked(folder: Path) -> tuple[TrackedRun, Status]:
-    record = read_json(folder / TRACKED)
+    record = read_record(folder / TRACKED, TrackedRecord, "the description of a tracked run", SEND_AGAIN)
     status = record.pop("status")
     return TrackedRun(folder, **record), status
 
@@ -176,8 +196,9 @@ def _read_cursor(folder: Path) -> Cursor:
     if not path.exists():
         # On disk before the run exists in the store, or a kill between the two would leave a second run.
         write_json(path, dataclasses.asdict(Cursor(uuid.uuid4().hex)))
-    # Release 0.1 wrote two more keys.
-    return Cursor(**{key: value for key, value in read_json(path).items() if key not in ("doubt", "floor")})
+    # Release 0.1 wrote more keys.
+    record = read_record(path, CursorRecord, "the record of what MLflow has", SEND_AGAIN)
+    return Cursor(**{key: value for key, value in record.items() if key in Cursor.__dataclass_fields__})
 
 
 def _place(path: Path, folder: Path) -> str:
@@ -202,12 +223,9 @@ def _lines(path: Path, offset: int) -> Iterator[bytes]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    valid = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("time"), (int, float))
-    return row if valid else None
+    row = read_row(line)
+    moment = None if row is None else row.get("time")
+    return row if isinstance(moment, (int, float)) and 0 <= moment <= LATEST else None
 
 
 def _points(row: Mapping[str, Any]) -> list[Metric]:
@@ -218,7 +236,7 @@ def _points(row: Mapping[str, Any]) -> list[Metric]:
         store.allowed_name(key): float(value)
         for key, value in row.items()
         if key not in ("step", "time")
-        and (isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity"))
+        and ((isinstance(value, (int, float)) and abs(value) < LARGEST) or value in ("NaN", "Infinity", "-Infinity"))
     }
     return [Metric(key, value, moment, row["step"]) for key, value in numbers.items()]
 
@@ -306,7 +324,10 @@ class _Sync:
         """Tag the run of another folder in the same store, and put it under `parent` unless it has a parent already."""
         if not (folder / CURSOR).exists():
             return
-        other = _read_cursor(folder)
+        try:
+            other = _read_cursor(folder)
+        except UserError:  # `catch_up` names it.
+            return
         known = store.active_run(self.client, other.run) if other.run and other.uri == self.cursor.uri else None
         if known is not None:
             _describe(self.client, known, {}, {**tags, **({} if PARENT in known.data.tags else {PARENT: parent})})

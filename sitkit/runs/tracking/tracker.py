@@ -9,6 +9,7 @@ from typing import Self
 
 from sitkit.runs.tracking.store import SERVER_TIMEOUT, is_local, public, reach, tracking_uri
 from sitkit.runs.tracking.sync import METRICS, Status, TrackedRun, catch_up, send_run
+from sitkit.runtime.errors import UserError
 
 
 class Tracker:
@@ -43,6 +44,7 @@ class Tracker:
         self._leaving = threading.Event()
         self._status: Status = "RUNNING"
         self._down = False
+        self._named: set[str] = set()
         self._thread = threading.Thread(target=self._work, name="sitkit-tracking", daemon=True)
 
     def __enter__(self) -> Self:
@@ -60,12 +62,20 @@ class Tracker:
         reason = f"no answer within {SERVER_TIMEOUT:g} s"
         if is_local(self.uri):
             self._thread.join()
-        elif self._thread.is_alive() and (silence := reach(self.patience, self.uri)[1]):
+        elif self._thread.is_alive() and (silence := self._silence()):
             reason = silence
         else:
             self._thread.join(SERVER_TIMEOUT)
         if self._thread.is_alive():
             self._warn(reason)
+
+    def _silence(self) -> str:
+        """Return why the server does not answer within the patience, or ""; a socket's own limit is for each part of an answer."""
+        reasons: list[str] = []
+        probe = threading.Thread(target=lambda: reasons.append(reach(self.patience, self.uri)[1]), daemon=True)
+        probe.start()
+        probe.join(self.patience)
+        return reasons[0] if reasons else f"no whole answer within {self.patience:g} s"
 
     def _work(self) -> None:
         while not self._leaving.is_set():
@@ -76,13 +86,21 @@ class Tracker:
     def _send(self, status: Status) -> None:
         try:
             for child in self.tracked.children or {}:
-                catch_up(child, uri=self.uri, on_warning=self.on_warning)
+                try:
+                    catch_up(child, uri=self.uri, on_warning=self.on_warning)
+                except UserError as error:
+                    self._name(str(error))
             send_run(self.tracked, status, uri=self.uri, on_warning=self.on_warning)
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self._warn(lines[0].replace(self.uri.rstrip("/"), public(self.uri).rstrip("/"))[:200])
         else:
             self._down = False
+
+    def _name(self, fault: str) -> None:
+        if fault not in self._named:
+            self._named.add(fault)
+            self.on_warning(fault)
 
     def _warn(self, reason: str) -> None:
         if not self._down:

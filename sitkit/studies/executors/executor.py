@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from sitkit.runs.config.sources import Layer, assemble
 from sitkit.runtime.errors import UserError, WorkFailed
-from sitkit.runtime.locks import make_once
+from sitkit.runtime.locks import Busy, make_once
 from sitkit.runtime.progress import Event, Progress
 from sitkit.studies.tasks import FAILED, Task, failure, location_of, note
 
@@ -75,7 +75,7 @@ def perform(task: Task, since: str, progress: Progress) -> TaskEnd:
 def _do(task: Task, progress: Progress) -> TaskEnd:
     from sitkit.runs.evaluate import measure_run
     from sitkit.runs.run import load
-    from sitkit.training.train import Busy, run_training
+    from sitkit.training.train import run_training
 
     config = task.config
     note(task.path, "start")

@@ -17,13 +17,13 @@ from filelock import FileLock
 
 from sitkit.runs.config.sources import SamplingFlags
 from sitkit.runs.run import Run, open_run
-from sitkit.runtime.errors import UserError
+from sitkit.runtime.errors import require_within
 from sitkit.runtime.files import file_name
 from sitkit.runtime.progress import Progress
 from sitkit.runtime.progress_bar import reporting
 from sitkit.studies.search.confirm import SearchOutcome, conclude
 from sitkit.studies.search.evaluator import Evaluator
-from sitkit.studies.search.space import read_search
+from sitkit.studies.search.space import MOST_TRIALS, read_search
 from sitkit.studies.search.trials import SEARCHES, open_study, run_trials, stored
 
 __all__ = ["SearchOutcome", "search"]
@@ -62,8 +62,7 @@ def search(
     spec, axes = read_search(space, run.config)
     name = file_name(Path(space).stem)
     wanted = spec.trials if trials is None else trials
-    if wanted < 1:
-        raise UserError(f"trials must be at least 1; got {wanted}.")
+    require_within(1, MOST_TRIALS, trials=wanted)
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     with reporting(progress) as report:
         evaluator = Evaluator(run, spec, axes, report)

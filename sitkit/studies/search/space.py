@@ -29,13 +29,18 @@ from sitkit.registry import metrics
 from sitkit.registry.measures import Measures
 from sitkit.registry.settings_files import experiments
 from sitkit.runs.config.mappings import flat, nest
-from sitkit.runs.config.schema import Config, Settings
+from sitkit.runs.config.schema import MOST_SAMPLES, MOST_SEED, Config, Settings
 from sitkit.runs.config.sources import Layer, locate, read_yaml, validate
 from sitkit.runs.run import sampling_config
 from sitkit.runtime.errors import UserError, suggest
+from sitkit.studies.study import Seed
 
 PARTS = ("sampler.", "diffusion.", "guidance.")
 ROOTS = ("sampler", "diffusion", "guidance", "sample.weights", "sample.ema", "nfe")
+
+
+# A bound far above every use.
+MOST_TRIALS = 10**6
 
 
 class SearchGoal(Settings):
@@ -47,7 +52,7 @@ class SearchGoal(Settings):
 
     metric: str | dict[str, Any] = "frechet"
     against: Literal["nfe", "seconds"] | None = None
-    nfe: int | None = Field(None, ge=1)
+    nfe: int | None = Field(None, ge=1, le=10**9)
 
     @field_validator("metric")
     @classmethod
@@ -59,8 +64,8 @@ class SearchGoal(Settings):
 class Screen(Settings):
     """The samples that every trial draws, all from the same noise."""
 
-    n: int = Field(500, ge=2)
-    seed: int = Field(0, ge=0)
+    n: int = Field(500, ge=2, le=MOST_SAMPLES)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
 
 class Confirm(Settings):
@@ -69,10 +74,10 @@ class Confirm(Settings):
     seeds: they choose the winner.  fresh: seeds that chose nothing; they compare the winner with the run's own setting.
     """
 
-    n: int = Field(1797, ge=2)
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=2)
-    fresh: tuple[int, ...] = Field((101, 102, 103, 104, 105), min_length=2)
-    best: int = Field(5, ge=1)
+    n: int = Field(1797, ge=2, le=MOST_SAMPLES)
+    seeds: tuple[Seed, ...] = Field((1, 2, 3), min_length=2)
+    fresh: tuple[Seed, ...] = Field((101, 102, 103, 104, 105), min_length=2)
+    best: int = Field(5, ge=1, le=MOST_TRIALS)
 
 
 class Search(Settings):
@@ -86,10 +91,10 @@ class Search(Settings):
     space: dict[str, Any] = {}
     screen: Screen = Screen.model_validate({})
     confirm: Confirm = Confirm.model_validate({})
-    trials: int = Field(50, ge=1)
-    seed: int = Field(0, ge=0)
+    trials: int = Field(50, ge=1, le=MOST_TRIALS)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     storage: str | None = None
-    heartbeat: int = Field(10, ge=1)
+    heartbeat: int = Field(10, ge=1, le=10**6)
 
 
 class Range(Settings):
@@ -102,6 +107,8 @@ class Range(Settings):
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
+        if not all(-(2**53) <= number <= 2**53 for number in (self.low, self.high, self.step or 0)):
+            raise ValueError(f"low, high and step must lie within 2^53; got {self.low}, {self.high} and {self.step}.")
         if not self.low < self.high:
             raise ValueError(f"low must be below high; got {self.low} and {self.high}.")
         if self.log and (self.low <= 0 or self.step is not None):

@@ -132,15 +132,18 @@ def test_a_run_is_found_without_its_data(here: Path) -> None:
     assert number.path.is_file()
 
 
-def test_a_training_of_an_earlier_release_is_found_by_its_settings(here: Path) -> None:
-    folder = run_training(on("data/x.npz"))
-    files = RunFolder(folder)
-    older = folder.rename(folder.with_name(re.sub("[0-9a-f]{12}$", written(files), folder.name)))
-    files = RunFolder(older)
-    record = read_json(files.environment)
+def of_earlier_release(folder: Path) -> Path:
+    """Give a run the name and the record that release 0.1 would have given it; return its folder."""
+    older = folder.rename(folder.with_name(re.sub("[0-9a-f]{12}$", written(RunFolder(folder)), folder.name)))
+    record = read_json(RunFolder(older).environment)
     for key in ("training", "settings"):
         del record[key]
-    write_json(files.environment, record)
+    write_json(RunFolder(older).environment, record)
+    return older
+
+
+def test_a_training_of_an_earlier_release_is_found_by_its_settings(here: Path) -> None:
+    older = of_earlier_release(run_training(on("data/x.npz")))
     assert folder_of(on("data/x.npz")) == older == folder_of(on("./data/x.npz"))
     assert run_training(on("./data/x.npz")) == older and sitkit.load(older).config.data == on("./data/x.npz").data
     assert folder_of(on("data/x.npz")) == older
@@ -149,6 +152,14 @@ def test_a_training_of_an_earlier_release_is_found_by_its_settings(here: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, "version", 2)
         assert folder_of(on("data/x.npz")) != older
+
+
+def test_a_training_of_an_earlier_release_with_other_times_is_not_taken_for_one_of_now(here: Path) -> None:
+    config = on("data/x.npz", "interp=gvp", "target=score")
+    older = of_earlier_release(run_training(config))
+    # Release 0.1 moved the times past the last finite one to it; now the times are scaled.
+    assert folder_of(config) != older
+    assert sitkit.load(older).config.target == config.target
 
 
 def written(files: RunFolder) -> str:

@@ -42,6 +42,9 @@ REFUSED = {
     "no YAML": ("a: [1", "f:"),
     "a null byte": ("a: \0", "f: "),
     "no date": ("a: 2020-99-99", "f: "),
+    "nesting in one line": ("a: " + "[1, " * 300 + "1" + "]" * 300, "f:1: lists and keys are nested more than"),
+    "an older YAML": ("%YAML 1.1\n---\na: yes", "f:2: YAML 1.1 is not read"),
+    "a long text": ("# x\n" * 250_001, "a text of 1,000,004 characters"),
 }
 
 
@@ -73,6 +76,11 @@ def test_a_value_of_the_command_line_is_read_in_the_same_way(kind: str) -> None:
     value = "{" + text.replace("\n", ", ") + "}"
     with pytest.raises(UserError, match="--set train.steps"):
         read_assignments([f"train.steps={value}"])
+
+
+def test_a_key_of_many_parts_is_refused() -> None:
+    with pytest.raises(UserError, match="nested more than"):
+        read_assignments([".".join("a" * 1000) + "=1"])
 
 
 @given(st.text(alphabet="ab01:-[]{}&*!<>|?'\"#,. \n\t%@`~\0\x1b\u2028", max_size=60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import re
@@ -11,18 +12,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from support import tiny
 
 from sitkit.registry import backbones, registries
 from sitkit.registry.settings_files import presets
 from sitkit.runs.config.identity import label, sampling_identity, slug, training_identity
 from sitkit.runs.config.mappings import flat, merge
-from sitkit.runs.config.schema import Config
+from sitkit.runs.config.schema import Config, RunSettings, SampleSettings, Settings, TrainSettings
 from sitkit.runs.config.sources import Layer, assemble, read_assignments, read_config, read_value, read_yaml, replaced
 from sitkit.runs.run_folder import read_config_of, write_config
 from sitkit.runtime.errors import UserError
 from sitkit.runtime.files import file_name
 from sitkit.runtime.hashing import hyphenated, identity
+from sitkit.studies.search.space import Confirm, Screen, Search, SearchGoal
+from sitkit.studies.study import Study
 
 numbers = st.integers(-3, 3)
 
@@ -410,6 +414,10 @@ def test_a_configuration_written_is_read_back_equal(tmp_path: Path, words: tuple
     "text",
     [
         "train.betas=[0.9,1.0]",
+        "train.warmup=9000000000000000000",
+        "train.accumulate=9000000000000000000",
+        "run.keep=9000000000000000000",
+        "run.log_every=9000000000000000000",
         "train.betas=[1.5,0.9]",
         "train.betas=[true,0.9]",
         "train.weight_decay=.inf",
@@ -428,3 +436,43 @@ def test_settings_that_would_fail_in_the_middle_of_the_work_are_refused(text: st
     with pytest.raises(UserError, match=re.escape(text)):
         assemble([read_assignments([text])])
     assert assemble([read_assignments(["run.compile=true", "run.track=false", "run.keep_samples=true"])]).run.compile
+
+
+REQUIRED = {"shape": (1, 8, 8), "size": 8, "path": "absent"}
+WHOLE = [
+    (registry.plural, name, field.name)
+    for registry in registries.values()
+    for name in registry
+    if registry.plugin(name) is None
+    for field in dataclasses.fields(registry[name])
+    if re.fullmatch(r"int( \| None)?", str(field.type)) and field.name != "seed"
+]
+
+
+@pytest.mark.parametrize(("plural", "name", "field"), WHOLE)
+def test_each_whole_number_of_a_component_has_a_bound(plural: str, name: str, field: str) -> None:
+    cls = registries[plural][name]
+    needed = {
+        f.name: REQUIRED[f.name]
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    with pytest.raises(UserError, match=rf"{field} must be at most"):
+        registries[plural].create(name, **needed | {field: 10**15})
+
+
+@pytest.mark.parametrize(
+    "group", [TrainSettings, SampleSettings, RunSettings, Study, Search, Screen, Confirm, SearchGoal]
+)
+def test_each_whole_number_of_the_settings_has_a_bound(group: type[Settings]) -> None:
+    for name, field in group.model_fields.items():
+        if "int" in re.findall(r"\w+", str(field.annotation).replace("<class 'int'>", "int")) and name != "labels":
+            for value in (10**30, (10**30, 10**30 + 1)):
+                with pytest.raises(ValidationError):
+                    group.model_validate({name: value})
+
+
+@pytest.mark.parametrize("times", ["[false, 1.0]", "[[true]]", "[0.0, 99999999999999999999]"])
+def test_the_numbers_of_a_list_are_checked_as_a_number_is(times: str) -> None:
+    with pytest.raises(UserError, match="times: a number"):
+        assemble([read_assignments([f"sampler.grid={{name: explicit, times: {times}}}"])])

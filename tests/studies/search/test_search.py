@@ -310,6 +310,22 @@ confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
     assert [m.trial for m in outcome.confirmed] == [t.number for t in sorted(done, key=lambda t: t.values[0])[:2]]
 
 
+def test_a_solve_that_cannot_go_on_is_a_failed_trial(run: Run, tmp_path: Path) -> None:
+    """A step of dopri5 takes six evaluations, so five never suffice; the search goes on with the other settings."""
+    text = """
+objective: {metric: sliced-wasserstein}
+space: {sampler: [heun, {name: dopri5, max_nfe: 5}], sampler.steps: {low: 4, high: 40}}
+screen: {n: 50}
+confirm: {n: 60, seeds: [1, 2], fresh: [3, 4], best: 2}
+"""
+    outcome = search(run, written(tmp_path, text), trials=5)
+    failed = [trial for trial in trials_of(run.folder) if trial.user_attrs.get("kind") == "failed"]
+    assert outcome.counts["measured"] == 5 and outcome.counts["failed"] == len(failed) > 0
+    for trial in failed:
+        assert "cannot go on at t = " in trial.user_attrs["reason"] and "max_nfe" in trial.user_attrs["reason"]
+    assert "dopri5" not in str([measured.chosen for measured in outcome.confirmed])
+
+
 def test_a_space_where_nothing_is_possible_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sitkit.studies.search.trials.MAX_UNPRODUCTIVE", 5)
     text = "objective: {nfe: 3}\nspace: {sampler: [rk4]}\nscreen: {n: 20}"
