@@ -74,6 +74,9 @@ class Command:
             os.close(self.pipe)
             _be(self.words, folder, self.log, theirs, env or {}, before, body)
         os.close(theirs)
+        # Here too: a signal may be sent before the child has done it.
+        with contextlib.suppress(OSError):
+            os.setpgid(self.pid, self.pid)
 
     def watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Follow the reports for a time, or until a condition.  Return whether the command still runs."""
@@ -139,7 +142,7 @@ def _be(
     """Be the command: set up the process, call main(), and end as the interpreter does."""
     status = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         os.chdir(folder)
         for number, name, stream in ((1, "out", "stdout"), (2, "err", "stderr")):
             os.dup2(os.open(log / name, os.O_WRONLY | os.O_CREAT), number)
