@@ -21,7 +21,7 @@ def reporting(progress: Progress | None) -> Iterator[Progress]:
     """Yield the function that receives the events of a piece of work.
 
     `progress` itself if there is one.  Otherwise a live bar, in a terminal or in Jupyter, which appears when the work is
-    longer than two seconds; elsewhere nothing is terminal_text.
+    longer than two seconds; elsewhere nothing is shown.
     """
     if progress is not None:
         yield progress
