@@ -101,7 +101,7 @@ class Tally:
         p = paired({(0, 0): a}, {(0, 0): b}).p
         self.studies += 1
         self.true += (a.mean - other) ** 2
-        if p is not None:
+        if p is not None and a.stderr is not None and b.stderr is not None:
             self.compared += 1
             self.wrong += p <= LEVEL
             self.reported += a.stderr**2 + b.stderr**2
@@ -132,8 +132,8 @@ def of_metrics(studies: int, tiny: bool) -> list[dict[str, object]]:
             for name, metric in metrics(n).items():
                 first, second = (metric.compare(x, y, seed=study) for x in (a, b))
                 other = metric.value(b, z, seed=study + 1) if metric.name in OF_BOTH_SETS else second.value
-                arms = (Estimate(found.value, found.stderr) for found in (first, second))
-                tallies[name, law, n].add(*arms, other)
+                arms = [Estimate(found.value, found.stderr) for found in (first, second)]
+                tallies[name, law, n].add(arms[0], arms[1], other)
     rows = []
     for name in dict.fromkeys(key[0] for key in tallies):
         of_name = {key[1:]: tally for key, tally in tallies.items() if key[0] == name}

@@ -40,7 +40,7 @@ DRILLS = {
 
 def main() -> None:
     """Run the drills, print their counts as JSON and the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("drills", nargs="*", metavar="DRILL", help=f"{', '.join(DRILLS)}; by default all")
     parser.add_argument("--count", type=int, help="trials of each drill")
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials of a whole run")

@@ -124,7 +124,7 @@ def test_another_autoencoder_is_refused_before_any_work(folder: Path, tmp_path: 
         (lambda f: (f / "index.json").unlink(), "not all is encoded yet"),
         (lambda f: (f / "index.json").write_text("{"), r"index.json:1: not JSON"),
         (lambda f: (f / "index.json").write_bytes(b"\xff"), "index.json is not text in UTF-8"),
-        (lambda f: (f / "index.json").write_text("[]"), "index.json is not the index of latents\. .*encode` again"),
+        (lambda f: (f / "index.json").write_text("[]"), r"index.json is not the index of latents\. .*encode` again"),
         (lambda f: (f / "shard-00002.safetensors").unlink(), "There is no shard of latents .*shard-00002.safetensors"),
         (
             lambda f: (f / "shard-00001.safetensors").write_bytes(b"\0" * 99),

@@ -102,7 +102,8 @@ def test_what_is_damaged_or_missing_is_made_again(kind: str, made: Path, tmp_pat
     expected, now = contents(made / "whole"), contents(out)
     if "plan" in kind:
         # The index repeats the plan.
-        expected.pop("plan.json"), now.pop("plan.json", None)
+        expected.pop("plan.json")
+        now.pop("plan.json", None)
     assert now == expected
 
 

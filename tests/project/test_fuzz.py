@@ -109,7 +109,7 @@ def look(folder: Path) -> list[Callable[[], Any]]:
         lambda: sitkit.list_runs(root),
         lambda: sitkit.load(folder),
         lambda: sitkit.explain(str(folder), runs=root),
-        lambda: sitkit.diff(folder, folder, runs=root),
+        lambda: sitkit.diff(str(folder), str(folder), runs=root),
         lambda: run_page(folder),
     ]
 
