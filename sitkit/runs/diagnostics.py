@@ -43,7 +43,8 @@ def read_pairs(path: Path, key: str) -> Pairs:
     remedy = "Remove it, and it is measured again."
     record = read_record(path, MeasuredPairs, "the record of a measurement", remedy)
     values = record.get(key)
-    if not isinstance(values, list) or [type(value) for value in values] != [float] * len(record["times"]):
+    numbers = [value for value in values if type(value) in (int, float)] if isinstance(values, list) else []
+    if numbers != values or len(numbers) != len(record["times"]):
         raise UserError(f"{path} has no number {key!r} for each of its times. {remedy}")
     return tuple(zip(record["times"], values, strict=True))
 

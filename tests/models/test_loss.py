@@ -97,7 +97,7 @@ def test_a_perfect_network_has_the_least_loss(path: str, name: str) -> None:
         variance = (c.alpha * STD).square() + c.sigma.square()
         for weighting in ("velocity", "noise", "score", "data"):
             value = interpolant_loss(
-                network, interpolant, target, weightings.create(weighting), data, noise, t, torch.tensor([0])
+                network, interpolant, target, weightings.create(weighting, floor=0), data, noise, t, torch.tensor([0])
             )
             expected = determinant(targets.create(weighting), c).square() * STD**2 / variance
             # The mean square of n normal numbers has a relative standard error of sqrt(2 / n) = 1%.

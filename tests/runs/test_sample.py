@@ -412,7 +412,8 @@ def test_an_evaluation_says_that_its_classes_are_not_those_of_the_data(
     tmp_path: Path, counts: tuple[int, ...], rule: str, said: str | None
 ) -> None:
     """With 90 and 10 of 100 examples a balanced set has 40 % in the wrong class."""
-    run = unbalanced(tmp_path, f"sample.labels={rule}", "sample.n=20", "run.track=false", counts=counts)
-    (number,) = sitkit.evaluate(run, metric="sliced-wasserstein", n=20)
+    run = unbalanced(tmp_path, "run.track=false", counts=counts)
+    labels = read_assignments([f"sample.labels={rule}"]).values
+    (number,) = sitkit.evaluate(run, metric="sliced-wasserstein", n=20, settings=labels)
     notes = [note for note in number.record["notes"] if "class" in note]
     assert len(notes) == (said is not None) and (said is None or notes[0].startswith(said))

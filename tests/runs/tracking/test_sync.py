@@ -298,8 +298,8 @@ def test_children_that_were_missed_are_sent_with_their_parent(
         == run.data.tags
     )
     assert [a.path for a in client(store).list_artifacts(run_id(folder))] == ["grid.png"]
-    # Whole, it is not sent again, and asks nobody.
-    monkeypatch.setattr(tracking, "send_run", lambda *a, **k: pytest.fail("sent again"))
+    # Whole, it is not sent again, and no server is asked.
+    monkeypatch.setattr(tracking, "_Sync", lambda *a, **k: pytest.fail("sent again"))
     assert not tracking.catch_up(folder)
     log(folder, range(3, 4))
     with pytest.raises(pytest.fail.Exception):
