@@ -46,7 +46,7 @@ def read_pairs(path: Path, key: str) -> Pairs:
     numbers = [value for value in values if type(value) in (int, float)] if isinstance(values, list) else []
     if numbers != values or len(numbers) != len(record["times"]):
         raise UserError(f"{path} has no number {key!r} for each of its times. {remedy}")
-    return tuple(zip(record["times"], values, strict=True))
+    return tuple(zip(record["times"], numbers, strict=True))
 
 
 def heldout_examples(run: Run, quantity: str, most: int) -> tuple[Examples, np.ndarray]:
