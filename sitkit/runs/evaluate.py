@@ -40,6 +40,9 @@ from sitkit.runtime.tensors import digest_of
 from sitkit.solvers.sampler import Sampler
 
 MAX_SAMPLES = 50_000
+AS_IN_DATA = (
+    "classes are drawn with the frequencies of the data (sample.labels=data): balanced ones would bias the number."
+)
 # The seed of the random parts of metrics (bootstrap, directions, subsets, real examples).
 SEED = 0
 
@@ -148,10 +151,13 @@ def evaluate(
     given, defaults = flags_to_layer({}, flags.get("settings")).values.get("sample", {}), dict[str, Any]()
     if flags.get("n") is None and "n" not in given:
         defaults["n"] = min(len(run.examples) or MAX_SAMPLES, MAX_SAMPLES)
-    if "labels" not in given and _unlike_data(run):
+    unlike = "labels" not in given and _unlike_data(run)
+    if unlike:
         defaults["labels"] = "data"
     run = run.with_settings(Layer({"sample": defaults}))
     with reporting(progress) as report:
+        if unlike:
+            report(Event("evaluate", message=AS_IN_DATA))
         return measure_run(run, report)
 
 

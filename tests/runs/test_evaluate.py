@@ -142,13 +142,22 @@ def test_without_labels_classes_are_drawn_as_often_as_in_the_data(tmp_path: Path
     folder = run_training(tiny(tmp_path / "runs", data, "train.steps=0", base="digits"))
     settings = {"sampler": {"name": "euler", "steps": 1}, "run.track": False}
 
+    messages: list[str] = []
+
     def measured(**labels: str) -> Evaluation:
-        (found,) = evaluate(folder, metric="mmd", n=20, settings={**settings, **labels})
+        (found,) = evaluate(
+            folder,
+            metric="mmd",
+            n=20,
+            settings={**settings, **labels},
+            progress=lambda event: messages.append(event.message),
+        )
         return found
 
     as_data, balanced = measured(), measured(**{"sample.labels": "balanced"})
     notes = [[note for note in found.record["notes"] if "40%" in note] for found in (as_data, balanced)]
     assert as_data.record["labels"] == "data" and notes[0] == []
+    assert sum("the frequencies of the data (sample.labels=data)" in message for message in messages) == 1
     assert balanced.record["labels"] == "balanced" and len(notes[1]) == 1
     before = set(folder.glob("evaluations/*"))
     for found in (as_data, balanced):
