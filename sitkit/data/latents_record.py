@@ -9,10 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 
 
-class Origin(BaseModel):
-    """The fingerprint of the data or of the autoencoder."""
+class _Exact(BaseModel):
+    """A record: the types are exact, and other keys are kept as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Origin(_Exact):
+    """The fingerprint of the data or of the autoencoder."""
 
     fingerprint: str
 
@@ -29,10 +33,8 @@ class EncodedData(Origin):
     data: dict[str, Any]
 
 
-class PlanRecord(BaseModel):
+class PlanRecord(_Exact):
     """The content of plan.json: what is to be encoded."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     format: Positive
     shape: list[Positive]
@@ -43,10 +45,8 @@ class PlanRecord(BaseModel):
     source: EncodedData
 
 
-class Statistics(BaseModel):
+class Statistics(_Exact):
     """The mean and the standard deviation of each channel."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
 
     mean: list[float]
     std: list[float]

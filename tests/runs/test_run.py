@@ -23,7 +23,7 @@ from sitkit.runs.evaluate import measure_run
 from sitkit.runs.run import initial_network, load, open_run
 from sitkit.runs.run_folder import RunFolder
 from sitkit.runtime.errors import UserError
-from sitkit.runtime.files import read_json
+from sitkit.runtime.files import read_json, write_json
 from sitkit.runtime.tensors import digest_of, load_tensors, save_tensors
 from sitkit.training.train import run_training
 
@@ -147,6 +147,14 @@ def test_a_run_without_a_checkpoint_or_with_one_of_another_run_is_refused(run: P
         load(run)
     shutil.rmtree(path.parent)
     with pytest.raises(UserError, match=r"has no checkpoint yet: continue its training with `sitkit train"):
+        load(run)
+
+
+@pytest.mark.parametrize("std", ["x", -1.0, 0.0, [1.0]])
+def test_a_damaged_standard_deviation_of_the_data_is_named(run: Path, std: object) -> None:
+    path = RunFolder(run).data
+    write_json(path, read_json(path) | {"std": std})
+    with pytest.raises(UserError, match=rf"{path} has a wrong value: std"):
         load(run)
 
 

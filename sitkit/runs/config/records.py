@@ -73,6 +73,7 @@ class DataRecord(Record):
     bin_width: float | None = None
     encoder: str | None = None
     counts: list[Whole] | None = None
+    std: Annotated[float, Field(gt=0)] | None = None
 
 
 class Fingerprints(Record):
