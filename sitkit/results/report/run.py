@@ -138,10 +138,11 @@ def _facts(training: TrainingRecord, records: Sequence[Mapping[str, Any]]) -> di
 
 
 def _one_line(component: Mapping[str, Any]) -> str:
-    """A component's plain values in one line: its name, then its fields."""
+    """A component's plain values in one line: its name, then its fields that are set."""
     texts = {
         key: _one_line(value) if isinstance(value, Mapping) else value if isinstance(value, str) else json.dumps(value)
         for key, value in component.items()
+        if value is not None
     }
     name = texts.pop("name", "")
     rest = ", ".join(f"{key} {text}" for key, text in texts.items())

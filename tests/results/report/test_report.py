@@ -117,6 +117,12 @@ def test_the_page_needs_no_other_file(base: str) -> None:
     assert tags.count("h1") == 1 and tags.count("svg") >= 4
 
 
+def test_the_summary_has_no_setting_that_is_unset() -> None:
+    text = written("digits").read_text()
+    summary = text[text.index(">Summary</h2>") : text.index(">Results</h2>")]
+    assert "velocity" in summary and "null" not in summary and "None" not in summary
+
+
 def test_the_page_has_the_numbers_of_the_folder() -> None:
     folder, text = measured("digits"), written("digits").read_text()
     records = [read_json(path) for path in (folder / "evaluations").iterdir()]
